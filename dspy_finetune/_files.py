@@ -1,0 +1,129 @@
+"""JSONL in and out: path:line in errors, write beside and rename, sha256.
+
+In: paths. Out: parsed rows with their line numbers; files that appear complete or not at all.
+Not covered: what the rows mean (data/ and export/ know).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dspy_finetune.errors import FileError, RowError
+
+BOM = b"\xef\xbb\xbf"
+
+
+def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> FileError:
+    """Turn an operating-system error into one line that says what to do."""
+    remedies = {
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.EACCES: "permission denied; check who owns it, or choose another place",
+        errno.EISDIR: "it is a folder; name a file",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place",
+        errno.ENOSPC: "no space left on the device; free some space or choose another place",
+        errno.EROFS: "the file system is read-only; choose another place",
+    }
+    why = remedies.get(error.errno or 0, error.strerror or str(error))
+    return FileError(f"cannot {doing} {os.fspath(path)}: {why}", path=os.fspath(path))
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, the line's bytes without its end), skipping a byte-order mark and blank lines.
+
+    Raises:
+        FileError: The file cannot be opened or read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if number == 1 and line.startswith(BOM):
+                    line = line[len(BOM) :]
+                line = line.rstrip(b"\r\n")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, the parsed value) for each line that is not blank.
+
+    Raises:
+        FileError: The file cannot be opened or read.
+        RowError: A line is not UTF-8 or not JSON; names path, line and remedy.
+    """
+    for number, line in read_lines(path):
+        try:
+            yield number, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RowError(
+                f"byte {error.start + 1} of the line is not UTF-8",
+                path=os.fspath(path),
+                line=number,
+                value=line[error.start : error.start + 8],
+                remedy="save the file as UTF-8",
+            ) from error
+        except ValueError as error:
+            raise RowError(
+                f"not JSON ({error})", path=os.fspath(path), line=number, value=line[:80], remedy="one JSON value per line"
+            ) from error
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only when the block ends without an error.
+
+    Missing folders are made. The bytes are written to a temporary file beside the target, flushed to the disk and renamed.
+
+    Raises:
+        FileError: The file cannot be written, for want of space or of permission.
+    """
+    target = Path(path)
+    temporary = ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        with os.fdopen(handle, "wb", buffering=1 << 20) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only the owner can read; a result is an ordinary file.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+        temporary = ""
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise file_error(error, path, "write") from error
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write one JSON value, indented, atomically. Raises FileError."""
+    with atomic_writer(path) as stream:
+        stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8") + b"\n")
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits. Raises FileError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    return digest.hexdigest()
