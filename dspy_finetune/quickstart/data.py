@@ -1,0 +1,38 @@
+"""The packaged titles: what one reader likes to read, written for this package.
+
+In: `titles.jsonl` and `rubric.txt`, which lie beside this module. Out: `dspy.Example`s with `id`, `title` (the input),
+`is_favorite` and, for most rows, `reason`. The reader is invented, the titles are not headlines of any publication,
+and all of it was written for this package under its licence (MIT). Labels follow the rubric, with no noise added.
+Not covered: splitting and pairing, which belong to `dspy_finetune.data`.
+"""
+
+import json
+from importlib.resources import files
+
+import dspy
+
+
+def load_rubric() -> str:
+    """Return the reader's taste in a few sentences.
+
+    Example:
+        >>> load_rubric().startswith("The reader likes")
+        True
+    """
+    return files("dspy_finetune.quickstart").joinpath("rubric.txt").read_text(encoding="utf-8").strip()
+
+
+def load_titles() -> list[dspy.Example]:
+    """Return every packaged title as a `dspy.Example` whose input is `title`.
+
+    Example:
+        >>> example = load_titles()[0]
+        >>> sorted(example.inputs().keys())
+        ['title']
+    """
+    text = files("dspy_finetune.quickstart").joinpath("titles.jsonl").read_text(encoding="utf-8")
+    return [dspy.Example(**json.loads(line)).with_inputs("title") for line in text.splitlines()]
+
+
+RUBRIC = load_rubric()
+"""The taste rubric, as `load_rubric()` returns it."""
