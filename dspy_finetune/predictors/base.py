@@ -1,0 +1,305 @@
+"""What every predictor is: a `dspy.Module` that is also a `Parameter`, over one tuned model and the prompt it was trained on.
+
+In: a PromptFormat, a model id, a host. Out: `dspy.Prediction`s. The messages sent are those of the training file, byte for
+byte; nothing that DSPy does to a program (optimizers, `set_lm`, copying, saving and loading) changes model or prompt.
+Not covered: what an answer means; each subclass reads its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dspy
+from dspy.predict.parameter import Parameter
+
+from dspy_finetune._files import file_error, write_json
+from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.predictors.probabilities import Position, label_masses
+from dspy_finetune.prompts import PromptFormat
+
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+"""Raised when the saved file changes so that an older version of the library cannot read it."""
+
+TOP_LOGPROBS = 20
+"""How many tokens are asked for at each position: the most that OpenAI's API gives."""
+
+_KINDS: dict[str, type[FinetunedPredictor]] = {}
+
+
+class FinetunedPredictor(dspy.Module, Parameter):
+    """A tuned model as a DSPy module. Use one of its subclasses.
+
+    Args:
+        prompt: The format that the model was trained with.
+        model: The tuned model's id, or the `FinetunedModel` of a finished job.
+        host: Where the model is served; by default the host of the `FinetunedModel`, else OpenAI.
+        lm: A ready language model to ask instead (an ensemble of hosts, a test double); it is used as it is.
+        logprobs: True: log-probabilities must come, or LogprobsError. None: use them if they come; if not, say so once
+            and give None. False: do not ask.
+        max_tokens: The longest answer; by default the prompt's own hint.
+        **lm_options: For `host.lm`, such as `cache=False`, `num_retries=5`, `timeout=30`.
+
+    Raises:
+        PromptMismatchError: The `FinetunedModel` was trained on another prompt.
+    """
+
+    kind: ClassVar[str] = ""
+    default_max_tokens: ClassVar[int] = 256
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _KINDS[cls.__name__] = cls
+
+    def __init__(
+        self,
+        prompt: PromptFormat,
+        model: str | FinetunedModel,
+        *,
+        host: Host | None = None,
+        lm: dspy.BaseLM | None = None,
+        logprobs: bool | None = None,
+        max_tokens: int | None = None,
+        **lm_options: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(prompt, PromptFormat):
+            raise UsageError(f"prompt must be a PromptFormat, found {type(prompt).__name__}; see dspy_finetune.prompts")
+        if isinstance(model, FinetunedModel):
+            if model.prompt_digest and model.prompt_digest != prompt.digest:
+                raise PromptMismatchError(
+                    f"model {model.id} was trained on the prompt {model.prompt_digest[:12]}, not on {prompt.digest[:12]}: "
+                    "use the prompt of its training file, which stands in the manifest beside the file"
+                )
+            host = host or model.host
+        self.prompt = prompt
+        self.model = str(model)
+        self.host = host if host is not None or lm is not None else Host.openai()
+        self.logprobs = logprobs
+        self.max_tokens = max_tokens
+        self.lm_options = lm_options
+        self._given_lm = lm
+        self._lm: dspy.BaseLM | None = None
+        self._told_no_logprobs = False
+
+    # -- the language model -------------------------------------------------------------------------------------
+
+    @property
+    def lm(self) -> dspy.BaseLM:
+        """The language model that is asked. `program.set_lm(...)` leaves it alone: the tuned model is the predictor."""
+        if self._given_lm is not None:
+            return self._given_lm
+        if self._lm is None:
+            assert self.host is not None
+            self._lm = self.host.lm(self.model, **self.lm_options)
+        return self._lm
+
+    @lm.setter
+    def lm(self, value: object) -> None:
+        logger.debug("set_lm leaves %s on its tuned model %s", type(self).__name__, self.model)
+
+    def render(self, **inputs: Any) -> list[dict[str, Any]]:
+        """The messages that are sent for these inputs."""
+        return self.prompt.messages(inputs)
+
+    def _request(self, messages: list[dict[str, Any]]) -> Any:
+        # A Request inherits nothing from the LM's own settings: everything that matters is said here.
+        from dspy.lm15 import Config, Message, Request  # imported late: it is not needed to build or save a predictor
+
+        system = "\n\n".join(message["content"] for message in messages if message["role"] == "system") or None
+        turns = []
+        for message in messages:
+            if message["role"] == "system":
+                continue
+            make = Message.user if message["role"] == "user" else Message.assistant
+            turns.append(make(message["content"]))
+        asks = self.logprobs is not False and self.prompt.labels is not None
+        return Request(
+            model=self.lm.model,
+            system=system,
+            messages=tuple(turns),
+            config=Config(
+                max_tokens=self.max_tokens or self.prompt.max_tokens or self.default_max_tokens,
+                temperature=0.0,
+                stop=tuple(self.prompt.stop or ()),
+                response_format=self.prompt.response_format,
+                logprobs=TOP_LOGPROBS if asks else None,
+            ),
+        )
+
+    def _ask(self, inputs: dict[str, Any]) -> Any:
+        request = self._request(self.prompt.messages(inputs))
+        with _short_answers():
+            return self.lm(request)
+
+    async def _aask(self, inputs: dict[str, Any]) -> Any:
+        request = self._request(self.prompt.messages(inputs))
+        with _short_answers():
+            return await self.lm.acall(request)
+
+    # -- reading an answer --------------------------------------------------------------------------------------
+
+    def _masses(self, response: Any) -> dict[str, float] | None:
+        """The probability mass on each label text, or None where the host sends no log-probabilities."""
+        labels = self.prompt.labels
+        if labels is None or self.logprobs is False:
+            return None
+        if not response.logprobs:
+            if self.logprobs:
+                raise LogprobsError(
+                    f"{self.model} sent no log-probabilities; choose a host that has them, or pass logprobs=False"
+                )
+            if not self._told_no_logprobs:
+                self._told_no_logprobs = True
+                logger.warning("%s sends no log-probabilities: probability is None", self.model)
+            return None
+        positions: list[Position] = [
+            (token.token, {top.token: top.logprob for top in token.top} | {token.token: token.logprob})
+            for token in response.logprobs
+        ]
+        return label_masses(positions, labels.texts)
+
+    # -- what DSPy does to parameters ---------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Nothing to reset: an optimizer that starts afresh keeps the tuned model."""
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Everything that the predictor is, as JSON values; never a key."""
+        return {
+            "predictor": type(self).__name__,
+            "version": STATE_VERSION,
+            "model": self.model,
+            "host": self.host.to_dict() if self.host is not None else None,
+            "prompt": self.prompt.to_dict(),
+            "prompt_digest": self.prompt.digest,
+            "logprobs": self.logprobs,
+            "max_tokens": self.max_tokens,
+            **self._own_state(),
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> FinetunedPredictor:
+        """Take over a saved state.
+
+        Raises:
+            PromptMismatchError: The state belongs to another prompt; the message shows the difference.
+            DataError: The state is of another kind of predictor, or of a newer version.
+        """
+        _check_state(state, type(self).__name__)
+        if state["prompt_digest"] != self.prompt.digest:
+            other = PromptFormat.from_dict(state["prompt"])
+            raise PromptMismatchError(
+                "the saved predictor was trained on another prompt than this one:\n" + self.prompt.diff(other)
+            )
+        self.model = state["model"]
+        self.host = Host.from_dict(state["host"]) if state["host"] else self.host
+        self.logprobs = state["logprobs"]
+        self.max_tokens = state["max_tokens"]
+        self._lm = None
+        for name in self._own_state():
+            setattr(self, name, state[name])
+        return self
+
+    def save(self, path: str | os.PathLike[str], save_program: bool = False, modules_to_serialize: Any = None) -> None:
+        """Save to one JSON file (or, with `save_program`, a folder, as `dspy.Module.save` does).
+
+        Raises:
+            FileError: The file cannot be written.
+        """
+        if save_program or Path(path).suffix != ".json":
+            super().save(path, save_program=save_program, modules_to_serialize=modules_to_serialize)
+            return
+        write_json(path, self.dump_state())
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_lm"] = None  # it holds the key; the host makes a new one
+        if isinstance(self._given_lm, dspy.LM):
+            keyless = copy.copy(self._given_lm)
+            keyless.kwargs = {name: value for name, value in keyless.kwargs.items() if name != "api_key"}
+            state["_given_lm"] = keyless
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FinetunedPredictor:
+        # A copy shares the language model: it is not part of what an optimizer may change, and may hold a connection.
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        shared = ("_given_lm", "_lm", "host", "prompt")
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
+        return twin
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.model!r}, prompt={self.prompt.digest[:12]})"
+
+
+def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) -> FinetunedPredictor:
+    """Load a saved predictor of any kind from its file.
+
+    Args:
+        path: What `predictor.save(path)` wrote.
+        host: Another host than the recorded one.
+
+    Raises:
+        FileError: The file cannot be read.
+        DataError: It is not a saved predictor.
+    """
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)") from error
+    kind = state.get("predictor") if isinstance(state, dict) else None
+    if kind not in _KINDS:
+        raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
+    _check_state(state, str(kind))
+    place = host or (Host.from_dict(state["host"]) if state.get("host") else None)
+    predictor = _KINDS[str(kind)](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
+    predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
+    if host is not None:
+        predictor.host = host
+    return predictor
+
+
+def _check_state(state: dict[str, Any], kind: str) -> None:
+    if state.get("predictor") != kind:
+        raise DataError(f"the saved state is of a {state.get('predictor')}, not of a {kind}")
+    if state.get("version", 0) > STATE_VERSION:
+        raise DataError(f"the saved predictor has version {state['version']}; this library reads up to {STATE_VERSION}: upgrade it")
+
+
+# A label answer is cut off on purpose after its few tokens. DSPy logs a warning for each cut-off answer; a million of
+# them would bury what matters, so that one line is dropped while a predictor asks.
+_asking: contextvars.ContextVar[bool] = contextvars.ContextVar("dspy_finetune_asking", default=False)
+
+
+class _DropTruncationWarning(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (_asking.get() and "truncated" in record.getMessage())
+
+
+logging.getLogger("dspy.clients.lm").addFilter(_DropTruncationWarning())
+
+
+@contextlib.contextmanager
+def _short_answers() -> Iterator[None]:
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)

@@ -1,0 +1,133 @@
+"""`PairwisePredictor`: which of two is preferred, asked in both orders so that the place of an item does not decide.
+
+In: the two items of a pairwise prompt (`title_a`, `title_b`). Out: `preferred`, its `probability`, and how much the model
+leans to the first place (`position_bias`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import dspy
+
+from dspy_finetune.errors import UsageError
+from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.predictors.probabilities import normalised
+from dspy_finetune.prompts import PromptFormat
+
+
+def sides(prompt: PromptFormat) -> dict[str, str]:
+    """For each input field of the first item its counterpart of the second: {"title_a": "title_b"}.
+
+    Raises:
+        UsageError: The prompt is not pairwise: no such fields, or not two labels.
+    """
+    names = set(prompt.input_fields)
+    found = {name: name[:-2] + "_b" for name in prompt.input_fields if name.endswith("_a") and name[:-2] + "_b" in names}
+    if not found or prompt.labels is None or len(prompt.labels.texts) != 2:
+        raise UsageError(
+            "a pairwise prompt needs input fields that end in _a and _b and an output with two labels; "
+            f"found inputs {', '.join(prompt.input_fields)} and outputs {', '.join(prompt.output_fields)}"
+        )
+    return found
+
+
+def swapped(prompt: PromptFormat, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs with the two items in the other order."""
+    pairs = sides(prompt)
+    partner = pairs | {second: first for first, second in pairs.items()}
+    return {partner.get(name, name): value for name, value in inputs.items()}
+
+
+class PairwisePredictor(FinetunedPredictor):
+    """A tuned model that prefers one of two items.
+
+    The prediction carries the prompt's label field (such as `preferred`, the first or second label), and
+
+    - `probability`: of the label returned, in [0, 1]; averaged over both orders when `both_orders`;
+    - `probabilities`: {label: probability}, which sum to 1;
+    - `position_bias`: the mean probability given to the first place, minus one half: 0 is fair, +0.5 always takes the
+      first. None when only one order was asked;
+    - `coverage`: the smaller of the two orders' mass on the labels;
+    - `is_tie`: True where the two probabilities are no more than `margin` apart.
+
+    Where the host sends no log-probabilities, the answers in words decide; two orders that contradict each other give
+    `is_tie` True and the first order's answer, and the probabilities are None.
+
+    Args:
+        prompt: A pairwise format: input fields ending in `_a` and `_b`, two labels.
+        model: The tuned model's id, or the `FinetunedModel` of a finished job.
+        both_orders: Ask A/B and B/A and average. Twice the price, no bias to a place.
+        margin: The largest difference of the two probabilities that counts as a tie.
+        **options: See `FinetunedPredictor`.
+
+    Raises:
+        AnswerError: An answer of either order cannot be read (on each call).
+        UsageError: The prompt is not pairwise.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptFormat,
+        model: str | FinetunedModel,
+        *,
+        both_orders: bool = True,
+        margin: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(prompt, model, **options)
+        sides(prompt)
+        if not 0.0 <= margin <= 1.0:
+            raise UsageError(f"margin must be between 0 and 1, found {margin}")
+        self.both_orders = both_orders
+        self.margin = margin
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask once, or once in each order."""
+        first = self._ask(inputs)
+        second = self._ask(swapped(self.prompt, inputs)) if self.both_orders else None
+        return self._read(first, second)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask once, or both orders at the same time."""
+        if not self.both_orders:
+            return self._read(await self._aask(inputs), None)
+        answers = await asyncio.gather(self._aask(inputs), self._aask(swapped(self.prompt, inputs)))
+        return self._read(*answers)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"both_orders": self.both_orders, "margin": self.margin}
+
+    def _read(self, first: Any, second: Any) -> dspy.Prediction:
+        labels, field = self.prompt.labels, self.prompt.label_field
+        assert labels is not None
+        assert field is not None
+        values = self.prompt.parse(first.text or "")
+        text_a, text_b = labels.texts
+        label_a, label_b = labels.decode(text_a), labels.decode(text_b)
+        other = self.prompt.parse(second.text or "")[field] if second is not None else None
+        shares, coverages = [], []
+        for answer in (first, second):
+            masses = self._masses(answer) if answer is not None else None
+            share = normalised(masses) if masses is not None else None
+            if masses is not None and share is not None:
+                shares.append(share[text_a])
+                coverages.append(min(sum(masses.values()), 1.0))
+        if len(shares) < (2 if second is not None else 1):
+            agree = other is None or other != values[field]
+            return dspy.Prediction(
+                **values, probability=None, probabilities=None, coverage=None, position_bias=None, is_tie=not agree
+            )
+        # The second order shows item B first: its mass on the first label speaks for B.
+        of_a = (shares[0] + 1.0 - shares[1]) / 2 if second is not None else shares[0]
+        values[field] = label_a if of_a >= 0.5 else label_b
+        return dspy.Prediction(
+            **values,
+            probability=max(of_a, 1.0 - of_a),
+            probabilities={label_a: of_a, label_b: 1.0 - of_a},
+            coverage=min(coverages),
+            position_bias=sum(shares) / 2 - 0.5 if second is not None else None,
+            is_tie=abs(2 * of_a - 1.0) <= self.margin,
+        )
