@@ -1,1 +1,12 @@
-"""dspy_finetune.hosts"""
+"""Hosts: OpenAI, Azure, the embedded local server, and whatever else speaks OpenAI's API.
+
+>>> from dspy_finetune.hosts import Host
+>>> host = Host.compatible("https://llm.example.com/v1", name="example")
+>>> host.dspy_name("my-model")
+'openai/my-model'
+"""
+
+from dspy_finetune.hosts.host import Host
+from dspy_finetune.hosts.kinds import HostKind
+
+__all__ = ["Host", "HostKind"]

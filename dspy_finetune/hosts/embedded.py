@@ -1,0 +1,218 @@
+"""The embedded local server: find the one of a root folder, or start it, and stop it at exit.
+
+In: a root folder. Out: its address and key, once it answers. The server is another program of this package, reached
+over HTTP only and never imported; this module knows its command line, its `server.json` and `/healthz`, nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dspy_finetune._files import file_error
+from dspy_finetune.errors import HostError, MissingExtraError
+from dspy_finetune.hosts.locks import process_lock
+
+ROOT_VARIABLE = "DSPY_FINETUNE_LOCAL_ROOT"
+START_SECONDS = 120.0
+
+_STARTED: dict[str, subprocess.Popen[bytes]] = {}
+_GUARD = threading.RLock()
+# Loopback is never behind a proxy, whatever HTTP_PROXY says.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running local server."""
+
+    url: str
+    """The address of the API, with `/v1`."""
+    pid: int | None
+    """Its process; None where it was given by address."""
+    key: str = field(repr=False)
+    """The token that it wants; never shown."""
+
+
+def default_root() -> Path:
+    """Where jobs and models of the embedded server live: $DSPY_FINETUNE_LOCAL_ROOT, or `~/.dspy-finetune/local`."""
+    given = os.environ.get(ROOT_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".dspy-finetune" / "local"
+
+
+def api_url(url: str) -> str:
+    """The address of the API: `/v1` is added where only a host and port stand.
+
+    >>> api_url("http://127.0.0.1:8000")
+    'http://127.0.0.1:8000/v1'
+    """
+    bare = url.rstrip("/")
+    return bare if bare.count("/") > 2 else f"{bare}/v1"
+
+
+def is_alive(pid: int | None) -> bool:
+    """True while the process runs; True where that cannot be asked, as health then decides."""
+    if pid is None or sys.platform == "win32":
+        return True
+    for process in list(_STARTED.values()):
+        if process.pid == pid and process.poll() is not None:
+            return False  # ours, and gone: without this a zombie still takes signal 0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def is_healthy(url: str, *, timeout_seconds: float = 3.0) -> bool:
+    """True if `/healthz` answers."""
+    base = api_url(url).removesuffix("/v1")
+    try:
+        with _OPENER.open(f"{base}/healthz", timeout=timeout_seconds) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def read_server(root: Path) -> Server | None:
+    """The server that the root's `server.json` speaks of, if its process lives."""
+    try:
+        facts = json.loads((root / "server.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or not isinstance(facts.get("url"), str):
+        return None
+    pid = facts.get("pid")
+    pid = pid if isinstance(pid, int) else None
+    if not is_alive(pid):
+        return None
+    key = facts.get("api_key") or facts.get("token") or "local"
+    return Server(url=api_url(facts["url"]), pid=pid, key=str(key))
+
+
+def find_server(root: Path) -> Server | None:
+    """The running, answering server of this root folder, or None."""
+    server = read_server(root)
+    return server if server is not None and is_healthy(server.url) else None
+
+
+def ensure_server(root: Path, *, model: str | None = None, timeout_seconds: float = START_SECONDS) -> Server:
+    """Find the root's server or start it; two processes that ask at once share one.
+
+    Raises:
+        MissingExtraError: What the server needs is not installed.
+        HostError: It did not come up in time; the message holds its log's last line.
+        FileError: The root folder cannot be used.
+    """
+    root = root.expanduser().absolute()
+    found = find_server(root)
+    if found is not None:
+        return found
+    _need_extra()
+    with _GUARD, process_lock(root / "start.lock"):
+        found = find_server(root)
+        if found is not None:
+            return found
+        return _start(root, model, timeout_seconds)
+
+
+def stop_server(root: Path, *, timeout_seconds: float = 10.0) -> None:
+    """Stop the server of this root, if this process started it."""
+    with _GUARD:
+        process = _STARTED.pop(str(root.expanduser().absolute()), None)
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _need_extra() -> None:
+    for module in ("fastapi", "uvicorn", "torch", "transformers", "trl", "peft"):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(
+                f'the local host needs the package "{module}", which is not installed:'
+                ' pip install "dspy-finetune[local]"'
+            )
+
+
+def _command(root: Path, model: str | None) -> list[str]:
+    command = [sys.executable, "-m", "dspy_finetune.local", "--root", str(root), "--host", "127.0.0.1", "--port", "0"]
+    command += ["--die-with", str(os.getpid())]
+    return command + (["--model", model] if model else [])
+
+
+def _start(root: Path, model: str | None, timeout_seconds: float) -> Server:
+    log_path = root / "server.log"
+    try:
+        # A file of a dead server would be read as the new one's.
+        (root / "server.json").unlink(missing_ok=True)
+        with open(log_path, "ab") as log:
+            process = subprocess.Popen(
+                _command(root, model),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A Ctrl-C in the terminal is for the caller; the server is stopped at exit, in order.
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise file_error(error, log_path, "start the local host with the log") from error
+    _STARTED[str(root)] = process
+    _stop_at_exit()
+    deadline = time.monotonic() + timeout_seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        found = find_server(root)
+        if found is not None:
+            return found
+        time.sleep(0.05)
+    ended = process.poll()
+    last = last_line(log_path)
+    stop_server(root)
+    if "dspy-finetune[local]" in last:
+        raise MissingExtraError(last.removeprefix("error: "))
+    what = f"ended with code {ended}" if ended is not None else f"did not answer within {timeout_seconds:.0f} s"
+    raise HostError(f"the local host {what}: {last or 'no output'} (whole log: {log_path})")
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that holds text; empty if there is none."""
+    with contextlib.suppress(OSError):
+        lines = path.read_bytes()[-8192:].decode("utf-8", "replace").splitlines()
+        for line in reversed(lines):
+            if line.strip():
+                return line.strip()
+    return ""
+
+
+_registered_for: int | None = None
+
+
+def _stop_at_exit() -> None:
+    global _registered_for
+    if _registered_for != os.getpid():
+        _registered_for = os.getpid()
+        atexit.register(_stop_all, os.getpid())
+
+
+def _stop_all(owner: int) -> None:
+    # A forked child inherits the list but not the servers.
+    if owner == os.getpid():
+        for root in list(_STARTED):
+            stop_server(Path(root))

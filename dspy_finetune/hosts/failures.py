@@ -1,0 +1,128 @@
+"""From a client's exception to one of this library's errors, with the key taken out of the text.
+
+In: an exception of the `openai` package (or any with `status_code`, `code`, `request_id`). Out: HostError,
+TrainingClosedError or ModelGoneError with those fields, the exception chained. Policy reads `.retryable`, not the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError
+
+RETRYABLE_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+_KEY_SHAPE = re.compile(r"\b(?:sk|sess|pk)-[A-Za-z0-9_\-*.]{6,}")
+_URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+
+CLOSED_SINCE = (
+    "OpenAI takes no new jobs from organisations that never fine-tuned (since 2026-05-07), from those that used no"
+    " tuned model for 60 days (since 2026-07-02), and from nobody after 2027-01-06"
+)
+CLOSED_ELSEWHERE = (
+    "the same file trains on Host.local() for nothing, on Host.azure(...) for its existing customers,"
+    " and on any Host.compatible(...) that takes OpenAI's job API"
+)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Take keys out of a text: the given ones, whatever has a key's shape, and user names in addresses.
+
+    >>> redact("Incorrect API key provided: sk-abcdef123456")
+    'Incorrect API key provided: ***'
+    """
+    for secret in secrets:
+        if len(secret) >= 4:
+            text = text.replace(secret, "***")
+    return _URL_SECRET.sub("", _KEY_SHAPE.sub("***", text))
+
+
+def describe_failure(exception: BaseException, *, host: str, doing: str = "", secrets: Iterable[str] = ()) -> HostError:
+    """The HostError that stands for a client's exception; chained to it.
+
+    Args:
+        exception: What the client raised.
+        host: The host's name, for the message.
+        doing: What was asked, for the message: "upload train.jsonl".
+        secrets: Texts that must not appear in the message.
+    """
+    status = _first(exception, "status_code", "status")
+    status = status if isinstance(status, int) else None
+    body = getattr(exception, "body", None)
+    body = body if isinstance(body, Mapping) else {}
+    inner = body.get("error")
+    details: Mapping[str, Any] = inner if isinstance(inner, Mapping) else body
+    code = details.get("code") or getattr(exception, "code", None)
+    code = str(code) if code else None
+    request_id = getattr(exception, "request_id", None)
+    text = details.get("message") or getattr(exception, "message", None) or str(exception) or type(exception).__name__
+    text = redact(" ".join(str(text).split()), secrets)
+    start = f"{host}: cannot {doing}" if doing else host
+    retryable = status in RETRYABLE_STATUSES or (status is None and _never_answered(exception))
+    fields: dict[str, Any] = {
+        "status": status,
+        "code": code,
+        "request_id": str(request_id) if request_id else None,
+        "retryable": retryable,
+    }
+    error: HostError
+    if code == "training_not_available":
+        error = TrainingClosedError(
+            f"{start}: it no longer trains for you ({CLOSED_SINCE}); {CLOSED_ELSEWHERE}", **fields
+        )
+    elif status == 410 or code in {"model_not_found", "model_deprecated", "model_shutdown"}:
+        error = ModelGoneError(
+            f"{start}: {text} (HTTP {status}); check that the key belongs to the project that owns the model and that"
+            " it is not past its shutdown date; if it was trained minutes ago, try again",
+            **fields,
+        )
+    elif status is None:
+        reason = _cause(exception, secrets)
+        error = HostError(f"{start}: no answer ({reason or text}); check the address and the network", **fields)
+    else:
+        error = HostError(f"{start}: HTTP {status}: {text}{_remedy(status, code)}", **fields)
+    error.__cause__ = exception
+    return error
+
+
+def never_sent(exception: BaseException) -> bool:
+    """True if the request certainly did not reach the host: the connection could not even be opened."""
+    seen: BaseException | None = exception
+    while seen is not None:
+        # httpx and httpx2 share the names; their own import would tie this module to one of the two.
+        if type(seen).__name__ in {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _never_answered(exception: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(exception).__mro__}
+    return bool(names & {"APIConnectionError", "ConnectionError", "TimeoutError", "TransportError"})
+
+
+def _first(exception: BaseException, *names: str) -> Any:
+    for name in names:
+        value = getattr(exception, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def _cause(exception: BaseException, secrets: Iterable[str]) -> str:
+    cause = exception.__cause__
+    return redact(" ".join(str(cause).split()), secrets) if cause is not None else ""
+
+
+def _remedy(status: int, code: str | None) -> str:
+    if status == 401:
+        return "; check the key in the environment"
+    if status == 403:
+        return "; check the key's project and permissions"
+    if status == 429 and code == "insufficient_quota":
+        return "; check plan and billing"
+    if status == 429:
+        return "; wait and try again"
+    return ""

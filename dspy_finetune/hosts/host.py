@@ -1,0 +1,378 @@
+"""A host: where jobs run and models answer, as a small value that holds no client and shows no key.
+
+In: an address, or the wish for the embedded server. Out: an `openai.OpenAI` client, a `dspy.LM`, this library's errors.
+Every host speaks OpenAI's wire format; what differs stands in kinds.py. Keys are read from the environment when they
+are needed; a key given as an argument stays in memory alone: it is in no repr, dict, pickle or file, so after
+unpickling the environment must supply it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy_finetune.errors import HostError, UsageError
+from dspy_finetune.hosts.embedded import (
+    Server,
+    api_url,
+    default_root,
+    ensure_server,
+    is_alive,
+    read_server,
+    stop_server,
+)
+from dspy_finetune.hosts.failures import describe_failure, redact
+from dspy_finetune.hosts.kinds import KINDS, HostKind, KindName
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from dspy_finetune.hosts.lm import HostLM
+
+
+class Host:
+    """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.local()` or `.compatible()`.
+
+    >>> Host.openai()
+    Host.openai()
+    >>> Host.compatible("https://llm.example.com/v1", name="example").to_dict()
+    {'kind': 'compatible', 'name': 'example', 'base_url': 'https://llm.example.com/v1'}
+    """
+
+    def __init__(
+        self,
+        kind: KindName,
+        *,
+        name: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        key_variable: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        base_model: str | None = None,
+        training_type: str | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise UsageError(f'unknown kind of host "{kind}": expected one of {", ".join(KINDS)}')
+        self._kind: KindName = kind
+        self._name = name or kind
+        self._url = redact(base_url).rstrip("/") if base_url else None
+        self._given_key = api_key
+        self._key_variable = key_variable
+        self._root = os.fspath(root) if root is not None else None
+        self._base_model = base_model
+        self._training_type = training_type
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._clients: dict[str, OpenAI] = {}
+        self._server: Server | None = None
+
+    # ---- the four ways to name a host
+
+    @classmethod
+    def openai(cls, api_key: str | None = None) -> Host:
+        """OpenAI itself, or the gateway in OPENAI_BASE_URL; the key is OPENAI_API_KEY."""
+        return cls("openai", api_key=api_key)
+
+    @classmethod
+    def azure(
+        cls,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        *,
+        name: str | None = None,
+        training_type: str | None = None,
+    ) -> Host:
+        """A resource of Azure OpenAI, by its v1 address; the key is AZURE_OPENAI_API_KEY.
+
+        Args:
+            endpoint: `https://RESOURCE.openai.azure.com`; without it AZURE_OPENAI_ENDPOINT.
+            api_key: Kept in memory only.
+            name: Another name than "azure" in messages and records.
+            training_type: "Standard", "GlobalStandard" or "developerTier"; Azure's own default without it.
+
+        Raises:
+            UsageError: No endpoint, or an unknown training type.
+        """
+        endpoint = endpoint or os.environ.get("AZURE_OPENAI_ENDPOINT")
+        if not endpoint:
+            raise UsageError(
+                "Host.azure needs the resource's endpoint: Host.azure('https://RESOURCE.openai.azure.com')"
+            )
+        if training_type not in {None, "Standard", "GlobalStandard", "developerTier"}:
+            raise UsageError(
+                f'unknown training_type "{training_type}": expected Standard, GlobalStandard or developerTier'
+            )
+        url = endpoint.rstrip("/")
+        url = url if "/openai/" in url else f"{url}/openai/v1"
+        return cls("azure", base_url=url, api_key=api_key, name=name, training_type=training_type)
+
+    @classmethod
+    def local(
+        cls,
+        url: str | None = None,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        base_model: str | None = None,
+    ) -> Host:
+        """The embedded server: found through its root folder, or started on first use and stopped at exit.
+
+        Args:
+            url: The address of a server that runs already; nothing is started then.
+            root: Where its jobs and models live; $DSPY_FINETUNE_LOCAL_ROOT or `~/.dspy-finetune/local` without it.
+            base_model: The model that it loads at its start; it loads others when they are asked for.
+        """
+        return cls("local", base_url=api_url(url) if url else None, root=root, base_model=base_model)
+
+    @classmethod
+    def compatible(
+        cls,
+        base_url: str,
+        api_key: str | None = None,
+        name: str | None = None,
+        *,
+        api_key_variable: str | None = None,
+    ) -> Host:
+        """Any server that speaks OpenAI's API.
+
+        Args:
+            base_url: Its address, with `/v1` where it has that.
+            api_key: Kept in memory only.
+            name: What to call it in messages and records.
+            api_key_variable: The environment variable that holds its key; `<NAME>_API_KEY` without it.
+                OPENAI_API_KEY is never sent to another host of itself.
+        """
+        variable = api_key_variable or f"{(name or 'compatible').upper().replace('-', '_')}_API_KEY"
+        return cls("compatible", base_url=base_url, api_key=api_key, name=name, key_variable=variable)
+
+    # ---- what it is
+
+    @property
+    def name(self) -> str:
+        """What the host is called in messages and records."""
+        return self._name
+
+    @property
+    def kind(self) -> HostKind:
+        """The facts that hold for every host of its kind."""
+        return KINDS[self._kind]
+
+    @property
+    def base_url(self) -> str | None:
+        """The address of its API; None for OpenAI's own, and for an embedded server that has not been needed yet."""
+        if self._kind == "openai":
+            gateway = os.environ.get("OPENAI_BASE_URL")
+            return redact(gateway).rstrip("/") if gateway else None
+        if self._url is None and self._server is not None:
+            return self._server.url
+        return self._url
+
+    @property
+    def root(self) -> Path | None:
+        """The embedded server's folder; None for other hosts."""
+        if self._kind != "local":
+            return None
+        return Path(self._root).expanduser().absolute() if self._root else default_root()
+
+    def __repr__(self) -> str:
+        parts = [repr(self._url)] if self._url else []
+        if self._kind == "local" and self._root:
+            parts.append(f"root={self._root!r}")
+        if self._kind == "compatible" and self._name != "compatible":
+            parts.append(f"name={self._name!r}")
+        return f"Host.{self._kind}({', '.join(parts)})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Host) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.to_dict().items())))
+
+    def to_dict(self) -> dict[str, str]:
+        """A JSON-safe description without any key: `Host.from_dict` makes the host again."""
+        fields = {
+            "kind": self._kind,
+            "name": self._name,
+            "base_url": self._url,
+            "root": self._root,
+            "base_model": self._base_model,
+            "training_type": self._training_type,
+        }
+        default = f"{self._name.upper().replace('-', '_')}_API_KEY"
+        if self._key_variable and self._key_variable != default:
+            fields["key_variable"] = self._key_variable
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Host:
+        """The host that `to_dict` described; its key comes from the environment.
+
+        Raises:
+            UsageError: It is not such a description.
+        """
+        fields = dict(description)
+        kind = fields.pop("kind", None)
+        if kind == "compatible" and "key_variable" not in fields:
+            fields["key_variable"] = f"{str(fields.get('name', kind)).upper().replace('-', '_')}_API_KEY"
+        try:
+            return cls(kind, **fields)
+        except TypeError as error:
+            raise UsageError(f"not a host's description: {sorted(description)}") from error
+
+    # ---- pickling and copying: a value without clients and keys
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = {"_given_key", "_lock", "_clients", "_server"}
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._given_key = None
+        self._reset()
+
+    def __copy__(self) -> Host:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        # A value is its own copy; so a program that is copied in memory keeps the key that it was given.
+        return self
+
+    # ---- the connection
+
+    def api_key(self) -> str:
+        """The key: the one given, or the one in the environment now.
+
+        Raises:
+            HostError: There is none; names the variable.
+        """
+        if self._given_key:
+            return self._given_key
+        variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
+        for variable in variables:
+            if os.environ.get(variable):
+                return os.environ[variable]
+        if self._kind == "local":
+            server = read_server(self.root) if self.root else None
+            return server.key if server is not None and server.url == self._url else "local"
+        if self._kind == "compatible" and (self._url or "").startswith(("http://127.0.0.1", "http://localhost")):
+            return "none"  # servers on one's own machine seldom want a key
+        raise HostError(f"{self._name}: no key; set {' or '.join(variables)} in the environment", code="no_api_key")
+
+    def connection(self) -> tuple[str | None, str]:
+        """(the API's address, the key); starts the embedded server if it is needed.
+
+        Raises:
+            HostError: There is no key, or the embedded server does not come up.
+            MissingExtraError: The embedded server is not installed.
+        """
+        if self._kind != "local" or self._url is not None:
+            return self.base_url, self.api_key()
+        with self._lock:
+            if self._server is None or not is_alive(self._server.pid):
+                assert self.root is not None
+                self._close_clients()
+                self._server = ensure_server(self.root, model=self._base_model)
+            return self._server.url, self._server.key
+
+    def is_connected(self) -> bool:
+        """False if the next call has to look for the server again."""
+        if self._kind != "local" or self._url is not None:
+            return True
+        return self._server is not None and is_alive(self._server.pid)
+
+    def client(self, **options: Any) -> OpenAI:
+        """An `openai.OpenAI` client for this host; options such as `max_retries` and `timeout` go to it.
+
+        Clients are kept and shared between threads; `close()` closes them.
+        """
+        # openai costs about a second to import, and `import dspy_finetune` must not pay it.
+        import openai
+
+        base_url, key = self.connection()
+        name = repr((base_url, hash(key), sorted(options.items())))
+        with self._lock:
+            client = self._clients.get(name)
+            if client is None:
+                if self._kind != "openai":
+                    # OPENAI_ORG_ID and OPENAI_PROJECT_ID are OpenAI's business alone.
+                    hidden = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+                    options["default_headers"] = {**hidden, **options.get("default_headers", {})}
+                # Loopback is never behind a proxy, whatever HTTP_PROXY says.
+                http = options.pop("http_client", None) or openai.DefaultHttpxClient(trust_env=self._kind != "local")
+                client = openai.OpenAI(api_key=key, base_url=base_url, http_client=http, **options)
+                # A client that is forgotten closes its sockets; at the interpreter's end the system does.
+                weakref.finalize(client, http.close).atexit = False
+                self._clients[name] = client
+            return client
+
+    def close(self) -> None:
+        """Close the clients, and stop the embedded server if this process started it."""
+        with self._lock:
+            self._close_clients()
+            if self._kind == "local" and self._url is None and self.root is not None:
+                stop_server(self.root)
+            self._server = None
+
+    def _close_clients(self) -> None:
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    # ---- DSPy
+
+    def dspy_name(self, model: object) -> str:
+        """The model's name for DSPy: always `openai/<id>`, as a bare `ft:` id would take the slow LiteLLM route.
+
+        >>> Host.openai().dspy_name("ft:gpt-4.1-mini-2025-04-14:acme::abc12345")
+        'openai/ft:gpt-4.1-mini-2025-04-14:acme::abc12345'
+        """
+        return f"openai/{str(model).removeprefix('openai/')}"
+
+    def lm(self, model: object, **options: Any) -> HostLM:
+        """A `dspy.LM` of this host; options go to dspy.LM. It connects at its first call."""
+        # dspy costs most of a second to import.
+        from dspy_finetune.hosts.lm import HostLM
+
+        return HostLM(self.dspy_name(model), host=self, **options)
+
+    def cache_namespace(self) -> str:
+        """What keeps this host's answers apart from another's in DSPy's cache; empty for OpenAI's own.
+
+        The embedded server is known by its root, as its port changes from start to start.
+        """
+        if self._kind == "openai":
+            return self.base_url or ""
+        return f"{self._kind}:{self._url or self.root}"
+
+    # ---- errors
+
+    def error(self, exception: BaseException, doing: str = "") -> HostError:
+        """The library's error for a client's exception, chained to it, with keys taken out.
+
+        Args:
+            exception: What `openai` raised.
+            doing: What was asked, for the message.
+        """
+        secrets = [self._given_key or "", self._server.key if self._server else ""]
+        variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
+        secrets += [os.environ.get(variable, "") for variable in variables if variable]
+        return describe_failure(exception, host=self._name, doing=doing, secrets=secrets)
+
+    @contextlib.contextmanager
+    def talking(self, doing: str) -> Iterator[None]:
+        """A block whose `openai` exceptions come out as this library's errors.
+
+        Raises:
+            HostError: Whatever the client raised.
+        """
+        import openai
+
+        try:
+            yield
+        except openai.OpenAIError as exception:
+            raise self.error(exception, doing) from exception

@@ -1,0 +1,89 @@
+"""The dspy.LM of a host: DSPy's native route, the host's key at the last moment, and a cache of its own.
+
+In: a host and a model id. Out: a `dspy.LM` that predictors and programs use. Three things a plain dspy.LM does not do:
+
+- DSPy's cache key holds the model's name but not the address, so two hosts with a model of one name would share
+  answers. Hosts other than OpenAI's own mix their identity into `rollout_id`, the field of the key that is not sent.
+- With OPENAI_BASE_URL or OPENAI_API_BASE set, DSPy's "auto" leaves the native engine; here it is asked for by name.
+- A pickled dspy.LM holds its key; this one drops key and address and asks its host again.
+
+Kept apart from host.py because it imports dspy, which costs most of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+if TYPE_CHECKING:
+    from dspy_finetune.hosts.host import Host
+
+# dspy/clients/backend_selection.py: client settings that only DSPy's LiteLLM route carries.
+_NOT_NATIVE = frozenset(
+    {"headers", "extra_headers", "api_version", "azure_ad_token_provider", "organization", "project", "extra_query"}
+    | {"custom_llm_provider", "extra_body"}
+)
+_CONNECTION = ("api_key", "api_base")
+
+
+class HostLM(dspy.LM):
+    """A dspy.LM bound to a host; saved in a program's JSON it is a plain dspy.LM without address or key."""
+
+    kwargs: dict[str, Any]
+
+    def __init__(self, model: str, *, host: Host, **kwargs: Any) -> None:
+        self._host = host
+        self._cache_tag = host.cache_namespace()
+        self._is_connected = False
+        if "engine" not in kwargs and not (_NOT_NATIVE & kwargs.keys()) and kwargs.get("model_type", "chat") != "text":
+            kwargs["engine"] = "lm15"
+        super().__init__(model, **kwargs)
+
+    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM: a Request gives a Response, other calls a list."""
+        self._connect()
+        return super().__call__(prompt, **self._with_tag(kwargs))
+
+    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM.acall."""
+        self._connect()
+        return await super().acall(prompt, **self._with_tag(kwargs))
+
+    def _connect(self) -> None:
+        if not self._is_connected or not self._host.is_connected():
+            base_url, key = self._host.connection()
+            # One assignment, so that another thread sees the old connection or the new one.
+            self.kwargs = {**self.kwargs, **({"api_base": base_url} if base_url else {}), "api_key": key}
+            self._is_connected = True
+
+    def _with_tag(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not self._cache_tag:
+            return kwargs
+        rollout = kwargs.get("rollout_id", self.kwargs.get("rollout_id"))
+        return {**kwargs, "rollout_id": _tagged(self._cache_tag, rollout)}
+
+    def _warn_zero_temp_rollout(self, temperature: float | None, rollout_id: Any) -> None:
+        # The tag is not the user's wish for another sample: DSPy's warning is for that alone.
+        wished = self.kwargs.get("rollout_id") if self._cache_tag else rollout_id
+        super()._warn_zero_temp_rollout(temperature, wished)
+
+    def dump_state(self) -> dict[str, Any]:
+        """The state of a plain dspy.LM: loadable without trusting a class, and without address or key."""
+        state: dict[str, Any] = super().dump_state()
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        plain = {name: "dspy.clients.lm.LM" if value == own else value for name, value in state.items()}
+        return {name: value for name, value in plain.items() if name not in _CONNECTION}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state["kwargs"] = {name: value for name, value in state["kwargs"].items() if name not in _CONNECTION}
+        state["_is_connected"] = False
+        return state
+
+
+def _tagged(namespace: str, rollout_id: Any) -> int:
+    """A whole number, as DSPy's field wants, that differs by host and by the caller's own rollout."""
+    digest = hashlib.sha256(f"{namespace}\x00{rollout_id!r}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
