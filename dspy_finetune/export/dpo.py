@@ -1,0 +1,120 @@
+"""Pairs of answers to a preference training file.
+
+In: preferences (preferences.py), or examples with the right answer and, or not, the wrong one. Out: a Dataset whose
+lines are `{"input": {"messages": [...]}, "preferred_output": [answer], "non_preferred_output": [answer]}`.
+Not covered: where preferences come from (preferences.py), the file's faults (checks.py, run in the same pass).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dspy_finetune.errors import FinetuneError, RowError
+from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.preferences import Preference, as_preference, render_preference
+from dspy_finetune.export.rows import Row
+from dspy_finetune.export.sft import row_error, tool_keys
+from dspy_finetune.export.tokens import Tokenizer
+from dspy_finetune.export.writer import OnError, Progress, write_dataset
+
+if TYPE_CHECKING:
+    import dspy
+
+    from dspy_finetune.prompts import PromptFormat
+
+
+def export_dpo(
+    pairs: Iterable[Preference | dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write one line for each pair of a chosen and a rejected answer to the same prompt.
+
+    A pair is one of:
+
+    - a `Preference`;
+    - an example with the prompt's input fields and its right outputs. The rejected answer is the other label, with all
+      other outputs (an explanation) the same, so that the two differ in the choice alone; with more than two labels it
+      is one of the others, drawn with `seed`;
+    - the same with `rejected_<output>` for the outputs that differ, such as `rejected_explanation`;
+    - an example with `chosen` and `rejected`: dicts of outputs, or the answers' texts.
+
+    Args:
+        pairs: A list or any iterator, read once. With `prompt=None` each is a ready line in OpenAI's shape.
+        prompt: What renders the pairs; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to pairs that cannot be rendered: `"raise"` lists them all and writes nothing, `"skip"`
+            leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Draws the rejected label where there are several.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every pair that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    progress = Progress()
+    rows = _rows(pairs, prompt, tool_keys(tools, parallel_tool_calls), progress, random.Random(seed))
+    return write_dataset(
+        rows,
+        path,
+        progress=progress,
+        method="dpo",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _rows(
+    pairs: Iterable[Any], prompt: PromptFormat | None, extra: Row, progress: Progress, rng: random.Random
+) -> Iterator[Row | RowError]:
+    for number, pair in enumerate(pairs, start=1):
+        progress.n_rows_in = number
+        try:
+            if prompt is None:
+                yield _ready(pair, extra)
+                continue
+            preference = as_preference(pair, prompt, rng=rng)
+            messages, chosen, rejected = render_preference(preference, prompt)
+        except FinetuneError as error:
+            yield row_error(error, number)
+            continue
+        yield {
+            "input": {"messages": messages, **extra},
+            "preferred_output": [{"role": "assistant", "content": chosen}],
+            "non_preferred_output": [{"role": "assistant", "content": rejected}],
+        }
+
+
+def _ready(pair: Any, extra: Row) -> Row:
+    given = pair.get("input") if isinstance(pair, Mapping) else None
+    if not isinstance(given, Mapping) or "preferred_output" not in pair or "non_preferred_output" not in pair:
+        raise RowError(
+            'no "input", "preferred_output" and "non_preferred_output"',
+            value=pair,
+            remedy="with prompt=None each pair is a ready line in OpenAI's shape; give a prompt to render other fields",
+        )
+    return {**pair, "input": {**given, **extra}}

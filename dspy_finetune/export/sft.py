@@ -1,0 +1,135 @@
+"""Examples to a supervised training file.
+
+In: examples with their right answers, or ready conversations, from a list or a stream. Out: a Dataset.
+Not covered: splitting and cleaning (data/), the file's faults (checks.py, run in the same pass).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dspy_finetune.errors import FinetuneError, RowError, RowsError
+from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.rows import Row
+from dspy_finetune.export.tokens import Tokenizer
+from dspy_finetune.export.writer import OnError, Progress, write_dataset
+
+if TYPE_CHECKING:
+    import dspy
+
+    from dspy_finetune.prompts import PromptFormat
+
+
+def export_sft(
+    examples: Iterable[dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write one training conversation for each example.
+
+    Args:
+        examples: A list or any iterator, read once. With `prompt=None` each is a ready row, `{"messages": [...]}` with
+            all it may hold: `weight`, `tools`, tool calls, image parts.
+        prompt: What renders the examples; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to examples that cannot be rendered: `"raise"` lists them all and writes nothing,
+            `"skip"` leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Of the split or the sampling behind the examples; recorded in the manifest, used for nothing.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every example that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    extra = tool_keys(tools, parallel_tool_calls)
+    progress = Progress()
+    rows = _rows(examples, prompt, extra, progress)
+    return write_dataset(
+        rows,
+        path,
+        progress=progress,
+        method="sft",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _rows(
+    examples: Iterable[Any], prompt: PromptFormat | None, extra: Row, progress: Progress
+) -> Iterator[Row | RowError]:
+    if prompt is None:
+        for number, example in enumerate(examples, start=1):
+            progress.n_rows_in = number
+            yield _ready(example, extra, number)
+        return
+    training_messages = prompt.training_messages
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        try:
+            messages = training_messages(example)
+        except FinetuneError as error:
+            yield row_error(error, number)
+            continue
+        yield {"messages": messages, **extra} if extra else {"messages": messages}
+
+
+def _ready(example: Any, extra: Row, number: int) -> Row | RowError:
+    values = as_mapping(example)
+    if values is None or not isinstance(values.get("messages"), list):
+        return RowError(
+            'no list "messages"',
+            line=number,
+            value=example,
+            remedy='with prompt=None each example is {"messages": [...]}; give a prompt to render other fields',
+        )
+    return {**values, **extra}
+
+
+def as_mapping(example: Any) -> Mapping[str, Any] | None:
+    """The fields of an example or a dict; None when it is neither."""
+    if isinstance(example, Mapping):
+        return example
+    fields = getattr(example, "toDict", None)
+    return dict(example.items()) if callable(fields) else None
+
+
+def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bool | None) -> Row:
+    """The keys that every row carries because of its tools."""
+    keys: Row = {} if tools is None else {"tools": [dict(tool) for tool in tools]}
+    if parallel_tool_calls is not None:
+        keys["parallel_tool_calls"] = parallel_tool_calls
+    return keys
+
+
+def row_error(error: FinetuneError, number: int) -> RowError:
+    """Whatever rendering an example raised, as a RowError that names the row."""
+    if isinstance(error, RowsError):
+        error = error.errors[0]
+    if isinstance(error, RowError):
+        if error.line is not None:
+            return error
+        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
+    return RowError(str(error), line=number)

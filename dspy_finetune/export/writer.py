@@ -1,0 +1,221 @@
+"""Rows to a finished file: written, checked, counted and digested in one pass, with a manifest beside it.
+
+In: an iterator of rows in OpenAI's shape, with a RowError in place of each example that could not be rendered.
+Out: a Dataset. The file appears under its name only when it is whole; the manifest is written last. Memory does not
+grow with the rows, except for 16-byte digests when `dedupe` is asked for (about 90 bytes a row) and the errors that are
+listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from dspy_finetune._files import BOM, atomic_writer
+from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.export.checks import RowChecker
+from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dialects import Dialect, dialect_named, from_any
+from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, Method, forget_manifest, now, versions
+from dspy_finetune.export.rows import Row, encode_row
+from dspy_finetune.export.tokens import TokenCounter, Tokenizer
+
+if TYPE_CHECKING:
+    from dspy_finetune.prompts import PromptFormat
+
+OnError = Literal["raise", "skip"]
+DUPLICATE = "duplicate of an earlier row"
+_FLUSH_BYTES = 1 << 18
+_MAX_REASONS = 50
+_MAX_ERRORS = 10_000
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far the reading of the examples has come: the renderers count while the writer pulls rows from them."""
+
+    n_rows_in: int = 0
+    """Examples read so far; the row number of the one in hand."""
+
+
+@dataclass(kw_only=True)
+class _Skipped:
+    """What was left out, and why."""
+
+    reasons: dict[str, int] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+
+    def add(self, number: int, reason: str) -> None:
+        # Reasons may quote a value: without a bound a large broken file would fill the memory with them.
+        key = reason if reason in self.reasons or len(self.reasons) < _MAX_REASONS else "other reasons"
+        self.reasons[key] = self.reasons.get(key, 0) + 1
+        if len(self.rows) < SHOWN_ROWS:
+            self.rows.append({"row": number, "reason": reason})
+
+    def add_error(self, number: int, error: RowError) -> None:
+        self.add(number, f"{error.field}: {error.problem}" if error.field else error.problem)
+        if len(self.errors) < _MAX_ERRORS:
+            self.errors.append(error)
+
+
+class _Sink:
+    """The open file: blocks of lines go to it and through the digest together."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self.size_bytes = 0
+        self.n_lines = 0
+
+    def add(self, line: bytes) -> None:
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+        self.n_lines += 1
+        if self._waiting_bytes >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self.put(b"\n".join(self._waiting) + b"\n")
+            self._waiting.clear()
+            self._waiting_bytes = 0
+
+    def put(self, block: bytes) -> None:
+        self._stream.write(block)
+        self._digest.update(block)
+        self.size_bytes += len(block)
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _Lines:
+    """Turns rows into lines of a dialect: each is encoded, compared with earlier ones, checked, counted and written."""
+
+    def __init__(
+        self, sink: _Sink, dialect: Dialect, checker: RowChecker, counter: TokenCounter | None, *, dedupe: bool
+    ) -> None:
+        self._sink = sink
+        self._dialect = dialect
+        self._checker = checker
+        self._counter = counter
+        self._seen: set[bytes] | None = set() if dedupe else None
+
+    def write(self, row: Row) -> bool:
+        """Write one row; False when it is a duplicate. Raises RowError when it cannot be written."""
+        if self._dialect.messages:
+            return self._write_line(encode_row(row), row)
+        # All turns are rendered before the first is written: a row goes into the file whole or not at all.
+        lines = [(encode_row(line), from_any(line)) for line in self._dialect.lines(row)]
+        written = [self._write_line(line, turn) for line, turn in lines]
+        return any(written)
+
+    def _write_line(self, line: bytes, row: Row) -> bool:
+        if self._seen is not None:
+            digest = hashlib.blake2b(line, digest_size=16).digest()
+            if digest in self._seen:
+                return False
+            self._seen.add(digest)
+        self._sink.add(line)
+        self._checker.row(self._sink.n_lines, row)
+        if self._counter is not None:
+            self._counter.add(row)
+        return True
+
+
+def write_dataset(
+    rows: Iterable[Row | RowError],
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress,
+    method: Method,
+    dialect: str = "openai",
+    base_model: str | None = None,
+    prompt: PromptFormat | None = None,
+    seed: int | None = None,
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write the rows and hand back the finished file; export_sft, export_dpo and convert are this with their own rows.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every example that could not be rendered; nothing is written.
+        EmptyDatasetError: No row is left to write; nothing is written.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    if on_error not in ("raise", "skip"):
+        raise UsageError(f'on_error={on_error!r} is unknown; choose "raise" or "skip"')
+    target, form = Path(path), dialect_named(dialect)
+    counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
+    checker = RowChecker(method=method, base_model=base_model, host=form.name)
+    skipped = _Skipped()
+    with atomic_writer(target) as stream:
+        sink = _Sink(stream)
+        if form.bom:
+            sink.put(BOM)
+        lines = _Lines(sink, form, checker, counter, dedupe=dedupe)
+        for row in rows:
+            if isinstance(row, RowError):
+                skipped.add_error(progress.n_rows_in, row)
+                continue
+            try:
+                if not lines.write(row):
+                    skipped.add(progress.n_rows_in, DUPLICATE)
+            except RowError as error:
+                skipped.add_error(progress.n_rows_in, _numbered(error, progress.n_rows_in))
+        sink.flush()
+        if skipped.errors and on_error == "raise":
+            raise RowsError(skipped.errors)
+        if not sink.n_lines:
+            raise EmptyDatasetError(_nothing(progress.n_rows_in, skipped, target))
+        # Between the two renames a reader must not meet the new file beside the old manifest.
+        forget_manifest(target)
+    report = checker.finish(size_bytes=sink.size_bytes, path=os.fspath(target))
+    manifest = Manifest(
+        file=target.name,
+        method=method,
+        dialect=form.name,
+        base_model=base_model,
+        n_rows_in=progress.n_rows_in,
+        n_rows_out=sink.n_lines,
+        skipped=skipped.reasons,
+        skipped_rows=skipped.rows,
+        sha256=sink.sha256(),
+        size_bytes=sink.size_bytes,
+        n_tokens=counter.n_tokens if counter is not None else None,
+        n_billed_tokens=counter.n_billed_tokens if counter is not None else None,
+        encoding=counter.encoding if counter is not None else None,
+        prompt_digest=prompt.digest if prompt is not None else None,
+        prompt=prompt.to_dict() if prompt is not None else None,
+        seed=seed,
+        issues=dict(report.counts),
+        versions=versions(),
+        created_at=now(),
+    )
+    manifest.write(target)
+    return Dataset(path=target, manifest=manifest, report=report, prompt=prompt)
+
+
+def _numbered(error: RowError, number: int) -> RowError:
+    """The same error with the row's number in its message."""
+    if error.line is not None:
+        return error
+    return RowError(
+        error.problem, path=error.path, line=number, field=error.field, value=error.value, remedy=error.remedy
+    )
+
+
+def _nothing(n_rows_in: int, skipped: _Skipped, target: Path) -> str:
+    if not n_rows_in:
+        return f"nothing to export to {target}: there are no examples; check the source, or its split and filters"
+    reasons = "; ".join(f"{reason} ({n})" for reason, n in skipped.reasons.items())
+    return f"nothing to export to {target}: all {n_rows_in} examples were left out: {reasons}"
