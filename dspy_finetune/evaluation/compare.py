@@ -1,0 +1,280 @@
+"""Same items, several programs, paired differences, one verdict.
+
+In: programs by name, labelled examples, metrics. Out: a `Comparison`, a plain value. The public `ft.compare` lives
+one layer further right, in report/, because what it returns can draw itself: `Report(comparison)`. So evaluation
+never imports report. Not covered: asking (collect.py), scores and tests (scoring.py, stats.py), pictures (report/).
+
+Which difference decides: the *candidate* (by default the first program given) minus the *reference*. The reference is
+the one the user names, else the program that did best among the others by the first metric. Picking the best rival on
+the same items flatters the rival, so the choice errs against the candidate, never for it. Differences to all other
+programs are tested too, and their p-values are corrected together (Holm).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dspy
+import numpy as np
+
+from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.evaluation import scoring, stats
+from dspy_finetune.evaluation.answers import Answer, Program, jsonable
+from dspy_finetune.evaluation.collect import Collected, Progress, collect
+from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
+from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
+from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
+from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.verdict import decide, n_more_items
+
+Columns = dict[str, dict[str, Scored]]
+"""Scores by metric and program."""
+
+
+def compare_programs(
+    programs: Mapping[str, Program],
+    examples: Sequence[Any],
+    metrics: Sequence[AnyMetric],
+    *,
+    candidate: str | None = None,
+    reference: str | None = None,
+    margin: float | None = None,
+    n_threads: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    retry_failed: bool = True,
+    on_progress: Callable[[Progress], None] | None = None,
+    usd_per_million_tokens: Mapping[str, tuple[float, float]] | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Ask all programs about all examples and test the differences; `dspy_finetune.compare` documents the arguments.
+
+    Raises:
+        EmptyDatasetError: There are no examples.
+        UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field.
+        MissingExtraError: scipy is not installed.
+    """
+    candidate, rows = _checked(programs, examples, metrics, candidate, reference, confidence)
+    stats.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
+    inputs = [dict(row.inputs().items()) for row in rows]
+    collected = collect(
+        programs, inputs, n_threads=n_threads, checkpoint=checkpoint, retry_failed=retry_failed, on_progress=on_progress
+    )
+    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    facts, columns = _score(metrics, rows, collected, how)
+    others = [name for name in programs if name != candidate]
+    chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
+    return Comparison(
+        candidate=candidate,
+        reference=chosen,
+        is_reference_chosen=reference is None and chosen is not None,
+        metrics=facts,
+        programs=tuple(
+            _program_row(name, collected[name], facts, columns, (usd_per_million_tokens or {}).get(name))
+            for name in programs
+        ),
+        differences=tuple(one for fact in facts for one in _differences(fact, columns, candidate, others, margin, how)),
+        items=tuple(
+            Item(inputs=jsonable(one), labels=jsonable(dict(row.labels().items())))
+            for one, row in zip(inputs, rows, strict=True)
+        ),
+        answers={name: collected[name].answers for name in programs},
+        item_scores={
+            fact.name: {name: one.scores for name, one in columns[fact.name].items() if one.scores is not None}
+            for fact in facts
+            if fact.kind != "set"
+        },
+        positive=_positive(metrics, rows),
+        confidence=confidence,
+        margin=margin,
+        seed=seed,
+        not_checked=_not_checked(inputs, facts, columns, margin),
+    )
+
+
+def _checked(
+    programs: Mapping[str, Program],
+    examples: Sequence[Any],
+    metrics: Sequence[AnyMetric],
+    candidate: str | None,
+    reference: str | None,
+    confidence: float,
+) -> tuple[str, list[Any]]:
+    if not programs:
+        raise UsageError('compare needs at least one program, such as {"tuned": predictor}')
+    for role, name in (("candidate", candidate), ("reference", reference)):
+        if name is not None and name not in programs:
+            raise UsageError(f'{role}="{name}" is not among the programs: {", ".join(programs)}')
+    candidate = next((name for name in programs if name != reference), None) if candidate is None else candidate
+    if candidate is None or candidate == reference:
+        raise UsageError(f'"{reference}" cannot be candidate and reference at once')
+    for name, program in programs.items():
+        if not callable(program):
+            raise UsageError(f'the program "{name}" cannot be called: it is a {type(program).__name__}')
+    names = [scoring.metric_name(metric) for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"metrics must be a list of at least one metric with different names; got {names}")
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"confidence is a share such as 0.95; got {confidence}")
+    rows = list(examples)
+    if not rows:
+        raise EmptyDatasetError("there are no examples to compare on; check the split or the file they come from")
+    for number, row in enumerate(rows, start=1):
+        # Example.inputs() raises a bare ValueError when no inputs are marked, and only at the first call.
+        if not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None):
+            raise UsageError(
+                f"example {number} does not say which fields are inputs: mark them with example.with_inputs(...), "
+                "or load them with load_examples(..., inputs=[...])"
+            )
+    return candidate, rows
+
+
+def _score(
+    metrics: Sequence[AnyMetric], rows: Sequence[Any], collected: Mapping[str, Collected], how: Resampling
+) -> tuple[tuple[MetricFacts, ...], Columns]:
+    facts: list[MetricFacts] = []
+    columns: Columns = {}
+    for metric in metrics:
+        if isinstance(metric, SetMetric):
+            fact = scoring.describe(metric, is_proportion=False)
+            column = {name: scoring.score_set(metric, rows, one.answers, how) for name, one in collected.items()}
+        else:
+            scores = {name: scoring.item_scores(metric, rows, one.answers) for name, one in collected.items()}
+            seen = {score for one in scores.values() for score in one if score is not None}
+            fact = scoring.describe(metric, is_proportion=seen <= {0.0, 1.0})
+            column = {name: scoring.score_items(one, fact.kind, how) for name, one in scores.items()}
+        facts.append(fact)
+        columns[fact.name] = column
+    return tuple(facts), columns
+
+
+def _best(names: Sequence[str], fact: MetricFacts, column: Mapping[str, Scored]) -> str:
+    sign = 1 if fact.higher_is_better else -1
+
+    def height(name: str) -> float:
+        value = column[name].interval.value
+        return -float("inf") if value is None else sign * value
+
+    return max(names, key=height)
+
+
+def _differences(
+    fact: MetricFacts, columns: Columns, candidate: str, others: Sequence[str], margin: float | None, how: Resampling
+) -> list[Difference]:
+    column = columns[fact.name]
+    tests = {name: scoring.paired(column[candidate], column[name], fact.kind, how) for name in others}
+    tested = [name for name in others if tests[name].p_value is not None]
+    corrected = dict(zip(tested, stats.holm([tests[name].p_value or 0.0 for name in tested]), strict=True))
+    found: list[Difference] = []
+    for name in others:
+        test, p_holm, alpha = tests[name], corrected.get(name), 1 - how.confidence
+        verdict = decide(
+            test.interval.value,
+            p_holm,
+            higher_is_better=fact.higher_is_better,
+            alpha=alpha,
+            narrow=test.narrow,
+            margin=margin,
+        )
+        more = None
+        if verdict == "undecided" and test.interval.value is not None:
+            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=alpha)
+        found.append(
+            Difference(
+                metric=fact.name,
+                other=name,
+                interval=test.interval,
+                p_value=test.p_value,
+                p_holm=p_holm,
+                test=test.test,
+                verdict=verdict,
+                n_more_items=more,
+            )
+        )
+    return found
+
+
+def _program_row(
+    name: str,
+    collected: Collected,
+    facts: Sequence[MetricFacts],
+    columns: Columns,
+    prices: tuple[float, float] | None,
+) -> ProgramRow:
+    answers = collected.answers
+    answered = [answer for answer in answers if answer.outcome == "answered"]
+    latencies = [answer.latency_ms for answer in answered]
+    p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (None, None)
+    sent = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    received = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
+    cost = (sum(sent) * prices[0] + sum(received) * prices[1]) / 1e6 if prices is not None and sent else None
+    return ProgramRow(
+        name=name,
+        n=len(answers),
+        n_wrong=_n_wrong(name, answers, facts, columns),
+        n_unreadable=sum(answer.outcome == "unreadable" for answer in answers),
+        n_failed=sum(answer.outcome == "failed" for answer in answers),
+        seconds=collected.seconds,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        prompt_tokens=sum(sent) if sent else None,
+        completion_tokens=sum(received) if received else None,
+        cost_usd=cost,
+        scores={fact.name: columns[fact.name][name].interval for fact in facts},
+    )
+
+
+def _n_wrong(name: str, answers: Sequence[Answer], facts: Sequence[MetricFacts], columns: Columns) -> int | None:
+    fact = next((fact for fact in facts if fact.kind == "proportion"), None)
+    scores = columns[fact.name][name].scores if fact is not None else None
+    if scores is None:
+        return None
+    return sum(1 for answer, score in zip(answers, scores, strict=True) if answer.outcome == "answered" and not score)
+
+
+def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
+    """The label that probabilities speak of: as a metric names it, else True or A where the labels are of that kind."""
+    known = [one for one in metrics if isinstance(one, (Metric, SetMetric))]
+    field = known[0].field if known else None
+    if field is None or any(field not in row for row in rows):
+        return None
+    named = next((one.positive for one in known if one.reads == "probability"), None)
+    labels = [row[field] for row in rows]
+    if named is None and not {label_text(label) for label in labels} <= {"true", "false"}:
+        named = "A" if {label_text(label) for label in labels} <= {"a", "b"} else None
+        if named is None:
+            return None
+    positive = positive_label(labels, named)
+    return next((jsonable(label) for label in labels if same_label(label, positive)), jsonable(positive))
+
+
+def _not_checked(
+    inputs: Sequence[Mapping[str, Any]], facts: Sequence[MetricFacts], columns: Columns, margin: float | None
+) -> tuple[str, ...]:
+    """What the numbers do not tell, in sentences."""
+    told = ["Whether these items resemble those that the program will meet in use."]
+    told.append("The noise floor: no program was asked twice about the same item.")
+    owners: dict[str, set[int]] = {}
+    for index, row in enumerate(inputs):
+        for value in row.values():
+            if isinstance(value, str) and value.strip():
+                owners.setdefault(value, set()).add(index)
+    n_shared = len(set().union(*(indices for indices in owners.values() if 1 < len(indices) < len(inputs)), set()))
+    if n_shared:
+        told.append(
+            f"Dependence between items: {n_shared} of {len(inputs)} share a text with another item; the intervals take "
+            "the items as independent and are too narrow for that."
+        )
+    if margin is None:
+        told.append("Equivalence: no margin was given, so a small difference can only be undecided.")
+    for fact in facts:
+        for name, one in columns[fact.name].items():
+            n_out = len(inputs) - sum(one.is_scored)
+            if n_out:
+                told.append(
+                    f"{fact.name} of {name} leaves out {n_out} of {len(inputs)} items, which could not be scored."
+                )
+    return tuple(told)

@@ -1,0 +1,189 @@
+"""The result of a comparison as plain values: who was asked what, what they said, how it scored, and what follows.
+
+In: JSON, or what compare.py computes. Out: frozen values, and JSON again (`to_dict`, `from_dict`).
+Not covered: computing them (compare.py), showing them (the report).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from dspy_finetune.errors import DataError
+from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation.verdict import Verdict
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+Kind: TypeAlias = Literal["proportion", "mean", "set"]
+"""Which statistics hold: binomial, those of a mean, or resampling only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricFacts:
+    """What the report needs to know of a metric after it has run."""
+
+    name: str
+    """What tables call it."""
+    kind: Kind
+    """Which statistics were used."""
+    higher_is_better: bool
+    """False for errors and losses."""
+    field: str | None
+    """The output field it reads; None for a user's own function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One item that all programs were asked about."""
+
+    inputs: Mapping[str, Any]
+    """What the programs saw."""
+    labels: Mapping[str, Any]
+    """The other fields of the example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramRow:
+    """One program's line in the table."""
+
+    name: str
+    """As the user called it."""
+    n: int
+    """Items asked."""
+    n_wrong: int | None
+    """Answers that were read and are not right by the first metric of kind proportion; None without such a metric."""
+    n_unreadable: int
+    """Answers that could not be read."""
+    n_failed: int
+    """Calls that failed."""
+    seconds: float
+    """Wall time for all items, with all threads."""
+    latency_p50_ms: float | None
+    """Median time of one call that was answered."""
+    latency_p95_ms: float | None
+    """95th percentile of it."""
+    prompt_tokens: int | None
+    """Sum over the items; None where no model reported any."""
+    completion_tokens: int | None
+    """As above."""
+    cost_usd: float | None
+    """Tokens times the prices given; None without prices or tokens."""
+    scores: Mapping[str, Interval]
+    """The figure of each metric, by the metric's name; `n` counts the items that could be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The candidate against one other program, on the items that both could be scored on."""
+
+    metric: str
+    """The metric's name."""
+    other: str
+    """The program that is compared with the candidate."""
+    interval: Interval
+    """Candidate minus other."""
+    p_value: float | None
+    """Two-sided; None where there is nothing to test."""
+    p_holm: float | None
+    """Corrected for the number of other programs, within this metric (Holm)."""
+    test: str
+    """Exact McNemar, sign-flip permutation, or bootstrap."""
+    verdict: Verdict
+    """Seen from the candidate, by `p_holm`."""
+    n_more_items: int | None
+    """For an undecided difference: about how many items more would decide, if it stays as seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All of a comparison."""
+
+    candidate: str
+    """The program whose worth is asked."""
+    reference: str | None
+    """The program it has to beat; None when it stands alone."""
+    is_reference_chosen: bool
+    """True when the reference is simply the best of the others on these items; False when the user named it."""
+    metrics: tuple[MetricFacts, ...]
+    """In the order given; the first decides the verdict."""
+    programs: tuple[ProgramRow, ...]
+    """In the order given."""
+    differences: tuple[Difference, ...]
+    """Candidate minus each other program, for each metric."""
+    items: tuple[Item, ...]
+    """The items, in the order given."""
+    answers: Mapping[str, tuple[Answer, ...]]
+    """By program, in the order of the items."""
+    item_scores: Mapping[str, Mapping[str, tuple[float | None, ...]]]
+    """By metric (item metrics only) and program, in the order of the items; None where an item could not be scored."""
+    positive: Any
+    """The label that `probability` speaks of; None when there is no such label."""
+    confidence: float
+    """Of all intervals."""
+    margin: float | None
+    """Differences smaller than this do not matter to the user; None: not stated."""
+    seed: int
+    """Of the resampling."""
+    not_checked: tuple[str, ...]
+    """What this comparison does not tell, in sentences."""
+
+    @property
+    def main_metric(self) -> MetricFacts:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    @property
+    def decisive(self) -> Difference | None:
+        """The difference that decides: candidate against reference by the first metric."""
+        return next((one for one in self.differences_of(self.main_metric.name) if one.other == self.reference), None)
+
+    def differences_of(self, metric: str) -> tuple[Difference, ...]:
+        """The differences by one metric."""
+        return tuple(one for one in self.differences if one.metric == metric)
+
+    def row(self, program: str) -> ProgramRow:
+        """A program's line."""
+        return next(row for row in self.programs if row.name == program)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """From JSON.
+
+        Raises:
+            DataError: It is not a comparison, or of another version.
+        """
+        try:
+            given = dict(values)
+            if given.pop("format") != FORMAT:
+                raise ValueError(f"format {values['format']}")
+            given["metrics"] = tuple(MetricFacts(**one) for one in given["metrics"])
+            given["programs"] = tuple(_program_row(one) for one in given["programs"])
+            given["differences"] = tuple(
+                Difference(**{**one, "interval": Interval(**one["interval"])}) for one in given["differences"]
+            )
+            given["items"] = tuple(Item(**one) for one in given["items"])
+            given["answers"] = {
+                name: tuple(Answer(**one) for one in answers) for name, answers in given["answers"].items()
+            }
+            given["item_scores"] = {
+                metric: {name: tuple(scores) for name, scores in by_program.items()}
+                for metric, by_program in given["item_scores"].items()
+            }
+            given["not_checked"] = tuple(given["not_checked"])
+            return cls(**given)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"this is not a comparison of format {FORMAT} ({type(error).__name__}: {error})") from error
+
+
+def _program_row(values: Mapping[str, Any]) -> ProgramRow:
+    scores = {name: Interval(**one) for name, one in values["scores"].items()}
+    return ProgramRow(**{**values, "scores": scores})

@@ -1,0 +1,141 @@
+"""The two kinds of metric: `Metric` scores one item, `SetMetric` scores a whole set of items at once.
+
+In: an example with its labels and a prediction (or lists of both). Out: a float.
+A mean of per-item scores can be tested item by item; a ROC AUC or an F1 exists only over a set, and its interval
+comes from resampling the items. `compare` takes both kinds, and any plain function `metric(example, prediction,
+trace=None)`. Not covered: which metrics there are (item_metrics.py, set_metrics.py), and intervals (stats.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.evaluation.reading import (
+    positive_label,
+    read_answer,
+    read_field,
+    read_probability,
+    same_label,
+    to_number,
+)
+
+Reads: TypeAlias = Literal["answer", "number", "probability"]
+"""What a metric looks at.
+
+The output field's value, that value as a number, or the probability of the positive label.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score for one item: `metric(example, prediction, trace=None) -> float`, as DSPy calls it.
+
+    Raises:
+        AnswerError: On call, when the prediction holds nothing that can be scored and `if_unreadable` is None.
+        UsageError: On call, when the example or the prediction has no such field.
+    """
+
+    name: str
+    """What tables call it."""
+    field: str
+    """The output field it reads, in the example and in the prediction."""
+    function: Callable[[Any, Any], float]
+    """The plain function on values: (expected, predicted). For `reads="probability"`: (1 or 0, probability)."""
+    reads: Reads = "answer"
+    """What of the prediction it looks at."""
+    higher_is_better: bool = True
+    """False for errors and losses."""
+    if_unreadable: float | None = None
+    """The score of an item whose answer could not be read or failed.
+
+    None leaves the item out of the mean, and says so.
+    """
+    is_proportion: bool = False
+    """True when every score is 0 or 1, so that binomial statistics hold."""
+    positive: Any = None
+    """The label whose probability is meant, for `reads="probability"`."""
+
+    def __call__(self, example: Any, prediction: Any, trace: object = None) -> float:
+        """The score of one item."""
+        expected = read_field(example, self.field, "example", self.name)
+        try:
+            if self.reads != "probability":
+                return float(self.function(expected, read_answer(prediction, self.field, self.name)))
+            positive = positive_label([expected], self.positive)
+            return float(self.function(float(same_label(expected, positive)), read_probability(prediction, positive)))
+        except AnswerError:
+            if self.if_unreadable is None:
+                raise
+            return self.if_unreadable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetMetric:
+    """A score over many items at once: `metric(examples, predictions) -> float`.
+
+    None in predictions stands for no answer.
+
+    The value is NaN where the score is not defined, such as ROC AUC when all items carry the same label.
+    """
+
+    name: str
+    """What tables call it."""
+    field: str
+    """The output field it reads."""
+    function: Callable[[Sequence[Any], Sequence[Any]], float]
+    """The plain function on lists: (expected, predicted). For `reads="probability"`: (1s and 0s, probabilities)."""
+    reads: Reads = "answer"
+    """What of the predictions it looks at."""
+    higher_is_better: bool = True
+    """False for errors and losses."""
+    counts_unreadable: bool = False
+    """True when an unreadable answer counts as wrong (it reaches the function as None); False leaves the item out."""
+    positive: Any = None
+    """The label whose probability is meant, for `reads="probability"`."""
+
+    def __call__(self, examples: Sequence[Any], predictions: Sequence[Any]) -> float:
+        """The score of a set of items."""
+        if isinstance(examples, Mapping) or hasattr(examples, "inputs"):
+            raise UsageError(
+                f"{self.name} is defined over a whole set, not for one item: give it to compare(), "
+                "or call it with lists of examples and predictions"
+            )
+        expected, predicted = self.columns(examples, predictions)
+        return self.over(expected, predicted)
+
+    def columns(self, examples: Sequence[Any], predictions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The values that the function will see, item by item; None where there is nothing to score."""
+        expected = [read_field(example, self.field, "example", self.name) for example in examples]
+        positive = positive_label(expected, self.positive) if self.reads == "probability" else None
+        predicted: list[Any] = []
+        for prediction in predictions:
+            try:
+                if prediction is None:
+                    predicted.append(None)
+                elif self.reads == "probability":
+                    predicted.append(read_probability(prediction, positive))
+                else:
+                    answer = read_answer(prediction, self.field, self.name)
+                    predicted.append(to_number(answer) if self.reads == "number" else answer)
+            except AnswerError:
+                predicted.append(None)
+        if self.reads == "probability":
+            expected = [float(same_label(value, positive)) for value in expected]
+        elif self.reads == "number":
+            expected = [to_number(value) for value in expected]
+        return expected, predicted
+
+    def over(self, expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+        """The score of columns as `columns` gives them."""
+        if not self.counts_unreadable:
+            kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
+            expected, predicted = [one for one, _ in kept], [other for _, other in kept]
+        return float(self.function(expected, predicted)) if len(expected) else math.nan
+
+
+AnyMetric: TypeAlias = Metric | SetMetric | Callable[..., Any]
+"""What `compare` takes: the two kinds, or a plain function `metric(example, prediction, trace=None)`."""

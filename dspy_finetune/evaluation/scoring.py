@@ -1,0 +1,186 @@
+"""From answers to scores.
+
+One metric over one program's answers, its interval, and the paired difference of two programs.
+
+In: a metric, the examples, each program's answers. Out: `Scored` columns, `Interval`s, `Difference` parts.
+Not covered: asking (collect.py), which differences are looked at and what they mean (compare.py, verdict.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.evaluation import stats
+from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.evaluation.comparison import Kind, MetricFacts
+from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
+from dspy_finetune.evaluation.stats import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How intervals and p-values are drawn."""
+
+    confidence: float
+    """Of the intervals."""
+    n_resamples: int
+    """Draws of the bootstrap; the sign-flip test takes ten times as many, they cost less."""
+    seed: int
+    """Of both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One metric over one program's answers."""
+
+    scores: tuple[float | None, ...] | None
+    """Per item, for item metrics; None for set metrics."""
+    interval: Interval
+    """The figure over all items that could be scored."""
+    draws: stats.Floats | None
+    """The bootstrap distribution, for set metrics: the same items are drawn for every program."""
+    is_scored: tuple[bool, ...]
+    """Per item, whether it counts."""
+
+
+def describe(metric: AnyMetric, is_proportion: bool) -> MetricFacts:
+    """The facts of a metric that outlive it. `is_proportion`: all scores of a user's function were 0 or 1."""
+    if isinstance(metric, (Metric, SetMetric)):
+        kind: Kind = "set" if isinstance(metric, SetMetric) else "proportion" if metric.is_proportion else "mean"
+        return MetricFacts(name=metric.name, kind=kind, higher_is_better=metric.higher_is_better, field=metric.field)
+    kind = "proportion" if is_proportion else "mean"
+    return MetricFacts(name=metric_name(metric), kind=kind, higher_is_better=True, field=None)
+
+
+def metric_name(metric: AnyMetric) -> str:
+    """What tables call a metric."""
+    if isinstance(metric, (Metric, SetMetric)):
+        return metric.name
+    return getattr(metric, "__name__", type(metric).__name__).replace("_", " ")
+
+
+def item_scores(
+    metric: Metric | Callable[..., Any], examples: Sequence[Any], answers: Sequence[Answer]
+) -> tuple[float | None, ...]:
+    """Each item's score by an item metric; None where it cannot be scored.
+
+    Items without an answer get the metric's `if_unreadable`; under a user's own function they count 0, as in
+    dspy.Evaluate.
+    """
+    without_answer = metric.if_unreadable if isinstance(metric, Metric) else 0.0
+    scores: list[float | None] = []
+    for example, answer in zip(examples, answers, strict=True):
+        prediction = answer.prediction()
+        try:
+            scores.append(without_answer if prediction is None else score_value(metric(example, prediction)))
+        except AnswerError:
+            scores.append(without_answer)
+    return tuple(scores)
+
+
+def score_value(value: Any) -> float:
+    """A metric's return value as a float: a number, a bool, or a prediction with a `score`, as DSPy allows.
+
+    Raises:
+        UsageError: It is neither, or not finite.
+    """
+    try:
+        score = float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"a metric returned {value!r}; it must return a number, a bool or a prediction with a score"
+        ) from error
+    if not math.isfinite(score):
+        raise UsageError(f"a metric returned {score}; leave an item out by raising AnswerError")
+    return score
+
+
+def score_items(scores: tuple[float | None, ...], kind: Kind, how: Resampling) -> Scored:
+    """The mean of item scores: Wilson's interval when all are 0 or 1, else Student's t."""
+    known = [score for score in scores if score is not None]
+    if kind == "proportion":
+        interval = stats.wilson(round(sum(known)), len(known), how.confidence)
+    else:
+        interval = stats.mean_interval(known, how.confidence)
+    return Scored(scores=scores, interval=interval, draws=None, is_scored=tuple(one is not None for one in scores))
+
+
+def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answer], how: Resampling) -> Scored:
+    """A set metric with its percentile bootstrap over the items."""
+    expected, predicted = metric.columns(examples, [answer.prediction() for answer in answers])
+    counted = tuple(metric.counts_unreadable or value is not None for value in predicted)
+    value = metric.over(expected, predicted)
+
+    def on(indices: Any) -> float:
+        return metric.over([expected[i] for i in indices], [predicted[i] for i in indices])
+
+    # All items are drawn from, also those that cannot be scored, so that every program sees the same draws.
+    draws = stats.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
+    interval = stats.percentile_interval(value, draws, sum(counted), how.confidence)
+    return Scored(scores=None, interval=interval, draws=draws, is_scored=counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """The numbers of one paired difference."""
+
+    interval: Interval
+    """First minus second, at the confidence asked for."""
+    narrow: Interval
+    """The same at 1 - 2 alpha, for equivalence."""
+    p_value: float | None
+    """Two-sided."""
+    test: str
+    """Its name."""
+    deviation: float
+    """Standard deviation of one item's difference, for power."""
+
+
+def paired(one: Scored, other: Scored, kind: Kind, how: Resampling) -> PairedTest:
+    """First minus second, on the items that both could be scored on (set metrics: on each one's own items)."""
+    narrow = 1 - 2 * (1 - how.confidence)
+    if one.draws is not None and other.draws is not None:
+        return _paired_draws(one, other, one.draws - other.draws, how.confidence, narrow)
+    assert one.scores is not None
+    assert other.scores is not None
+    both = [(a, b) for a, b in zip(one.scores, other.scores, strict=True) if a is not None and b is not None]
+    first, second = [a for a, _ in both], [b for _, b in both]
+    differences = [a - b for a, b in both]
+    deviation = float(np.std(differences, ddof=1)) if len(both) > 1 else math.nan
+    if kind == "proportion":
+        n_first, n_second = sum(a > b for a, b in both), sum(a < b for a, b in both)
+        return PairedTest(
+            interval=stats.paired_proportions(first, second, how.confidence),
+            narrow=stats.paired_proportions(first, second, narrow),
+            p_value=stats.mcnemar(n_first, n_second) if both else None,
+            test="exact McNemar",
+            deviation=deviation,
+        )
+    return PairedTest(
+        interval=stats.mean_interval(differences, how.confidence),
+        narrow=stats.mean_interval(differences, narrow),
+        p_value=stats.sign_flip(differences, n_resamples=10 * how.n_resamples - 1, seed=how.seed) if both else None,
+        test="sign-flip permutation",
+        deviation=deviation,
+    )
+
+
+def _paired_draws(one: Scored, other: Scored, draws: stats.Floats, confidence: float, narrow: float) -> PairedTest:
+    n = sum(a and b for a, b in zip(one.is_scored, other.is_scored, strict=True))
+    values = one.interval.value, other.interval.value
+    value = math.nan if values[0] is None or values[1] is None else values[0] - values[1]
+    interval = stats.percentile_interval(value, draws, n, confidence)
+    is_defined = interval.low is not None
+    return PairedTest(
+        interval=interval,
+        narrow=stats.percentile_interval(value, draws, n, narrow),
+        p_value=stats.bootstrap_p(draws) if is_defined else None,
+        test="paired bootstrap",
+        deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
+    )

@@ -1,0 +1,178 @@
+"""Intervals and paired tests: plain functions on numbers.
+
+In: scores, counts, a confidence, a seed. Out: `Interval`s and p-values. Every function takes the items as independent.
+Sources: Wilson 1927; Newcombe 1998 (Stat. Med. 17:2635, method 10) for paired proportions; McNemar 1947 in the exact
+binomial form; sign-flip permutation (Pitman 1937); percentile bootstrap (Efron 1979); Holm 1979.
+Not covered: what the numbers mean for the user (verdict.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dspy_finetune._optional import require
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with its confidence interval."""
+
+    value: float | None
+    """The figure itself; None where it is not defined."""
+    low: float | None
+    """Lower end; None where there are too few items for an interval."""
+    high: float | None
+    """Upper end."""
+    n: int
+    """How many items it rests on."""
+    method: str
+    """How the interval was made: Wilson, t, bootstrap, Newcombe, none."""
+
+
+def _scipy_stats() -> Any:
+    return require("scipy.stats", "eval", "a comparison with intervals")
+
+
+def _t_or_z(confidence: float, degrees: int | None = None) -> float:
+    stats = _scipy_stats()
+    upper = (1 + confidence) / 2
+    return float(stats.norm.ppf(upper) if degrees is None else stats.t.ppf(upper, degrees))
+
+
+def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; (0, 1) without items."""
+    if not n:
+        return Interval(value=None, low=0.0, high=1.0, n=0, method="Wilson")
+    ends = _scipy_stats().binomtest(n_right, n).proportion_ci(confidence, method="wilson")
+    return Interval(value=n_right / n, low=float(ends.low), high=float(ends.high), n=n, method="Wilson")
+
+
+def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean with Student's t interval; no interval for fewer than two items."""
+    n = len(scores)
+    if n < 2:
+        return Interval(value=float(scores[0]) if n else None, low=None, high=None, n=n, method="none")
+    values = np.asarray(scores, dtype=float)
+    mean, half = float(values.mean()), _t_or_z(confidence, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Interval(value=mean, low=mean - half, high=mean + half, n=n, method="t")
+
+
+def paired_proportions(one: Sequence[float], other: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The difference of two proportions on the same items, with Newcombe's square-and-add interval (his method 10)."""
+    n = len(one)
+    first, second = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    if not n:
+        return Interval(value=None, low=None, high=None, n=0, method="Newcombe")
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    rates = [wilson(both + only_first, n, confidence), wilson(both + only_second, n, confidence)]
+    (p1, low1, high1), (p2, low2, high2) = ((rate.value or 0.0, rate.low or 0.0, rate.high or 0.0) for rate in rates)
+    product = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    covariance = float(both * neither - only_first * only_second)
+    if covariance > 0:  # Newcombe's continuity correction
+        covariance = max(covariance - n / 2, 0.0)
+    phi = covariance / math.sqrt(product) if product else 0.0
+
+    def reach(below: float, above: float) -> float:
+        return math.sqrt(max(below**2 - 2 * phi * below * above + above**2, 0.0))
+
+    value = p1 - p2
+    return Interval(
+        value=value,
+        low=value - reach(p1 - low1, high2 - p2),
+        high=value + reach(high1 - p1, p2 - low2),
+        n=n,
+        method="Newcombe",
+    )
+
+
+def mcnemar(n_only_first: int, n_only_second: int) -> float:
+    """Exact McNemar p-value, two-sided.
+
+    Could the items that only one side got right be a fair coin's? 1 without any.
+    """
+    n = n_only_first + n_only_second
+    return float(_scipy_stats().binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
+
+
+def sign_flip(differences: Sequence[float], *, n_resamples: int = 9999, seed: int = 0) -> float:
+    """Permutation p-value, two-sided, of a mean paired difference: the signs of the differences are flipped at random.
+
+    scipy.stats.permutation_test does the same; the plain loop keeps one call for scipy 1.12 to 1.17, which renamed
+    its seed.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[values != 0.0]
+    if not len(values):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    observed, n_as_far, chunk = abs(float(values.sum())), 0, max(1, 2_000_000 // len(values))
+    for start in range(0, n_resamples, chunk):
+        signs = rng.integers(0, 2, size=(min(chunk, n_resamples - start), len(values)), dtype=np.int8) * 2 - 1
+        # The tolerance counts sums that are equal but for rounding as equal.
+        n_as_far += int((np.abs(signs @ values) >= observed * (1 - 1e-9)).sum())
+    return (n_as_far + 1) / (n_resamples + 1)
+
+
+def resample(n: int, statistic: Callable[[npt.NDArray[np.int64]], float], *, n_resamples: int, seed: int) -> Floats:
+    """The bootstrap distribution of a statistic of item indices. The same n and seed draw the same items.
+
+    A paired bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    return np.array([statistic(rng.integers(0, n, size=n)) for _ in range(n_resamples)], dtype=float)
+
+
+def percentile_interval(value: float, draws: Floats, n: int, confidence: float = 0.95) -> Interval:
+    """The percentile interval of a bootstrap distribution; draws where the score is not defined are left out."""
+    draws = draws[np.isfinite(draws)]
+    if not math.isfinite(value) or n < 2 or len(draws) < 100:
+        return Interval(value=value if math.isfinite(value) else None, low=None, high=None, n=n, method="none")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(value=value, low=float(low), high=float(high), n=n, method="bootstrap")
+
+
+def bootstrap_p(draws: Floats) -> float:
+    """Two-sided p-value from a bootstrap distribution of a difference.
+
+    Twice the share of draws beyond zero, at most 1.
+    """
+    draws = draws[np.isfinite(draws)]
+    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment, in the order given: each p-value corrected for the number of comparisons."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, running = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def items_needed(difference: float, deviation: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """How many items a two-sided paired test needs to find this difference with this power (normal approximation).
+
+    Args:
+        difference: The mean paired difference that is assumed to hold.
+        deviation: Standard deviation of the items' paired differences.
+
+    Returns:
+        The number of items, or None when the difference is zero: no number would do.
+    """
+    if difference == 0.0 or not math.isfinite(difference) or not math.isfinite(deviation):
+        return None
+    norm = _scipy_stats().norm
+    quantiles = float(norm.ppf(1 - alpha / 2)) + float(norm.ppf(power))
+    return math.ceil((quantiles * deviation / abs(difference)) ** 2)
