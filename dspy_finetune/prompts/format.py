@@ -1,0 +1,495 @@
+r"""One prompt for training, serving and cost: `PromptFormat`.
+
+In: a dspy.Signature, and optionally a rubric, templates, labels. Out: the messages of an example, the assistant text that is
+trained, and the reading of that text, as an object that is saved with the model. The same example always gives the same bytes.
+
+- **system**: `system`, by default the signature's instructions. A rubric stands where the template says `{rubric}`, and is
+  appended as "\n\nTaste rubric:\n..." where it does not. `{instructions}` stands for the signature's instructions. `system=""`
+  without a rubric sends no system message.
+- **user**: `user`, by default one line "Field name: {field_name}" per input.
+- **completion**: `completion`, a template or "json"; defaults in completion.py.
+
+The template language and the rule that keeps values from being read as template stand in template.py. Control tokens of chat
+templates inside a field, such as `<|im_start|>`, are data and stay byte for byte: hosts take the text of a message as text. A
+host of one's own must tokenise message contents without reading special tokens from them, as `dspy_finetune.local` does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+import dspy
+
+from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.prompts.completion import JsonLayout, TemplateLayout, default_source, title
+from dspy_finetune.prompts.labels import LabelSet
+from dspy_finetune.prompts.number_text import NumberFormat
+from dspy_finetune.prompts.schema import dump_signature, dump_type, load_signature
+from dspy_finetune.prompts.template import Slot, Template, escape_line, literal
+from dspy_finetune.prompts.values import Codec, checked_text, codec_of, image_parts, input_json, input_text
+
+RENDERING_VERSION = 1
+"""Changes whenever the same prompt would give other bytes; part of every digest."""
+
+_RUBRIC_HEADING = "Taste rubric:\n"
+
+
+class PromptFormat:
+    """How an example becomes messages, and an answer becomes values.
+
+    Example:
+        >>> prompt = PromptFormat("title -> is_favorite: bool", system="Would the reader like it? {rubric}", rubric="Likes bees.")
+        >>> prompt.messages({"title": "Bees"})[1], prompt.completion({"is_favorite": True}), prompt.parse("True.")
+        ({'role': 'user', 'content': 'Title: Bees'}, 'true', {'is_favorite': True})
+
+    Args:
+        signature: A dspy.Signature class, or its short form "title -> is_favorite: bool".
+        rubric: A text for the system message.
+        system: Template of the system message: input fields, `{rubric}`, `{instructions}`.
+        user: Template of the user message: input fields. Every input must stand in one of the two.
+        labels: Value -> text, for the first output that has labels; for a str output, also a list of texts.
+        completion: Template of the answer over the output fields, or "json".
+        number: How the outputs that are numbers are written.
+
+    Raises:
+        UsageError: A template names an unknown field or leaves one out, labels do not fit, a type cannot be saved.
+    """
+
+    def __init__(
+        self,
+        signature: type[dspy.Signature] | str,
+        *,
+        rubric: str | None = None,
+        system: str | None = None,
+        user: str | None = None,
+        labels: Mapping[Any, str] | Sequence[str] | None = None,
+        completion: str | None = None,
+        number: NumberFormat | None = None,
+    ) -> None:
+        self._signature: type[dspy.Signature] = dspy.Signature(signature) if isinstance(signature, str) else signature
+        self.input_fields: tuple[str, ...] = tuple(self._signature.input_fields)
+        self.output_fields: tuple[str, ...] = tuple(self._signature.output_fields)
+        if not self.input_fields or not self.output_fields:
+            raise UsageError("signature: at least one input and one output field are needed")
+        self._saved_signature = dump_signature(self._signature)
+        self.rubric = rubric
+        self._number = number
+        self._codecs = self._make_codecs(labels, number)
+        self._images = frozenset(
+            name for name, field in self._signature.input_fields.items() if _holds_image(field.annotation)
+        )
+        self._system = Template(self._system_source(system, rubric), self.input_fields, what="system")
+        source = "\n".join(f"{title(name)}: {{{name}}}" for name in self.input_fields) if user is None else user
+        self._user = Template(source, self.input_fields, what="user")
+        self._check_inputs()
+        source = default_source(self._codecs) if completion is None else completion
+        self._layout = JsonLayout(self._codecs) if source == "json" else TemplateLayout(source, self._codecs)
+        self._render_system = _renderer(self._system)
+        self._render_user = self._user_parts if self._images else _renderer(self._user)
+        self._has_system = bool(self._system.parts)
+        self._fixed_system = self._system.parts[0] if len(self._system.parts) == 1 and not self._system.names else None
+        self._digest = _digest(self._identity())
+
+    # What it is
+
+    @property
+    def signature(self) -> type[dspy.Signature]:
+        """The signature."""
+        return self._signature
+
+    @property
+    def system(self) -> str:
+        """The system template, the rubric in it; empty for no system message."""
+        return self._system.source
+
+    @property
+    def user(self) -> str:
+        """The user template."""
+        return self._user.source
+
+    @property
+    def label_field(self) -> str | None:
+        """The output that has labels and opens the completion, so that its probability stands at the first token; else None."""
+        return self._layout.label_field
+
+    @property
+    def labels(self) -> LabelSet | None:
+        """The labels of `label_field`."""
+        return self._codecs[self.label_field].labels if self.label_field else None
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """The JSON schema that a host with structured output can be held to; None where answers are not JSON."""
+        return self._layout.response_format() if isinstance(self._layout, JsonLayout) else None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """A limit that no readable answer exceeds, where the outputs have one: a label's bytes, 24 for a number; else None."""
+        if len(self._codecs) > 1:
+            return None
+        codec = next(iter(self._codecs.values()))
+        if codec.labels is not None:
+            return max(len(text.encode()) for text in codec.labels.texts)
+        return 24 if codec.number is not None else None
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that can only come after a complete answer: a line break, where the answer is one line of several outputs."""
+        return ("\n",) if self._layout.is_one_line and len(self._codecs) > 1 and self.response_format is None else ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all that changes a byte of the prompt or the reading of an answer."""
+        return self._digest
+
+    # What it does
+
+    def messages(self, example: Mapping[str, Any] | dspy.Example) -> list[dict[str, Any]]:
+        """The messages of an example: system, if any, and user. Only input fields are read.
+
+        Raises:
+            RowError: An input is missing, None, or cannot be written; names the field.
+        """
+        user = {"role": "user", "content": self._render_user(example)}
+        if self._fixed_system is not None:
+            return [{"role": "system", "content": self._fixed_system}, user]
+        if self._has_system:
+            return [{"role": "system", "content": self._render_system(example)}, user]
+        return [user]
+
+    def completion(self, example: Mapping[str, Any] | dspy.Example) -> str:
+        """The assistant text that is trained.
+
+        Raises:
+            RowError: An output is missing, or its value is none of its type; names the field.
+        """
+        return self._layout.write(example)
+
+    def training_messages(self, example: Mapping[str, Any] | dspy.Example) -> list[dict[str, Any]]:
+        """The messages with the completion as the assistant's. Raises RowError."""
+        return [*self.messages(example), {"role": "assistant", "content": self.completion(example)}]
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """The output values of an answer; `parse(completion(x))` gives x back.
+
+        Raises:
+            AnswerError: The answer cannot be read; `.text` keeps it. There is no default.
+        """
+        if not isinstance(text, str):
+            raise AnswerError(f"the answer is {type(text).__name__}, not text", text="")
+        return self._layout.read(text)
+
+    def inputs(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The input texts back from rendered messages; what JSON wrote comes back as JSON types.
+
+        Raises:
+            UsageError: The messages were not made by this prompt, or hold images.
+        """
+        found: dict[str, Any] = {}
+        for role, template in (("system", self._system), ("user", self._user)):
+            content = next((message["content"] for message in messages if message["role"] == role), "")
+            values = template.read(content) if isinstance(content, str) else None
+            if values is None:
+                raise UsageError(f"messages: the {role} message does not have this prompt's form")
+            found = {**values, **found}
+        return found
+
+    # Saving and comparing
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the prompt as JSON types; `from_dict` rebuilds it without importing anybody's code."""
+        return {
+            "kind": "template",
+            "version": RENDERING_VERSION,
+            "signature": self._saved_signature,
+            "system": self.system,
+            "rubric": self.rubric,
+            "user": self.user,
+            "completion": self._layout.source,
+            "labels": self._saved_labels(),
+            "number": None if self._number is None else dict(vars(self._number)),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PromptFormat:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: Not a saved prompt, or saved by a release that renders otherwise.
+        """
+        if data.get("version") != RENDERING_VERSION:
+            raise UsageError(
+                f"prompt: rendering version {data.get('version')!r} was saved, this release renders version {RENDERING_VERSION}; "
+                "use the release that trained the model"
+            )
+        if data.get("kind") == "adapter":
+            # Imported here: adapter.py builds on this module.
+            from dspy_finetune.prompts.adapter import AdapterPrompt
+
+            return AdapterPrompt.load(data)
+        try:
+            signature, number = load_signature(data["signature"]), data["number"]
+            prompt = cls(
+                signature,
+                system=data["system"],
+                user=data["user"],
+                completion=data["completion"],
+                labels=_loaded_labels(signature, data["labels"]),
+                number=None if number is None else NumberFormat(**number),
+            )
+            prompt.rubric = data["rubric"]
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"prompt: not a saved prompt ({type(error).__name__}: {error})") from error
+        return prompt
+
+    @classmethod
+    def from_adapter(
+        cls, signature: type[dspy.Signature] | str, adapter: Any = None, demos: Sequence[Mapping[str, Any]] = ()
+    ) -> PromptFormat:
+        """The prompt that DSPy's own adapter sends: same interface, same bytes.
+
+        Args:
+            signature: The signature.
+            adapter: A dspy.ChatAdapter (the default), JSONAdapter or XMLAdapter.
+            demos: Few-shot examples, as dspy.Predict keeps them.
+
+        Raises:
+            UsageError: Another adapter, or a type that cannot be saved.
+        """
+        # Imported here: adapter.py builds on this module.
+        from dspy_finetune.prompts.adapter import AdapterPrompt
+
+        return AdapterPrompt(signature, adapter, demos)
+
+    def diff(self, other: PromptFormat) -> str:
+        """What differs, as a unified diff from this prompt to the other; empty if nothing does."""
+        if self == other:
+            return ""
+        lines = difflib.unified_diff(
+            _lines(self._identity()),
+            _lines(other._identity()),
+            f"prompt {self.digest[:12]}",
+            f"prompt {other.digest[:12]}",
+            lineterm="",
+        )
+        return "\n".join(lines)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptFormat) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"PromptFormat({self._signature.signature}, digest={self.digest[:12]})"
+
+    def __copy__(self) -> PromptFormat:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptFormat:
+        # Immutable: a copy could only cost.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Signature classes made from strings cannot be pickled; their saved form can.
+        return PromptFormat.from_dict, (self.to_dict(),)
+
+    # How it is built
+
+    def _make_codecs(self, labels: Any, number: NumberFormat | None) -> dict[str, Codec]:
+        annotations = {name: field.annotation for name, field in self._signature.output_fields.items()}
+        codecs: dict[str, Codec] = {}
+        for name, annotation in annotations.items():
+            is_number = number is not None and codec_of(annotation).kind == "number"
+            codecs[name] = codec_of(annotation, number=number if is_number else None)
+        if number is not None and not any(codec.kind == "number" for codec in codecs.values()):
+            raise UsageError("number: no output is int, float or Decimal")
+        if labels is None:
+            return codecs
+        target = next((name for name, codec in codecs.items() if codec.kind == "label"), self.output_fields[0])
+        codecs[target] = codec_of(annotations[target], labels=_custom_labels(labels, codecs[target], target))
+        return codecs
+
+    def _system_source(self, system: str | None, rubric: str | None) -> str:
+        source = literal(self._signature.instructions) if system is None else system
+        # Only author's texts go in here; what an example holds is inserted later, by slots.
+        words = {"instructions": self._signature.instructions, "rubric": rubric}
+        for name, text in words.items():
+            placeholder = f"{{{name}}}"
+            is_asked = _has_placeholder(source, name)
+            if name in self.input_fields:
+                if name == "rubric" and rubric is not None:
+                    raise UsageError(
+                        'rubric: the signature has an input "rubric" too; rename the field, or write the rubric into system'
+                    )
+                continue
+            if is_asked and text is None:
+                raise UsageError("system: {rubric} stands in the template, but no rubric is given")
+            if is_asked and text is not None:
+                source = _fill(source, placeholder, literal(text))
+            elif name == "rubric" and text is not None:
+                source = "\n\n".join(part for part in (source, _RUBRIC_HEADING + literal(text)) if part)
+        return source
+
+    def _check_inputs(self) -> None:
+        used = {*self._system.names, *self._user.names}
+        for name in self.input_fields:
+            if name not in used:
+                raise UsageError(
+                    f"user: the input {{{name}}} stands in no template, so the model would never see it; "
+                    f'add it, or use signature.delete("{name}")'
+                )
+        if not self._user.parts:
+            raise UsageError("user: the template is empty")
+        for name in self._images:
+            if name in self._system.names:
+                raise UsageError(f"system: {{{name}}} is an image, and images go into user messages only")
+
+    def _user_parts(self, example: Any) -> list[dict[str, Any]]:
+        """The user content as parts, where some fields are images."""
+        parts: list[dict[str, Any]] = []
+        text = ""
+        for part in self._user.parts:
+            if isinstance(part, Slot) and part.name in self._images:
+                if text:
+                    parts.append({"type": "text", "text": text})
+                    text = ""
+                parts += _guarded(part.name, image_parts, example)
+            else:
+                text += part if isinstance(part, str) else _slot_text(part, example)
+        return [*parts, {"type": "text", "text": text}] if text else parts
+
+    def _identity(self) -> dict[str, Any]:
+        """All that changes a byte. Descriptions and instructions count where they stand in the templates."""
+        return {
+            "kind": "template",
+            "version": RENDERING_VERSION,
+            "system": self.system,
+            "user": self.user,
+            "completion": self._layout.source,
+            "labels": self._saved_labels(),
+            "number": None if self._number is None else dict(vars(self._number)),
+            "inputs": {field["name"]: field["type"] for field in self._saved_signature["inputs"]},
+            "outputs": [[field["name"], field["type"]] for field in self._saved_signature["outputs"]],
+        }
+
+    def _saved_labels(self) -> list[list[Any]] | None:
+        """Value and text of each label of the one output that labels were given for, if they are not its type's own."""
+        for codec in self._codecs.values():
+            if codec.labels is not None and codec.labels != LabelSet.of(codec.annotation):
+                return [[getattr(value, "value", value), text] for value, text in codec.labels.items()]
+        return None
+
+
+def _holds_image(annotation: Any) -> bool:
+    return annotation is dspy.Image or (get_origin(annotation) is list and get_args(annotation) == (dspy.Image,))
+
+
+def _guarded(name: str, text_of: Callable[[Any], Any], example: Any) -> Any:
+    """A field's text; an error names the field."""
+    try:
+        value = example[name]
+    except KeyError as error:
+        raise RowError("is missing", field=name, remedy="give the example this input, or rename its column") from error
+    except TypeError as error:
+        raise UsageError(f"example: a mapping or a dspy.Example is needed, got {type(example).__name__}") from error
+    try:
+        return text_of(value)
+    except RowError as error:
+        raise RowError(error.problem, field=name, value=value, remedy=error.remedy) from error
+
+
+def _slot_text(slot: Slot, example: Any) -> str:
+    if slot.mode == "line":
+        return escape_line(_guarded(slot.name, input_text, example))
+    return str(_guarded(slot.name, input_json if slot.mode == "json" else input_text, example))
+
+
+def _renderer(template: Template) -> Callable[[Any], str]:
+    """A function from an example to a template's text, with the common cases made fast."""
+    parts = template.parts
+    slots = [part for part in parts if isinstance(part, Slot)]
+
+    def render(example: Any) -> str:
+        return "".join([part if isinstance(part, str) else _slot_text(part, example) for part in parts])
+
+    if len(slots) != 1 or slots[0].mode == "json":
+        return render
+    name, slot = slots[0].name, slots[0]
+    index = parts.index(slot)
+    before = "".join(part for part in parts[:index] if isinstance(part, str))
+    after = "".join(part for part in parts[index + 1 :] if isinstance(part, str))
+
+    def render_one(example: Any) -> str:
+        try:
+            value = example[name]
+        except (KeyError, TypeError):
+            return render(example)  # which names what is missing
+        # A printable text holds no line break and no half surrogate: it stands as it is.
+        if type(value) is str and value.isprintable() and "\\" not in value:
+            return before + value + after
+        return render(example)
+
+    return render_one
+
+
+def _has_placeholder(source: str, name: str) -> bool:
+    return f"{{{name}}}" in source.replace("{{", "").replace("}}", "")
+
+
+def _fill(source: str, placeholder: str, text: str) -> str:
+    """Replace a placeholder, but not the same letters between doubled braces."""
+    return text.join(
+        piece.replace("\0", "{{").replace("\1", "}}")
+        for piece in source.replace("{{", "\0").replace("}}", "\1").split(placeholder)
+    )
+
+
+def _custom_labels(labels: Any, codec: Codec, name: str) -> LabelSet:
+    if not isinstance(labels, Mapping):
+        labels = {text: text for text in labels}
+    made = labels if isinstance(labels, LabelSet) else LabelSet(labels)
+    own = LabelSet.of(codec.annotation)
+    if own is not None and set(map(repr, own)) != set(map(repr, made)):
+        raise UsageError(f"labels: the output {name} has the values {list(own)}, the labels are for {list(made)}")
+    if own is None and (codec.annotation is not str or not all(isinstance(value, str) for value in made)):
+        raise UsageError(
+            f"labels: the output {name} is of type {codec.annotation!r}; labels are for bool, Literal, Enum and str"
+        )
+    return made
+
+
+def _loaded_labels(signature: type[dspy.Signature], saved: list[list[Any]] | None) -> Mapping[Any, str] | None:
+    """Saved labels; the members of a rebuilt Enum stand for their values."""
+    if saved is None:
+        return None
+    for field in signature.output_fields.values():
+        own = LabelSet.of(field.annotation)
+        if own is not None:
+            members = {repr(getattr(value, "value", value)): value for value in own}
+            return {members[repr(value)]: text for value, text in saved}
+    return {value: text for value, text in saved}
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _lines(identity: dict[str, Any]) -> list[str]:
+    """One readable line per fact, texts line by line."""
+    lines: list[str] = []
+    for key, value in identity.items():
+        if isinstance(value, str):
+            lines += [f"{key}: {line}" for line in value.split("\n")]
+        elif isinstance(value, list):
+            lines += [f"{key}: {json.dumps(item, ensure_ascii=False)}" for item in value]
+        elif isinstance(value, dict):
+            lines += [f"{key}.{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items()]
+        else:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    return lines

@@ -1,0 +1,256 @@
+"""What a value's text is: input values for prompts, output codecs for completions.
+
+In: a field's value or annotation. Out: `input_text` for prompts; `codec_of(annotation)` with `encode` and `decode` for answers.
+Inputs: a str stands as it is, an Enum member of str as its value; numbers, bools, lists, dicts, dataclasses and pydantic models
+as JSON. Outputs: labels and numbers by their codecs, str as it is, everything else as JSON. Not covered: layout (completion.py).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import dspy
+import pydantic
+import pydantic_core
+
+from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.prompts.labels import LabelSet
+from dspy_finetune.prompts.number_text import NumberFormat
+from dspy_finetune.prompts.template import json_line
+
+CodecKind = Literal["text", "label", "number", "json"]
+
+
+def plain_value(value: Any) -> Any:
+    """A value as JSON types, a str kind as str. Raises RowError where JSON cannot hold it."""
+    if value is None:
+        raise RowError("is None", value=value, remedy="give every field a value, or drop the row")
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, dspy.Image):
+        raise RowError("is an image in a field of text", value=value, remedy="annotate the field as dspy.Image")
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    try:
+        return pydantic_core.to_jsonable_python(value, inf_nan_mode="constants")
+    except (ValueError, TypeError) as error:
+        raise RowError(
+            f"a {type(value).__name__} has no JSON form", value=value, remedy="give text, numbers, lists or models"
+        ) from error
+
+
+def input_text(value: Any) -> str:
+    """The text of an input value: a str as it is, anything else as JSON on one line. Raises RowError."""
+    plain = plain_value(value)
+    return checked_text(plain) if isinstance(plain, str) else input_json(plain)
+
+
+def input_json(value: Any) -> str:
+    """The JSON text of an input value, a str in double quotes. Raises RowError."""
+    try:
+        return checked_text(json_line(plain_value(value)))
+    except ValueError as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(
+            f"{value!r:.80} holds a number that is not finite", value=value, remedy="correct the row"
+        ) from error
+
+
+def checked_text(text: str) -> str:
+    """The text itself. Raises RowError for half a surrogate pair, which neither a UTF-8 file nor a host can carry."""
+    if text.isprintable() or text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"character {error.start} is half of a surrogate pair ({text[error.start]!r})",
+            value=text,
+            remedy="repair the text's encoding",
+        ) from error
+    return text
+
+
+def image_parts(value: Any) -> list[dict[str, Any]]:
+    """The content parts of an image field: a dspy.Image, its URL, or a list of them. Raises RowError."""
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in image_parts(item)]
+    url = value.url if isinstance(value, dspy.Image) else value
+    if not isinstance(url, str) or not url.startswith(("http://", "https://", "data:image/")):
+        raise RowError(
+            f"{value!r:.60} is not an image",
+            value=value,
+            remedy="give a dspy.Image, an http(s) URL or a data:image/ URL",
+        )
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """How one output is written and read."""
+
+    annotation: Any
+    """The output's type."""
+    labels: LabelSet | None = None
+    """The labels, where the output is one of a few."""
+    number: NumberFormat | None = None
+    """The number format, where the output is a number."""
+
+    @property
+    def kind(self) -> CodecKind:
+        """What the text is."""
+        if self.labels is not None:
+            return "label"
+        if self.number is not None:
+            return "number"
+        return "text" if self.annotation is str else "json"
+
+    def encode(self, value: Any) -> str:
+        """The text of a value. Raises RowError."""
+        if self.labels is not None:
+            return self.labels.encode(value)
+        if value is None and self.kind != "json":
+            raise RowError("is None", value=value, remedy="give every output a value, or drop the row")
+        if self.number is not None:
+            return self.number.encode(value)
+        if self.annotation is not str:
+            return checked_text(json_line(self.to_json(value)))
+        if not isinstance(value, str):
+            raise RowError(
+                f"{value!r:.80} ({type(value).__name__}) is not a text",
+                value=value,
+                remedy="convert it, or annotate the output",
+            )
+        return checked_text(str(value.value) if isinstance(value, enum.Enum) else value)
+
+    def decode(self, text: str) -> Any:
+        """The value of a text. Raises AnswerError."""
+        if self.labels is not None:
+            return self.labels.decode(text)
+        if self.number is not None:
+            return self.number.decode(text)
+        return text if self.annotation is str else self.from_json(loads(text), text)
+
+    def to_json(self, value: Any) -> Any:
+        """The value as JSON types, for a JSON answer. Raises RowError."""
+        if self.labels is not None:
+            text = self.labels.encode(value)
+            return value_of_text if (value_of_text := self._native(text)) is not None else text
+        if self.kind == "text":
+            return self.encode(value)
+        if self.number is not None:
+            self.number.encode(value)  # refuses what is no number
+            return (
+                int(value) if self.number.kind == "int" else str(value) if isinstance(value, Decimal) else float(value)
+            )
+        try:
+            checked = self._adapter.validate_python(value)
+            plain = self._adapter.dump_python(checked, mode="json")
+            json.dumps(plain, allow_nan=False)
+        except ValueError as error:
+            raise RowError(
+                f"{value!r:.80} does not fit the output's type ({_first_line(error)})",
+                value=value,
+                remedy="correct the row",
+            ) from error
+        return plain
+
+    def from_json(self, value: Any, text: str) -> Any:
+        """The value from JSON types. Raises AnswerError."""
+        if self.labels is not None:
+            if isinstance(value, str):
+                return self.labels.decode(value)
+            for label, label_text in self.labels.items():
+                if type(self._native(label_text)) is type(value) and self._native(label_text) == value:
+                    return label
+            raise AnswerError(f"the answer {text!r:.80} holds {value!r:.40}, which is no label", text=text)
+        try:
+            # In JSON mode, strictly: "5" is no number and 1 is not true, but a date is its text.
+            return self._adapter.validate_json(json.dumps(value), strict=True)
+        except ValueError as error:
+            raise AnswerError(
+                f"the answer {text!r:.80} does not fit the output's type ({_first_line(error)})", text=text
+            ) from error
+
+    def _native(self, text: str) -> bool | int | None:
+        """A bool or int label stands in JSON as itself, if its text is the usual one."""
+        assert self.labels is not None
+        for label, label_text in self.labels.items():
+            if label_text == text and type(label) in (bool, int) and text == json.dumps(label):
+                return bool(label) if type(label) is bool else int(label)
+        return None
+
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema of the value in a JSON answer."""
+        if self.labels is None:
+            return self._adapter.json_schema()
+        if all(type(label) is bool and self._native(text) is not None for label, text in self.labels.items()):
+            return {"type": "boolean"}
+        if all(type(label) is int and self._native(text) is not None for label, text in self.labels.items()):
+            return {"type": "integer", "enum": list(self.labels)}
+        return {"type": "string", "enum": [*self.labels.texts]}
+
+    @property
+    def _adapter(self) -> pydantic.TypeAdapter[Any]:
+        return pydantic.TypeAdapter(self.annotation)
+
+
+def codec_of(annotation: Any, *, labels: LabelSet | None = None, number: NumberFormat | None = None) -> Codec:
+    """The codec of an output's type. Raises UsageError where a number format is given to what is no number."""
+    kinds: dict[Any, Literal["float", "int", "decimal"]] = {float: "float", int: "int", Decimal: "decimal"}
+    kind = kinds.get(annotation) if isinstance(annotation, type) else None
+    if number is not None and kind is None:
+        raise UsageError(f"number: the output's type {annotation!r} is not int, float or Decimal")
+    if labels is not None:
+        return Codec(annotation=annotation, labels=labels)
+    if kind is not None:
+        base = number or NumberFormat()
+        return Codec(
+            annotation=annotation,
+            number=NumberFormat(
+                decimals=base.decimals,
+                currency=base.currency,
+                position=base.position,
+                thousands=base.thousands,
+                strict=base.strict,
+                kind=kind,
+            ),
+        )
+    return Codec(annotation=annotation, labels=LabelSet.of(annotation))
+
+
+def loads(text: str) -> Any:
+    """Parse a JSON answer strictly: one value, perhaps in a fenced block; no doubled keys, no NaN. Raises AnswerError."""
+    body = text.strip()
+    if body.startswith("```") and body.endswith("```") and "\n" in body:
+        body = body[3:-3].partition("\n")[2]
+    try:
+        return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise AnswerError(f"the answer {text!r:.80} is not JSON ({_first_line(error)})", text=text) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("the same key twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
