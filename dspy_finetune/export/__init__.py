@@ -9,10 +9,46 @@
 (12, True)
 """
 
+from dspy_finetune.export.convert import convert
+from dspy_finetune.export.cost import (
+    InferenceCost,
+    TrainingCost,
+    default_epochs,
+    evaluation_cost,
+    inference_cost,
+    training_cost,
+)
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dpo import export_dpo
 from dspy_finetune.export.manifest import Manifest
-from dspy_finetune.export.preferences import Preference
+from dspy_finetune.export.preferences import (
+    Preference,
+    Preferences,
+    preferences_from_corrections,
+    preferences_from_mistakes,
+)
 from dspy_finetune.export.sft import export_sft
+from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
+from dspy_finetune.export.traces import preferences_from_program
 
-__all__ = ["Dataset", "Manifest", "Preference", "export_dpo", "export_sft"]
+__all__ = [
+    "Dataset",
+    "InferenceCost",
+    "Manifest",
+    "Preference",
+    "Preferences",
+    "TokenCounter",
+    "TrainingCost",
+    "convert",
+    "count_messages",
+    "count_tokens",
+    "default_epochs",
+    "evaluation_cost",
+    "export_dpo",
+    "export_sft",
+    "inference_cost",
+    "preferences_from_corrections",
+    "preferences_from_mistakes",
+    "preferences_from_program",
+    "training_cost",
+]

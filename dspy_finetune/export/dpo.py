@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from dspy_finetune.errors import FinetuneError, RowError
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.preferences import Preference, as_preference, render_preference
-from dspy_finetune.export.rows import Row
-from dspy_finetune.export.sft import row_error, tool_keys
+from dspy_finetune.export.rows import Row, row_error
+from dspy_finetune.export.sft import tool_keys
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
 

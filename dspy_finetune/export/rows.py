@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring
 from typing import Any
 
-from dspy_finetune.errors import RowError
+from dspy_finetune.errors import FinetuneError, RowError, RowsError
 
 Row = dict[str, Any]
 """A training row in OpenAI's shape."""
@@ -73,3 +73,14 @@ def _encode_item(item: Any) -> str:
 def _key(key: Any) -> str:
     # What the json module makes of keys that are not strings, in its own words.
     return _encode_any({key: 0})[1:-3]
+
+
+def row_error(error: FinetuneError, number: int) -> RowError:
+    """Whatever rendering an example raised, as a RowError that names the row."""
+    if isinstance(error, RowsError):
+        error = error.errors[0]
+    if isinstance(error, RowError):
+        if error.line is not None:
+            return error
+        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
+    return RowError(str(error), line=number)

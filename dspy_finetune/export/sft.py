@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dspy_finetune.errors import FinetuneError, RowError, RowsError
+from dspy_finetune.errors import FinetuneError, RowError
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.rows import Row
+from dspy_finetune.export.rows import Row, row_error
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
 
@@ -122,14 +122,3 @@ def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bo
     if parallel_tool_calls is not None:
         keys["parallel_tool_calls"] = parallel_tool_calls
     return keys
-
-
-def row_error(error: FinetuneError, number: int) -> RowError:
-    """Whatever rendering an example raised, as a RowError that names the row."""
-    if isinstance(error, RowsError):
-        error = error.errors[0]
-    if isinstance(error, RowError):
-        if error.line is not None:
-            return error
-        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
-    return RowError(str(error), line=number)

@@ -6,7 +6,8 @@
 'openai/my-model'
 """
 
+from dspy_finetune.hosts.catalog import Catalog, ModelFacts, load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.hosts.host import Host
 from dspy_finetune.hosts.kinds import HostKind
 
-__all__ = ["Host", "HostKind"]
+__all__ = ["Catalog", "Host", "HostKind", "ModelFacts", "load_catalog", "parse_model_id", "strip_model_id"]

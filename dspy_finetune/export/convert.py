@@ -1,0 +1,141 @@
+"""A training file from one host's format to another's.
+
+In: a JSONL file of any dialect (dialects.py). Out: a Dataset in the dialect asked for, checked, with a manifest; the
+prompt in the input's manifest goes along. Rows stay rows, except that TRL's format needs one row for each trained turn
+of a conversation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dspy_finetune._files import read_lines, sha256_file
+from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dialects import dialect_named, from_any, method_of
+from dspy_finetune.export.manifest import Manifest, Method
+from dspy_finetune.export.rows import Row
+from dspy_finetune.export.tokens import Tokenizer
+from dspy_finetune.export.writer import OnError, Progress, write_dataset
+
+if TYPE_CHECKING:
+    from dspy_finetune.prompts import PromptFormat
+
+_MAX_LEADING_ERRORS = 100
+"""A file that starts with so many broken lines is given up: it is not a training file."""
+
+
+def convert(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    to: str,
+    from_: str | None = None,
+    base_model: str | None = None,
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write a copy of a training file in another dialect.
+
+    Args:
+        path: The file; it is never touched.
+        out: The copy; its manifest goes to `<out>.manifest.json`.
+        to: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        from_: The file's dialect; lines of another are then errors. None takes each line as what it is, and so also
+            mends files with older or wrong keys, such as `preferred_completion` or `messages` / `preferred` /
+            `rejected`.
+        base_model: Counts tokens with this model's table; None takes the one in the file's manifest, if any.
+        on_error: What happens to lines that cannot be converted: `"raise"` lists them all and writes nothing, `"skip"`
+            leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every line that could not be converted, by `path:line`.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: A file cannot be read or written.
+        UsageError: A dialect is unknown, or `out` is the input itself.
+    """
+    dialect_named(to)
+    if from_ is not None:
+        dialect_named(from_)
+    if Path(out).exists() and os.path.samefile(path, out):
+        raise UsageError(f"{os.fspath(out)} is the input itself; name another file to write to")
+    method = _method(path, from_)
+    manifest, prompt = _provenance(path)
+    progress = Progress()
+    return write_dataset(
+        _rows(path, from_, progress, method=method),
+        out,
+        progress=progress,
+        method=method,
+        dialect=to,
+        base_model=base_model or (manifest.base_model if manifest is not None else None),
+        prompt=prompt,
+        seed=manifest.seed if manifest is not None else None,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _method(path: str | os.PathLike[str], from_: str | None) -> Method:
+    """What the first line that can be read trains."""
+    errors = []
+    for row in _rows(path, from_, Progress()):
+        if not isinstance(row, RowError):
+            return method_of(row)
+        errors.append(row)
+        if len(errors) == _MAX_LEADING_ERRORS:
+            break
+    if errors:
+        raise RowsError(errors)
+    raise EmptyDatasetError(f"{os.fspath(path)} holds no rows; check that it is the right file")
+
+
+def _provenance(path: str | os.PathLike[str]) -> tuple[Manifest | None, PromptFormat | None]:
+    """The manifest of the input and its prompt, when the manifest describes these very bytes."""
+    manifest = Manifest.read(path)
+    if manifest is None or manifest.sha256 != sha256_file(path):
+        return None, None
+    if manifest.prompt is None:
+        return manifest, None
+    from dspy_finetune.prompts import PromptFormat  # lazy: it loads dspy, which a plain conversion does not need
+
+    return manifest, PromptFormat.from_dict(manifest.prompt)
+
+
+def _rows(
+    path: str | os.PathLike[str], from_: str | None, progress: Progress, *, method: Method | None = None
+) -> Iterator[Row | RowError]:
+    """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
+    for number, line in read_lines(path):
+        progress.n_rows_in += 1
+        try:
+            row = from_any(json.loads(line.decode("utf-8")), from_)
+            if method is not None and method_of(row) != method:
+                raise RowError(
+                    f"a {method_of(row)} row in a file of {method} rows",
+                    value=list(row),
+                    remedy="keep the two in files of their own",
+                )
+            yield row
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.start + 1} of the line is not UTF-8"
+            yield _line_error(RowError(problem, value=line[:80], remedy="save the file as UTF-8"), path, number)
+        except RowError as error:
+            yield _line_error(error, path, number)
+        except (ValueError, RecursionError) as error:
+            problem = f"not JSON ({error})"
+            yield _line_error(RowError(problem, value=line[:80], remedy="one object per line"), path, number)
+
+
+def _line_error(error: RowError, path: str | os.PathLike[str], number: int) -> RowError:
+    return RowError(
+        error.problem, path=os.fspath(path), line=number, field=error.field, value=error.value, remedy=error.remedy
+    )
