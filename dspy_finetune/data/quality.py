@@ -1,0 +1,356 @@
+"""quality.py: rows that stand there twice, labels that contradict each other, items on two sides.
+
+In: examples. Out: reports that name the rows (counted from 1), and the examples without their duplicates.
+Two texts are the same "exact"ly, or "normalized": alike after Unicode NFKC and without case, punctuation and outer or
+double spaces (`normalize_text` has the details). Rewordings are not recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import dspy
+
+from dspy_finetune.data.coerce import Unreadable
+from dspy_finetune.data.items import (
+    By,
+    How,
+    check_how,
+    check_rows,
+    input_names,
+    item_key,
+    pair_base,
+    row_items,
+    row_keys,
+    values_of,
+)
+from dspy_finetune.data.rows import check_names
+from dspy_finetune.data.sides import read_preferred
+from dspy_finetune.errors import LeakageError, RowError, RowsError, UsageError
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Rows that hold the same item and another label."""
+
+    text: str
+    """The item as its first row has it."""
+    rows: tuple[int, ...]
+    """The rows' numbers, counted from 1."""
+    labels: tuple[Any, ...]
+    """Each row's label (a tuple of values where several fields make the label); of a pair, the preferred item."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(
+            f"row {row}: {label!r}" for row, label in list(zip(self.rows, self.labels, strict=True))[:_SHOWN]
+        )
+        return f"{self.text[:80]!r} has contradicting labels ({shown})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """A row that was left out because an earlier one holds the same."""
+
+    row: int
+    """The row that was left out, counted from 1."""
+    first_row: int
+    """The row that was kept instead."""
+    text: str
+    """The item as the left-out row has it."""
+
+
+class Deduplicated(list[dspy.Example]):
+    """The examples without duplicates, and what was left out."""
+
+    def __init__(
+        self,
+        examples: Iterable[dspy.Example] = (),
+        *,
+        duplicates: Sequence[Duplicate] = (),
+        conflicts: Sequence[Conflict] = (),
+    ) -> None:
+        super().__init__(examples)
+        self.duplicates = list(duplicates)
+        """The rows left out because an earlier row holds the same item."""
+        self.conflicts = list(conflicts)
+        """The items among them whose rows have contradicting labels."""
+
+    def summary(self, *, shown: int = 10) -> str:
+        """A few lines for people: how many rows are left, which went, which labels contradict each other."""
+        n, n_conflicts = len(self.duplicates), len(self.conflicts)
+        lines = [f"{len(self)} rows kept, {n} left out, {n_conflicts} item{'s' * (n_conflicts != 1)} in conflict"]
+        lines += [
+            f"  row {gone.row} repeats row {gone.first_row}: {gone.text[:80]!r}" for gone in self.duplicates[:shown]
+        ]
+        lines += [f"  ... and {n - shown} more"] * (n > shown)
+        lines += [f"  {conflict}" for conflict in self.conflicts[:shown]]
+        lines += [f"  ... and {n_conflicts - shown} more"] * (n_conflicts > shown)
+        return "\n".join(lines)
+
+
+def deduplicate(
+    examples: Iterable[dspy.Example],
+    *,
+    by: By | None = None,
+    how: How = "exact",
+    label: str | Sequence[str] | None = None,
+    on_conflict: Literal["first", "drop", "raise"] = "first",
+) -> Deduplicated:
+    """Keep the first row of each item.
+
+    >>> rows = [dspy.Example(title="Ants!", liked=True), dspy.Example(title="ants", liked=False)]
+    >>> print(deduplicate(rows, by="title", how="normalized", label="liked").summary())
+    1 rows kept, 1 left out, 1 item in conflict
+      row 2 repeats row 1: 'ants'
+      'Ants!' has contradicting labels (row 1: True, row 2: False)
+
+    Args:
+        examples: The rows.
+        by: What makes a row the same: a field, several fields together, or a function of the row. None: the fields
+            marked as inputs, or all fields where none is marked.
+        how: "exact", or "normalized": without regard to case, punctuation, spaces and Unicode form.
+        label: The field or fields that must agree between duplicates. None: all labels of rows with marked inputs;
+            nothing where no inputs are marked.
+        on_conflict: What becomes of an item whose rows have different labels: its "first" row is kept and the conflict
+            is reported, all its rows are left out ("drop"), or RowsError ("raise").
+
+    Raises:
+        RowsError: Labels contradict each other and on_conflict="raise".
+        EmptyDatasetError: There are no rows.
+    """
+    check_how(how)
+    if on_conflict not in ("first", "drop", "raise"):
+        raise UsageError(f'on_conflict={on_conflict!r} is not known; use "first", "drop" or "raise"')
+    rows = check_rows(examples, "deduplicate")
+    keys = row_keys(rows, by, how)
+    labels = _labels(rows, by, label)
+    conflicts = [] if labels is None else _conflicts(rows, by, keys, labels, [label_key(found) for found in labels])
+    if conflicts and on_conflict == "raise":
+        raise RowsError([RowError(str(found), line=found.rows[1], remedy="decide on one label") for found in conflicts])
+    first_of: dict[Hashable, int] = {}
+    for index, key in enumerate(keys):
+        first_of.setdefault(key, index)
+    dropped = {row for found in conflicts for row in found.rows} if on_conflict == "drop" else set()
+    duplicates = [
+        Duplicate(row=index + 1, first_row=first_of[key] + 1, text=_text(rows[index], by))
+        for index, key in enumerate(keys)
+        if first_of[key] != index or index + 1 in dropped
+    ]
+    gone = {duplicate.row for duplicate in duplicates}
+    if conflicts:
+        _log.warning("%d items have contradicting labels; the first: %s", len(conflicts), conflicts[0])
+    kept = [row for number, row in enumerate(rows, start=1) if number not in gone]
+    return Deduplicated(kept, duplicates=duplicates, conflicts=conflicts)
+
+
+def find_conflicts(
+    examples: Iterable[dspy.Example],
+    *,
+    by: By | None = None,
+    label: str | Sequence[str] | None = None,
+    how: How = "normalized",
+) -> list[Conflict]:
+    """Items that stand there with more than one label.
+
+    In pair rows ("title_a", "title_b", "preferred") the order does not matter: A preferred in one row and the same item
+    preferred as B in another agree.
+
+    Args:
+        examples: The rows.
+        by: The field, the fields together, or the function that makes the item; None: the inputs, of pairs both sides.
+        label: The label's field or fields. None: "preferred" of pair rows, else all fields not marked as inputs.
+        how: "normalized" or "exact".
+
+    Raises:
+        UsageError: `label` is None and no inputs are marked, so that it cannot be known what the label is.
+    """
+    check_how(how)
+    rows = check_rows(examples, "compare")
+    if by is None and all(pair_base(row) is not None for row in rows):
+        return _pair_conflicts(rows, label, how)
+    labels = _labels(rows, by, label)
+    if labels is None:
+        raise UsageError(
+            'label=None needs rows with marked inputs; give the label\'s field, such as label="is_favorite"'
+        )
+    return _conflicts(rows, by, row_keys(rows, by, how), labels, [label_key(found) for found in labels])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeakedItem:
+    """One item that stands in both sets."""
+
+    text: str
+    """The item as it is compared (normalised, unless asked otherwise)."""
+    rows_a: tuple[int, ...]
+    """The rows of the first set that hold it, counted from 1."""
+    rows_b: tuple[int, ...]
+    """The rows of the second set that hold it, counted from 1."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.text[:80]!r} stands in {_rows(self.rows_a)} of the first set and {_rows(self.rows_b)} of the second"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """What two sets share; true if they share anything."""
+
+    items: tuple[LeakedItem, ...]
+    """The shared items, in the order of the second set."""
+    n_rows_a: int
+    """How many rows of the first set hold a shared item."""
+    n_rows_b: int
+    """How many rows of the second set hold a shared item."""
+    size_a: int
+    """How many rows the first set has."""
+    size_b: int
+    """How many rows the second set has."""
+
+    def __bool__(self) -> bool:
+        return bool(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[LeakedItem]:
+        return iter(self.items)
+
+    def summary(self, *, shown: int = _SHOWN) -> str:
+        """A few lines for people: how much is shared, and the first offending rows."""
+        if not self.items:
+            return f"no leakage: no item of the {self.size_a} and {self.size_b} rows stands in both sets"
+        n = len(self.items)
+        lines = [
+            f"leakage: {n} item{'s' * (n != 1)} in both sets "
+            f"({self.n_rows_a} of {self.size_a} and {self.n_rows_b} of {self.size_b} rows)"
+        ]
+        lines += [f"  {item}" for item in self.items[:shown]]
+        lines += [f"  ... and {n - shown} more"] * (n > shown)
+        return "\n".join(lines)
+
+    def raise_if_any(self) -> None:
+        """Raise LeakageError with the first offending rows, if anything is shared."""
+        if self.items:
+            raise LeakageError(
+                self.summary() + "\nsplit the items before making pairs, or use split(), which keeps them apart"
+            )
+
+
+def find_leakage(
+    a: Iterable[dspy.Example], b: Iterable[dspy.Example], *, by: By | None = None, how: How = "normalized"
+) -> Leakage:
+    """Which items stand in both of two sets.
+
+    >>> pairs = [dspy.Example(title_a="Ants", title_b="Bees", preferred="A")]
+    >>> print(find_leakage(pairs, [dspy.Example(title="bees!").with_inputs("title")]).summary())
+    leakage: 1 item in both sets (1 of 1 and 1 of 1 rows)
+      'bees' stands in row 1 of the first set and row 1 of the second
+
+    Args:
+        a: The one set, such as the training rows.
+        b: The other set, such as the test rows.
+        by: The field that holds the item; several fields, each of which holds an item (title_a, title_b); or a function
+            of the row. None: both sides of a pair row, the inputs of any other row.
+        how: "normalized" or "exact".
+    """
+    check_how(how)
+    rows_a, rows_b = list(a), list(b)
+    held_a, held_b = (_rows_of_items(rows, by, how) for rows in (rows_a, rows_b))
+    shared = [item for item in held_b if item in held_a]
+    return Leakage(
+        items=tuple(LeakedItem(text=item, rows_a=tuple(held_a[item]), rows_b=tuple(held_b[item])) for item in shared),
+        n_rows_a=len({row for item in shared for row in held_a[item]}),
+        n_rows_b=len({row for item in shared for row in held_b[item]}),
+        size_a=len(rows_a),
+        size_b=len(rows_b),
+    )
+
+
+def label_key(label: Any) -> str:
+    """A text that is equal for equal labels; True, 1 and "1" are three labels."""
+    return f"{type(label).__name__}:{item_key(label, 'exact')}"
+
+
+def _rows_of_items(rows: Sequence[Any], by: By | None, how: How) -> dict[str, list[int]]:
+    held: dict[str, list[int]] = {}
+    if not rows:  # an empty set shares nothing
+        return held
+    for number, items in enumerate(row_items(check_rows(rows, "compare"), by, how), start=1):
+        for item in dict.fromkeys(items):
+            held.setdefault(item, []).append(number)
+    return held
+
+
+def _labels(rows: Sequence[dspy.Example], by: By | None, label: str | Sequence[str] | None) -> list[Any] | None:
+    """Each row's label, a tuple where several fields make it; None where it is not known which they are."""
+    if label is not None:
+        values = values_of(rows, check_names(label, "label"))
+        return [value[0] for value in values] if isinstance(label, str) else list(values)
+    if any(getattr(row, "_input_keys", None) is None for row in rows):
+        return None
+    used = set(check_names(by, "by")) if by is not None and not callable(by) else set()
+    names = [[name for name in row.keys() if name not in input_names(row) and name not in used] for row in rows]  # noqa: SIM118 -- Example is no dict
+    found = [tuple(row[name] for name in own) for row, own in zip(rows, names, strict=True)]
+    return [values[0] if len(values) == 1 else values for values in found]
+
+
+def _conflicts(
+    rows: Sequence[dspy.Example],
+    by: By | None,
+    keys: Sequence[Hashable],
+    labels: Sequence[Any],
+    meanings: Sequence[str],
+) -> list[Conflict]:
+    """Keys that come with more than one meaning of the label; `labels` is what a report shows."""
+    held: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        held.setdefault(key, []).append(index)
+    return [
+        Conflict(
+            text=_text(rows[found[0]], by),
+            rows=tuple(index + 1 for index in found),
+            labels=tuple(labels[index] for index in found),
+        )
+        for found in held.values()
+        if len({meanings[index] for index in found}) > 1
+    ]
+
+
+def _pair_conflicts(rows: list[dspy.Example], label: str | Sequence[str] | None, how: How) -> list[Conflict]:
+    names = None if label is None else check_names(label, "label")
+    keys: list[Hashable] = []
+    labels: list[str] = []
+    wrong: list[RowError] = []
+    for number, row in enumerate(rows, start=1):
+        base = str(pair_base(row))
+        texts = {"A": row[f"{base}_a"], "B": row[f"{base}_b"]}
+        try:
+            side = read_preferred(row, base, names)
+        except Unreadable as error:
+            wrong.append(RowError(error.problem, line=number, field="preferred", value=row, remedy=error.remedy))
+            continue
+        keys.append(tuple(sorted(item_key(text, how) for text in texts.values())))
+        labels.append(str(texts.get(side, side)))
+    if wrong:
+        raise RowsError(wrong)
+    return _conflicts(rows, None, keys, labels, [item_key(text, how) for text in labels])
+
+
+def _text(row: dspy.Example, by: By | None) -> str:
+    """What a person recognises the row by."""
+    names = check_names(by, "by") if by is not None and not callable(by) else input_names(row)
+    return " | ".join(str(row[name]) for name in names)
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"row{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers[:_SHOWN]))}{more}"
