@@ -10,6 +10,7 @@ Not covered: baselines that ask a model (few-shot with nearest neighbours, the u
     >>> from dspy_finetune.evaluation import baselines
     >>> rows = [("tides", True), ("moon and tides", True), ("tax", False)]
     >>> train = [dspy.Example(title=title, is_favorite=label) for title, label in rows]
+    >>> usual = baselines.majority(train, label="is_favorite")
     >>> usual(title="anything at all").is_favorite
     True
 """

@@ -76,7 +76,12 @@ def compare_programs(
             _program_row(name, collected[name], facts, columns, (usd_per_million_tokens or {}).get(name))
             for name in programs
         ),
-        differences=tuple(one for fact in facts for one in _differences(fact, columns, candidate, others, margin, how)),
+        differences=tuple(
+            one
+            for fact in facts
+            # The margin is in the unit of the metric that decides.
+            for one in _differences(fact, columns, candidate, others, margin if fact is facts[0] else None, how)
+        ),
         items=tuple(
             Item(inputs=jsonable(one), labels=jsonable(dict(row.labels().items())))
             for one, row in zip(inputs, rows, strict=True)

@@ -1,0 +1,86 @@
+"""`compare`: ask all programs about the same items and get a `Report`.
+
+In: programs by name, labelled examples, metrics. Out: a `Report`. The work is done one layer to the left, in
+evaluation/compare.py, which knows nothing of reports; this door only wraps its result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dspy_finetune.evaluation.answers import Program
+from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.compare import compare_programs
+from dspy_finetune.evaluation.metric_types import AnyMetric
+from dspy_finetune.report.numbers import Report
+
+
+def compare(
+    programs: Mapping[str, Program],
+    examples: Sequence[Any],
+    metrics: Sequence[AnyMetric],
+    *,
+    candidate: str | None = None,
+    reference: str | None = None,
+    margin: float | None = None,
+    n_threads: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    retry_failed: bool = True,
+    on_progress: Callable[[Progress], None] | None = None,
+    usd_per_million_tokens: Mapping[str, tuple[float, float]] | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    title: str = "Comparison",
+    cards: Mapping[str, Mapping[str, str]] | None = None,
+) -> Report:
+    """Compare programs on the same items, with paired statistics and a verdict.
+
+    Global DSPy settings stay as they are. Wrong, unreadable and failed answers are three counts; unreadable and
+    failed ones count as not right in accuracy.
+
+    Args:
+        programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.
+        examples: Labelled `dspy.Example`s with their inputs marked.
+        metrics: From `dspy_finetune.metrics`, or plain functions `metric(example, prediction, trace=None)`. The
+        first decides. candidate: The program whose worth is asked; default: the first.
+        reference: The program it has to beat; default: the one that does best among the others on these items.
+        margin: A difference smaller than this, in the first metric's unit, does not matter to you; allows "equivalent".
+        n_threads: Calls at once. Programs are asked one after the other, so their times do not disturb each other.
+        checkpoint: A JSONL file that keeps every answer; run again with it to ask only what is missing. Programs are
+        known
+            in it by their names.
+        retry_failed: Whether a resumed run asks again what had failed.
+        on_progress: Called after each answer.
+        usd_per_million_tokens: Program name to (price of a million prompt tokens, of a million completion tokens).
+        confidence: Of the intervals; 1 - confidence is the error rate of the verdict.
+        n_resamples: Bootstrap draws for set metrics such as ROC AUC.
+        seed: Of the resampling.
+        title: Of the report.
+        cards: Facts to show in it, such as {"Data": {"source": "titles.jsonl"}}.
+
+    Raises:
+        EmptyDatasetError: There are no examples.
+        UsageError: An argument is wrong.
+        MissingExtraError: The extra `eval` is not installed.
+        FileError: The checkpoint cannot be written.
+    """
+    comparison = compare_programs(
+        programs,
+        examples,
+        metrics,
+        candidate=candidate,
+        reference=reference,
+        margin=margin,
+        n_threads=n_threads,
+        checkpoint=checkpoint,
+        retry_failed=retry_failed,
+        on_progress=on_progress,
+        usd_per_million_tokens=usd_per_million_tokens,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    return Report(comparison=comparison, title=title, cards=cards or {})
