@@ -3,6 +3,8 @@
 In: `titles.jsonl` and `rubric.txt`, which lie beside this module. Out: `dspy.Example`s with `id`, `title` (the input),
 `is_favorite` and, for most rows, `reason`. The reader is invented, the titles are not headlines of any publication,
 and all of it was written for this package under its licence (MIT). Labels follow the rubric, with no noise added.
+The wording is as varied as the subjects on either side, so that counting words helps little: here a model that reads
+leads TF-IDF by more than it would on most real feeds.
 Not covered: splitting and pairing, which belong to `dspy_finetune.data`.
 """
 

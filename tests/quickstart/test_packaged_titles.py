@@ -1,0 +1,105 @@
+"""The packaged titles are clean, balanced and cannot be told apart by their words alone."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles
+
+EXAMPLES = load_titles()
+TITLES = [example.title for example in EXAMPLES]
+LABELS = np.array([example.is_favorite for example in EXAMPLES])
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-cased words and numbers of a text, in order."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def test_there_are_enough_rows_and_each_has_its_fields() -> None:
+    """At least 600 rows, each with an id of its own, a title of sane length and a bool."""
+    assert len(EXAMPLES) >= 600
+    assert len({example.id for example in EXAMPLES}) == len(EXAMPLES)
+    assert all(isinstance(example.is_favorite, bool) for example in EXAMPLES)
+    assert all(10 <= len(title) <= 110 and title == title.strip() for title in TITLES)
+
+
+def test_only_the_title_is_an_input() -> None:
+    """Neither the label nor the reason can reach a prompt as an input."""
+    assert {tuple(example.inputs().keys()) for example in EXAMPLES} == {("title",)}
+
+
+def test_no_title_appears_twice() -> None:
+    """Titles stay distinct after case and punctuation are dropped."""
+    assert len({" ".join(words(title)) for title in TITLES}) == len(TITLES)
+
+
+def test_no_two_titles_are_near_duplicates() -> None:
+    """No two titles share more than 70 % of their words, so no split can leak a title into the other side."""
+    sets = [set(words(title)) for title in TITLES]
+    close = [
+        (TITLES[i], TITLES[j])
+        for i, left in enumerate(sets)
+        for j, right in enumerate(sets[:i])
+        if len(left & right) / len(left | right) > 0.7
+    ]
+    assert close == []
+
+
+def test_labels_are_balanced() -> None:
+    """Between 48 and 52 % of the titles are liked."""
+    assert 0.48 <= LABELS.mean() <= 0.52
+
+
+def test_order_tells_nothing_about_labels() -> None:
+    """The label does not run in blocks: the first half of the file is balanced too, and so are its quarters."""
+    for quarter in np.array_split(LABELS, 4):
+        assert 0.4 <= quarter.mean() <= 0.6
+
+
+def test_the_rubric_has_40_to_80_words() -> None:
+    """The rubric fits a short system message."""
+    assert load_rubric() == RUBRIC
+    assert 40 <= len(RUBRIC.split()) <= 80
+
+
+def test_most_titles_of_both_sides_carry_a_distinct_reason() -> None:
+    """At least 55 % of either side has a reason of one short sentence, and no reason is used twice."""
+    for liked in (True, False):
+        side = [example for example in EXAMPLES if example.is_favorite is liked]
+        reasons = [example.reason for example in side if "reason" in example]
+        assert len(reasons) >= 0.55 * len(side)
+        assert len(set(reasons)) == len(reasons)
+        assert all(6 <= len(reason.split()) <= 20 and reason.endswith(".") for reason in reasons)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bag_of_words_stays_under_85_percent(seed: int) -> None:
+    """TF-IDF of words and word pairs with logistic regression, trained on 80 %, misses at least 15 % of the rest."""
+    order = np.random.default_rng(seed).permutation(len(TITLES))
+    cut = int(0.8 * len(order))
+    train, test = order[:cut], order[cut:]
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1000))
+    model.fit([TITLES[i] for i in train], LABELS[train])
+    accuracy = (model.predict([TITLES[i] for i in test]) == LABELS[test]).mean()
+    # Under chance would mean that titles mirror each other across labels, which is as artificial as a keyword.
+    assert 0.5 <= accuracy < 0.85
+
+
+def test_no_single_word_separates_the_sides() -> None:
+    """Deciding by whether one word is present is right for less than 60 % of the titles, whichever word it is."""
+    liked: Counter[str] = Counter()
+    disliked: Counter[str] = Counter()
+    for title, label in zip(TITLES, LABELS, strict=True):
+        (liked if label else disliked).update(set(words(title)))
+    n_liked, n_disliked = int(LABELS.sum()), int((~LABELS).sum())
+    best = 0.0
+    for word in liked | disliked:
+        accuracy = (liked[word] + n_disliked - disliked[word]) / (n_liked + n_disliked)
+        best = max(best, accuracy, 1 - accuracy)
+    assert best < 0.6
