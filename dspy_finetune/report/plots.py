@@ -25,6 +25,7 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", BACK: "var(--back)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
 }
 _STYLES = ("-", "--", "-.", ":")  # so that curves can be told apart without colour
+WIDTH = 4.8  # inches: narrow, so that a phone shows the pictures with readable text
 _SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in a program's name is a dollar sign
@@ -107,11 +108,11 @@ def _intervals(
         axes.set_xlabel(axis)
         axes.grid(axis="x")
 
-    return _draw(name, (6.4, 0.9 + 0.38 * len(rows)), paint)
+    return _draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 28 else label[:27] + "…"
+    return label if len(label) <= 24 else label[:23] + "…"
 
 
 def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
@@ -170,9 +171,9 @@ def roc(comparison: Comparison, name: str) -> str | None:
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
         axes.set_aspect("equal")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
-    return _draw(name, (6.4, 4.0), paint)
+    return _draw(name, (WIDTH, 4.3 + 0.25 * math.ceil(len(curves) / 2)), paint)
 
 
 def histogram(comparison: Comparison, name: str) -> str | None:
@@ -192,7 +193,7 @@ def histogram(comparison: Comparison, name: str) -> str | None:
         axes.grid(axis="y")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
 
-    return _draw(name, (6.4, 3.4), paint)
+    return _draw(name, (WIDTH, 3.2), paint)
 
 
 def calibration(comparison: Comparison, name: str, n_bins: int = 10) -> str | None:
@@ -220,7 +221,7 @@ def calibration(comparison: Comparison, name: str, n_bins: int = 10) -> str | No
         axes.set_aspect("equal")
         axes.grid()
 
-    return _draw(name, (4.2, 4.0), paint)
+    return _draw(name, (WIDTH, 4.3), paint)
 
 
 def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> str | None:
@@ -250,4 +251,4 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> 
         axes.grid()
         axes.legend(loc="upper right")
 
-    return _draw(name, (6.4, 3.4), paint)
+    return _draw(name, (WIDTH, 3.2), paint)
