@@ -9,6 +9,7 @@ Example:
     {'preferred': 'A'}
 """
 
+from dspy_finetune.prompts.adapter import as_adapter
 from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
 from dspy_finetune.prompts.labels import LabelSet
 from dspy_finetune.prompts.number_text import NumberFormat
@@ -20,6 +21,7 @@ __all__ = [
     "NumberFormat",
     "PromptFormat",
     "answer",
+    "as_adapter",
     "binary",
     "explained_pairwise",
     "number",

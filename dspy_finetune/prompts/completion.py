@@ -1,15 +1,16 @@
 r"""How answers are laid out and read back: `TemplateLayout` and `JsonLayout`.
 
-In: the output codecs, in order. Out: `write` (values -> assistant text) and `read` (text -> values), each other's inverse.
+In: the output codecs, in order. Out: `write` (values -> assistant text) and `read` (text -> values), each other's
+inverse.
 
-Defaults: a single output is its own text. Several outputs of which the first is a label: the label on the first line, then one
-line `Name: value` per output, line breaks inside a value as visible escapes. Any other several outputs: one JSON object with
-every output as a key, which hosts with structured output can be held to (`response_format`).
+Defaults: a single output is its own text. Several outputs of which the first is a label: the label on the first line,
+then one line `Name: value` per output, line breaks inside a value as visible escapes. Any other several outputs: one
+JSON object with every output as a key, which hosts with structured output can be held to (`response_format`).
 
-Reading tries the exact layout first, then, for a template, the same with other letter case and spacing. For a label followed by
-one text ("A: because ...") it also accepts a label with another mark ("A. because", "A - because", "A"), and a lead such as
-"I would choose A: because". A lead that names two labels, or none, raises `AnswerError`; so does an answer in which a later line
-opens with another label.
+Reading tries the exact layout first, then, for a template, the same with other letter case and spacing. For a label
+followed by one text ("A: because ...") it also accepts a label with another mark ("A. because", "A - because", "A"),
+and a lead such as "I would choose A: because". A lead that names two labels, or none, raises `AnswerError`; so does an
+answer in which a later line opens with another label.
 """
 
 from __future__ import annotations
@@ -87,21 +88,16 @@ class JsonLayout:
         return {"type": "json_schema", "json_schema": {"name": "answer", "strict": strict, "schema": schema}}
 
 
-def _close(schema: Any) -> bool:
-    """Require every key of every object and forbid others, as strict mode asks. False where an object is open by nature."""
-    if isinstance(schema, list):
-        return all([_close(item) for item in schema])
-    if not isinstance(schema, dict):
-        return True
-    closed = all(
-        [_close(value) for key, value in schema.items() if key not in ("enum", "const", "default", "required")]
-    )
-    if isinstance(schema.get("properties"), dict):
-        schema["required"], schema["additionalProperties"] = list(schema["properties"]), False
-    elif schema.get("type") == "object" or not schema:
-        return False
+def _close(schema: dict[str, Any]) -> bool:
+    """Require every key of every object and forbid others, as strict mode asks. False where an object stays open."""
+    named = [part for key in ("properties", "$defs") for part in schema.get(key, {}).values()]
+    parts = [*named, *schema.get("anyOf", []), *([schema["items"]] if "items" in schema else [])]
+    closed = min(map(_close, parts), default=True)  # min, not all: every part is to be closed
     schema.pop("default", None)
-    return closed
+    if "properties" in schema:
+        schema["required"], schema["additionalProperties"] = list(schema["properties"]), False
+        return closed
+    return closed and bool(schema) and schema.get("type") != "object"
 
 
 class TemplateLayout:
@@ -144,7 +140,8 @@ class TemplateLayout:
         if self.label_field is None or len(parts) != 3 or not isinstance(parts[2], Slot):
             return None
         labels = self._codecs[self.label_field].labels
-        assert labels is not None and isinstance(parts[1], str)
+        assert labels is not None
+        assert isinstance(parts[1], str)
         is_mark = re.fullmatch(r"\s*[:.,;\u2013\u2014-]\s*", parts[1])
         return (
             (self.label_field, labels, parts[2].name)
@@ -174,7 +171,8 @@ class TemplateLayout:
                 for other in texts:
                     if text != other and after and (other + after).startswith(text + after):
                         raise UsageError(
-                            f"completion: {text + after!r} could not be told from {other + after!r}; choose other labels"
+                            f"completion: {text + after!r} could not be told from {other + after!r}; "
+                            "choose other labels"
                         )
             ends[slot.name] = _label_end(texts)
         return ends

@@ -1,17 +1,19 @@
 r"""One prompt for training, serving and cost: `PromptFormat`.
 
-In: a dspy.Signature, and optionally a rubric, templates, labels. Out: the messages of an example, the assistant text that is
-trained, and the reading of that text, as an object that is saved with the model. The same example always gives the same bytes.
+In: a dspy.Signature, and optionally a rubric, templates, labels. Out: the messages of an example, the assistant text
+that is trained, and the reading of that text, as an object that is saved with the model. The same example always gives
+the same bytes.
 
-- **system**: `system`, by default the signature's instructions. A rubric stands where the template says `{rubric}`, and is
-  appended as "\n\nTaste rubric:\n..." where it does not. `{instructions}` stands for the signature's instructions. `system=""`
-  without a rubric sends no system message.
+- **system**: `system`, by default the signature's instructions. A rubric stands where the template says `{rubric}`,
+  and is appended as "\n\nTaste rubric:\n..." where it does not. `{instructions}` stands for the signature's
+  instructions. `system=""` without a rubric sends no system message.
 - **user**: `user`, by default one line "Field name: {field_name}" per input.
 - **completion**: `completion`, a template or "json"; defaults in completion.py.
 
-The template language and the rule that keeps values from being read as template stand in template.py. Control tokens of chat
-templates inside a field, such as `<|im_start|>`, are data and stay byte for byte: hosts take the text of a message as text. A
-host of one's own must tokenise message contents without reading special tokens from them, as `dspy_finetune.local` does.
+The template language and the rule that keeps values from being read as template stand in template.py. Control tokens
+of chat templates inside a field, such as `<|im_start|>`, are data and stay byte for byte: hosts take the text of a
+message as text. A host of one's own must tokenise message contents without reading special tokens from them, as
+`dspy_finetune.local` does.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args, get_origin
 
 import dspy
 
-from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.prompts.completion import JsonLayout, TemplateLayout, default_source, title
 from dspy_finetune.prompts.labels import LabelSet
 from dspy_finetune.prompts.number_text import NumberFormat
-from dspy_finetune.prompts.schema import dump_signature, dump_type, load_signature
-from dspy_finetune.prompts.template import Slot, Template, escape_line, literal
-from dspy_finetune.prompts.values import Codec, checked_text, codec_of, image_parts, input_json, input_text
+from dspy_finetune.prompts.render import renderer, user_parts
+from dspy_finetune.prompts.schema import dump_signature, load_signature
+from dspy_finetune.prompts.template import Template, literal
+from dspy_finetune.prompts.values import Codec, codec_of
 
 RENDERING_VERSION = 1
 """Changes whenever the same prompt would give other bytes; part of every digest."""
@@ -42,7 +46,7 @@ class PromptFormat:
     """How an example becomes messages, and an answer becomes values.
 
     Example:
-        >>> prompt = PromptFormat("title -> is_favorite: bool", system="Would the reader like it? {rubric}", rubric="Likes bees.")
+        >>> prompt = PromptFormat("title -> is_favorite: bool", system="Liked? {rubric}", rubric="Likes bees.")
         >>> prompt.messages({"title": "Bees"})[1], prompt.completion({"is_favorite": True}), prompt.parse("True.")
         ({'role': 'user', 'content': 'Title: Bees'}, 'true', {'is_favorite': True})
 
@@ -88,11 +92,13 @@ class PromptFormat:
         self._check_inputs()
         source = default_source(self._codecs) if completion is None else completion
         self._layout = JsonLayout(self._codecs) if source == "json" else TemplateLayout(source, self._codecs)
-        self._render_system = _renderer(self._system)
-        self._render_user = self._user_parts if self._images else _renderer(self._user)
+        self._render_system = renderer(self._system)
+        self._render_user: Callable[[Any], Any] = renderer(self._user)
+        if self._images:
+            self._render_user = partial(user_parts, self._user, self._images)
         self._has_system = bool(self._system.parts)
         self._fixed_system = self._system.parts[0] if len(self._system.parts) == 1 and not self._system.names else None
-        self._digest = _digest(self._identity())
+        self._digest = digest_of(self._identity())
 
     # What it is
 
@@ -113,7 +119,7 @@ class PromptFormat:
 
     @property
     def label_field(self) -> str | None:
-        """The output that has labels and opens the completion, so that its probability stands at the first token; else None."""
+        """The output that has labels and opens the completion: its probability stands at the first token. Else None."""
         return self._layout.label_field
 
     @property
@@ -128,7 +134,7 @@ class PromptFormat:
 
     @property
     def max_tokens(self) -> int | None:
-        """A limit that no readable answer exceeds, where the outputs have one: a label's bytes, 24 for a number; else None."""
+        """A limit that no readable answer exceeds: the longest label's bytes, 24 for a number; None for texts."""
         if len(self._codecs) > 1:
             return None
         codec = next(iter(self._codecs.values()))
@@ -138,7 +144,7 @@ class PromptFormat:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Texts that can only come after a complete answer: a line break, where the answer is one line of several outputs."""
+        """What can only come after a complete answer: a line break, where several outputs stand on one line."""
         return ("\n",) if self._layout.is_one_line and len(self._codecs) > 1 and self.response_format is None else ()
 
     @property
@@ -223,7 +229,8 @@ class PromptFormat:
         """
         if data.get("version") != RENDERING_VERSION:
             raise UsageError(
-                f"prompt: rendering version {data.get('version')!r} was saved, this release renders version {RENDERING_VERSION}; "
+                f"prompt: rendering version {data.get('version')!r} was saved, this release renders version "
+                f"{RENDERING_VERSION}; "
                 "use the release that trained the model"
             )
         if data.get("kind") == "adapter":
@@ -324,7 +331,8 @@ class PromptFormat:
             if name in self.input_fields:
                 if name == "rubric" and rubric is not None:
                     raise UsageError(
-                        'rubric: the signature has an input "rubric" too; rename the field, or write the rubric into system'
+                        'rubric: the signature has an input "rubric" too; rename the field, or write the rubric '
+                        "into system"
                     )
                 continue
             if is_asked and text is None:
@@ -348,20 +356,6 @@ class PromptFormat:
         for name in self._images:
             if name in self._system.names:
                 raise UsageError(f"system: {{{name}}} is an image, and images go into user messages only")
-
-    def _user_parts(self, example: Any) -> list[dict[str, Any]]:
-        """The user content as parts, where some fields are images."""
-        parts: list[dict[str, Any]] = []
-        text = ""
-        for part in self._user.parts:
-            if isinstance(part, Slot) and part.name in self._images:
-                if text:
-                    parts.append({"type": "text", "text": text})
-                    text = ""
-                parts += _guarded(part.name, image_parts, example)
-            else:
-                text += part if isinstance(part, str) else _slot_text(part, example)
-        return [*parts, {"type": "text", "text": text}] if text else parts
 
     def _identity(self) -> dict[str, Any]:
         """All that changes a byte. Descriptions and instructions count where they stand in the templates."""
@@ -387,54 +381,6 @@ class PromptFormat:
 
 def _holds_image(annotation: Any) -> bool:
     return annotation is dspy.Image or (get_origin(annotation) is list and get_args(annotation) == (dspy.Image,))
-
-
-def _guarded(name: str, text_of: Callable[[Any], Any], example: Any) -> Any:
-    """A field's text; an error names the field."""
-    try:
-        value = example[name]
-    except KeyError as error:
-        raise RowError("is missing", field=name, remedy="give the example this input, or rename its column") from error
-    except TypeError as error:
-        raise UsageError(f"example: a mapping or a dspy.Example is needed, got {type(example).__name__}") from error
-    try:
-        return text_of(value)
-    except RowError as error:
-        raise RowError(error.problem, field=name, value=value, remedy=error.remedy) from error
-
-
-def _slot_text(slot: Slot, example: Any) -> str:
-    if slot.mode == "line":
-        return escape_line(_guarded(slot.name, input_text, example))
-    return str(_guarded(slot.name, input_json if slot.mode == "json" else input_text, example))
-
-
-def _renderer(template: Template) -> Callable[[Any], str]:
-    """A function from an example to a template's text, with the common cases made fast."""
-    parts = template.parts
-    slots = [part for part in parts if isinstance(part, Slot)]
-
-    def render(example: Any) -> str:
-        return "".join([part if isinstance(part, str) else _slot_text(part, example) for part in parts])
-
-    if len(slots) != 1 or slots[0].mode == "json":
-        return render
-    name, slot = slots[0].name, slots[0]
-    index = parts.index(slot)
-    before = "".join(part for part in parts[:index] if isinstance(part, str))
-    after = "".join(part for part in parts[index + 1 :] if isinstance(part, str))
-
-    def render_one(example: Any) -> str:
-        try:
-            value = example[name]
-        except (KeyError, TypeError):
-            return render(example)  # which names what is missing
-        # A printable text holds no line break and no half surrogate: it stands as it is.
-        if type(value) is str and value.isprintable() and "\\" not in value:
-            return before + value + after
-        return render(example)
-
-    return render_one
 
 
 def _has_placeholder(source: str, name: str) -> bool:
@@ -472,10 +418,11 @@ def _loaded_labels(signature: type[dspy.Signature], saved: list[list[Any]] | Non
         if own is not None:
             members = {repr(getattr(value, "value", value)): value for value in own}
             return {members[repr(value)]: text for value, text in saved}
-    return {value: text for value, text in saved}
+    return dict(map(tuple, saved))
 
 
-def _digest(identity: dict[str, Any]) -> str:
+def digest_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of JSON types, whatever the order of keys."""
     text = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

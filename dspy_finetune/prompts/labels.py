@@ -1,8 +1,9 @@
 """The codec between label values and label texts: `LabelSet`.
 
-In: a bool, Literal or Enum annotation, or a mapping value -> text. Out: `encode` (value -> text) and `decode` (text -> value).
-`decode` forgives case, surrounding whitespace, one pair of quotes and one trailing punctuation mark, where only one label
-can be meant; everything else raises `AnswerError` and keeps the text. Not covered: probabilities (predictors read them).
+In: a bool, Literal or Enum annotation, or a mapping value -> text. Out: `encode` (value -> text) and `decode` (text ->
+value). `decode` forgives case, surrounding whitespace, one pair of quotes and one trailing punctuation mark, where
+only one label can be meant; everything else raises `AnswerError` and keeps the text. Not covered: probabilities
+(predictors read them).
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class LabelSet(Mapping[Any, str]):
         return self._encode_kin(value)
 
     def _encode_kin(self, value: Any) -> str:
-        """Encode what stands for a label: an Enum member for its value, the other way round, a numpy scalar, a str subclass."""
+        """Encode what stands for a label: an Enum member for its value or the reverse, a numpy scalar, a str kind."""
         kin: list[Any] = []
         if isinstance(value, enum.Enum):
             kin.append(value.value)

@@ -1,14 +1,18 @@
 r"""The codec between numbers and number texts: `NumberFormat`.
 
-In: int, float or Decimal. Out: `encode` (number -> "$1199.99") and `decode` (text -> number), which reads what models write.
+In: int, float or Decimal. Out: `encode` (number -> "$1199.99") and `decode` (text -> number), which reads what models
+write.
 
 `decode` reads, after trimming whitespace, quotes and one trailing mark:
-- plain numbers (`12`, `-3.5`, `.5`, `1e+22`) and the currency sign or code before or after (`$1199.99`, `-$5`, `1199.99 USD`);
+- plain numbers (`12`, `-3.5`, `.5`, `1e+22`) and the currency sign or code before or after (`$1199.99`, `-$5`,
+  `1199.99 USD`);
 - thousands separators: `1,199.99`, `1 199.99`, `1'199.99`, and `1,199` (a comma before exactly three digits groups);
 - a European spelling where it can mean one thing only: `1.199,99`, `1.199.999`, `1199,99`;
-- a lead such as `Price:`, `The price is`, `about`, `~`; and a range, `12-15`, as its midpoint (`strict=True` refuses both).
+- a lead such as `Price:`, `The price is`, `about`, `~`; and a range, `12-15`, as its midpoint (`strict=True` refuses
+  both).
 
-Everything else raises `AnswerError`: another currency, `1.199` where prices have two decimals, `5k`, `10%`, two numbers, words.
+Everything else raises `AnswerError`: another currency, `1.199` where prices have two decimals, `5k`, `10%`, two
+numbers, words.
 """
 
 from __future__ import annotations

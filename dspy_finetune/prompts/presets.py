@@ -1,7 +1,7 @@
 r"""The prompts of the common tasks, ready made: `binary`, `pairwise`, `explained_pairwise`, `answer`, `number`.
 
-In: a rubric or a task line, and the names of the user's own fields. Out: a `PromptFormat` over a signature with these fields.
-The instructions are short on purpose: every token of a system message is paid for on every row.
+In: a rubric or a task line, and the names of the user's own fields. Out: a `PromptFormat` over a signature with these
+fields. The instructions are short on purpose: every token of a system message is paid for on every row.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def explained_pairwise(
     The label stands first, so that its probability is read at the first token.
 
     >>> prompt = explained_pairwise()
-    >>> prompt.completion({"preferred": "A", "explanation": "It shows the work."}), prompt.parse("I would choose B: shorter")
-    ('A: It shows the work.', {'preferred': 'B', 'explanation': 'shorter'})
+    >>> prompt.completion({"preferred": "A", "explanation": "It shows."}), prompt.parse("I would choose B: shorter")
+    ('A: It shows.', {'preferred': 'B', 'explanation': 'shorter'})
 
     Args:
         rubric: The reader's taste, appended to the system message.
@@ -104,8 +104,8 @@ def explained_pairwise(
 def answer(system: str = _ANSWER, *, input: str = "question", output: str = "answer") -> PromptFormat:
     """A question and its answer, both as they stand, under a system line.
 
-    >>> answer("You are a helpful educational assistant.").messages({"question": "What is a mole?"})
-    [{'role': 'system', 'content': 'You are a helpful educational assistant.'}, {'role': 'user', 'content': 'What is a mole?'}]
+    >>> answer("You teach.").messages({"question": "What is a mole?"})
+    [{'role': 'system', 'content': 'You teach.'}, {'role': 'user', 'content': 'What is a mole?'}]
 
     Args:
         system: The system template; "" for none.

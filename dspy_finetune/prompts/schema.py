@@ -2,10 +2,11 @@
 
 In: a dspy.Signature. Out: JSON types, and the signature back without importing anybody's code.
 
-Kept: names, types, descriptions, constraints as text, defaults that JSON can hold, instructions. Types: str, int, float, bool,
-Decimal, date, datetime, Any, Literal, Enum, list, dict with str keys, unions of these, dspy.Image, and pydantic models made of
-these. A model is rebuilt from its fields: one whose JSON schema does not survive (aliases, constraints, validators that show in
-the schema, recursion) is refused, and so is any other type. Validators that do not show in the schema are lost.
+Kept: names, types, descriptions, constraints as text, defaults that JSON can hold, instructions. Types: str, int,
+float, bool, Decimal, date, datetime, Any, Literal, Enum, list, dict with str keys, unions of these, dspy.Image, and
+pydantic models made of these. A model is rebuilt from its fields: one whose JSON schema does not survive (aliases,
+constraints, validators that show in the schema, recursion) is refused, and so is any other type. Validators that do
+not show in the schema are lost.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def dump_type(annotation: Any, where: str) -> dict[str, Any]:
     if is_model and not annotation.__module__.startswith("dspy."):
         return _dump_model(annotation, where)
     raise UsageError(
-        f'field "{where}": a prompt with the type {getattr(annotation, "__name__", annotation)} cannot be saved; use str, numbers, '
-        "bool, Literal, Enum, list, dict with str keys, dspy.Image, or a pydantic model of these"
+        f'field "{where}": a prompt with the type {getattr(annotation, "__name__", annotation)} cannot be saved; '
+        "use str, numbers, bool, Literal, Enum, list, dict with str keys, dspy.Image, or a pydantic model of these"
     )
 
 
@@ -137,8 +138,8 @@ def _dump_model(annotation: type[pydantic.BaseModel], where: str) -> dict[str, A
         kept = False
     if not kept:
         raise UsageError(
-            f'field "{where}": the model {annotation.__name__} has aliases, constraints, recursion or a schema of its own, which cannot '
-            "be saved; use a model of plain fields"
+            f'field "{where}": the model {annotation.__name__} has aliases, constraints or recursion, '
+            "which cannot be saved; use a model of plain fields"
         )
     return made
 
@@ -166,8 +167,7 @@ def load_type(spec: dict[str, Any]) -> Any:
         return dspy.Image
     if "enum" in spec:
         base = {"str": (str, enum.Enum), "int": (int, enum.Enum)}.get(spec["base"], (enum.Enum,))
-        made = types.new_class(spec["enum"], base, exec_body=lambda body: _fill_enum(body, spec))
-        return made
+        return types.new_class(spec["enum"], base, exec_body=lambda body: _fill_enum(body, spec))
     fields: dict[str, Any] = {}
     for field in spec["fields"]:
         default = field.get("default", ...) if "default" in field else ...

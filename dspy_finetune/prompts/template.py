@@ -1,18 +1,19 @@
 r"""Templates with `{field}` slots whose values can never be read as template: `Template`.
 
-In: a template and the names it may use. Out: `render` (values -> text) and `read` (text -> values), each other's inverse.
+In: a template and the names it may use. Out: `render` (values -> text) and `read` (text -> values), each other's
+inverse.
 
 The language: `{name}` is replaced by a field; `{{` and `}}` are literal braces. Values are inserted, never read again.
 How a value is written follows from where its slot stands, so that different values always give different texts:
 
 - **text**: the only slot of the template, alone on its line. The value stands as it is, line breaks included.
-- **line**: the only slot on its line. The value stands as it is on one line; a line break inside it is written as a visible
-  escape: `\n`, `\r`, or `\u2028` and the like for the rarer ones. A backslash is doubled only where it would read as such an
-  escape (before `n`, `r`, `u`, another backslash or a line break). Any other text stays byte for byte.
+- **line**: the only slot on its line. The value stands as it is on one line; a line break inside it is written as a
+  visible escape: `\n`, `\r`, or `\u2028` and the like for the rarer ones. A backslash is doubled only where it would
+  read as such an escape (before `n`, `r`, `u`, another backslash or a line break). Any other text stays byte for byte.
 - **json**: one of several slots on a line. The value is written as JSON: a text in double quotes.
 
-`{name:text}`, `{name:line}` and `{name:json}` choose by hand; `text` is allowed where the value can still be read back: at the
-template's end, or as its only slot. Not covered: what a value's text is (values.py), roles (format.py).
+`{name:text}`, `{name:line}` and `{name:json}` choose by hand; `text` is allowed where the value can still be read
+back: at the template's end, or as its only slot. Not covered: what a value's text is (values.py), roles (format.py).
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Template:
         source: The template text.
         names: The names that it may use.
         what: What it is called in messages: "user", "system" or "completion".
-        coded: Names whose texts are drawn from a small language of their own (labels, numbers): written bare, even beside others.
-        structured: Names whose values are always written as JSON.
+        coded: Names whose texts are drawn from a small language of their own (labels, numbers): written bare, even
+        beside others. structured: Names whose values are always written as JSON.
 
     Raises:
         UsageError: An unknown name, a lone brace, two slots that touch, or a mode that could not be read back.
@@ -128,7 +129,8 @@ class Template:
                 if name not in names or mode not in ("", "text", "line", "json"):
                     known = ", ".join(f"{{{known}}}" for known in names) or "none"
                     raise UsageError(
-                        f"{self.what}: unknown placeholder {token.group()}; known here: {known} (write {{{{ and }}}} for literal braces)"
+                        f"{self.what}: unknown placeholder {token.group()}; known here: {known} "
+                        "(write {{ and }} for literal braces)"
                     )
                 parts += [literal, (name, mode)] if literal else [(name, mode)]
                 literal = ""
@@ -149,10 +151,11 @@ class Template:
                 raise UsageError(f"{self.what}: {{{name}}} and {{{following[0]}}} touch; put some text between them")
             if asked == "text" and following is not None and n_slots > 1:
                 raise UsageError(
-                    f"{self.what}: {{{name}:text}} could not be read back here; put it at the end, or use {{{name}:line}}"
+                    f"{self.what}: {{{name}:text}} could not be read back here; "
+                    f"put it at the end, or use {{{name}:line}}"
                 )
             mode = asked or self._mode(name, n_slots, line_left, line_right)
-            if asked in ("text", "line") and n_slots > 1 and _has_free(line_right, self._coded):
+            if asked in ("text", "line") and n_slots > 1 and any(not isinstance(part, str) for part in line_right):
                 raise UsageError(f"{self.what}: {{{name}:{asked}}} has another slot on its line; use {{{name}:json}}")
             if name in self._structured:
                 mode = "json"
@@ -235,10 +238,6 @@ def _line_neighbours(parts: Any, *, from_end: bool) -> list[str | tuple[str, str
         if "\n" in part:
             break
     return found
-
-
-def _has_free(parts: list[str | tuple[str, str]], coded: Collection[str]) -> bool:
-    return any(not isinstance(part, str) for part in parts)
 
 
 def literal(text: str) -> str:

@@ -1,8 +1,9 @@
 """What a value's text is: input values for prompts, output codecs for completions.
 
-In: a field's value or annotation. Out: `input_text` for prompts; `codec_of(annotation)` with `encode` and `decode` for answers.
-Inputs: a str stands as it is, an Enum member of str as its value; numbers, bools, lists, dicts, dataclasses and pydantic models
-as JSON. Outputs: labels and numbers by their codecs, str as it is, everything else as JSON. Not covered: layout (completion.py).
+In: a field's value or annotation. Out: `input_text` for prompts; `codec_of(annotation)` with `encode` and `decode` for
+answers. Inputs: a str stands as it is, an Enum member of str as its value; numbers, bools, lists, dicts, dataclasses
+and pydantic models as JSON. Outputs: labels and numbers by their codecs, str as it is, everything else as JSON. Not
+covered: layout (completion.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Literal
 
 import dspy
@@ -152,9 +154,13 @@ class Codec:
                 int(value) if self.number.kind == "int" else str(value) if isinstance(value, Decimal) else float(value)
             )
         try:
-            checked = self._adapter.validate_python(value)
+            # By way of JSON: a model or Enum of the user's and the one that a saved prompt rebuilt are the same there.
+            bare = json.dumps(None if value is None else plain_value(value), allow_nan=False)
+            checked = self._adapter.validate_json(bare, strict=True)
             plain = self._adapter.dump_python(checked, mode="json")
             json.dumps(plain, allow_nan=False)
+        except RowError:
+            raise
         except ValueError as error:
             raise RowError(
                 f"{value!r:.80} does not fit the output's type ({_first_line(error)})",
@@ -198,7 +204,7 @@ class Codec:
             return {"type": "integer", "enum": list(self.labels)}
         return {"type": "string", "enum": [*self.labels.texts]}
 
-    @property
+    @cached_property
     def _adapter(self) -> pydantic.TypeAdapter[Any]:
         return pydantic.TypeAdapter(self.annotation)
 
@@ -228,7 +234,7 @@ def codec_of(annotation: Any, *, labels: LabelSet | None = None, number: NumberF
 
 
 def loads(text: str) -> Any:
-    """Parse a JSON answer strictly: one value, perhaps in a fenced block; no doubled keys, no NaN. Raises AnswerError."""
+    """Parse a JSON answer strictly: one value, maybe in a fenced block; no doubled keys, no NaN. Raises AnswerError."""
     body = text.strip()
     if body.startswith("```") and body.endswith("```") and "\n" in body:
         body = body[3:-3].partition("\n")[2]
