@@ -323,6 +323,10 @@ class Host:
         while self._clients:
             self._clients.popitem()[1].close()
 
+    def training_options(self) -> dict[str, str]:
+        """What this host wants in a create request beside OpenAI's own fields."""
+        return {"trainingType": self._training_type} if self._training_type else {}
+
     # ---- DSPy
 
     def dspy_name(self, model: object) -> str:

@@ -1,1 +1,38 @@
-"""dspy_finetune.jobs"""
+"""Jobs: planned before they cost anything, paid once, followed from anywhere.
+
+>>> from dspy_finetune.hosts import Host
+>>> from dspy_finetune.jobs import plan
+>>> plan("missing.jsonl", base_model="smollm2-135m-instruct", host=Host.local())
+Traceback (most recent call last):
+...
+dspy_finetune.errors.FileError: cannot read missing.jsonl: no such file or folder; check the path
+
+With data, the way is `model = plan(dataset, base_model=..., host=...).start(max_usd=5).wait()`.
+"""
+
+from dspy_finetune.jobs.clock import Clock
+from dspy_finetune.jobs.hyperparameters import Hyperparameter
+from dspy_finetune.jobs.job import Job, attach, jobs
+from dspy_finetune.jobs.journal import Journal
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.options import WandB
+from dspy_finetune.jobs.plan import Plan, plan
+from dspy_finetune.jobs.progress import Progress
+from dspy_finetune.jobs.records import Checkpoint, Event, JobFacts
+
+__all__ = [
+    "Checkpoint",
+    "Clock",
+    "Event",
+    "FinetunedModel",
+    "Hyperparameter",
+    "Job",
+    "JobFacts",
+    "Journal",
+    "Plan",
+    "Progress",
+    "WandB",
+    "attach",
+    "jobs",
+    "plan",
+]

@@ -1,0 +1,368 @@
+"""A job that was started: look at it, follow it to its end, steer it.
+
+In: a job's id and its host; nothing else is needed, so any process on any machine can follow. Out: facts, events,
+figures, and the model. Not covered: creating jobs (plan.py, submit.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.catalog import load_catalog, parse_model_id, strip_model_id
+from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.journal import Journal, home
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.pricing import billed_cost, catalog_name, journal_of
+from dspy_finetune.jobs.progress import Progress, make_progress
+from dspy_finetune.jobs.records import CANCELLED, FAILED, SUCCEEDED, Checkpoint, Event, JobFacts
+from dspy_finetune.jobs.records import checkpoint as read_checkpoint
+from dspy_finetune.jobs.records import event as read_event
+from dspy_finetune.jobs.records import job_facts as read_job
+from dspy_finetune.jobs.results import Row, metrics_from_events, parse_metrics
+from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
+
+logger = logging.getLogger(__name__)
+
+OUTAGE_SECONDS = 3600.0
+"""A host that does not answer for so long ends the wait; the job itself goes on."""
+BACKOFF = 1.5
+
+
+class Job:
+    """A fine-tuning job on a host; `attach(job_id, host=...)` gives it from anywhere."""
+
+    def __init__(
+        self,
+        job_id: str,
+        host: Host,
+        *,
+        facts: JobFacts | None = None,
+        estimated_cost_usd: float | None = None,
+        prompt_digest: str | None = None,
+        data_sha256: str | None = None,
+        n_tokens: int | None = None,
+        intent: str | None = None,
+        journal: Journal | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        is_new: bool = False,
+    ) -> None:
+        self.id = job_id
+        self.host = host
+        self.is_new = is_new
+        """Whether `start` made it just now, or found it."""
+        self._facts = facts
+        self._estimated_cost_usd = estimated_cost_usd
+        self._prompt_digest = prompt_digest
+        self._data_sha256 = data_sha256
+        self._n_tokens = n_tokens
+        self._intent = intent
+        self._journal = journal
+        self._clock = clock
+        self._events: dict[str, Event] = {}
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, {self.host!r})"
+
+    # ---- looking
+
+    def refresh(self) -> JobFacts:
+        """Ask the host for the job.
+
+        Raises:
+            HostError: It does not know the job, or does not answer.
+        """
+        with self.host.talking(f"ask for the job {self.id}"):
+            self._facts = read_job(self.host.client().fine_tuning.jobs.retrieve(self.id))
+        return self._facts
+
+    @property
+    def facts(self) -> JobFacts:
+        """The last look at the job; the first use asks the host."""
+        return self._facts or self.refresh()
+
+    @property
+    def status(self) -> str:
+        """How it stands, in the host's word; asked for now, unless it has ended."""
+        if self._facts is not None and self._facts.is_final:
+            return self._facts.status
+        return self.refresh().status
+
+    def events(self) -> list[Event]:
+        """All events so far, oldest first, none lost or doubled: pages are fetched back to an event that is known."""
+        fresh: list[Event] = []
+        with self.host.talking(f"list the events of {self.id}"):
+            # The host lists the newest first.
+            for value in self.host.client().fine_tuning.jobs.list_events(self.id, limit=100):
+                event = read_event(value)
+                if event.id in self._events:
+                    break
+                fresh.append(event)
+        for event in reversed(fresh):
+            self._events.setdefault(event.id, event)
+        return list(self._events.values())
+
+    def _events_if_any(self) -> list[Event]:
+        try:
+            return self.events()
+        except HostError as error:
+            if error.status in {404, 405, 501}:
+                return []  # a host without events: the job itself says enough
+            raise
+
+    def metrics(self) -> list[Row]:
+        """The figures of the training, one row per step: from the result file, else from the events."""
+        for file_id in self.facts.result_files:
+            with self.host.talking(f"read the result file {file_id}"):
+                rows = parse_metrics(self.host.client().files.content(file_id).content)
+            if rows:
+                return rows
+        return metrics_from_events(self.events())
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The models from before the end, as the host lists them."""
+        with self.host.talking(f"list the checkpoints of {self.id}"):
+            listed = self.host.client().fine_tuning.jobs.checkpoints.list(self.id, limit=100)
+            return [read_checkpoint(value) for value in listed]
+
+    # ---- steering
+
+    def cancel(self) -> JobFacts:
+        """Stop the job for good; tokens that were trained until then are billed, as `trained_tokens` tells.
+
+        Raises:
+            HostError: The host refused: the job had ended, for one.
+        """
+        with self.host.talking(f"cancel the job {self.id}"):
+            self._facts = read_job(self.host.client().fine_tuning.jobs.cancel(self.id))
+        return self._facts
+
+    def pause(self) -> JobFacts:
+        """Stop the job for a while.
+
+        Raises:
+            HostError: The host refused.
+        """
+        with self.host.talking(f"pause the job {self.id}"):
+            self._facts = read_job(self.host.client().fine_tuning.jobs.pause(self.id))
+        return self._facts
+
+    def resume(self) -> JobFacts:
+        """Let a paused job go on.
+
+        Raises:
+            HostError: The host refused.
+        """
+        with self.host.talking(f"resume the job {self.id}"):
+            self._facts = read_job(self.host.client().fine_tuning.jobs.resume(self.id))
+        return self._facts
+
+    # ---- following
+
+    def wait(
+        self,
+        timeout_seconds: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        *,
+        poll_seconds: float | None = None,
+    ) -> FinetunedModel:
+        """Follow the job to its end; Ctrl-C, a timeout or an outage leave it alive on the host.
+
+        Looks again after a pause that grows while nothing changes. Statuses that are not known count as still going.
+
+        Args:
+            timeout_seconds: Give up after so long; None waits for ever.
+            on_progress: Is told after each look.
+            poll_seconds: The longest pause between two looks; the host's own pace by default.
+
+        Raises:
+            JobFailedError: The host says that it failed; its code, message and param.
+            JobCancelledError: Somebody cancelled it.
+            JobTimeoutError: The time is over.
+            HostError: The host refused, or did not answer for an hour.
+        """
+        for progress in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=on_progress is not None):
+            if on_progress is not None:
+                on_progress(progress)
+        facts = self._end()
+        model = self._model(facts)
+        if self.host.kind.lists_models:
+            model.wait_until_ready(host=self.host, clock=self._clock)
+        return model
+
+    def follow(
+        self, timeout_seconds: float | None = None, *, poll_seconds: float | None = None, with_events: bool = True
+    ) -> Iterator[Progress]:
+        """The same, as a stream of looks, the last one final; raises what the looking raises, not what the job did."""
+        started = self._clock.now()
+        first, longest = self.host.kind.poll_seconds
+        longest = poll_seconds if poll_seconds is not None else longest
+        pause = min(first, longest)
+        answered = started
+        before: tuple[Any, ...] = ()
+        while True:
+            try:
+                facts = self.refresh()
+                events = self._events_if_any() if with_events else []
+                answered = self._clock.now()
+            except HostError as error:
+                if not error.retryable or self._clock.now() - answered > OUTAGE_SECONDS:
+                    raise
+                logger.warning("%s; asking again", error)
+            else:
+                yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=answered)
+                if facts.is_final:
+                    return
+                now = (facts.status, len(events))
+                pause = min(first, longest) if now != before else min(pause * BACKOFF, longest)
+                before = now
+            left = None if timeout_seconds is None else started + timeout_seconds - self._clock.now()
+            if left is not None and left <= 0:
+                raise JobTimeoutError(
+                    f"{self.id} has not ended after {timeout_seconds:g} s; it goes on at {self.host.name}: follow it"
+                    f" with attach({self.id!r})",
+                    job_id=self.id,
+                )
+            self._clock.sleep(pause if left is None else min(pause, left))
+
+    def model(self) -> FinetunedModel:
+        """The model of a job that has succeeded.
+
+        Raises:
+            JobFailedError: It failed.
+            JobCancelledError: It was cancelled.
+            JobError: It is still going.
+        """
+        return self._model(self._end())
+
+    def _end(self) -> JobFacts:
+        facts = self.facts if self.facts.is_final else self.refresh()
+        self._note_end(facts)
+        if facts.status == FAILED:
+            raise JobFailedError(
+                f"{self.id} failed on {self.host.name}: {facts.error_message or 'no reason given'}"
+                + (f" ({facts.error_code})" if facts.error_code else "")
+                + "; mend it, or try the same again with new=True",
+                job_id=self.id,
+                code=facts.error_code,
+                param=facts.error_param,
+            )
+        if facts.status == CANCELLED:
+            raise JobCancelledError(f"{self.id} was cancelled on {self.host.name}; it made no model", job_id=self.id)
+        if facts.status != SUCCEEDED:
+            raise JobError(f"{self.id} has not ended (it is {facts.status}); wait() follows it", job_id=self.id)
+        return facts
+
+    def _model(self, facts: JobFacts) -> FinetunedModel:
+        if not facts.fine_tuned_model:
+            raise JobError(f"{self.id} succeeded, but {self.host.name} names no model; ask again later", job_id=self.id)
+        named = parse_model_id(facts.fine_tuned_model)
+        return FinetunedModel(
+            id=facts.fine_tuned_model,
+            base=named.base if named.is_tuned else strip_model_id(facts.model),
+            host_name=self.host.name,
+            host_description=self.host.to_dict(),
+            method=facts.method,
+            job_id=self.id,
+            # A job from another machine carries both in its metadata.
+            prompt_digest=self._prompt_digest or facts.metadata.get(PROMPT_KEY),
+            data_sha256=self._data_sha256 or facts.metadata.get(DATA_KEY),
+            trained_tokens=facts.trained_tokens,
+            cost_usd=self._cost(facts, facts.trained_tokens),
+            estimated_cost_usd=self._estimated_cost_usd,
+            hyperparameters=facts.hyperparameters,
+            seed=facts.seed,
+        )
+
+    def _cost(self, facts: JobFacts, trained_tokens: int | None) -> float | None:
+        catalog = load_catalog()
+        name = catalog_name(self.host, catalog)
+        return billed_cost(strip_model_id(facts.model), facts.method, trained_tokens, name, catalog)
+
+    def _note_end(self, facts: JobFacts) -> None:
+        if self._journal is None or self._intent is None or not facts.is_final:
+            return
+        if any(e.event == "ended" and e.facts.get("job_id") == self.id for e in self._journal.entries(self._intent)):
+            return
+        seconds = facts.finished_at - facts.created_at if facts.finished_at and facts.created_at else None
+        self._journal.append(
+            self._intent,
+            "ended",
+            at=self._clock.now(),
+            job_id=self.id,
+            status=facts.status,
+            model=facts.fine_tuned_model,
+            trained_tokens=facts.trained_tokens,
+            seconds=seconds,
+        )
+
+
+def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK) -> Job:
+    """A job by its id: from another process or machine, with or without the journal, started by this library or not.
+
+    Args:
+        job_id: The host's id.
+        host: Where it runs; without it this machine's journal is asked.
+        clock: For tests.
+
+    Raises:
+        UsageError: No host was given, and the journal does not know the job.
+        HostError: The host does not know the job.
+    """
+    noted = _noted(job_id, host)
+    if host is None:
+        if "host" not in noted:
+            raise UsageError(f"the journal does not know {job_id}; say where it runs: attach({job_id!r}, host=...)")
+        host = Host.from_dict(noted["host"])
+    job = Job(
+        job_id,
+        host,
+        estimated_cost_usd=noted.get("estimated_cost_usd"),
+        prompt_digest=noted.get("prompt_digest"),
+        data_sha256=noted.get("data_sha256"),
+        n_tokens=noted.get("n_tokens"),
+        intent=noted.get("intent"),
+        journal=journal_of(host) if "intent" in noted else None,
+        clock=clock,
+    )
+    job.refresh()
+    return job
+
+
+def jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = None) -> list[Job]:
+    """The host's jobs, newest first, whoever started them.
+
+    Args:
+        host: Where.
+        limit: At most so many.
+        metadata: Only jobs with these pairs.
+
+    Raises:
+        HostError: The host does not list jobs, or does not answer.
+    """
+    found: list[Job] = []
+    options: dict[str, Any] = {"metadata": metadata} if metadata else {}
+    with host.talking("list the jobs"):
+        for value in host.client().fine_tuning.jobs.list(limit=min(limit, 100), **options):
+            facts = read_job(value)
+            if metadata and any(facts.metadata.get(name) != text for name, text in metadata.items()):
+                continue  # a host may not know the filter
+            if len(found) >= limit:
+                break
+            found.append(Job(facts.id, host, facts=facts, intent=None))
+    return found
+
+
+def _noted(job_id: str, host: Host | None) -> dict[str, Any]:
+    """What this machine's journal knows of a job: the notes of its intent."""
+    journals = [journal_of(host)] if host is not None else [Journal(home() / "journal.jsonl"), journal_of(Host.local())]
+    for journal in journals:
+        entries = journal.entries()
+        intents = {entry.intent for entry in entries if entry.facts.get("job_id") == job_id}
+        for entry in reversed(entries):
+            if entry.event == "intent" and entry.intent in intents:
+                return {**entry.facts, "intent": entry.intent}
+    return {}

@@ -1,0 +1,130 @@
+"""The journal: what was meant, sent and answered, written down before and after each step that costs money.
+
+In: events of an intent. Out: the same, from any process, after any crash. One JSON object per line, only ever appended,
+each line flushed to the disk; a lock between processes keeps lines whole, and a line torn by a crash is passed over.
+Not covered: what the events mean for the next step (submit.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import file_error
+from dspy_finetune.errors import JobError
+from dspy_finetune.hosts.locks import process_lock
+
+SCHEMA_VERSION = 1
+HOME_VARIABLE = "DSPY_FINETUNE_HOME"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the journal."""
+
+    at: float
+    """When, in seconds since 1970."""
+    intent: str
+    """Which piece of paid work: the hash of data, model, method, hyperparameters and host."""
+    event: str
+    """intent, uploading, uploaded, creating, not_created, created, adopted, ended."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else belongs to the event."""
+
+
+def home() -> Path:
+    """Where the library keeps its records: $DSPY_FINETUNE_HOME, or `~/.dspy-finetune`."""
+    given = os.environ.get(HOME_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".dspy-finetune"
+
+
+class Journal:
+    """An append-only JSONL file that several processes share."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Journal({str(self.path)!r})"
+
+    def append(self, intent: str, event: str, *, at: float, **facts: Any) -> Entry:
+        """Write one event; when this returns, it is on the disk.
+
+        Raises:
+            FileError: It could not be written; nothing that costs money may follow.
+        """
+        line = json.dumps(
+            {"v": SCHEMA_VERSION, "at": at, "intent": intent, "event": event, **facts}, ensure_ascii=False
+        )
+        with self._lock():
+            try:
+                with open(self.path, "a+b") as stream:
+                    stream.seek(0, os.SEEK_END)
+                    if stream.tell():
+                        stream.seek(-1, os.SEEK_END)
+                        # A line torn by a crash is closed, so that this one stands alone.
+                        line = line if stream.read(1) == b"\n" else f"\n{line}"
+                    stream.write(line.encode("utf-8") + b"\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.chmod(self.path, 0o600)
+            except OSError as error:
+                raise file_error(error, self.path, "write the journal") from error
+        return Entry(at=at, intent=intent, event=event, facts=dict(facts))
+
+    def entries(self, intent: str | None = None) -> list[Entry]:
+        """All events in the order in which they were written, of one intent or of all.
+
+        Raises:
+            JobError: The file was written by a newer version of this library.
+            FileError: It cannot be read.
+        """
+        return [entry for entry in self._read() if intent is None or entry.intent == intent]
+
+    def lock(self, intent: str) -> AbstractContextManager[None]:
+        """Held while one intent is submitted: a second process with the same plan waits and then finds the job."""
+        return process_lock(self.path.with_name(f"{self.path.name}.locks") / intent)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return process_lock(self.path.with_name(f"{self.path.name}.lock"))
+
+    def _read(self) -> Iterator[Entry]:
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise file_error(error, self.path, "read the journal") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode("utf-8"))
+            except ValueError:
+                logger.warning("%s:%d: torn by a crash; passed over", self.path, number)
+                continue
+            if isinstance(values, dict):
+                yield self._entry(values, number)
+
+    def _entry(self, values: Mapping[str, Any], number: int) -> Entry:
+        version = values.get("v")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise JobError(
+                f"{self.path}:{number}: written by a newer version (schema {version}, this one reads up to"
+                f" {SCHEMA_VERSION}); upgrade dspy-finetune"
+            )
+        facts = {name: value for name, value in values.items() if name not in {"v", "at", "intent", "event"}}
+        return Entry(
+            at=float(values.get("at") or 0.0),
+            intent=str(values.get("intent") or ""),
+            event=str(values.get("event") or ""),
+            facts=facts,
+        )

@@ -1,0 +1,319 @@
+"""What a job will do and cost, settled before anything is uploaded; and the one way to start it.
+
+In: checked files, a base model, a method, a host. Out: a `Plan` whose `start` makes at most one paid job, however often
+it is called and whatever dies when. Not covered: following the job (job.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from dspy_finetune.errors import BudgetError, UsageError
+from dspy_finetune.export.cost import training_cost
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.catalog import Catalog, load_catalog, strip_model_id
+from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.hyperparameters import Hyperparameter, Method, epochs_of, resolve, wire_method
+from dspy_finetune.jobs.job import Job
+from dspy_finetune.jobs.journal import Journal
+from dspy_finetune.jobs.lifetime import lifetime_warnings, shutdown_date
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.options import WandB, check_metadata, check_seed, check_suffix
+from dspy_finetune.jobs.pricing import catalog_name, estimate_seconds, journal_of
+from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission
+from dspy_finetune.jobs.training_file import Source, TrainingFile, method_of, read_training_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A job that has not been started."""
+
+    train: TrainingFile
+    """What is trained on."""
+    validation: TrainingFile | None
+    """What is measured on; None without."""
+    base_model: str
+    """What is asked for: a base model, or a tuned model that is trained on."""
+    method: Method
+    """sft or dpo."""
+    host: Host
+    """Where."""
+    hyperparameters: tuple[Hyperparameter, ...]
+    """Each with its origin."""
+    suffix: str | None
+    """A part of the new model's name."""
+    seed: int | None
+    """The random seed; None leaves it to the host."""
+    metadata: dict[str, str]
+    """The user's own."""
+    wandb: WandB | None
+    """Weights & Biases, where the host reports to it."""
+    n_tokens: int | None
+    """Tokens trained on, all epochs; None where no table for the model is known."""
+    n_epochs: int
+    """Times through the data."""
+    cost_usd: float | None
+    """What training costs; None where no price is known, 0 where nothing is billed."""
+    eta_seconds: float | None
+    """How long it will take, by finished jobs of this journal on the same host and model; None without any."""
+    warnings: tuple[str, ...] = field(default=())
+    """What should be known before money is spent."""
+
+    @property
+    def intent(self) -> str:
+        """The hash of all that decides the result: data, model, method, hyperparameters, suffix, seed, host."""
+        host = self.host.to_dict()
+        decisive = {
+            "train": self.train.sha256,
+            "validation": self.validation.sha256 if self.validation else None,
+            "model": self.base_model,
+            "method": wire_method(self.method, self.hyperparameters),
+            "suffix": self.suffix,
+            "seed": self.seed,
+            "host": [host["kind"], self.host.cache_namespace(), host.get("training_type")],
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:40]
+
+    def start(
+        self,
+        max_usd: float | None = None,
+        *,
+        new: bool = False,
+        allow_unknown_price: bool = False,
+        journal: Journal | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Job:
+        """Upload what is not there yet, and create the job; a plan that was started before gives its job again.
+
+        Args:
+            max_usd: Refuse a plan that costs more.
+            new: Make another job although this plan has one.
+            allow_unknown_price: With `max_usd`, start although nobody knows the price.
+            journal: Where the steps are written down; beside the embedded server's data, or in `~/.dspy-finetune`.
+            clock: For tests.
+
+        Raises:
+            BudgetError: It costs more than allowed, or the price is unknown; nothing was uploaded.
+            AmbiguousJobError: A job may exist already; says what to check.
+            TrainingClosedError: The host no longer trains for this organisation.
+            HostError: The host refused, or did not answer.
+        """
+        self._check_budget(max_usd, allow_unknown_price)
+        journal = journal or journal_of(self.host)
+        facts, is_new = Submission(self._order(), journal, clock).run(new=new)
+        return Job(
+            facts.id,
+            self.host,
+            facts=facts,
+            estimated_cost_usd=self.cost_usd,
+            prompt_digest=self.train.prompt_digest,
+            data_sha256=self.train.sha256,
+            n_tokens=self.n_tokens,
+            intent=self.intent,
+            journal=journal,
+            clock=clock,
+            is_new=is_new,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe: what `dspy-finetune plan --json` prints."""
+        return {
+            "intent": self.intent,
+            "host": self.host.to_dict(),
+            "base_model": self.base_model,
+            "method": self.method,
+            "train": self.train.to_dict(),
+            "validation": self.validation.to_dict() if self.validation else None,
+            "hyperparameters": [dict(one.__dict__) for one in self.hyperparameters],
+            "suffix": self.suffix,
+            "seed": self.seed,
+            "metadata": self.metadata,
+            "wandb": dict(self.wandb.__dict__) if self.wandb else None,
+            "n_rows": self.train.n_rows,
+            "n_tokens": self.n_tokens,
+            "n_epochs": self.n_epochs,
+            "cost_usd": self.cost_usd,
+            "eta_seconds": self.eta_seconds,
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.2f}"
+        tokens = "tokens unknown" if self.n_tokens is None else f"{self.n_tokens:,} tokens"
+        return (
+            f"{self.method} of {self.base_model} on {self.host.name}: {self.train.n_rows:,} rows,"
+            f" {self.n_epochs} epoch{'s' if self.n_epochs != 1 else ''}, {tokens}, {cost}"
+        )
+
+    def _check_budget(self, max_usd: float | None, allow_unknown_price: bool) -> None:
+        if max_usd is None:
+            return
+        if self.cost_usd is None and not allow_unknown_price:
+            raise BudgetError(
+                f"nobody knows what {self.base_model} costs to train on {self.host.name}, so ${max_usd:,.2f} cannot be"
+                " kept; add its price to the catalog ($DSPY_FINETUNE_CATALOG) or start with allow_unknown_price=True"
+            )
+        if self.cost_usd is not None and self.cost_usd > max_usd:
+            raise BudgetError(
+                f"the plan costs ${self.cost_usd:,.2f}, more than the allowed ${max_usd:,.2f}; train on fewer rows or"
+                " epochs, on a cheaper model, or allow more"
+            )
+
+    def _order(self) -> Order:
+        body: dict[str, Any] = {"model": self.base_model, "method": wire_method(self.method, self.hyperparameters)}
+        if self.suffix is not None:
+            body["suffix"] = self.suffix
+        if self.seed is not None:
+            body["seed"] = self.seed
+        if self.wandb is not None:
+            body["integrations"] = [self.wandb.wire()]
+        if extra := self.host.training_options():
+            body["extra_body"] = extra
+        metadata = {**self.metadata, DATA_KEY: self.train.sha256}
+        if self.train.prompt_digest:
+            metadata[PROMPT_KEY] = self.train.prompt_digest
+        return Order(
+            intent=self.intent,
+            host=self.host,
+            train=self.train.upload(),
+            validation=self.validation.upload() if self.validation else None,
+            body=body,
+            metadata=metadata,
+            notes={
+                "host": self.host.to_dict(),
+                "base_model": self.base_model,
+                "method": self.method,
+                "train": str(self.train.path),
+                "validation": str(self.validation.path) if self.validation else None,
+                "hyperparameters": {one.name: one.value for one in self.hyperparameters},
+                "data_sha256": self.train.sha256,
+                "prompt_digest": self.train.prompt_digest,
+                "n_tokens": self.n_tokens,
+                "estimated_cost_usd": self.cost_usd,
+            },
+        )
+
+
+def plan(
+    train: Source,
+    *,
+    validation: Source | None = None,
+    base_model: str | FinetunedModel,
+    method: Method | None = None,
+    host: Host,
+    hyperparameters: Mapping[str, Any] | None = None,
+    suffix: str | None = None,
+    seed: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    wandb: WandB | str | None = None,
+    catalog: Catalog | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Plan:
+    """Settle a job without uploading anything: check the files, count, price, and resolve every hyperparameter.
+
+    Args:
+        train: What an export gave, or a JSONL file.
+        validation: The same, to measure on while training.
+        base_model: A base model's name, or a tuned model to train on.
+        method: sft or dpo; None takes what the data was exported for, and sft for a bare file.
+        host: Where to train.
+        hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`, and `beta` for dpo; "auto" leaves one to
+            the host.
+        suffix: A part of the new model's name.
+        seed: From 0 to 2147483647.
+        metadata: Up to 12 pairs of your own.
+        wandb: A project of Weights & Biases to report to.
+        catalog: Limits and prices; the packaged ones by default.
+        clock: For tests.
+
+    Raises:
+        UsageError: An argument is wrong; says what is accepted.
+        DataError: The host would refuse a file.
+        FileError: A file cannot be read.
+    """
+    catalog = catalog or load_catalog()
+    asked = _asked_model(base_model, host, catalog)
+    base = strip_model_id(asked)
+    chosen = _method(method, train)
+    dialect = catalog_name(host, catalog)
+    _check_method(chosen, base, dialect, catalog)
+    host_facts = catalog.host(dialect)
+    file, held_out = read_training_files(train, validation, method=chosen, base_model=base, host=dialect)
+    if held_out is not None and held_out.sha256 == file.sha256:
+        raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
+    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows)
+    n_epochs = epochs_of(settled, file.n_rows)
+    n_tokens = file.n_tokens * n_epochs if file.n_tokens is not None else None
+    notes = [*file.warnings, *(held_out.warnings if held_out else ())]
+    if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
+        notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
+    ends = shutdown_date(base, dialect, catalog)
+    notes += lifetime_warnings(asked, dialect, ends=ends, catalog=catalog, today=clock.today())
+    cost = training_cost(
+        base_model=base,
+        method=chosen,
+        n_rows=file.n_rows,
+        n_tokens=file.n_tokens,
+        n_epochs=n_epochs,
+        host=dialect,
+        catalog=catalog,
+    )
+    if cost.unknown:
+        notes.append(f"the cost cannot be told: {cost.unknown}")
+    return Plan(
+        train=file,
+        validation=held_out,
+        base_model=asked,
+        method=chosen,
+        host=host,
+        hyperparameters=settled,
+        suffix=check_suffix(suffix, host_facts, host.name),
+        seed=check_seed(seed),
+        metadata=check_metadata(metadata),
+        wandb=WandB(project=wandb) if isinstance(wandb, str) else wandb,
+        n_tokens=n_tokens,
+        n_epochs=n_epochs,
+        cost_usd=cost.cost_usd,
+        eta_seconds=estimate_seconds(journal_of(host), host.name, base, n_tokens),
+        warnings=tuple(notes),
+    )
+
+
+def _asked_model(base_model: str | FinetunedModel, host: Host, catalog: Catalog) -> str:
+    if isinstance(base_model, FinetunedModel):
+        if base_model.host_description and Host.from_dict(base_model.host_description) != host:
+            raise UsageError(
+                f"{base_model.id} was trained on {base_model.host_name} and is not known to {host.name}; train on from"
+                " it there, or start from its base model"
+            )
+        return base_model.id
+    name = base_model.strip().removeprefix("openai/")
+    if not name:
+        raise UsageError("base_model is empty; name a model, such as gpt-4.1-mini-2025-04-14 or smollm2-135m-instruct")
+    facts = catalog.model(name)
+    # Jobs want the snapshot's name, not the alias.
+    return facts.id if facts is not None and name in facts.aliases else name
+
+
+def _method(method: str | None, train: Source) -> Method:
+    made_for = method_of(train)
+    chosen = method or made_for or "sft"
+    if chosen not in get_args(Method):
+        raise UsageError(f'unknown method "{chosen}": expected sft or dpo')
+    if method is not None and made_for is not None and made_for != method:
+        raise UsageError(f'method="{method}", but the data was exported for {made_for}; export it again, or change one')
+    return "dpo" if chosen == "dpo" else "sft"
+
+
+def _check_method(method: Method, base: str, dialect: str, catalog: Catalog) -> None:
+    offered = catalog.methods(base, dialect)
+    if offered is not None and method not in offered:
+        able = sorted(name for name in catalog.models if method in (catalog.methods(name, dialect) or ()))
+        raise UsageError(
+            f"{base} cannot be trained by {method} on {dialect} (it offers: {', '.join(offered) or 'nothing'});"
+            f" models that can: {', '.join(able) or 'none known'}"
+        )

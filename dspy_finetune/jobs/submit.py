@@ -1,0 +1,348 @@
+"""From a plan to exactly one job: write down, upload, create, write down; and after a crash, look before anything else.
+
+In: an order (what is to be trained, on which host) and the journal. Out: its one job.
+
+    intent      what is wanted is written down
+    uploaded    the files are on the host; an identical file already there is used again
+    creating    the request that costs money is about to leave; from here on its fate may be unknown
+    created     the host's answer is written down
+    not_created the host's answer says that there is no job
+
+A process that dies after `creating`, or a reply that is lost, leaves a question. It is answered by the host: a job
+carries its intent in `metadata`. One match is the job. None, after the time that a new job may take to be listed, means
+there is none. Two, or a job of the same file whose metadata the host did not keep, cannot be told apart:
+AmbiguousJobError, and never a second job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import file_error
+from dspy_finetune.errors import AmbiguousJobError, HostError
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.failures import never_sent
+from dspy_finetune.jobs.clock import Clock
+from dspy_finetune.jobs.journal import Entry, Journal
+from dspy_finetune.jobs.records import JobFacts, job_facts
+
+logger = logging.getLogger(__name__)
+
+INTENT_KEY = "dspy_finetune_intent"
+ATTEMPT_KEY = "dspy_finetune_attempt"
+PROMPT_KEY = "dspy_finetune_prompt"
+DATA_KEY = "dspy_finetune_data"
+RESERVED_KEYS = (INTENT_KEY, ATTEMPT_KEY, PROMPT_KEY, DATA_KEY)
+
+CREATE_TRIES = 5
+LISTED_JOBS = 1000
+CLOCK_SKEW_SECONDS = 300.0
+FILE_SECONDS = 1800.0
+
+_NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
+"""What hosts answer to a route or a filter that they do not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A file that the job needs."""
+
+    path: Path
+    """Where it lies."""
+    sha256: str
+    """Of its bytes."""
+    size_bytes: int
+    """Of the file."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the host: the hash in it lets any machine find it there again."""
+        return f"{self.path.stem[:80]}-{self.sha256[:16]}.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """All that decides a job."""
+
+    intent: str
+    """The hash of the rest."""
+    host: Host
+    """Where."""
+    train: Upload
+    """The training file."""
+    validation: Upload | None
+    """The validation file."""
+    body: dict[str, Any]
+    """The create request, but for the files and the metadata."""
+    metadata: dict[str, str]
+    """The user's and ours, but for intent and attempt."""
+    notes: dict[str, Any]
+    """What the journal keeps beside: estimate, rows, tokens, host."""
+
+
+class Submission:
+    """One order on its way; `run` brings it to its job."""
+
+    def __init__(self, order: Order, journal: Journal, clock: Clock) -> None:
+        self._order = order
+        self._host = order.host
+        self._journal = journal
+        self._clock = clock
+
+    def run(self, *, new: bool = False) -> tuple[JobFacts, bool]:
+        """(the job, whether it was made now).
+
+        Raises:
+            AmbiguousJobError: It cannot be known whether the job exists; says what to check.
+            HostError: The host refused, or did not answer.
+            FileError: The journal or a file cannot be used.
+        """
+        with self._journal.lock(self._order.intent):
+            entries = self._journal.entries(self._order.intent)
+            last = entries[-1] if entries else None
+            attempt = max([int(entry.facts.get("attempt", 1)) for entry in entries], default=1)
+            if last is not None and last.event == "creating":
+                # The fate of the last request is unknown: that comes before any wish for a new job.
+                found = self._settle(last, attempt)
+                if found is not None and not new:
+                    return self._adopt(found, attempt)
+            listed = self._matches()
+            if listed is not None:
+                attempt = max([attempt, *(_attempt(job) for job in listed)])
+            if new:
+                attempt += 1 if entries or listed else 0
+            else:
+                found = self._recorded(entries) or self._only(listed or [], attempt)
+                if found is not None:
+                    return self._adopt(found, attempt, is_recorded=_job_id(entries) == found.id)
+            return self._create(attempt), True
+
+    # ---- is there a job already?
+
+    def _recorded(self, entries: Sequence[Entry]) -> JobFacts | None:
+        job_id = _job_id(entries)
+        if job_id is None:
+            return None
+        try:
+            with self._host.talking(f"ask for the job {job_id}"):
+                return job_facts(self._host.client().fine_tuning.jobs.retrieve(job_id))
+        except HostError as error:
+            if error.status != 404:
+                raise
+        raise AmbiguousJobError(
+            f"the journal says that this plan became {job_id}, and {self._host.name} does not know that job;"
+            " check that the key belongs to the same project, or start with new=True",
+            job_id=job_id,
+        )
+
+    def _matches(self) -> list[JobFacts] | None:
+        """The host's jobs of this intent; None if it cannot list jobs."""
+        try:
+            return _of(self._list({INTENT_KEY: self._order.intent}), self._order.intent)
+        except HostError as error:
+            if error.status not in _NOT_OFFERED:
+                raise
+            return None
+
+    def _list(self, wanted: dict[str, str]) -> list[JobFacts]:
+        found: list[JobFacts] = []
+        with self._host.talking("list the jobs"):
+            for job in self._host.client().fine_tuning.jobs.list(limit=100, metadata=wanted):
+                found.append(job_facts(job))
+                if len(found) >= LISTED_JOBS:
+                    break
+        return found
+
+    def _only(self, listed: Sequence[JobFacts], attempt: int) -> JobFacts | None:
+        of_attempt = [job for job in listed if _attempt(job) == attempt]
+        if len(of_attempt) > 1:
+            raise self._ambiguous("has several jobs of this very plan", of_attempt)
+        return of_attempt[0] if of_attempt else None
+
+    def _settle(self, creating: Entry, attempt: int) -> JobFacts | None:
+        """Find out what became of a request whose reply is not known; None if it made no job."""
+        deadline = creating.at + self._host.kind.listing_lag_seconds
+        pause = 0.5
+        while True:
+            try:
+                listed = self._list({INTENT_KEY: self._order.intent})
+                unnamed = self._list_unnamed(creating) if not _of(listed, self._order.intent) else []
+            except HostError as error:
+                if error.retryable:
+                    raise
+                raise AmbiguousJobError(
+                    f"a job was asked for and the reply was lost, and {self._host.name} does not list its jobs"
+                    f" (HTTP {error.status}); look at its own pages for a job of the file"
+                    f" {creating.facts.get('training_file')}: if it is there, attach(its id), else start with new=True"
+                ) from error
+            found = self._only(_of(listed, self._order.intent), attempt)
+            if found is not None:
+                return found
+            if unnamed:
+                raise self._ambiguous("lists a job of the same file, but kept no metadata to know it by", unnamed)
+            if self._clock.now() >= deadline:
+                self._write("not_created", attempt=attempt, why="not listed")
+                return None
+            self._clock.sleep(min(pause, max(deadline - self._clock.now(), 0.05)))
+            pause = min(pause * 2, 10.0)
+
+    def _list_unnamed(self, creating: Entry) -> list[JobFacts]:
+        """Jobs that could be ours and carry no metadata: the host does not keep it, or somebody else made them."""
+        file_id = creating.facts.get("training_file")
+        since = creating.at - CLOCK_SKEW_SECONDS
+        found = []
+        with self._host.talking("list the jobs"):
+            for number, job in enumerate(self._host.client().fine_tuning.jobs.list(limit=100)):
+                facts = job_facts(job)
+                if number >= LISTED_JOBS or (facts.created_at or since) < since:
+                    break
+                if facts.training_file == file_id and INTENT_KEY not in facts.metadata:
+                    found.append(facts)
+        return found
+
+    def _ambiguous(self, what: str, jobs: Sequence[JobFacts]) -> AmbiguousJobError:
+        ids = ", ".join(job.id for job in jobs)
+        return AmbiguousJobError(
+            f"{self._host.name} {what}: {ids}; nothing was created. Look at them, cancel what is not wanted, and follow"
+            f" the right one with attach({jobs[0].id!r}), or start with new=True",
+            job_id=jobs[0].id,
+        )
+
+    def _adopt(self, job: JobFacts, attempt: int, *, is_recorded: bool = False) -> tuple[JobFacts, bool]:
+        if not is_recorded:
+            self._write("adopted", attempt=attempt, job_id=job.id)
+        return job, False
+
+    # ---- the one paid request
+
+    def _create(self, attempt: int) -> JobFacts:
+        self._write("intent", attempt=attempt, **self._order.notes)
+        files = {"training_file": self._file(self._order.train)}
+        if self._order.validation is not None:
+            files["validation_file"] = self._file(self._order.validation)
+        metadata = {**self._order.metadata, INTENT_KEY: self._order.intent, ATTEMPT_KEY: str(attempt)}
+        body = {**self._order.body, **files, "metadata": metadata}
+        for number in range(CREATE_TRIES):
+            creating = self._write("creating", attempt=attempt, **files)
+            try:
+                with self._host.talking("create the job"):
+                    # The SDK's own retry would ask a second time without knowing what became of the first.
+                    client = self._host.client(max_retries=0)
+                    job = job_facts(client.fine_tuning.jobs.create(**body))
+            except HostError as error:
+                found = self._after_failure(error, creating, attempt)
+                if found is not None:
+                    return self._adopt(found, attempt)[0]
+                if not error.retryable or number == CREATE_TRIES - 1:
+                    raise
+                self._clock.sleep(_retry_after(error, number))
+                continue
+            self._write("created", attempt=attempt, job_id=job.id, keeps_metadata=INTENT_KEY in job.metadata)
+            return job
+        raise AssertionError("the last try returns or raises")
+
+    def _after_failure(self, error: HostError, creating: Entry, attempt: int) -> JobFacts | None:
+        """The job that a failed request made all the same; None if there is none."""
+        if _made_no_job(error):
+            self._write("not_created", attempt=attempt, why=f"HTTP {error.status}" if error.status else "not sent")
+            return None
+        logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
+        return self._settle(creating, attempt)
+
+    # ---- files
+
+    def _file(self, upload: Upload) -> str:
+        known = self._known_file(upload)
+        if known is not None:
+            return known
+        self._write("uploading", sha256=upload.sha256)
+        try:
+            with open(upload.path, "rb") as stream, self._host.talking(f"upload {upload.path}"):
+                sent = self._host.client().files.create(file=(upload.name, stream), purpose="fine-tune")
+        except OSError as error:
+            raise file_error(error, upload.path, "upload") from error
+        self._await_file(sent.id, str(sent.status))
+        self._write("uploaded", sha256=upload.sha256, file_id=sent.id)
+        return sent.id
+
+    def _known_file(self, upload: Upload) -> str | None:
+        """An identical file that is on the host: by the journal, else by its name, which holds the hash."""
+        noted = [
+            str(entry.facts.get("file_id"))
+            for entry in self._journal.entries()
+            if entry.event == "uploaded" and entry.facts.get("sha256") == upload.sha256
+        ]
+        client = self._host.client()
+        for file_id in reversed(noted[-3:]):
+            try:
+                with self._host.talking(f"ask for the file {file_id}"):
+                    seen = client.files.retrieve(file_id)
+            except HostError as error:
+                if error.status in {400, 403, 404}:
+                    continue  # of another host or project, or deleted
+                raise
+            if seen.bytes == upload.size_bytes and seen.status != "error":
+                return file_id
+        try:
+            with self._host.talking("list the files"):
+                for number, seen in enumerate(client.files.list(purpose="fine-tune", limit=1000)):
+                    if seen.filename == upload.name and seen.bytes == upload.size_bytes and seen.status != "error":
+                        self._write("uploaded", sha256=upload.sha256, file_id=seen.id, found=True)
+                        return seen.id
+                    if number >= LISTED_JOBS:
+                        break
+        except HostError as error:
+            if error.status not in _NOT_OFFERED:
+                raise
+        return None
+
+    def _await_file(self, file_id: str, status: str) -> None:
+        deadline = self._clock.now() + FILE_SECONDS
+        while status in {"uploaded", "pending", "running", "not_started"} and self._clock.now() < deadline:
+            # OpenAI says "processed" at once; Azure takes its time, and refuses a job before that.
+            self._clock.sleep(2.0)
+            with self._host.talking(f"ask for the file {file_id}"):
+                status = str(self._host.client().files.retrieve(file_id).status)
+        if status == "error":
+            raise HostError(
+                f"{self._host.name}: refused the file {file_id} while reading it; check it and upload again"
+            )
+
+    def _write(self, event: str, **facts: Any) -> Entry:
+        return self._journal.append(self._order.intent, event, at=self._clock.now(), **facts)
+
+
+def _of(jobs: Sequence[JobFacts], intent: str) -> list[JobFacts]:
+    return [job for job in jobs if job.metadata.get(INTENT_KEY) == intent]
+
+
+def _attempt(job: JobFacts) -> int:
+    text = job.metadata.get(ATTEMPT_KEY, "1")
+    return int(text) if text.isdigit() else 1
+
+
+def _job_id(entries: Sequence[Entry]) -> str | None:
+    named = [entry for entry in entries if entry.event in {"created", "adopted"}]
+    return str(named[-1].facts["job_id"]) if named else None
+
+
+def _made_no_job(error: HostError) -> bool:
+    """True if the host's answer, or its absence, proves that no job was made."""
+    if error.status is None:
+        return error.__cause__ is not None and never_sent(error.__cause__)
+    # 408, 502, 504 and their kin come from something in between, which cannot know what the host did.
+    return error.status in range(400, 500) and error.status not in {408, 409}
+
+
+def _retry_after(error: HostError, number: int) -> float:
+    """How long to wait: as the host says, up to two minutes, else 1, 2, 4, 8 seconds."""
+    response = getattr(error.__cause__, "response", None)
+    given = response.headers.get("retry-after") if response is not None else None
+    try:
+        return min(max(float(given or ""), 0.0), 120.0)
+    except ValueError:
+        return min(2.0**number, 30.0)
