@@ -1,9 +1,9 @@
 """Cheap programs to beat: the majority label, the median, TF-IDF with a linear model.
 
 In: training examples, the names of the text fields and of the label. Out: a callable that takes the input fields by
-name and returns a `dspy.Prediction` with the label field, like any program; label baselines add `probability` (of
-True, or of A for pairs) and `probabilities` (every label's share). They are deterministic, can be pickled, and need
-no model and no network.
+name and returns a `dspy.Prediction` with the label field, like any program. Label baselines add `probability` (of True
+for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic,
+can be pickled, and need no model and no network.
 Not covered: baselines that ask a model (few-shot with nearest neighbours, the untuned model).
 
     >>> import dspy
@@ -59,12 +59,10 @@ class LabelBaseline:
             shares = tuple(map(float, self.model.predict_proba(features)[0]))
         by_label = {label_text(label): share for label, share in zip(self.labels, shares, strict=True)}
         best = self.labels[max(range(len(shares)), key=shares.__getitem__)]
-        positive = next((name for name in ("true", "a") if name in by_label), None)
-        return dspy.Prediction(
-            **{self.label: best},
-            probability=by_label[positive] if positive is not None and len(by_label) <= 2 else None,
-            probabilities=by_label,
-        )
+        # As the predictors have it: of True for yes/no labels, otherwise of the label returned.
+        is_yes_no = set(by_label) <= {"true", "false"}
+        probability = by_label.get("true", 0.0) if is_yes_no else max(shares)
+        return dspy.Prediction(**{self.label: best}, probability=probability, probabilities=by_label)
 
 
 @dataclass(frozen=True, kw_only=True)

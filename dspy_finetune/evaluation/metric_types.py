@@ -66,7 +66,9 @@ class Metric:
             if self.reads != "probability":
                 return float(self.function(expected, read_answer(prediction, self.field, self.name)))
             positive = positive_label([expected], self.positive)
-            return float(self.function(float(same_label(expected, positive)), read_probability(prediction, positive)))
+            return float(
+                self.function(float(same_label(expected, positive)), read_probability(prediction, positive, self.field))
+            )
         except AnswerError:
             if self.if_unreadable is None:
                 raise
@@ -117,7 +119,7 @@ class SetMetric:
                 if prediction is None:
                     predicted.append(None)
                 elif self.reads == "probability":
-                    predicted.append(read_probability(prediction, positive))
+                    predicted.append(read_probability(prediction, positive, self.field))
                 else:
                     answer = read_answer(prediction, self.field, self.name)
                     predicted.append(to_number(answer) if self.reads == "number" else answer)

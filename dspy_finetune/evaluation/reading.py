@@ -34,21 +34,32 @@ def read_answer(prediction: Any, field: str, metric: str) -> Any:
     return value
 
 
-def read_probability(prediction: Any, positive: Any) -> float:
-    """The probability of the positive label: from `.probabilities` (label -> share), else `.probability`.
+def read_probability(prediction: Any, positive: Any, field: str) -> float:
+    """The probability of the positive label.
+
+    Read from `.probabilities` (label to share). Without it from `.probability`, which by this library's convention is
+    that of True for yes/no answers and that of the label returned for others; so for A and B the share of B is turned
+    round.
 
     Raises:
-        AnswerError: The prediction carries neither.
+        AnswerError: The prediction carries neither, or not for this label.
     """
     shares = prediction.get("probabilities", None)
     if isinstance(shares, Mapping):
         for label, share in shares.items():
             if same_label(label, positive):
                 return float(share)
-    share = prediction.get("probability", None)
+    share, answer = prediction.get("probability", None), prediction.get(field, None)
     if share is None:
         raise AnswerError("the prediction carries no probability", text="")
-    return float(share)
+    said, wanted = label_text(answer), label_text(positive)
+    if {said, wanted} <= {"true", "false"}:
+        said = "true"
+    if said == wanted:
+        return float(share)
+    if {said, wanted} in ({"a", "b"}, {"true", "false"}):
+        return 1.0 - float(share)
+    raise AnswerError(f"the prediction carries no probability of {positive}; give it .probabilities", text="")
 
 
 def label_text(value: Any) -> str:

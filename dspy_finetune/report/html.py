@@ -225,7 +225,7 @@ def _items(comparison: Comparison) -> dict[str, Any]:
                 "answers": [
                     {
                         "text": _answer_text(answer, field)[:400],
-                        "detail": answer.error or _probability(answer),
+                        "detail": answer.error or _probability(answer, comparison.positive, field),
                         "mark": _mark(answer, scores.get(row.name)),
                     }
                     for row, answer in zip(comparison.programs, answers, strict=True)
@@ -241,9 +241,9 @@ def _items(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _probability(answer: Answer) -> str:
-    value = answer.outputs.get("probability")
-    return f"p {float(value):.2f}" if isinstance(value, (int, float)) else ""
+def _probability(answer: Answer, positive: Any, field: str | None) -> str:
+    share = plots.positive_share(answer, positive, field) if field is not None and positive is not None else None
+    return "" if share is None else f"p({positive}) {share:.2f}"
 
 
 def _mark(answer: Answer, score: float | None) -> str:

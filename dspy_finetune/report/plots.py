@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspy_finetune._optional import require
+from dspy_finetune.errors import AnswerError
+from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.evaluation.comparison import Comparison
 from dspy_finetune.evaluation.reading import read_probability, same_label
 
@@ -124,13 +126,20 @@ def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]
     for name, answers in comparison.answers.items():
         pairs = []
         for item, answer in zip(comparison.items, answers, strict=True):
-            outputs = answer.outputs
-            if (outputs.get("probability") is not None or outputs.get("probabilities")) and field in item.labels:
-                truth = float(same_label(item.labels[field], comparison.positive))
-                pairs.append((truth, read_probability(outputs, comparison.positive)))
+            share = positive_share(answer, comparison.positive, field)
+            if share is not None and field in item.labels:
+                pairs.append((float(same_label(item.labels[field], comparison.positive)), share))
         if pairs:
             found[name] = pairs
     return found
+
+
+def positive_share(answer: Answer, positive: Any, field: str) -> float | None:
+    """The probability of the positive label in an answer; None where it gives none."""
+    try:
+        return read_probability(answer.outputs, positive, field) if answer.outcome == "answered" else None
+    except AnswerError:
+        return None
 
 
 def roc_points(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

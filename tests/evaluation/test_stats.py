@@ -1,0 +1,143 @@
+"""Statistics: against scipy on the same numbers, and by simulation within the binomial error of the simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from dspy_finetune.evaluation import stats
+from dspy_finetune.evaluation.bias import pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation.verdict import decide, n_more_items
+
+
+def test_wilson_equals_its_formula():
+    for n_right, n in [(0, 10), (3, 10), (10, 10), (81, 120)]:
+        z, p = scipy.stats.norm.ppf(0.975), n_right / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        found = stats.wilson(n_right, n)
+        assert (found.value, found.low, found.high) == pytest.approx((p, centre - half, centre + half), abs=1e-12)
+    empty = stats.wilson(0, 0)
+    assert (empty.value, empty.low, empty.high) == (None, 0.0, 1.0)
+
+
+def test_the_mean_has_students_interval_and_none_for_one_item():
+    values = [1.0, 4.0, 2.5, 3.0]
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    found = stats.mean_interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert stats.mean_interval([2.0]) == Interval(value=2.0, low=None, high=None, n=1, method="none")
+
+
+def test_mcnemar_is_the_binomial_test_of_the_items_only_one_side_got_right():
+    assert stats.mcnemar(3, 11) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
+    assert stats.mcnemar(0, 0) == 1.0
+
+
+def test_the_sign_flip_test_equals_scipys_exact_permutation():
+    differences = [0.4, -0.1, 0.3, 0.25, 0.0, 0.6, -0.2, 0.15]
+    exact = scipy.stats.permutation_test(
+        (np.array(differences),), np.mean, permutation_type="samples", vectorized=False, n_resamples=10_000
+    ).pvalue
+    found = stats.sign_flip(differences, n_resamples=20_000)
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
+    assert stats.sign_flip([0.0, 0.0]) == 1.0
+    assert stats.sign_flip(differences, seed=5) == stats.sign_flip(differences, seed=5)
+
+
+def test_holm_equals_its_definition():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([]) == []
+
+
+def test_newcombes_interval_equals_a_published_example():
+    # Newcombe 1998, Stat. Med. 17:2635-2650, table III, first of the examples with n = 50: cells 36, 12, 2, 0.
+    one = [1.0] * 36 + [1.0] * 12 + [0.0] * 2
+    other = [1.0] * 36 + [0.0] * 12 + [1.0] * 2
+    found = stats.paired_proportions(one, other)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-4)
+
+
+def _share_within(hits: int, n: int, expected: float) -> bool:
+    """Whether a simulated share is no further than four standard errors from what it should be."""
+    return abs(hits / n - expected) <= 4 * math.sqrt(expected * (1 - expected) / n)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    n_rounds, n = 600, 80
+    hits = {"wilson": 0, "newcombe": 0, "t": 0, "bootstrap": 0}
+    for _ in range(n_rounds):
+        shared = rng.random(n)
+        one, other = (shared < 0.75) * 1.0, (0.5 * shared + 0.5 * rng.random(n) < 0.6) * 1.0
+        found = stats.wilson(int(one.sum()), n)
+        hits["wilson"] += found.low <= 0.75 <= found.high
+        # P(U/2 + V/2 < 0.6) = 1 - 2 * 0.4**2
+        found = stats.paired_proportions(one, other)
+        hits["newcombe"] += found.low <= 0.75 - 0.68 <= found.high
+        scores = rng.normal(0.3, 1, n)
+        found = stats.mean_interval(scores)
+        hits["t"] += found.low <= 0.3 <= found.high
+        draws = stats.resample(n, lambda i, s=scores: float(np.median(s[i])), n_resamples=200, seed=3)
+        found = stats.percentile_interval(float(np.median(scores)), draws, n)
+        hits["bootstrap"] += found.low <= 0.3 <= found.high
+    assert _share_within(hits["t"], n_rounds, 0.95)
+    # Score intervals of counts are conservative by design, the bootstrap's are known to be: never below, little above.
+    for name in ("wilson", "newcombe", "bootstrap"):
+        assert 0.95 - 4 * math.sqrt(0.95 * 0.05 / n_rounds) <= hits[name] / n_rounds <= 0.99, (name, hits)
+
+
+def test_without_a_difference_the_tests_cry_wolf_no_more_often_than_they_say():
+    rng = np.random.default_rng(2)
+    n_rounds, alarms = 500, {"mcnemar": 0, "sign flip": 0}
+    for seed in range(n_rounds):
+        one, other = rng.random(60) < 0.7, rng.random(60) < 0.7
+        alarms["mcnemar"] += stats.mcnemar(int((one & ~other).sum()), int((~one & other).sum())) <= 0.05
+        alarms["sign flip"] += stats.sign_flip(rng.laplace(0, 1, 60), n_resamples=399, seed=seed) <= 0.05
+    assert _share_within(alarms["sign flip"], n_rounds, 0.05)
+    assert alarms["mcnemar"] / n_rounds <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / n_rounds)  # exact tests are conservative
+
+
+def test_the_number_of_items_gives_the_power_it_promises():
+    n = stats.items_needed(0.3, 1.0)
+    assert n is not None
+    rng = np.random.default_rng(3)
+    found = sum(scipy.stats.ttest_1samp(rng.normal(0.3, 1.0, n), 0).pvalue <= 0.05 for _ in range(500))
+    assert _share_within(found, 500, 0.8)
+    assert stats.items_needed(0.0, 1.0) is None
+
+
+def _interval(low, high):
+    return Interval(value=(low + high) / 2, low=low, high=high, n=100, method="t")
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "higher", "margin", "narrow", "verdict"),
+    [
+        (0.1, 0.01, True, None, None, "better"),
+        (0.1, 0.01, False, None, None, "worse"),
+        (-0.1, 0.01, True, None, None, "worse"),
+        (0.1, 0.2, True, None, None, "undecided"),
+        (0.01, 0.6, True, 0.05, (-0.02, 0.04), "equivalent"),
+        (0.03, 0.01, True, 0.05, (0.02, 0.04), "equivalent"),
+        (0.03, 0.2, True, 0.05, (-0.01, 0.07), "undecided"),
+        (None, None, True, 0.05, None, "undecided"),
+    ],
+)
+def test_the_verdict_follows_its_rule(difference, p, higher, margin, narrow, verdict):
+    interval = None if narrow is None else _interval(*narrow)
+    found = decide(difference, p, higher_is_better=higher, alpha=0.05, narrow=interval, margin=margin)
+    assert found == verdict
+
+
+def test_more_items_are_counted_from_those_there_are():
+    assert n_more_items(0.3, 1.0, 50, alpha=0.05) == (stats.items_needed(0.3, 1.0) or 0) - 50
+    assert n_more_items(0.0, 1.0, 50, alpha=0.05) is None
+
+
+def test_leanings_are_shares_of_the_choices_made():
+    found = pairwise_bias(["long text", "x", "same"], ["y", "longer", "size"], ["A", "A", None])
+    assert (found.prefers_first.value, found.prefers_longer.value) == (1.0, 0.5)
+    assert swap_agreement(["A", "B", "A", None], ["B", "B", "B", "A"]).value == pytest.approx(2 / 3)
