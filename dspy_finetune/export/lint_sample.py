@@ -1,0 +1,63 @@
+"""The texts that the lint looks at: the first rows of a file, up to a bound, and its system prompt.
+
+In: rows one by one. Out: a `Sample`. Statistics of shortcuts are settled by some hundred rows; what is kept must not grow with the file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_ROWS = 20_000
+MAX_CHARS = 4_000_000
+"""Kept of all texts together; some 10 MB of memory at most."""
+
+
+class Sampled(NamedTuple):
+    """One row."""
+
+    line: int
+    """Its line in the file."""
+    question: str
+    """Text of the last user message."""
+    answers: tuple[str, ...]
+    """The answer, or the preferred and the rejected one."""
+
+
+class Sample:
+    """The first rows of a file, and what all of them say of the system prompt."""
+
+    def __init__(self) -> None:
+        self.rows: list[Sampled] = []
+        self.is_open = True
+        """False once the bound is reached."""
+        self.last_line = 0
+        """The last line that is in the sample."""
+        self.system: str | None = None
+        """The system prompt of the first row."""
+        self.is_constant = True
+        """Whether every row has the first row's system prompt."""
+        self.n_rows = 0
+        """Rows seen, in the sample or not."""
+        self._chars = 0
+
+    def add(self, line: int, question: str, answers: tuple[str, ...]) -> None:
+        """Keep a row."""
+        self._chars += len(question) + sum(map(len, answers))
+        if len(self.rows) >= MAX_ROWS or self._chars > MAX_CHARS:
+            self.is_open = False
+            return
+        self.rows.append(Sampled(line, question, answers))
+        self.last_line = line
+
+    def add_system(self, system: str | None) -> None:
+        """Note a row's system prompt."""
+        if not self.n_rows:
+            self.system = system
+        elif self.is_constant and system != self.system:
+            self.is_constant = False
+        self.n_rows += 1
+
+    @property
+    def constant_system(self) -> str | None:
+        """The system prompt that all rows share, if there is one."""
+        return self.system if self.is_constant else None
