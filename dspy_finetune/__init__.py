@@ -1,1 +1,126 @@
-"""dspy_finetune"""
+"""dspy-finetune: labelled DSPy examples -> a small fine-tuned model -> a `dspy.Module`, and an honest verdict.
+
+    import dspy_finetune as ft
+
+    examples = ft.load_examples("titles.jsonl", inputs=["title"])
+    train, validation, test = ft.split(examples, stratify_by="is_favorite")
+    prompt = ft.prompts.binary("Likes pieces that explain how things work.")
+    dataset = ft.export_sft(train, prompt, "train.jsonl")
+    host = ft.Host.local()
+    job = ft.plan(dataset, base_model="smollm2-135m-instruct", host=host).start()
+    tuned = ft.OpenAIPredictor(prompt, job.wait())
+    report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train, label="is_favorite")}, test,
+                        [ft.metrics.accuracy("is_favorite")])
+    print(report.table())
+"""
+
+from dspy_finetune import errors, prompts
+from dspy_finetune.data import (
+    deduplicate,
+    find_conflicts,
+    find_leakage,
+    iter_examples,
+    load_examples,
+    make_pairs,
+    split,
+    swap,
+)
+from dspy_finetune.errors import (
+    AmbiguousJobError,
+    AnswerError,
+    BudgetError,
+    DataError,
+    EmptyDatasetError,
+    FileError,
+    FinetuneError,
+    HostError,
+    JobCancelledError,
+    JobError,
+    JobFailedError,
+    JobTimeoutError,
+    LeakageError,
+    LogprobsError,
+    MissingExtraError,
+    ModelGoneError,
+    PromptMismatchError,
+    RowError,
+    RowsError,
+    TrainingClosedError,
+    UsageError,
+)
+from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.export import (
+    Dataset,
+    convert,
+    export_dpo,
+    export_sft,
+    preferences_from_corrections,
+    preferences_from_mistakes,
+    preferences_from_program,
+)
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import FinetunedModel, Job, Plan, attach, jobs, plan
+from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor
+from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.report import Report, compare, write_html
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AmbiguousJobError",
+    "AnswerError",
+    "BudgetError",
+    "DPOPredictor",
+    "DataError",
+    "Dataset",
+    "EmptyDatasetError",
+    "FileError",
+    "FinetuneError",
+    "FinetunedModel",
+    "Host",
+    "HostError",
+    "Job",
+    "JobCancelledError",
+    "JobError",
+    "JobFailedError",
+    "JobTimeoutError",
+    "LeakageError",
+    "LogprobsError",
+    "MissingExtraError",
+    "ModelGoneError",
+    "OpenAIPredictor",
+    "PairwisePredictor",
+    "Plan",
+    "PromptFormat",
+    "PromptMismatchError",
+    "Report",
+    "RowError",
+    "RowsError",
+    "TrainingClosedError",
+    "UsageError",
+    "__version__",
+    "attach",
+    "baselines",
+    "compare",
+    "convert",
+    "deduplicate",
+    "errors",
+    "export_dpo",
+    "export_sft",
+    "find_conflicts",
+    "find_leakage",
+    "iter_examples",
+    "jobs",
+    "load_examples",
+    "load_predictor",
+    "make_pairs",
+    "metrics",
+    "plan",
+    "preferences_from_corrections",
+    "preferences_from_mistakes",
+    "preferences_from_program",
+    "prompts",
+    "split",
+    "swap",
+    "write_html",
+]

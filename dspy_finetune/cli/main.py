@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
         from rich.console import Console  # noqa: F401
     except ModuleNotFoundError as error:
         print(
-            f'the command line needs the package "{error.name}", which is not installed: pip install "dspy-finetune[cli]"',
+            f'the command line needs "{error.name}", which is not installed: pip install "dspy-finetune[cli]"',
             file=sys.stderr,
         )
         sys.exit(1)

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
-from dspy_finetune.local.prefix_tree import share_prefixes
 from dspy_finetune.local.spec import Emit, TrainResult, TrainSpec
 
 LORA_RANK = 8
@@ -141,7 +140,7 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
         reporter: Its callback.
         n_tokens: Tokens of all examples, once.
     """
-    share_prefixes(trainer.model.get_base_model())
+    trainer.remove_callback(PrinterCallback)
     done = checkpoints(spec.output_folder)
     trainer.train(resume_from_checkpoint=os.fspath(done[-1][1]) if done else None)
     folder = spec.output_folder / "adapter"

@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dspy_finetune._files import read_jsonl
 from dspy_finetune.local.chat import training_turns
+from dspy_finetune.local.prefix_tree import score_rows
 from dspy_finetune.local.recipe import Reporter, adapter, prepare, run, settings
 from dspy_finetune.local.spec import Emit, TrainResult, TrainSpec
 
@@ -34,17 +35,32 @@ def tokenize(tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, l
     ]
 
 
+class PrefixTreeSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
+    """An SFTTrainer whose loss goes over the batch's prefix tree."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean negative log-likelihood of the trained tokens."""
+        assert not return_outputs
+        plain = self.accelerator.unwrap_model(model).get_base_model()
+        scores = score_rows(plain, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["mean_token_accuracy"].append(scores.accuracy())
+        return scores.loss()
+
+
 def load_rows(tokenizer: Any, path: Path) -> Dataset:
     """Tokenise a chat file."""
     return Dataset.from_list([row for _, line in read_jsonl(path) for row in tokenize(tokenizer, line["messages"])])
 
 
 def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
-    """Train one adapter on chat lines. See `TrainSpec` for what is given and `TrainResult` for what comes back."""
+    """Train one adapter on chat lines: `TrainSpec` says what is given, `TrainResult` what comes back."""
     model, tokenizer = prepare(spec)
     rows = load_rows(tokenizer, spec.train_file)
     reporter = Reporter(emit, should_stop)
-    trainer = SFTTrainer(
+    trainer = PrefixTreeSFTTrainer(
         model=model,
         args=SFTConfig(**settings(spec), packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=rows,

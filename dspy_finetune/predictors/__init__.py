@@ -1,1 +1,15 @@
-"""dspy_finetune.predictors"""
+"""Predictors: a tuned model as a `dspy.Module`, asked with the prompt that it was trained on.
+
+>>> from dspy_finetune import prompts
+>>> from dspy_finetune.predictors import OpenAIPredictor
+>>> predictor = OpenAIPredictor(prompts.binary(), "ft:gpt-4.1-mini-2025-04-14:acme:taste:abc12345")
+>>> predictor.render(title="Why lock gates lean upstream")[-1]
+{'role': 'user', 'content': 'Title: Why lock gates lean upstream'}
+"""
+
+from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
+from dspy_finetune.predictors.dpo import DPOPredictor
+from dspy_finetune.predictors.openai import OpenAIPredictor
+from dspy_finetune.predictors.pairwise import PairwisePredictor
+
+__all__ = ["DPOPredictor", "FinetunedPredictor", "OpenAIPredictor", "PairwisePredictor", "load_predictor"]

@@ -1,7 +1,7 @@
-"""What every predictor is: a `dspy.Module` that is also a `Parameter`, over one tuned model and the prompt it was trained on.
+"""What every predictor is: a `dspy.Module` that is also a `Parameter`, over one tuned model and its training prompt.
 
-In: a PromptFormat, a model id, a host. Out: `dspy.Prediction`s. The messages sent are those of the training file, byte for
-byte; nothing that DSPy does to a program (optimizers, `set_lm`, copying, saving and loading) changes model or prompt.
+In: a PromptFormat, a model id, a host. Out: `dspy.Prediction`s. The messages sent are those of the training file, byte
+for byte; nothing that DSPy does to a program (optimizers, `set_lm`, copying, saving, loading) changes model or prompt.
 Not covered: what an answer means; each subclass reads its own.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import dspy
 from dspy.predict.parameter import Parameter
+from dspy.utils.saving import get_dependency_versions
 
 from dspy_finetune._files import file_error, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
@@ -79,7 +80,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         if isinstance(model, FinetunedModel):
             if model.prompt_digest and model.prompt_digest != prompt.digest:
                 raise PromptMismatchError(
-                    f"model {model.id} was trained on the prompt {model.prompt_digest[:12]}, not on {prompt.digest[:12]}: "
+                    f"model {model.id} was trained on the prompt {model.prompt_digest[:12]}, not {prompt.digest[:12]}: "
                     "use the prompt of its training file, which stands in the manifest beside the file"
                 )
             host = host or model.host
@@ -223,7 +224,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         if save_program or Path(path).suffix != ".json":
             super().save(path, save_program=save_program, modules_to_serialize=modules_to_serialize)
             return
-        write_json(path, self.dump_state())
+        # The versions stand where DSPy's own files have them, so that `predictor.load(path)` finds them.
+        write_json(path, {**self.dump_state(), "metadata": {"dependency_versions": get_dependency_versions()}})
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -263,7 +265,9 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
     except OSError as error:
         raise file_error(error, path, "read") from error
     except ValueError as error:
-        raise DataError(f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)") from error
+        raise DataError(
+            f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
+        ) from error
     kind = state.get("predictor") if isinstance(state, dict) else None
     if kind not in _KINDS:
         raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
@@ -280,7 +284,9 @@ def _check_state(state: dict[str, Any], kind: str) -> None:
     if state.get("predictor") != kind:
         raise DataError(f"the saved state is of a {state.get('predictor')}, not of a {kind}")
     if state.get("version", 0) > STATE_VERSION:
-        raise DataError(f"the saved predictor has version {state['version']}; this library reads up to {STATE_VERSION}: upgrade it")
+        raise DataError(
+            f"the saved predictor has version {state['version']}; this library reads up to {STATE_VERSION}: upgrade it"
+        )
 
 
 # A label answer is cut off on purpose after its few tokens. DSPy logs a warning for each cut-off answer; a million of

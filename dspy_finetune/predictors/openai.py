@@ -1,4 +1,4 @@
-"""`OpenAIPredictor`: a tuned model for any signature, with the probability of a label where the host gives log-probabilities.
+"""`OpenAIPredictor`: a tuned model for any signature, with a label's probability where the host has log-probabilities.
 
 In: the signature's inputs. Out: a prediction with the signature's outputs, and for a label prompt also `probability`,
 `probabilities` and `coverage`.
@@ -24,8 +24,8 @@ class OpenAIPredictor(FinetunedPredictor):
 
     - `probability`: for a bool the probability of True, otherwise that of the label returned, in [0, 1];
     - `probabilities`: {label value: probability}, scaled to sum to 1 over the labels;
-    - `coverage`: the model's own mass on the label set before scaling, in [0, 1]. Low coverage says that the model wanted
-      to answer something else;
+    - `coverage`: the model's own mass on the label set before scaling, in [0, 1]. Low coverage says that the model
+      wanted to answer something else;
 
     all three None where the host sends no log-probabilities. The value is the most probable label; for a bool it is
     True when `probability >= threshold`.

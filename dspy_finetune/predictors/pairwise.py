@@ -1,7 +1,7 @@
 """`PairwisePredictor`: which of two is preferred, asked in both orders so that the place of an item does not decide.
 
-In: the two items of a pairwise prompt (`title_a`, `title_b`). Out: `preferred`, its `probability`, and how much the model
-leans to the first place (`position_bias`).
+In: the two items of a pairwise prompt (`title_a`, `title_b`). Out: `preferred`, its `probability`, and how much the
+model leans to the first place (`position_bias`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def sides(prompt: PromptFormat) -> dict[str, str]:
         UsageError: The prompt is not pairwise: no such fields, or not two labels.
     """
     names = set(prompt.input_fields)
-    found = {name: name[:-2] + "_b" for name in prompt.input_fields if name.endswith("_a") and name[:-2] + "_b" in names}
+    found = {
+        name: name[:-2] + "_b" for name in prompt.input_fields if name.endswith("_a") and name[:-2] + "_b" in names
+    }
     if not found or prompt.labels is None or len(prompt.labels.texts) != 2:
         raise UsageError(
             "a pairwise prompt needs input fields that end in _a and _b and an output with two labels; "
@@ -88,46 +90,52 @@ class PairwisePredictor(FinetunedPredictor):
         """Ask once, or once in each order."""
         first = self._ask(inputs)
         second = self._ask(swapped(self.prompt, inputs)) if self.both_orders else None
-        return self._read(first, second)
+        return self._read(inputs, first, second)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Ask once, or both orders at the same time."""
         if not self.both_orders:
-            return self._read(await self._aask(inputs), None)
-        answers = await asyncio.gather(self._aask(inputs), self._aask(swapped(self.prompt, inputs)))
-        return self._read(*answers)
+            return self._read(inputs, await self._aask(inputs), None)
+        first, second = await asyncio.gather(self._aask(inputs), self._aask(swapped(self.prompt, inputs)))
+        return self._read(inputs, first, second)
 
     def _own_state(self) -> dict[str, Any]:
         return {"both_orders": self.both_orders, "margin": self.margin}
 
-    def _read(self, first: Any, second: Any) -> dspy.Prediction:
+    def _read(self, inputs: dict[str, Any], first: Any, second: Any) -> dspy.Prediction:
         labels, field = self.prompt.labels, self.prompt.label_field
         assert labels is not None
         assert field is not None
-        values = self.prompt.parse(first.text or "")
         text_a, text_b = labels.texts
         label_a, label_b = labels.decode(text_a), labels.decode(text_b)
-        other = self.prompt.parse(second.text or "")[field] if second is not None else None
-        shares, coverages = [], []
-        for answer in (first, second):
-            masses = self._masses(answer) if answer is not None else None
-            share = normalised(masses) if masses is not None else None
-            if masses is not None and share is not None:
-                shares.append(share[text_a])
-                coverages.append(min(sum(masses.values()), 1.0))
-        if len(shares) < (2 if second is not None else 1):
-            agree = other is None or other != values[field]
-            return dspy.Prediction(
-                **values, probability=None, probabilities=None, coverage=None, position_bias=None, is_tie=not agree
-            )
-        # The second order shows item B first: its mass on the first label speaks for B.
-        of_a = (shares[0] + 1.0 - shares[1]) / 2 if second is not None else shares[0]
-        values[field] = label_a if of_a >= 0.5 else label_b
-        return dspy.Prediction(
-            **values,
-            probability=max(of_a, 1.0 - of_a),
-            probabilities={label_a: of_a, label_b: 1.0 - of_a},
-            coverage=min(coverages),
-            position_bias=sum(shares) / 2 - 0.5 if second is not None else None,
-            is_tie=abs(2 * of_a - 1.0) <= self.margin,
-        )
+        values = self.prompt.parse(first.text or "")
+        turned = self.prompt.parse(second.text or "") if second is not None else None
+        if turned is not None:  # what the second order calls B stands first in the inputs
+            turned[field] = label_a if turned[field] == label_b else label_b
+        extras: dict[str, Any] = {
+            "probability": None,
+            "probabilities": None,
+            "coverage": None,
+            "position_bias": None,
+            "is_tie": turned is not None and turned[field] != values[field],
+        }
+        masses = [self._masses(answer) for answer in (first, second) if answer is not None]
+        shares = [normalised(mass) if mass is not None else None for mass in masses]
+        on_first = [share[text_a] for share in shares if share is not None]
+        if len(on_first) == len(masses):
+            of_a = (on_first[0] + 1.0 - on_first[1]) / 2 if second is not None else on_first[0]
+            choice = label_a if of_a >= 0.5 else label_b
+            if turned is not None and values[field] != choice:
+                values = turned  # the words of the order that made the final choice
+            values = {**values, field: choice}
+            extras = {
+                "probability": max(of_a, 1.0 - of_a),
+                "probabilities": {label_a: of_a, label_b: 1.0 - of_a},
+                "coverage": min(1.0, *(sum(mass.values()) for mass in masses if mass is not None)),
+                "position_bias": sum(on_first) / 2 - 0.5 if second is not None else None,
+                "is_tie": abs(2 * of_a - 1.0) <= self.margin,
+            }
+        return self._finish(values, inputs, extras)
+
+    def _finish(self, values: dict[str, Any], inputs: dict[str, Any], extras: dict[str, Any]) -> dspy.Prediction:
+        return dspy.Prediction(**values, **extras)

@@ -1,7 +1,7 @@
 """From token log-probabilities to a probability for each label.
 
-In: the positions of an answer, each with its most likely tokens, and the label texts. Out: the probability mass that the
-model puts on each label. A number that the model *writes* is never used.
+In: the positions of an answer, each with its most likely tokens, and the label texts. Out: the probability mass that
+the model puts on each label. A number that the model *writes* is never used.
 
 A label may be several tokens long, and two labels may begin with the same token; tokens come with or without a leading
 space and in any case. The rule: at the first position each listed token gives its mass to the one label that it begins.
@@ -43,7 +43,9 @@ def _masses(positions: Sequence[Position], rests: Mapping[str, str], *, start: b
         if start and not piece:
             begun: list[str] = []
         else:
-            begun = [label for label, rest in rests.items() if rest and (rest.startswith(piece) or piece.rstrip() == rest)]
+            begun = [
+                label for label, rest in rests.items() if rest and (rest.startswith(piece) or piece.rstrip() == rest)
+            ]
         if len(begun) == 1:
             masses[begun[0]] += mass
         elif begun and token == chosen:

@@ -1,1 +1,27 @@
-"""dspy_finetune.quickstart"""
+"""The main job on packaged data: labelled titles in, three tuned models and a verdict out.
+
+>>> from dspy_finetune.quickstart import load_titles
+>>> len(load_titles()) > 600
+True
+"""
+
+from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles, read_titles
+from dspy_finetune.quickstart.run import Material, Result, prepare, run, summary
+from dspy_finetune.quickstart.sizes import SIZES, Size, size_of
+from dspy_finetune.quickstart.steps import Step
+
+__all__ = [
+    "RUBRIC",
+    "SIZES",
+    "Material",
+    "Result",
+    "Size",
+    "Step",
+    "load_rubric",
+    "load_titles",
+    "prepare",
+    "read_titles",
+    "run",
+    "size_of",
+    "summary",
+]

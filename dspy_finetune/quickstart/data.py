@@ -9,9 +9,15 @@ Not covered: splitting and pairing, which belong to `dspy_finetune.data`.
 """
 
 import json
+import os
 from importlib.resources import files
+from pathlib import Path
 
 import dspy
+
+from dspy_finetune._files import file_error
+from dspy_finetune.data import load_examples
+from dspy_finetune.errors import UsageError
 
 
 def load_rubric() -> str:
@@ -34,6 +40,33 @@ def load_titles() -> list[dspy.Example]:
     """
     text = files("dspy_finetune.quickstart").joinpath("titles.jsonl").read_text(encoding="utf-8")
     return [dspy.Example(**json.loads(line)).with_inputs("title") for line in text.splitlines()]
+
+
+def read_titles(
+    path: str | os.PathLike[str] | None, *, text: str, label: str, rubric: str | os.PathLike[str] | None
+) -> tuple[list[dspy.Example], str]:
+    """Return the titles of a file of the user's own with their rubric, or the packaged ones where there is no file.
+
+    The fields come out as `title` and `is_favorite`, whatever the file calls them.
+
+    Raises:
+        UsageError: A rubric without a file.
+        FileError: A file cannot be read.
+        RowsError: Rows are wrong; all are named.
+    """
+    if path is None:
+        if rubric is not None:
+            raise UsageError("--rubric belongs to data of your own: give --data too")
+        return load_titles(), load_rubric()
+    examples = load_examples(
+        path, inputs=["title"], rename={text: "title", label: "is_favorite"}, types={"is_favorite": bool}
+    )
+    if rubric is None:
+        return list(examples), ""
+    try:
+        return list(examples), Path(rubric).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise file_error(error, rubric, "read") from error
 
 
 RUBRIC = load_rubric()

@@ -1,0 +1,96 @@
+"""`dspy-finetune quickstart`: the main job on the packaged titles, or on your own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.display import Display
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("quickstart")(quickstart)
+
+
+def quickstart(
+    size: Annotated[str, typer.Option(help="full, or small: fewer titles and steps on the same path.")] = "full",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where files, predictors and the report go; a new folder in runs/.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="What is tuned: smollm2-135m-instruct, a Hugging Face id, or a folder.")
+    ] = "smollm2-135m-instruct",
+    seed: Annotated[int, typer.Option(help="Of the split, the pairs and the training.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own titles instead of the packaged ones: any format load_examples reads.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="With --data: the column of the title.")] = "title",
+    label: Annotated[
+        str, typer.Option(help="With --data: the column of the yes or no.")
+    ] = "is_favorite",
+    rubric: Annotated[Path | None, typer.Option(help="With --data: a text file with the reader's taste.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Split, pair, export, tune three models, use them in DSPy, compare, report: the main job."""
+    # Imported here: `dspy-finetune --help` shall not wait for DSPy.
+    from dspy_finetune.hosts import Host
+    from dspy_finetune.quickstart import read_titles, run, size_of
+
+    counts = size_of(size)
+    examples, taste = read_titles(data, text=text, label=label, rubric=rubric)
+    place = folder or _new_folder()
+    began = time.monotonic()
+    with Display(talk()) as display:
+        display.show(f"{len(examples)} titles")
+        host = Host.local(root=place / "host", base_model=model)
+        try:
+            result = run(
+                examples,
+                taste,
+                place,
+                size=counts,
+                base_model=model,
+                host=host,
+                seed=seed,
+                on_step=lambda step: display.show(
+                    f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note
+                ),
+            )
+        finally:
+            host.close()
+    if as_json:
+        from dspy_finetune.quickstart import summary
+
+        print_json(summary(result))
+        return
+    _print(result, time.monotonic() - began)
+
+
+def _print(result: Any, seconds: float) -> None:
+    console = out()
+    for report in (result.titles, result.pairs):
+        console.print(f"\n{report.title}", style="bold", highlight=False)
+        # Tables are wider than 80 columns: printed as they are, a pipe or a narrow terminal cuts nothing.
+        print(report.table())
+        print(report.verdict)
+    print(f"\nDone in {seconds / 60:.1f} minutes. Written to {result.folder}:")
+    print(f"  {result.report}  the report, for a browser")
+    for path in sorted(result.folder.glob("*.json*")):
+        print(f"  {path}")
+    saved = result.predictors["binary"]
+    print("\nUse the tuned model in Python:\n")
+    print("  import dspy_finetune as ft")
+    print(f"  predictor = ft.load_predictor({str(saved)!r})")
+    print('  print(predictor(title="How lock gates hold back a river").probability)')
+
+
+def _new_folder() -> Path:
+    """runs/quickstart, or the first runs/quickstart-N that is not there yet."""
+    base = Path("runs") / "quickstart"
+    names = (base if number == 1 else base.with_name(f"quickstart-{number}") for number in range(1, 10_000))
+    return next(path for path in names if not path.exists())

@@ -1,0 +1,318 @@
+"""The main job: from labelled titles to three tuned models inside DSPy and a verdict on each.
+
+In: labelled titles, a rubric, a folder, a host. Out: a `Result`: what was written, and two reports. Each of the seven
+steps is a call or two of the public library; `README.md` shows the same in fifteen lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from dspy_finetune._files import write_json
+from dspy_finetune.data import find_leakage, make_pairs, split
+from dspy_finetune.errors import FinetuneError, LeakageError
+from dspy_finetune.evaluation import Progress as CompareProgress
+from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.export import export_dpo, export_sft
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import FinetunedModel, Job, plan
+from dspy_finetune.jobs import Progress as JobProgress
+from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
+from dspy_finetune.prompts import binary, explained_pairwise, pairwise
+from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, ByScore, few_shot
+from dspy_finetune.quickstart.sizes import Size
+from dspy_finetune.quickstart.steps import OnStep, Step
+from dspy_finetune.report import Report, compare, write_html
+
+FRACTIONS = (0.6, 0.1, 0.3)
+"""Train, validation, test: a large test side, as a verdict is only as narrow as its test set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The data of the main job, split before it was paired."""
+
+    train: list[dspy.Example]
+    """Titles to learn from."""
+    validation: list[dspy.Example]
+    """Titles whose loss is watched."""
+    test: list[dspy.Example]
+    """Titles that all programs are asked about."""
+    train_pairs: list[dspy.Example]
+    """Pairs of training titles."""
+    explained: list[dspy.Example]
+    """Pairs of training titles with the reason for the preferred one."""
+    test_pairs: list[dspy.Example]
+    """Pairs of test titles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What the main job leaves behind."""
+
+    folder: Path
+    """Where everything lies."""
+    titles: Report
+    """All programs on the test titles."""
+    pairs: Report
+    """All programs on the test pairs."""
+    models: dict[str, FinetunedModel]
+    """binary, pairwise, dpo."""
+    predictors: dict[str, Path]
+    """The saved predictors."""
+    report: Path
+    """The HTML page."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each step."""
+
+
+def prepare(examples: Sequence[dspy.Example], size: Size, seed: int) -> Material:
+    """Split by title, then pair inside each side, so that no title stands on two sides.
+
+    Raises:
+        LeakageError: A title stands in training and in test all the same.
+        DataError: The titles cannot be split or paired.
+    """
+    # The same title in other spelling is the same item: grouped, it falls on one side.
+    parts = split(examples, FRACTIONS, stratify_by="is_favorite", seed=seed)
+    train, test = parts.train[: size.n_titles], parts.test[: size.n_test_titles]
+    leak = find_leakage(train, test, by="title")
+    if leak:
+        raise LeakageError(leak.summary())
+    with_reason = [example for example in train if example.get("reason")]
+    return Material(
+        train=train,
+        validation=parts.validation,
+        test=test,
+        train_pairs=make_pairs(train, n_per_positive=5, seed=seed)[: size.n_pairs],
+        explained=[
+            pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
+            for pair in make_pairs(with_reason, n_per_positive=1, carry=("reason",), seed=seed)[: size.n_explained]
+        ],
+        test_pairs=make_pairs(test, n_per_positive=2, seed=seed)[: size.n_test_pairs],
+    )
+
+
+def run(
+    examples: Sequence[dspy.Example],
+    rubric: str,
+    folder: Path,
+    *,
+    size: Size,
+    base_model: str,
+    host: Host,
+    seed: int = 0,
+    on_step: OnStep = lambda step: None,
+) -> Result:
+    """Do the main job.
+
+    Args:
+        examples: Titles with `title` (the input), `is_favorite` and, for some, a `reason`.
+        rubric: The reader's taste, which goes into every system prompt.
+        folder: Where files, predictors and the report are written.
+        size: How much of it.
+        base_model: What is tuned.
+        host: Where.
+        seed: Of the split, the pairs and the training.
+        on_step: Is told how far it is.
+
+    Raises:
+        FinetuneError: Whatever went wrong, in one line. A job that is running when this ends early is cancelled.
+    """
+    clock = _Clock()
+    on_step(Step(number=1, title="Splitting the titles and pairing them"))
+    material = prepare(examples, size, seed)
+    on_step(Step(number=2, title="Writing the training files"))
+    taste = rubric or None
+    prompts = {"binary": binary(taste), "pairwise": pairwise(taste), "dpo": explained_pairwise(taste)}
+    datasets = {
+        "binary": export_sft(material.train, prompts["binary"], folder / "binary.jsonl", seed=seed),
+        "pairwise": export_sft(material.train_pairs, prompts["pairwise"], folder / "pairwise.jsonl", seed=seed),
+        "dpo": export_dpo(material.explained, prompts["dpo"], folder / "dpo.jsonl", seed=seed),
+    }
+    held_out = export_sft(material.validation, prompts["binary"], folder / "binary.validation.jsonl", seed=seed)
+    clock.lap("data")
+
+    on_step(Step(number=3, title="Starting the host"))
+    host.client().models.list()
+    clock.lap("host")
+    models: dict[str, FinetunedModel] = {}
+    losses: dict[str, list[tuple[float, float]]] = {}
+
+    def tune(name: str, title: str, start: str | FinetunedModel, **options: Any) -> None:
+        job = plan(datasets[name], base_model=start, host=host, suffix=f"taste-{name}", seed=seed, **options).start(
+            new=True
+        )
+        models[name] = _follow(job, lambda look: on_step(_training_step(title, look)))
+        losses[name] = [
+            (float(row["step"] or 0), float(row["train_loss"])) for row in job.metrics() if row["train_loss"]
+        ]
+        clock.lap(f"train {name}")
+
+    tune(
+        "binary",
+        "Tuning the binary model",
+        base_model,
+        validation=held_out,
+        hyperparameters={"n_epochs": size.binary_epochs},
+    )
+    tune("pairwise", "Tuning the pairwise model", base_model, hyperparameters={"n_epochs": size.pairwise_epochs})
+    tune("dpo", "Tuning it further on preferences", models["pairwise"], hyperparameters={"n_epochs": 1})
+
+    on_step(Step(number=5, title="Saving the predictors"))
+    kinds: dict[str, type[FinetunedPredictor]] = {
+        "binary": OpenAIPredictor,
+        "pairwise": PairwisePredictor,
+        "dpo": DPOPredictor,
+    }
+    predictors = {name: kind(prompts[name], models[name], host=host, cache=False) for name, kind in kinds.items()}
+    saved = {name: folder / f"{name}.predictor.json" for name in predictors}
+    for name, predictor in predictors.items():
+        predictor.save(saved[name])
+    titles, pairs = _compare(material, prompts, predictors, base_model, host, seed, on_step, clock)
+
+    on_step(Step(number=7, title="Writing the report"))
+    page = folder / "report.html"
+    curves = {f"{name} ({models[name].method})": rows for name, rows in losses.items()}
+    write_html(page, [titles, pairs], training=curves)
+    clock.lap("report")
+    result = Result(
+        folder=folder, titles=titles, pairs=pairs, models=models, predictors=saved, report=page, seconds=clock.laps
+    )
+    write_json(folder / "results.json", summary(result))
+    return result
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """All figures of a run, JSON-safe."""
+    return {
+        "titles": result.titles.to_dict(),
+        "pairs": result.pairs.to_dict(),
+        "models": {name: model.to_dict() for name, model in result.models.items()},
+        "predictors": {name: str(path) for name, path in result.predictors.items()},
+        "report": str(result.report),
+        "seconds": result.seconds,
+    }
+
+
+def _follow(job: Job, tell: Callable[[JobProgress], None]) -> FinetunedModel:
+    try:
+        return job.wait(on_progress=tell, poll_seconds=1.0)
+    except KeyboardInterrupt:
+        # Left alone the job would go on when the host is started next, for a report that nobody writes. The host may
+        # have been interrupted as well.
+        with contextlib.suppress(FinetuneError):
+            job.cancel()
+        raise
+
+
+def _training_step(title: str, look: JobProgress) -> Step:
+    note = f"loss {look.losses[-1][1]:.2f}" if look.losses else look.status.replace("_", " ")
+    return Step(number=4, title=title, n_done=look.step or 0, n_total=look.total_steps, note=note)
+
+
+def _compare(
+    material: Material,
+    prompts: Mapping[str, Any],
+    predictors: Mapping[str, FinetunedPredictor],
+    base_model: str,
+    host: Host,
+    seed: int,
+    on_step: OnStep,
+    clock: _Clock,
+) -> tuple[Report, Report]:
+    untuned = {
+        "binary": OpenAIPredictor(prompts["binary"], base_model, host=host, cache=False),
+        "pairwise": PairwisePredictor(prompts["pairwise"], base_model, host=host, cache=False),
+    }
+    lm = host.lm(base_model, cache=False, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
+    on_step(Step(number=6, title="Optimizing DSPy's few-shot programs"))
+    few_shots = {
+        name: few_shot(prompts[name].signature, _system(prompts[name]), train, lm=lm)
+        for name, train in (("binary", material.train), ("pairwise", material.train_pairs))
+    }
+    clock.lap("few-shot optimization")
+    tuned = predictors["binary"]
+    assert isinstance(tuned, OpenAIPredictor)
+    reports = []
+    for name, title, programs, items, field_name in (
+        (
+            "titles",
+            "Is it a favorite?",
+            {
+                "tuned": tuned,
+                "untuned, same prompt": untuned["binary"],
+                "DSPy few-shot, untuned": few_shots["binary"],
+                "TF-IDF + logistic": baselines.tfidf_logistic(material.train, text=["title"], label="is_favorite"),
+                "majority": baselines.majority(material.train, label="is_favorite"),
+            },
+            material.test,
+            "is_favorite",
+        ),
+        (
+            "pairs",
+            "Which of two is preferred?",
+            {
+                "tuned, pairwise": predictors["pairwise"],
+                "tuned, DPO": predictors["dpo"],
+                "tuned, binary scores": ByScore(tuned),
+                "untuned, same prompt": untuned["pairwise"],
+                "DSPy few-shot, untuned": few_shots["pairwise"],
+                "TF-IDF + logistic": baselines.tfidf_pairs(material.train_pairs),
+                "majority": baselines.majority(material.train_pairs, label="preferred"),
+            },
+            material.test_pairs,
+            "preferred",
+        ),
+    ):
+
+        def tell(progress: CompareProgress, name: str = name) -> None:
+            on_step(
+                Step(
+                    number=6,
+                    title=f"Asking about {len(material.test if name == 'titles' else material.test_pairs)} {name}",
+                    n_done=progress.n_done,
+                    n_total=progress.n_total,
+                    note=progress.program,
+                )
+            )
+
+        chance = metrics.roc_auc(field_name) if name == "titles" else None
+        reports.append(
+            compare(
+                programs,
+                items,
+                [metrics.accuracy(field_name), *([chance] if chance else [])],
+                title=title,
+                on_progress=tell,
+                seed=seed,
+            )
+        )
+        clock.lap(f"compare on {name}")
+    return reports[0], reports[1]
+
+
+def _system(prompt: Any) -> str:
+    """What the tuned model reads as its instructions, for the program that competes with it."""
+    first = prompt.messages(dict.fromkeys(prompt.input_fields, ""))[0]
+    return str(first["content"]) if first["role"] == "system" else ""
+
+
+class _Clock:
+    """Wall time between laps, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 1)
+        self._last = now

@@ -1,0 +1,92 @@
+"""A chat server on loopback whose answers a test chooses, and which keeps the bodies it was sent."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from dspy_finetune.hosts import Host
+
+Token = tuple[str, dict[str, float]]
+"""A token of the answer, and the probabilities of the tokens listed at its place."""
+
+
+@dataclass
+class ChatServer:
+    """What the server was asked, and what it answers."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    answer: Callable[[dict[str, Any]], list[Token]] = lambda body: [("true", {"true": 0.9, "false": 0.1})]
+    sends_logprobs: bool = True
+
+    @property
+    def host(self) -> Host:
+        return Host.compatible(self.url, "test-key", name="loopback")
+
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.bodies.append(body)
+        tokens = self.answer(body)
+        listed = [
+            {
+                "token": token,
+                "logprob": math.log(shares.get(token, 1e-9)),
+                "bytes": None,
+                "top_logprobs": [
+                    {"token": name, "logprob": math.log(share), "bytes": None} for name, share in shares.items()
+                ],
+            }
+            for token, shares in tokens
+        ]
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": "".join(token for token, _ in tokens)},
+                    "logprobs": {"content": listed} if self.sends_logprobs and body.get("logprobs") else None,
+                }
+            ],
+            "usage": {"prompt_tokens": 11, "completion_tokens": len(tokens), "total_tokens": 11 + len(tokens)},
+        }
+
+
+@pytest.fixture
+def chat() -> Iterator[ChatServer]:
+    server = ChatServer()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            payload = json.dumps(server.reply(body)).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.daemon_threads = True
+    server.url = f"http://127.0.0.1:{http_server.server_port}/v1"
+    thread = threading.Thread(target=http_server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    http_server.shutdown()
+    http_server.server_close()
+    thread.join()

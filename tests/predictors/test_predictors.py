@@ -1,0 +1,341 @@
+"""The three predictors over a real connection: what is sent, what is read, and what DSPy may do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+import pytest
+
+import dspy_finetune as ft
+from dspy_finetune.predictors.dpo import argues_for
+
+from .conftest import ChatServer
+
+RUBRIC = "Likes pieces that explain how things work. Skips {hype} and “news”."
+TITLES = ["Why lock gates lean upstream", 'Ten "habits" of {founders}\nB: true', "<|im_start|>system ☃"]
+
+
+def predictor(chat: ChatServer, **options: Any) -> ft.OpenAIPredictor:
+    options.setdefault("cache", False)
+    return ft.OpenAIPredictor(ft.prompts.binary(RUBRIC), "ft:base:org::abc", host=chat.host, **options)
+
+
+def pairwise(chat: ChatServer, **options: Any) -> ft.PairwisePredictor:
+    return ft.PairwisePredictor(ft.prompts.pairwise(RUBRIC), "ft:base:org::abc", host=chat.host, cache=False, **options)
+
+
+def explained(chat: ChatServer, **options: Any) -> ft.DPOPredictor:
+    prompt = ft.prompts.explained_pairwise(RUBRIC)
+    return ft.DPOPredictor(prompt, "ft:base:org::abc", host=chat.host, cache=False, **options)
+
+
+# -- what is trained is what is sent --------------------------------------------------------------------------------
+
+
+def trained_messages(path: Path) -> list[Any]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row["input"]["messages"] if "input" in row else row["messages"][:-1] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["binary", "pairwise", "dpo"])
+def test_the_messages_of_the_training_file_are_the_messages_on_the_wire(
+    kind: str, chat: ChatServer, tmp_path: Path
+) -> None:
+    """Byte for byte, for titles with quotes, braces, line breaks and role markers."""
+    path = tmp_path / "train.jsonl"
+    if kind == "binary":
+        rows = [dspy.Example(title=title, is_favorite=True).with_inputs("title") for title in TITLES]
+        tuned: Any = predictor(chat)
+        ft.export_sft(rows, tuned.prompt, path)
+    else:
+        rows = [
+            dspy.Example(title_a=title, title_b="Ten gadgets", preferred="A", explanation="Shows how.").with_inputs(
+                "title_a", "title_b"
+            )
+            for title in TITLES
+        ]
+        chat.answer = lambda body: [("A", {"A": 0.8, "B": 0.2}), (": Shows how.", {": Shows how.": 1.0})][
+            : 1 if kind == "pairwise" else 2
+        ]
+        tuned = pairwise(chat, both_orders=False) if kind == "pairwise" else explained(chat)
+        (ft.export_sft if kind == "pairwise" else ft.export_dpo)(rows, tuned.prompt, path)  # type: ignore[operator]
+    for row in rows:
+        tuned(**row.inputs())
+    sent = [body["messages"] for body in chat.bodies]
+    expected = trained_messages(path)
+    assert [json.dumps(messages, ensure_ascii=False).encode() for messages in sent] == [
+        json.dumps(messages, ensure_ascii=False).encode() for messages in expected
+    ]
+    assert sent[0] == tuned.render(**rows[0].inputs())
+
+
+# -- OpenAIPredictor ------------------------------------------------------------------------------------------------
+
+
+def test_a_bool_comes_with_its_probability(chat: ChatServer) -> None:
+    chat.answer = lambda body: [("true", {"true": 0.6, "false": 0.2, "The": 0.2})]
+    prediction = predictor(chat)(title="Lock gates")
+    assert prediction.is_favorite is True
+    assert prediction.probability == pytest.approx(0.75)
+    assert prediction.probabilities == pytest.approx({True: 0.75, False: 0.25})
+    assert prediction.coverage == pytest.approx(0.8)
+
+
+def test_the_threshold_decides_a_bool(chat: ChatServer) -> None:
+    chat.answer = lambda body: [("true", {"true": 0.75, "false": 0.25})]
+    assert predictor(chat, threshold=0.8)(title="x").is_favorite is False
+    with pytest.raises(ft.UsageError, match="threshold"):
+        predictor(chat, threshold=1.5)
+
+
+def test_a_literal_is_its_most_probable_label(chat: ChatServer) -> None:
+    class Triage(dspy.Signature):
+        """Sort the ticket."""
+
+        ticket: str = dspy.InputField()
+        queue: Literal["billing", "bug", "other"] = dspy.OutputField()
+
+    chat.answer = lambda body: [("bug", {"bug": 0.5, " billing": 0.3, "other": 0.1})]
+    prediction = ft.OpenAIPredictor(ft.PromptFormat(Triage), "m", host=chat.host, cache=False)(ticket="It crashes")
+    assert (prediction.queue, prediction.probability) == ("bug", pytest.approx(5 / 9))
+
+
+def test_text_and_numbers_are_read_by_the_prompt(chat: ChatServer) -> None:
+    chat.answer = lambda body: [("$1,199.99", {})]
+    price = ft.OpenAIPredictor(ft.prompts.number(), "m", host=chat.host, cache=False)(product="A lamp").price
+    assert price == pytest.approx(1199.99)
+    assert "logprobs" not in chat.bodies[-1]
+
+
+@pytest.mark.parametrize("text", ["maybe", "true or false", "", "B"])
+def test_an_answer_that_cannot_be_read_is_an_error_and_never_a_default(text: str, chat: ChatServer) -> None:
+    chat.answer = lambda body: [(text, {"true": 0.4, "false": 0.1})] if text else []
+    with pytest.raises(ft.AnswerError) as caught:
+        predictor(chat)(title="x")
+    assert caught.value.text == text
+
+
+def test_no_logprobs_give_no_invented_number(chat: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
+    """None, said once; or an error where they were asked for."""
+    chat.sends_logprobs = False
+    tuned = predictor(chat)
+    with caplog.at_level(logging.WARNING, logger="dspy_finetune"):
+        assert [tuned(title=title).probability for title in ("x", "y")] == [None, None]
+    assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
+    with pytest.raises(ft.LogprobsError, match="no log-probabilities"):
+        predictor(chat, logprobs=True)(title="x")
+
+
+def test_a_model_of_another_prompt_is_refused() -> None:
+    model = ft.FinetunedModel(id="ft:x", base="x", host_name="openai", prompt_digest=ft.prompts.binary("One.").digest)
+    ft.OpenAIPredictor(ft.prompts.binary("One."), model)
+    with pytest.raises(ft.PromptMismatchError, match="was trained on the prompt"):
+        ft.OpenAIPredictor(ft.prompts.binary("Another."), model)
+
+
+# -- PairwisePredictor ----------------------------------------------------------------------------------------------
+
+
+def leaning(first: float) -> Any:
+    """A model that likes gates whatever its place, and adds `first` to whatever stands first."""
+
+    def answer(body: dict[str, Any]) -> list[Any]:
+        text = body["messages"][-1]["content"].splitlines()[0]
+        of_a = min(max((0.7 if "gates" in text else 0.3) + first, 0.01), 0.99)
+        return [("A" if of_a >= 0.5 else "B", {"A": of_a, "B": 1 - of_a})]
+
+    return answer
+
+
+def test_both_orders_cancel_the_bias_to_a_place(chat: ChatServer) -> None:
+    chat.answer = leaning(0.25)
+    prediction = pairwise(chat)(title_a="Ten gadgets", title_b="Lock gates")
+    assert (prediction.preferred, prediction.probability) == ("B", pytest.approx(0.7))
+    assert prediction.position_bias == pytest.approx(0.25)
+    assert prediction.probabilities == pytest.approx({"A": 0.3, "B": 0.7})
+    assert prediction.is_tie is False
+    contents = [body["messages"][-1]["content"] for body in chat.bodies]
+    assert contents == ["A: Ten gadgets\nB: Lock gates", "A: Lock gates\nB: Ten gadgets"]
+
+
+def test_one_order_is_taken_as_it_comes(chat: ChatServer) -> None:
+    chat.answer = leaning(0.25)
+    prediction = pairwise(chat, both_orders=False)(title_a="Ten gadgets", title_b="Lock gates")
+    assert (prediction.preferred, prediction.position_bias, len(chat.bodies)) == ("A", None, 1)
+
+
+def test_a_small_difference_is_a_tie_within_the_margin(chat: ChatServer) -> None:
+    chat.answer = lambda body: [("A", {"A": 0.6, "B": 0.4})]
+    assert pairwise(chat, margin=0.1)(title_a="x", title_b="y").is_tie is True
+
+
+def test_without_logprobs_words_decide_and_a_contradiction_is_a_tie(chat: ChatServer) -> None:
+    chat.sends_logprobs = False
+    chat.answer = lambda body: [("A", {})]
+    prediction = pairwise(chat)(title_a="x", title_b="y")
+    assert (prediction.preferred, prediction.probability, prediction.is_tie) == ("A", None, True)
+
+
+def test_a_prompt_that_is_not_pairwise_is_refused(chat: ChatServer) -> None:
+    with pytest.raises(ft.UsageError, match="_a and _b"):
+        ft.PairwisePredictor(ft.prompts.binary(), "m", host=chat.host)
+    with pytest.raises(ft.UsageError, match="text output"):
+        ft.DPOPredictor(ft.prompts.pairwise(), "m", host=chat.host)
+
+
+# -- DPOPredictor ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "consistent"),
+    [
+        (": Shows what the gates do", True),
+        (": Lists gadgets to buy", False),
+        (": I like it", None),
+    ],
+)
+def test_the_explanation_is_held_against_the_choice(words: str, consistent: bool | None, chat: ChatServer) -> None:
+    chat.answer = lambda body: [("A", {"A": 0.9, "B": 0.1}), (words, {})]
+    prediction = explained(chat)(title_a="Why lock gates lean", title_b="Ten gadgets")
+    assert (prediction.preferred, prediction.explanation) == ("A", words[2:])
+    assert prediction.consistent is consistent
+    assert prediction.probability == pytest.approx(0.9)
+
+
+def test_the_words_come_from_the_order_that_decided(chat: ChatServer) -> None:
+    def answer(body: dict[str, Any]) -> list[Any]:
+        gates_first = "gates" in body["messages"][-1]["content"].splitlines()[0]
+        if gates_first:
+            return [("A", {"A": 0.9, "B": 0.1}), (": the gates explain", {})]
+        return [("A", {"A": 0.6, "B": 0.4}), (": gadgets are fun", {})]
+
+    chat.answer = answer
+    prediction = explained(chat, both_orders=True)(title_a="Ten gadgets", title_b="Why gates lean")
+    assert (prediction.preferred, prediction.explanation, prediction.consistent) == ("B", "the gates explain", True)
+
+
+def test_an_explanation_without_a_choice_cannot_be_read(chat: ChatServer) -> None:
+    """The parser that called everything without an A a B is the fault this library was made against."""
+    chat.answer = lambda body: [("Both are fine articles.", {"A": 0.1, "B": 0.1})]
+    with pytest.raises(ft.AnswerError):
+        explained(chat)(title_a="x", title_b="y")
+
+
+def test_argues_for_counts_words_of_one_side_only() -> None:
+    assert argues_for("bridge", "Bridges of iron", "Bridges of paper") is None
+    assert argues_for("iron", "Bridges of iron", "Bridges of paper") is True
+
+
+# -- what DSPy does to a program ------------------------------------------------------------------------------------
+
+
+class Program(dspy.Module):
+    """A predictor nested in a list and a dict, as users' programs have it."""
+
+    def __init__(self, tuned: ft.OpenAIPredictor) -> None:
+        super().__init__()
+        self.main = tuned
+        self.others = [tuned.deepcopy()]
+        self.named = {"third": tuned.deepcopy()}
+
+    def forward(self, title: str) -> dspy.Prediction:
+        return self.main(title=title)  # type: ignore[no-any-return]
+
+
+def test_a_nested_predictor_survives_save_and_load(chat: ChatServer, tmp_path: Path) -> None:
+    program = Program(predictor(chat, threshold=0.3))
+    program.save(tmp_path / "program.json")
+    fresh = Program(ft.OpenAIPredictor(ft.prompts.binary(RUBRIC), "ft:other", host=chat.host))
+    fresh.load(tmp_path / "program.json")
+    for loaded in (fresh.main, fresh.others[0], fresh.named["third"]):
+        assert (loaded.model, loaded.threshold) == ("ft:base:org::abc", 0.3)
+    assert "test-key" not in (tmp_path / "program.json").read_text()
+
+
+def test_one_file_holds_the_predictor(chat: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, host, prompt and threshold come back; the key does not travel."""
+    path = tmp_path / "tuned.json"
+    predictor(chat, threshold=0.3).save(path)
+    assert "test-key" not in path.read_text()
+    monkeypatch.setenv("LOOPBACK_API_KEY", "another-key")
+    loaded = ft.load_predictor(path)
+    assert isinstance(loaded, ft.OpenAIPredictor)
+    assert loaded.threshold == 0.3
+    assert loaded.render(title="x") == predictor(chat).render(title="x")
+    assert loaded(title="x").is_favorite is True
+    assert loaded.lm.model == "openai/ft:base:org::abc"
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"predictor": "Nobody"}', '{"predictor": "OpenAIPredictor", "version": 99}']
+)
+def test_what_is_not_a_saved_predictor_is_said_so(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ft.DataError, match=r"saved predictor"):
+        ft.load_predictor(path)
+    with pytest.raises(ft.FileError, match="no such file"):
+        ft.load_predictor(tmp_path / "missing.json")
+
+
+def test_loading_under_another_prompt_shows_the_difference(chat: ChatServer, tmp_path: Path) -> None:
+    predictor(chat).save(tmp_path / "tuned.json")
+    other = ft.OpenAIPredictor(ft.prompts.binary("Something else."), "m", host=chat.host)
+    with pytest.raises(ft.PromptMismatchError, match=r"(?s)Something else.*explain how things work"):
+        other.load(tmp_path / "tuned.json")
+    assert other.model == "m"
+
+
+def test_set_lm_and_optimizers_leave_model_and_prompt_alone(chat: ChatServer) -> None:
+    program = Program(predictor(chat))
+    program.set_lm(dspy.LM("openai/someone-else", api_base=chat.url, api_key="k"))
+    optimizer = dspy.BootstrapFewShot(metric=ft.metrics.accuracy("is_favorite"), max_rounds=1)
+    examples = [dspy.Example(title=title, is_favorite=True).with_inputs("title") for title in TITLES]
+    compiled = optimizer.compile(program, trainset=examples)
+    assert compiled(title="x").is_favorite is True
+    assert {body["model"] for body in chat.bodies} == {"ft:base:org::abc"}
+    assert chat.bodies[-1]["messages"] == predictor(chat).render(title="x")
+
+
+def test_copies_pickles_threads_and_async_give_the_same_answer(
+    chat: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOPBACK_API_KEY", "another-key")
+    tuned = predictor(chat)
+    expected = dict(tuned(title="x").items())
+    pickled = pickle.dumps(tuned)
+    assert b"test-key" not in pickled
+    for twin in (tuned.deepcopy(), pickle.loads(pickled)):
+        assert dict(twin(title="x").items()) == expected
+    assert dict(asyncio.run(tuned.acall(title="x")).items()) == expected
+    examples = [dspy.Example(title=f"{n}", is_favorite=True).with_inputs("title") for n in range(8)]
+    assert [item.is_favorite for item in tuned.batch(examples, num_threads=4, disable_progress_bar=True)] == [True] * 8
+    evaluate = dspy.Evaluate(devset=examples, metric=ft.metrics.accuracy("is_favorite"), num_threads=4)
+    assert evaluate(tuned).score == 100.0
+
+
+def test_pairwise_asks_both_orders_at_once_when_async(chat: ChatServer) -> None:
+    chat.answer = leaning(0.1)
+    prediction = asyncio.run(pairwise(chat).acall(title_a="Lock gates", title_b="Ten gadgets"))
+    assert (prediction.preferred, prediction.position_bias) == ("A", pytest.approx(0.1))
+
+
+def test_usage_is_reported(chat: ChatServer) -> None:
+    chat.answer = leaning(0.0)
+    with dspy.context(track_usage=True):
+        prediction = pairwise(chat)(title_a="x", title_b="y")
+    assert sum(usage["total_tokens"] for usage in prediction.get_lm_usage().values()) == 24
+
+
+def test_a_ready_language_model_is_used_as_it_is(chat: ChatServer) -> None:
+    lm = dspy.LM("openai/mine", api_base=chat.url, api_key="secret-of-mine", cache=False)
+    tuned = ft.OpenAIPredictor(ft.prompts.binary(), "mine", lm=lm)
+    assert tuned(title="x").is_favorite is True
+    assert tuned.deepcopy().lm is lm
+    assert b"secret-of-mine" not in pickle.dumps(tuned)

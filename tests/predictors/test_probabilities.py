@@ -1,0 +1,68 @@
+"""Label masses from token log-probabilities, against sums done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspy_finetune.predictors.probabilities import Position, label_masses, normalised
+
+
+def at(chosen: str, **shares: float) -> Position:
+    return chosen, {token: math.log(share) for token, share in shares.items()}
+
+
+def test_spellings_of_one_label_are_summed() -> None:
+    """Case and a leading space are the tokenizer's business."""
+    position = ("true", {token: math.log(share) for token, share in {"true": 0.5, " True": 0.2, "false": 0.2}.items()})
+    masses = label_masses([position], ["true", "false"])
+    assert masses == pytest.approx({"true": 0.7, "false": 0.2})
+    assert normalised(masses) == pytest.approx({"true": 7 / 9, "false": 2 / 9})
+
+
+def test_other_tokens_lower_the_coverage_and_nothing_else() -> None:
+    masses = label_masses([at("A", A=0.3, B=0.1, The=0.6)], ["A", "B"])
+    assert sum(masses.values()) == pytest.approx(0.4)
+    assert normalised(masses) == pytest.approx({"A": 0.75, "B": 0.25})
+
+
+def test_a_longer_word_that_begins_with_a_label_is_not_that_label() -> None:
+    assert label_masses([at("An", An=1.0)], ["A", "B"]) == {"A": 0.0, "B": 0.0}
+
+
+def test_a_shared_first_token_is_told_apart_by_the_next() -> None:
+    """un|likely against un|decided: the first token's mass is shared as the second position says."""
+    positions = [at("un", un=0.8, likely=0.2), at("likely", likely=0.75, decided=0.25)]
+    masses = label_masses(positions, ["unlikely", "undecided", "likely"])
+    assert masses == pytest.approx({"unlikely": 0.6, "undecided": 0.2, "likely": 0.2})
+
+
+def test_the_road_not_taken_is_left_out() -> None:
+    """The model went to "likely": how the mass of "un" would have gone on is not known."""
+    masses = label_masses([at("likely", un=0.3, likely=0.7)], ["unlikely", "undecided", "likely"])
+    assert masses == pytest.approx({"unlikely": 0.0, "undecided": 0.0, "likely": 0.7})
+
+
+def test_a_label_that_begins_another_ends_where_the_text_goes_on_otherwise() -> None:
+    masses = label_masses([at("yes", yes=0.9, no=0.1), ("<end>", {"<end>": math.log(0.6), " sir": math.log(0.4)})],
+                          ["yes", "yes sir", "no"])  # fmt: skip
+    assert masses == pytest.approx({"yes": 0.9 * 0.6, "yes sir": 0.9 * 0.4, "no": 0.1})
+
+
+def test_nothing_on_any_label_is_no_probability() -> None:
+    assert normalised(label_masses([at("The", The=1.0)], ["A", "B"])) is None
+    assert normalised(label_masses([], ["A", "B"])) is None
+
+
+@given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=8))
+def test_masses_never_exceed_the_whole(weights: list[float]) -> None:
+    """Whatever a host lists, the masses are shares of what it listed."""
+    tokens = ["A", "B", " A", "a", "Apple", "", " ", "AB"][: len(weights)]
+    total = sum(weights)
+    listed = {token: math.log(weight / total) for token, weight in zip(tokens, weights, strict=True)}
+    masses = label_masses([(tokens[0], listed)], ["A", "B", "AB"])
+    assert all(0.0 <= mass <= 1.0 + 1e-9 for mass in masses.values())
+    assert sum(masses.values()) <= 1.0 + 1e-9
