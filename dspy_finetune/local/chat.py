@@ -20,7 +20,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = Mapping[str, Any]
 
-# Whether control tokens are read out of a text is a setting of the tokenizer, not of the call: two threads must not mix.
+# Whether control tokens are read out of a text is a setting of the tokenizer, not of the call: threads must not mix.
 _ENCODING = threading.Lock()
 
 

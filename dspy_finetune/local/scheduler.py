@@ -1,0 +1,352 @@
+"""Moves jobs along: checks their files, starts one worker at a time, watches it, publishes what it made.
+
+In: the store. Out: job records that change, models and result files that appear.
+The scheduler is the only writer of job.json. A job that was running when the server died is watched again if its worker
+still lives (it holds worker.lock), else queued again; the recipe goes on from its newest checkpoint, or from the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import write_json
+from dspy_finetune.errors import FinetuneError
+from dspy_finetune.local.hyperparameters import learning_rate, resolve
+from dspy_finetune.local.locks import is_locked, try_lock
+from dspy_finetune.local.models import base_name
+from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord
+from dspy_finetune.local.store import Store, append_event, derived_id
+from dspy_finetune.local.training_file import TrainingFileError, check_training_file
+
+logger = logging.getLogger(__name__)
+
+MAX_CRASHES = 10
+"""A job whose worker vanished with the server this often is failed: it probably takes the machine down with it."""
+
+STOP_SECONDS = 20.0
+"""How long a worker may take to stop between two steps before it is killed."""
+
+
+class Scheduler:
+    """One thread that moves jobs along, every `tick_seconds`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        device: str | None = None,
+        n_threads: int | None = None,
+        worker_module: str = "dspy_finetune.local.worker",
+        tick_seconds: float = 0.1,
+    ) -> None:
+        self.store = store
+        self.device = device
+        self.n_threads = n_threads
+        self.worker_module = worker_module
+        self.tick_seconds = tick_seconds
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._orphans: set[str] = set()  # jobs whose worker was started by an earlier server and still lives
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Take up what an earlier server left, and begin."""
+        for job in self.store.jobs():
+            if is_locked(self.store.job_folder(job.id) / "worker.lock"):
+                self._orphans.add(job.id)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread and the workers; their jobs are queued again at the next start."""
+        self._closing.set()
+        self._thread.join()
+        running = [job for job in self.store.jobs() if self._is_alive(job)]
+        for job in running:
+            self._signal(job, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(self._is_alive(job) for job in running):
+            time.sleep(0.05)
+        for job in running:
+            if self._is_alive(job):
+                self._signal(job, signal.SIGKILL)
+
+    # What clients ask for
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Cancel a job that has not ended."""
+        with self.store.lock:
+            job = self.store.job(job_id)
+            if job.status in FINAL:
+                raise ApiError(400, f"Job has already {job.status}: {job_id}", code="invalid_job_status")
+            self._control(job, "cancel")
+            job = self.store.update_job(job_id, status="cancelled", finished_at=int(time.time()))
+            self._say(job, "Fine-tuning job cancelled")
+            self._signal(job, signal.SIGKILL)  # there is nothing to keep
+            return job
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Pause a job; a running one stops after its step and keeps a checkpoint."""
+        with self.store.lock:
+            job = self.store.job(job_id)
+            if job.status not in ("queued", "running", "validating_files"):
+                raise ApiError(400, f"Job is {job.status} and cannot be paused: {job_id}", code="invalid_job_status")
+            self._control(job, "pause")
+            self._say(job, "Fine-tuning job paused", unique=False)
+            return self.store.update_job(job_id, status="paused")
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Put a paused job back into the queue."""
+        with self.store.lock:
+            job = self.store.job(job_id)
+            if job.status != "paused":
+                raise ApiError(400, f"Job is {job.status}, not paused: {job_id}", code="invalid_job_status")
+            self._say(job, "Fine-tuning job resumed", unique=False)
+            return self.store.update_job(job_id, status="queued" if job.resolved else "validating_files")
+
+    # The loop
+
+    def _loop(self) -> None:
+        while not self._closing.wait(self.tick_seconds):
+            try:
+                self.tick()
+            except (FinetuneError, OSError) as error:
+                # A full disk, mostly: nothing is lost, the next tick tries again.
+                logger.warning("jobs cannot move on: %s", error)
+                self._closing.wait(2.0)
+
+    def tick(self) -> None:
+        """Move every job that can move."""
+        jobs = sorted(self.store.jobs(), key=lambda job: job.sequence)
+        for job in jobs:
+            if job.status == "validating_files":
+                self._validate(job)
+            elif job.status == "running":
+                self._watch(job)
+        if not any(self._is_alive(job) for job in jobs) and not self._closing.is_set():
+            waiting = [job for job in jobs if self.store.job(job.id).status == "queued"]
+            if waiting:
+                self._launch(self.store.job(waiting[0].id))
+
+    def _validate(self, job: JobRecord) -> None:
+        self._say(job, f"Validating training file: {job.training_file}")
+        param = "training_file"
+        try:
+            n_examples = check_training_file(self.store.content(job.training_file), job.method)
+            if job.validation_file:
+                param = "validation_file"
+                self._say(job, f"Validating validation file: {job.validation_file}")
+                check_training_file(self.store.content(job.validation_file), job.method, min_examples=1)
+        except TrainingFileError as error:
+            self._fail(job, error.code, str(error), param)
+        except ApiError as error:
+            self._fail(job, "invalid_training_file", error.message, param)
+        else:
+            with self.store.lock:
+                if self.store.job(job.id).status == "validating_files":
+                    self._say(job, "Files validated, moving job to queued state")
+                    self.store.update_job(job.id, status="queued", resolved=resolve(job.method, job.given, n_examples))
+
+    def _launch(self, job: JobRecord) -> None:
+        folder = self.store.job_folder(job.id)
+        tuned = self.store.model(job.model)
+        if job.model.startswith("ft:") and tuned is None:
+            self._fail(job, "model_not_found", f"The model {job.model} was deleted before the job began", "model")
+            return
+        resolved = job.resolved or {}
+        task = {
+            "method": job.method,
+            "base": tuned.base if tuned else job.model,
+            "adapters": [os.fspath(path) for path in self.store.adapters(job.model)],
+            "train_file": os.fspath(self.store.content(job.training_file)),
+            "validation_file": os.fspath(self.store.content(job.validation_file)) if job.validation_file else None,
+            "n_epochs": resolved["n_epochs"],
+            "batch_size": resolved["batch_size"],
+            "learning_rate": learning_rate(job.method, resolved),
+            "beta": resolved.get("beta", 0.1),
+            "seed": job.seed,
+            "device": self.device,
+            "n_threads": self.n_threads,
+        }
+        with self.store.lock:
+            if self.store.job(job.id).status != "queued":
+                return
+            for name in ("result.json", "control", "worker.json"):
+                (folder / name).unlink(missing_ok=True)
+            write_json(folder / "task.json", task)
+            job = self.store.update_job(job.id, status="running", attempt=job.attempt + 1, started_at=time.time())
+            self._say(job, "Fine-tuning job started")
+            # The worker is born with the lock: no moment is left in which a restarted server could start a second one.
+            lock = try_lock(folder / "worker.lock")
+            if lock is None:
+                return
+            with open(folder / "worker.log", "ab") as log:
+                # A session of its own: Ctrl-C in the terminal must reach the server alone, which stops its workers.
+                self._children[job.id] = subprocess.Popen(
+                    [sys.executable, "-m", self.worker_module, os.fspath(folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+            os.close(lock)
+            write_json(folder / "worker.json", {"pid": self._children[job.id].pid})
+
+    def _watch(self, job: JobRecord) -> None:
+        if self._is_alive(job):
+            return
+        child = self._children.pop(job.id, None)
+        result = self._result(job)
+        with self.store.lock:
+            if self.store.job(job.id).status != "running":
+                return
+        if result is not None and result.get("stopped"):
+            self._requeue(job, "The server was stopped; the job goes on from its last checkpoint")
+        elif result is None and child is None:
+            self._requeue(job, "The worker is gone; the job goes on from its last checkpoint", crashes=job.crashes + 1)
+        elif result is None:
+            self._fail(job, "server_error", self._why_gone(job, child.returncode if child else None), None)
+        elif "error" in result:
+            error = result["error"]
+            self._fail(job, error["code"], error["message"], error["param"])
+        else:
+            self._publish(job, result)
+
+    def _publish(self, job: JobRecord, result: dict[str, Any]) -> None:
+        """Models first, then the result file, then the job's record: after a crash in between it is all done again."""
+        tuned = self.store.model(job.model)
+        base = tuned.base if tuned else job.model
+        chain = self.store.adapters(job.model)
+        suffix = re.sub(r"[^A-Za-z0-9._-]+", "-", job.suffix or "")
+        model_id = f"ft:{base_name(base)}:local:{suffix}:{derived_id('', job.id, length=8)}"
+        epochs = result["checkpoints"][-3:]  # as OpenAI does, the last three epochs are kept
+        checkpoints = []
+        for epoch in epochs:
+            is_last = epoch["step"] == result["steps"]
+            name = model_id if is_last else f"{model_id}:ckpt-step-{epoch['step']}"
+            if not is_last:
+                self.store.add_model(name, base=base, adapters=[*chain, Path(epoch["adapter"])], job_id=job.id)
+            checkpoints.append(
+                {
+                    "id": derived_id("ftckpt_", job.id, epoch["step"]),
+                    "object": "fine_tuning.job.checkpoint",
+                    "created_at": int(time.time()),
+                    "fine_tuned_model_checkpoint": name,
+                    "step_number": epoch["step"],
+                    "metrics": epoch["metrics"],
+                    "fine_tuning_job_id": job.id,
+                }
+            )
+        self.store.add_model(model_id, base=base, adapters=[*chain, Path(result["adapter"])], job_id=job.id)
+        table = self.store.job_folder(job.id) / "result.csv"
+        table.write_text(result["csv"], encoding="utf-8")
+        file_id = derived_id("file-", job.id, "results")
+        with open(table, "rb") as stream:
+            self.store.add_file(stream, "step_metrics.csv", "fine-tune-results", file_id=file_id)
+        self._say(job, f"New fine-tuned model created: {model_id}")
+        self._say(job, "The job has successfully completed")
+        with self.store.lock:
+            if self.store.job(job.id).status != "running":
+                return
+            self.store.update_job(
+                job.id,
+                status="succeeded",
+                fine_tuned_model=model_id,
+                finished_at=int(time.time()),
+                trained_tokens=result["trained_tokens"],
+                result_files=[file_id],
+                checkpoints=checkpoints,
+            )
+        shutil.rmtree(self.store.job_folder(job.id) / "work", ignore_errors=True)
+
+    # Small things
+
+    def _requeue(self, job: JobRecord, why: str, *, crashes: int | None = None) -> None:
+        crashes = job.crashes if crashes is None else crashes
+        if crashes >= MAX_CRASHES:
+            self._fail(job, "server_error", f"The training process vanished {crashes} times with the server", None)
+            return
+        with self.store.lock:
+            if self.store.job(job.id).status == "running":
+                self._say(job, why, level="warn")
+                self.store.update_job(job.id, status="queued", crashes=crashes)
+
+    def _fail(self, job: JobRecord, code: str, message: str, param: str | None) -> None:
+        with self.store.lock:
+            if self.store.job(job.id).status in FINAL:
+                return
+            error = {"code": code, "message": message, "param": param}
+            self._say(job, message, level="error")
+            self.store.update_job(job.id, status="failed", error=error, finished_at=int(time.time()))
+
+    def _say(self, job: JobRecord, message: str, *, level: str = "info", unique: bool = True) -> None:
+        # A milestone is told once for each attempt, even if a crash makes the server pass it again.
+        event_id = derived_id("ftevent-", job.id, job.attempt, message) if unique else None
+        append_event(self.store.job_folder(job.id), message, level=level, event_id=event_id)
+
+    def _control(self, job: JobRecord, word: str) -> None:
+        (self.store.job_folder(job.id) / "control").write_text(word, encoding="utf-8")
+
+    def _result(self, job: JobRecord) -> dict[str, Any] | None:
+        with contextlib.suppress(FileNotFoundError):
+            result: dict[str, Any] = json.loads((self.store.job_folder(job.id) / "result.json").read_bytes())
+            return result
+        return None
+
+    def _is_alive(self, job: JobRecord) -> bool:
+        child = self._children.get(job.id)
+        if child is not None:
+            return child.poll() is None
+        if job.id in self._orphans and not is_locked(self.store.job_folder(job.id) / "worker.lock"):
+            self._orphans.discard(job.id)
+        return job.id in self._orphans
+
+    def _signal(self, job: JobRecord, number: signal.Signals) -> None:
+        if not self._is_alive(job):
+            return
+        child = self._children.get(job.id)
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.store.job_folder(job.id) / "worker.json").read_bytes() if child is None else b"{}"
+            pid = child.pid if child is not None else int(json.loads(text).get("pid", 0))
+            if pid > 1:
+                os.kill(pid, number)
+
+    def _why_gone(self, job: JobRecord, code: int | None) -> str:
+        if code == -signal.SIGKILL:
+            return (
+                "The training process was killed; the machine may be out of memory: use a smaller batch_size or model"
+            )
+        log = self.store.job_folder(job.id) / "worker.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+        return f"The training process ended with code {code}: {lines[-1][:300] if lines else 'no output'} (see {log})"
+
+
+ESTIMATE_AFTER_STEPS = 2
+
+
+def estimated_finish(job: JobRecord, events: Callable[[str], list[dict[str, Any]]]) -> int | None:
+    """When a running job will end, from the pace of this attempt's steps; None where nothing is known."""
+    if job.status != "running" or job.started_at is None:
+        return None
+    steps = [event for event in events(job.id) if event["type"] == "metrics" and event["created_at"] >= job.started_at]
+    if len(steps) < ESTIMATE_AFTER_STEPS:
+        return None
+    first, last = steps[0], steps[-1]
+    done = last["data"]["step"] - first["data"]["step"]
+    left = last["data"].get("total_steps", 0) - last["data"]["step"]
+    if done <= 0:
+        return None
+    return int(last["created_at"] + left * (last["created_at"] - first["created_at"]) / done)

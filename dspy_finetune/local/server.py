@@ -1,0 +1,192 @@
+"""The running server: binds a port, tells where it is, and stops with everything it started.
+
+In: options. Out: one JSON line on stdout, root/server.json (mode 600), and a server until SIGTERM, Ctrl-C or the death
+of the process it belongs to.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import atomic_writer
+from dspy_finetune._optional import require
+from dspy_finetune.errors import HostError, UsageError
+from dspy_finetune.local.locks import try_lock
+from dspy_finetune.local.models import PACKAGED_MODEL, check_base
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `dspy-finetune serve` was asked for."""
+
+    root: Path
+    """Where files, jobs and models are kept."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: a free one."""
+    models: tuple[str, ...] = (PACKAGED_MODEL,)
+    """Base models that are offered."""
+    api_key: str | None = None
+    """None: any key is accepted."""
+    die_with: int | None = None
+    """Stop when this process is gone."""
+    device: str | None = None
+    """None: the GPU where there is one."""
+    n_threads: int | None = None
+    dtype: str = "float32"
+    """Serving's number format."""
+    max_models: int = 4
+    """Models in memory at the same time."""
+    worker_module: str = "dspy_finetune.local.worker"
+    """The module that is run for each job."""
+
+
+def default_root() -> Path:
+    """Where the host keeps its state when nothing else is said: DSPY_FINETUNE_HOME, else XDG_DATA_HOME's folder."""
+    given = os.environ.get("DSPY_FINETUNE_HOME")
+    if given:
+        return Path(given).expanduser()
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "dspy-finetune" / "local"
+
+
+def serve(options: ServeOptions) -> None:
+    """Run until stopped.
+
+    Raises:
+        MissingExtraError: The extra `local`, or the packaged weights, are not installed.
+        HostError: The port is in use, or another server has this root.
+        FileError: The root cannot be written to.
+        UsageError: A base model cannot be had.
+    """
+    uvicorn = require("uvicorn", "local", "the local host")
+    for module in ("fastapi", "torch", "transformers", "trl", "peft"):
+        _find(module)
+    for base in options.models:
+        check_base(base)
+    # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
+    from dspy_finetune.local.app import Host, create_app
+    from dspy_finetune.local.scheduler import Scheduler
+    from dspy_finetune.local.store import Store
+
+    store = Store(options.root.expanduser().resolve())
+    lock = try_lock(store.root / "server.lock")
+    if lock is None:
+        raise HostError(
+            f"another server already uses {store.root}{_address(store.root)}; use it, or choose another --root"
+        )
+    listener = _bind(options.host, options.port)
+    scheduler = Scheduler(
+        store, device=options.device, n_threads=options.n_threads, worker_module=options.worker_module
+    )
+    host = Host(
+        store,
+        scheduler,
+        base_models=options.models,
+        api_key=options.api_key,
+        open_bases=options.host in LOOPBACK,
+        dtype=options.dtype,
+        max_models=options.max_models,
+    )
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    facts = {
+        "url": f"http://{shown}:{listener.getsockname()[1]}/v1",
+        "pid": os.getpid(),
+        "root": os.fspath(store.root),
+        "models": list(options.models),
+    }
+
+    class Server(uvicorn.Server):  # type: ignore[name-defined]  # uvicorn comes through require()
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                _announce(store.root, facts, options.api_key)
+
+    config = uvicorn.Config(
+        create_app(host), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on"
+    )
+    server = Server(config)
+    if options.die_with is not None:
+        threading.Thread(target=_follow, args=(options.die_with, server), name="follow", daemon=True).start()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        (store.root / "server.json").unlink(missing_ok=True)
+        listener.close()
+        os.close(lock)
+
+
+def _find(module: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        require(module, "local", "the local host")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise HostError(
+                f"port {port} on {host} is in use; choose another with --port (0 finds a free one)"
+            ) from error
+        if isinstance(error, OSError) and error.errno == errno.EACCES:
+            raise HostError(f"no permission to use port {port}; choose one above 1023 with --port") from error
+        raise UsageError(f"cannot listen on {host} port {port}: {error}") from error
+    return listener
+
+
+def _announce(root: Path, facts: dict[str, Any], api_key: str | None) -> None:
+    described = {**facts, "api_key": api_key or "local", "started_at": time.time()}
+    mask = os.umask(0o077)
+    try:
+        with atomic_writer(root / "server.json") as stream:
+            stream.write(json.dumps(described, indent=2).encode() + b"\n")
+    finally:
+        os.umask(mask)
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def _address(root: Path) -> str:
+    try:
+        return f" at {json.loads((root / 'server.json').read_bytes())['url']}"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _follow(pid: int, server: Any) -> None:
+    # The parent's number may live on in a zombie or in a stranger: being handed to another parent is the surer sign.
+    is_child = os.getppid() == pid
+    while not server.should_exit:
+        time.sleep(0.3)
+        if is_child:
+            gone = os.getppid() != pid
+        else:
+            try:
+                os.kill(pid, 0)
+                gone = False
+            except PermissionError:
+                gone = False
+            except ProcessLookupError:
+                gone = True
+        if gone:
+            server.should_exit = True

@@ -1,0 +1,276 @@
+"""Everything the host remembers, as files under one root, whole after a kill -9 at any moment.
+
+    root/server.json                      where the running server is (mode 600)
+    root/files/<file id>/                 content, file.json (written last: without it the upload never happened)
+    root/jobs/<job id>/                   job.json (written by the server alone), events.jsonl (appended by both),
+                                          task.json -> worker -> result.json, control, worker.lock, worker.log, work/
+    root/models/<folder>/                 model.json, adapter-0/ ...: a base's name and adapters to merge in this order
+
+In: records (schemas.py). Out: records. Every file is written beside and renamed; an event line cut off by a crash is
+skipped. Ids that publish a job's outcome derive from the job's id, so that doing it twice makes it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import BaseModel
+
+from dspy_finetune._files import atomic_writer, file_error, write_json
+from dspy_finetune.local.schemas import ApiError, FileRecord, JobRecord, ModelRecord
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id such as `file-3f2a...`."""
+    return prefix + uuid.uuid4().hex[:24]
+
+
+def derived_id(prefix: str, *parts: object, length: int = 24) -> str:
+    """An id that is the same each time for the same parts."""
+    return prefix + hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:length]
+
+
+def append_event(
+    job_folder: Path,
+    message: str,
+    *,
+    level: str = "info",
+    kind: str = "message",
+    data: dict[str, Any] | None = None,
+    event_id: str | None = None,
+) -> None:
+    """Add one event to a job's log in one write, on a line of its own even after a line that was cut off."""
+    event = {
+        "id": event_id or new_id("ftevent-"),
+        "object": "fine_tuning.job.event",
+        "created_at": int(time.time()),
+        "level": level,
+        "message": message,
+        "type": kind,
+        "data": data or {},
+    }
+    path = job_folder / "events.jsonl"
+    line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+    try:
+        with open(path, "ab+") as stream:
+            if stream.tell() > 0:
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    line = b"\n" + line
+            stream.write(line)
+    except OSError as error:
+        raise file_error(error, path, "write") from error
+
+
+class Store:
+    """The records under one root folder. Calls from several threads of one server are safe."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = threading.RLock()
+        self._jobs: dict[str, JobRecord] = {}
+        self._events: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        try:
+            for folder in (self.files_folder, self.jobs_folder, self.models_folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise file_error(error, root, "write to") from error
+        for path in self.jobs_folder.glob("*/job.json"):
+            job = _read(JobRecord, path)
+            if job is not None:
+                self._jobs[job.id] = job
+
+    @property
+    def files_folder(self) -> Path:
+        """Uploaded and result files."""
+        return self.root / "files"
+
+    @property
+    def jobs_folder(self) -> Path:
+        """One folder for each job."""
+        return self.root / "jobs"
+
+    @property
+    def models_folder(self) -> Path:
+        """One folder for each tuned model."""
+        return self.root / "models"
+
+    # Files
+
+    def add_file(self, source: BinaryIO, filename: str, purpose: str, *, file_id: str | None = None) -> FileRecord:
+        """Keep a copy of the stream's content. The record is written last."""
+        file_id = file_id or new_id("file-")
+        folder = self.files_folder / file_id
+        try:
+            with atomic_writer(folder / "content") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            record = FileRecord(
+                id=file_id,
+                bytes=(folder / "content").stat().st_size,
+                created_at=int(time.time()),
+                filename=filename,
+                purpose=purpose,
+            )
+            write_json(folder / "file.json", record.model_dump())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return record
+
+    def file(self, file_id: str, *, param: str | None = None) -> FileRecord:
+        """One file's record, or a 404 (400 where a job names it by `param`)."""
+        record = _read(FileRecord, self.files_folder / file_id / "file.json") if _is_id(file_id) else None
+        if record is None:
+            raise ApiError(400 if param else 404, f"No such File object: {file_id}", param=param or "id", code=None)
+        return record
+
+    def content(self, file_id: str) -> Path:
+        """Where the file's bytes are."""
+        return self.files_folder / self.file(file_id).id / "content"
+
+    def files(self) -> list[FileRecord]:
+        """All files, newest first."""
+        found = [_read(FileRecord, path) for path in self.files_folder.glob("*/file.json")]
+        return sorted((record for record in found if record), key=lambda record: (-record.created_at, record.id))
+
+    def delete_file(self, file_id: str) -> None:
+        """Forget a file: its record goes first, so that a crash leaves no file without its bytes."""
+        folder = self.files_folder / self.file(file_id).id
+        (folder / "file.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    # Jobs
+
+    def job_folder(self, job_id: str) -> Path:
+        """The job's folder."""
+        return self.jobs_folder / job_id
+
+    def save_job(self, job: JobRecord) -> None:
+        """Write the record, then let others see it."""
+        with self.lock:
+            write_json(self.job_folder(job.id) / "job.json", job.model_dump())
+            self._jobs[job.id] = job
+
+    def update_job(self, job_id: str, **changes: Any) -> JobRecord:
+        """Change fields of a job, on the disk first."""
+        with self.lock:
+            job = self._jobs[job_id].model_copy(update=changes)
+            self.save_job(job)
+            return job
+
+    def job(self, job_id: str) -> JobRecord:
+        """One job, or a 404."""
+        with self.lock:
+            job = self._jobs.get(job_id)
+        if job is None:
+            raise ApiError(
+                404, f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tuning_job_id"
+            )
+        return job
+
+    def jobs(self) -> list[JobRecord]:
+        """All jobs, newest first."""
+        with self.lock:
+            return sorted(self._jobs.values(), key=lambda job: -job.sequence)
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """All events of a job, oldest first, each id once; what the last reading took in is not read again."""
+        path = self.job_folder(self.job(job_id).id) / "events.jsonl"
+        with self.lock:
+            offset, events = self._events.get(job_id, (0, []))
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                stream.seek(offset)
+                new = stream.read()
+                complete = new[: new.rfind(b"\n") + 1]
+                seen = {event["id"] for event in events}
+                for event in _parse_lines(complete):
+                    if event["id"] not in seen:
+                        seen.add(event["id"])
+                        events.append(event)
+                self._events[job_id] = (offset + len(complete), events)
+            return list(events)
+
+    # Models
+
+    def models(self) -> list[ModelRecord]:
+        """All tuned models, oldest first."""
+        found = [_read(ModelRecord, path) for path in self.models_folder.glob("*/model.json")]
+        return sorted((record for record in found if record), key=lambda record: (record.created_at, record.id))
+
+    def model(self, model_id: str) -> ModelRecord | None:
+        """One tuned model, or None."""
+        record = _read(ModelRecord, self.model_folder(model_id) / "model.json")
+        return record if record is not None and record.id == model_id else None
+
+    def model_folder(self, model_id: str) -> Path:
+        """The folder of a tuned model; the hash keeps names of any spelling apart and inside the root."""
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)[:80].strip(".-")
+        return self.models_folder / f"{readable}-{derived_id('', model_id, length=8)}"
+
+    def adapters(self, model_id: str) -> list[Path]:
+        """The adapters of a tuned model in the order of merging."""
+        record = self.model(model_id)
+        return [] if record is None else [self.model_folder(model_id) / name for name in record.adapters]
+
+    def add_model(self, model_id: str, *, base: str, adapters: list[Path], job_id: str) -> None:
+        """Publish a tuned model with copies of all its adapters; a second call with the same id does nothing."""
+        if self.model(model_id) is not None:
+            return
+        folder = self.model_folder(model_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        names = []
+        try:
+            for index, adapter in enumerate(adapters):
+                name = f"adapter-{index}"
+                (folder / name).mkdir(parents=True)
+                # Only what serving needs: a trainer's checkpoint holds the optimizer's state too.
+                for part in ("adapter_config.json", "adapter_model.safetensors"):
+                    shutil.copyfile(adapter / part, folder / name / part)
+                names.append(name)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise file_error(error, folder, "write") from error
+        record = ModelRecord(id=model_id, base=base, adapters=names, job_id=job_id, created_at=int(time.time()))
+        write_json(folder / "model.json", record.model_dump())
+
+    def delete_model(self, model_id: str) -> bool:
+        """Forget a tuned model; models that were trained on from it keep their own copies. False: there is none."""
+        if self.model(model_id) is None:
+            return False
+        folder = self.model_folder(model_id)
+        (folder / "model.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+
+def _is_id(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text) is not None
+
+
+def _read(kind: type[Record], path: Path) -> Record | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _parse_lines(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.splitlines():
+        # A line that was cut off by a crash is no event.
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and "id" in event:
+                yield event

@@ -1,0 +1,187 @@
+"""The child process that runs one job: `python -m dspy_finetune.local.worker JOB_FOLDER`.
+
+In: JOB_FOLDER/task.json, written by the scheduler. Out: events appended to events.jsonl, then result.json, then
+result.csv's content inside it; the exit code says nothing that result.json does not.
+The server hands it the lock on worker.lock, held as long as this process lives: how a restarted server knows.
+It stops between two steps when JOB_FOLDER/control appears, or on SIGTERM; the recipe then leaves a checkpoint to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import write_json
+from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
+from dspy_finetune.local.spec import Recipe, TrainResult, TrainSpec
+from dspy_finetune.local.store import append_event, derived_id
+
+COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+"""The columns of OpenAI's result file."""
+
+
+class Metrics:
+    """The figures of each step, kept across restarts; a step that is trained again replaces its figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "work" / "metrics.jsonl"
+        self.steps: dict[int, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                # The last line may have been cut off by a kill.
+                with contextlib.suppress(ValueError):
+                    self._take(json.loads(line))
+
+    def _take(self, metrics: dict[str, Any]) -> None:
+        self.steps.setdefault(int(metrics["step"]), {}).update(metrics)
+
+    def emit(self, metrics: dict[str, Any]) -> None:
+        """Record one step's figures and tell them as an event in OpenAI's words."""
+        metrics = {name: value for name, value in metrics.items() if value is not None}
+        self._take(metrics)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write("\n" + json.dumps(metrics))
+        named = {
+            "training loss": "train_loss",
+            "validation loss": "valid_loss",
+            "full validation loss": "full_valid_loss",
+        }
+        parts = [f"{name}={metrics[key]:.2f}" for name, key in named.items() if key in metrics]
+        message = f"Step {metrics['step']}/{metrics.get('total_steps', '?')}: {', '.join(parts)}"
+        append_event(self.folder, message, kind="metrics", data=metrics)
+
+    def csv(self) -> str:
+        """The result file: one row for each step, blank where nothing was measured."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for step, metrics in sorted(self.steps.items()):
+            valid_accuracy = metrics.get("valid_mean_token_accuracy", metrics.get("full_valid_mean_token_accuracy"))
+            valid_loss = metrics.get("valid_loss", metrics.get("full_valid_loss"))
+            row = (
+                step,
+                metrics.get("train_loss"),
+                metrics.get("train_mean_token_accuracy"),
+                valid_loss,
+                valid_accuracy,
+            )
+            writer.writerow("" if value is None else value for value in row)
+        return stream.getvalue()
+
+
+def run_job(folder: Path) -> None:
+    """Run the job of a folder to its end, and write what came out to result.json."""
+    task = json.loads((folder / "task.json").read_bytes())
+    stop_signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_signals.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal is the server's to handle
+
+    def should_stop() -> bool:
+        return bool(stop_signals) or (folder / "control").exists()
+
+    metrics = Metrics(folder)
+    try:
+        result = _train(folder, task, metrics, should_stop)
+    except FinetuneError as error:
+        blame = "training_file" if isinstance(error, DataError | UsageError) else None
+        _fail(folder, _code(error), str(error), blame)
+    except OSError as error:
+        _fail(folder, "no_space" if error.errno == 28 else "server_error", f"Training failed: {error}", None)
+    except Exception as error:  # whatever a recipe raises must become the job's error, or the client waits for ever
+        traceback.print_exc()
+        message = " ".join(str(error).split())[:500]
+        _fail(folder, "server_error", f"Training failed with {type(error).__name__}: {message}", None)
+    else:
+        outcome = {
+            "stopped": result.stopped,
+            "trained_tokens": result.trained_tokens,
+            "steps": result.steps,
+            "adapter": os.fspath(result.adapter),
+            "checkpoints": [
+                {"step": step, "adapter": os.fspath(path), "metrics": metrics.steps.get(step, {})}
+                for step, path in result.checkpoints
+            ],
+            "csv": metrics.csv(),
+        }
+        write_json(folder / "result.json", outcome)
+
+
+def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult:
+    # torch and the recipes are imported here, after a wrong task has had its chance to fail quickly.
+    from dspy_finetune.local.models import base_folder, merged_folder
+
+    work = folder / "work"
+
+    def say(text: str) -> None:
+        append_event(folder, text, event_id=derived_id("ftevent-", folder.name, text))
+
+    start = base_folder(task["base"], progress=say)
+    if task["adapters"]:
+        start = merged_folder(start, [Path(path) for path in task["adapters"]], work / "start")
+    spec = TrainSpec(
+        method=task["method"],
+        model_folder=start,
+        train_file=Path(task["train_file"]),
+        validation_file=Path(task["validation_file"]) if task["validation_file"] else None,
+        output_folder=work / "output",
+        n_epochs=task["n_epochs"],
+        batch_size=task["batch_size"],
+        learning_rate=task["learning_rate"],
+        beta=task["beta"],
+        seed=task["seed"],
+        device=task["device"] or _device(),
+        n_threads=task["n_threads"],
+    )
+    spec.output_folder.mkdir(parents=True, exist_ok=True)
+    result = recipe(task["method"])(spec, emit=metrics.emit, should_stop=should_stop)
+    shutil.rmtree(work / "start", ignore_errors=True)
+    return result
+
+
+def recipe(method: str) -> Recipe:
+    """The recipe of a method."""
+    # Each recipe brings a trainer that takes seconds to import: only the one that is needed.
+    if method == "dpo":
+        from dspy_finetune.local import dpo
+
+        return dpo.train
+    from dspy_finetune.local import sft
+
+    return sft.train
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _code(error: FinetuneError) -> str:
+    if isinstance(error, FileError):
+        return "no_space" if "no space" in str(error) else "server_error"
+    return "invalid_training_file" if isinstance(error, DataError | UsageError) else "server_error"
+
+
+def _fail(folder: Path, code: str, message: str, param: str | None) -> None:
+    write_json(folder / "result.json", {"error": {"code": code, "message": message, "param": param}})
+
+
+def main() -> None:
+    """Run the job whose folder is named on the command line."""
+    folder = Path(sys.argv[1])
+    (folder / "work").mkdir(exist_ok=True)
+    run_job(folder)
+
+
+if __name__ == "__main__":
+    main()

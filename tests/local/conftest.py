@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.local.toy import build_toy_model
+from tests.local.toy_server import ToyServer, start_server
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_toy_model(tmp_path_factory.mktemp("models") / "toy")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[ToyServer]:
+    """One server for all tests that do not stop it."""
+    running = start_server(tmp_path_factory.mktemp("host") / "root", toy_model)
+    yield running
+    running.stop()

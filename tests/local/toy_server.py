@@ -1,0 +1,72 @@
+"""The real server in a process of its own, on the toy model and the pretending worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(kw_only=True)
+class ToyServer:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        return str(self.facts["url"])
+
+    def client(self, **options: Any) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=options.pop("api_key", "local"), max_retries=0, **options)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(30)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.stop()
+
+
+def start_server(root: Path, model: Path, *, step_seconds: float = 0.01, **options: Any) -> ToyServer:
+    """Start a server on a root and wait until it says where it is."""
+    arguments = {"root": os.fspath(root), "models": [os.fspath(model)], "worker_module": "tests.local.toy_worker"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.local.toy_server", json.dumps({**arguments, **options})],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "TOY_STEP_SECONDS": str(step_seconds), "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(process.stderr.read())
+    return ToyServer(process=process, facts=json.loads(line))
+
+
+def main() -> None:
+    from dspy_finetune.local import ServeOptions, serve
+
+    given = json.loads(sys.argv[1])
+    serve(ServeOptions(**{**given, "root": Path(given["root"]), "models": tuple(given["models"])}))
+
+
+if __name__ == "__main__":
+    main()
