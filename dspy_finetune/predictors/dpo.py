@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import dspy
 
 from dspy_finetune.errors import UsageError
+from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.pairwise import PairwisePredictor, sides
 from dspy_finetune.prompts import PromptFormat
@@ -56,7 +57,11 @@ class DPOPredictor(PairwisePredictor):
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         both_orders: Ask A/B and B/A and average the probabilities: two explanations are written, one is returned.
         margin: The largest difference of the two probabilities that counts as a tie.
-        **options: See `FinetunedPredictor`.
+        host: See `FinetunedPredictor`, as for all that follow.
+        lm: A ready language model instead of the host's.
+        logprobs: Whether log-probabilities must come.
+        max_tokens: The longest answer.
+        **lm_options: For `host.lm`.
 
     Raises:
         AnswerError: An answer cannot be read (on each call).
@@ -70,11 +75,25 @@ class DPOPredictor(PairwisePredictor):
         prompt: PromptFormat,
         model: str | FinetunedModel,
         *,
+        host: Host | None = None,
         both_orders: bool = False,
         margin: float = 0.0,
-        **options: Any,
+        lm: dspy.BaseLM | None = None,
+        logprobs: bool | None = None,
+        max_tokens: int | None = None,
+        **lm_options: Any,
     ) -> None:
-        super().__init__(prompt, model, both_orders=both_orders, margin=margin, **options)
+        super().__init__(
+            prompt,
+            model,
+            host=host,
+            both_orders=both_orders,
+            margin=margin,
+            lm=lm,
+            logprobs=logprobs,
+            max_tokens=max_tokens,
+            **lm_options,
+        )
         if len(prompt.output_fields) < 2:
             raise UsageError(
                 f"a DPOPredictor explains its choice: the prompt needs a text output besides {prompt.label_field!r}; "

@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 
 from dspy_finetune.errors import UsageError
+from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
@@ -34,7 +35,11 @@ class OpenAIPredictor(FinetunedPredictor):
         prompt: The format that the model was trained with.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         threshold: For a bool: the least probability of True that counts as True.
-        **options: See `FinetunedPredictor`.
+        host: See `FinetunedPredictor`, as for all that follow.
+        lm: A ready language model instead of the host's.
+        logprobs: Whether log-probabilities must come.
+        max_tokens: The longest answer.
+        **lm_options: For `host.lm`.
 
     Raises:
         AnswerError: The answer cannot be read (on each call).
@@ -42,9 +47,18 @@ class OpenAIPredictor(FinetunedPredictor):
     """
 
     def __init__(
-        self, prompt: PromptFormat, model: str | FinetunedModel, *, threshold: float = 0.5, **options: Any
+        self,
+        prompt: PromptFormat,
+        model: str | FinetunedModel,
+        *,
+        host: Host | None = None,
+        threshold: float = 0.5,
+        lm: dspy.BaseLM | None = None,
+        logprobs: bool | None = None,
+        max_tokens: int | None = None,
+        **lm_options: Any,
     ) -> None:
-        super().__init__(prompt, model, **options)
+        super().__init__(prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, **lm_options)
         if not 0.0 <= threshold <= 1.0:
             raise UsageError(f"threshold must be between 0 and 1, found {threshold}")
         self.threshold = threshold

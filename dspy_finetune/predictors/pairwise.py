@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 
 from dspy_finetune.errors import UsageError
+from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
@@ -63,7 +64,11 @@ class PairwisePredictor(FinetunedPredictor):
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         both_orders: Ask A/B and B/A and average. Twice the price, no bias to a place.
         margin: The largest difference of the two probabilities that counts as a tie.
-        **options: See `FinetunedPredictor`.
+        host: See `FinetunedPredictor`, as for all that follow.
+        lm: A ready language model instead of the host's.
+        logprobs: Whether log-probabilities must come.
+        max_tokens: The longest answer.
+        **lm_options: For `host.lm`.
 
     Raises:
         AnswerError: An answer of either order cannot be read (on each call).
@@ -75,11 +80,15 @@ class PairwisePredictor(FinetunedPredictor):
         prompt: PromptFormat,
         model: str | FinetunedModel,
         *,
+        host: Host | None = None,
         both_orders: bool = True,
         margin: float = 0.0,
-        **options: Any,
+        lm: dspy.BaseLM | None = None,
+        logprobs: bool | None = None,
+        max_tokens: int | None = None,
+        **lm_options: Any,
     ) -> None:
-        super().__init__(prompt, model, **options)
+        super().__init__(prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, **lm_options)
         sides(prompt)
         if not 0.0 <= margin <= 1.0:
             raise UsageError(f"margin must be between 0 and 1, found {margin}")

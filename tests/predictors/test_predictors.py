@@ -64,7 +64,7 @@ def test_the_messages_of_the_training_file_are_the_messages_on_the_wire(
             : 1 if kind == "pairwise" else 2
         ]
         tuned = pairwise(chat, both_orders=False) if kind == "pairwise" else explained(chat)
-        (ft.export_sft if kind == "pairwise" else ft.export_dpo)(rows, tuned.prompt, path)  # type: ignore[operator]
+        (ft.export_sft if kind == "pairwise" else ft.export_dpo)(rows, tuned.prompt, path)
     for row in rows:
         tuned(**row.inputs())
     sent = [body["messages"] for body in chat.bodies]
@@ -245,7 +245,7 @@ class Program(dspy.Module):
         self.named = {"third": tuned.deepcopy()}
 
     def forward(self, title: str) -> dspy.Prediction:
-        return self.main(title=title)  # type: ignore[no-any-return]
+        return self.main(title=title)
 
 
 def test_a_nested_predictor_survives_save_and_load(chat: ChatServer, tmp_path: Path) -> None:
