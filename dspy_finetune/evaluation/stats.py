@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dspy_finetune._optional import require
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | Floats
+"""One number per item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(value=n_right / n, low=float(ends.low), high=float(ends.high), n=n, method="Wilson")
 
 
-def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(scores: Numbers, confidence: float = 0.95) -> Interval:
     """The mean with Student's t interval; no interval for fewer than two items."""
     n = len(scores)
     if n < 2:
@@ -65,7 +67,7 @@ def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(value=mean, low=mean - half, high=mean + half, n=n, method="t")
 
 
-def paired_proportions(one: Sequence[float], other: Sequence[float], confidence: float = 0.95) -> Interval:
+def paired_proportions(one: Numbers, other: Numbers, confidence: float = 0.95) -> Interval:
     """The difference of two proportions on the same items, with Newcombe's square-and-add interval (his method 10)."""
     n = len(one)
     first, second = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
@@ -103,7 +105,7 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     return float(_scipy_stats().binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
 
 
-def sign_flip(differences: Sequence[float], *, n_resamples: int = 9999, seed: int = 0) -> float:
+def sign_flip(differences: Numbers, *, n_resamples: int = 9999, seed: int = 0) -> float:
     """Permutation p-value, two-sided, of a mean paired difference: the signs of the differences are flipped at random.
 
     scipy.stats.permutation_test does the same; the plain loop keeps one call for scipy 1.12 to 1.17, which renamed

@@ -1,4 +1,4 @@
-"""Metrics: each number against scikit-learn or a plain definition, and what an answer that cannot be read does to it."""
+"""Metrics: each number against scikit-learn or a plain definition; what an unreadable answer does to it."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from dspy_finetune.evaluation.reading import to_number
 LABELS = ("red", "green", "blue")
 
 
-def example(**fields):
+def example(**fields: object) -> dspy.Example:
     return dspy.Example(text="x", **fields).with_inputs("text")
 
 
@@ -36,7 +36,7 @@ def test_an_empty_answer_counts_zero_in_accuracy_and_is_an_error_in_losses():
 
 
 def test_a_field_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(UsageError, match='"goood".*text, good'):
+    with pytest.raises(UsageError, match=r'"goood".*text, good'):
         metrics.accuracy("goood")(example(good=True), dspy.Prediction(good=True))
 
 
@@ -80,7 +80,9 @@ def test_label_scores_equal_scikit_learn(seed):
         one = theirs(truth, said, labels=["red"], average="macro", zero_division=0.0)
         assert ours("y", positive="red")(rows, answers) == pytest.approx(one)
     assert metrics.mcc("y")(rows, answers) == pytest.approx(reference.matthews_corrcoef(truth, said))
-    recalls = [sum(a == b == label for a, b in zip(truth, said)) / truth.count(label) for label in set(truth)]
+    recalls = [
+        sum(a == b == label for a, b in zip(truth, said, strict=True)) / truth.count(label) for label in set(truth)
+    ]
     assert metrics.balanced_accuracy("y")(rows, answers) == pytest.approx(sum(recalls) / len(recalls))
 
 
@@ -96,7 +98,7 @@ def test_probability_scores_equal_scikit_learn(seed):
         reference.average_precision_score(truth, shares)
     )
     means = {
-        name: sum(metric(row, answer) for row, answer in zip(rows, answers)) / len(rows)
+        name: sum(metric(row, answer) for row, answer in zip(rows, answers, strict=True)) / len(rows)
         for name, metric in [("brier", metrics.brier("y")), ("loss", metrics.log_loss("y"))]
     }
     assert means["brier"] == pytest.approx(reference.brier_score_loss(truth, shares))
@@ -104,7 +106,7 @@ def test_probability_scores_equal_scikit_learn(seed):
     assert means["loss"] == pytest.approx(reference.log_loss(truth, held_off))
     gaps = []
     for low in range(10):
-        inside = [(y, p) for y, p in zip(truth, shares) if min(int(p * 10), 9) == low]
+        inside = [(y, p) for y, p in zip(truth, shares, strict=True) if min(int(p * 10), 9) == low]
         gaps.append(abs(sum(p - y for y, p in inside)) / len(rows))
     assert metrics.ece("y")(rows, answers) == pytest.approx(sum(gaps))
 
@@ -122,7 +124,7 @@ def test_number_scores_equal_their_definitions_and_read_prices():
     assert metrics.median_absolute_error("y")(rows, answers) == reference.median_absolute_error(truth, read)
     assert metrics.mean_absolute_error("y")(rows[0], answers[0]) == 2.0
     close = metrics.within("y", relative=0.2, absolute=1.0)
-    assert [close(row, answer) for row, answer in zip(rows, answers)] == [1.0, 1.0, 0.0]
+    assert [close(row, answer) for row, answer in zip(rows, answers, strict=True)] == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("text", ["", "$", "cheap", "12 or 13", "1,2", "nan", "inf", "--3", "1.2.3"])

@@ -1,0 +1,67 @@
+"""Baselines: deterministic, picklable programs with the fields and probabilities of any other."""
+
+import itertools
+import pickle
+import random
+
+import dspy
+import pytest
+
+from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.evaluation import baselines
+
+RNG = random.Random(0)
+TRAIN = [
+    dspy.Example(title=f"{'tides and owls' if n % 3 else 'tax and golf'} {n}", liked=bool(n % 3), price=10.0 + n % 3)
+    for n in range(60)
+]
+PAIRS = [
+    dspy.Example(title_a=a.title, title_b=b.title, preferred="A" if a.liked else "B")
+    for a, b in itertools.pairwise(TRAIN)
+    if a.liked != b.liked
+]
+
+
+def test_the_majority_answers_the_most_frequent_label_with_its_share():
+    answer = baselines.majority(TRAIN, label="liked")(title="x")
+    assert answer.liked is True
+    assert answer.probability == pytest.approx(40 / 60)
+    assert answer.probabilities == pytest.approx({"true": 40 / 60, "false": 20 / 60})
+    assert baselines.majority(TRAIN[:1], label="liked")(title="x").probability == 0.0
+
+
+def test_tfidf_learns_a_word_and_repeats_itself():
+    one, two = (baselines.tfidf_logistic(TRAIN, label="liked") for _ in range(2))
+    assert one(title="owls").liked is True
+    assert one(title="golf").liked is False
+    assert one(title="owls").probability == two(title="owls").probability
+    assert pickle.loads(pickle.dumps(one))(title="golf").probability == one(title="golf").probability
+
+
+def test_the_pair_baseline_has_no_position_bias():
+    pairs = baselines.tfidf_pairs(PAIRS)
+    assert pairs(title_a="owls", title_b="golf").preferred == "A"
+    forward, backward = pairs(title_a="owls", title_b="golf"), pairs(title_a="golf", title_b="owls")
+    assert forward.probabilities["a"] == pytest.approx(backward.probabilities["b"])
+    assert forward.probability == pytest.approx(backward.probability)  # that of the side returned
+
+
+def test_number_baselines_answer_numbers():
+    assert baselines.median(TRAIN, label="price")(title="x").price == 11.0
+    ridge = baselines.tfidf_ridge(TRAIN, label="price")
+    assert ridge(title="tax and golf").price < ridge(title="tides and owls").price
+
+
+def test_one_label_in_training_is_always_the_answer():
+    assert baselines.tfidf_logistic(TRAIN[:1], label="liked")(title="x").liked is False
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(EmptyDatasetError):
+        baselines.majority([], label="liked")
+    with pytest.raises(UsageError, match=r"titel.*title, liked, price"):
+        baselines.tfidf_logistic(TRAIN, text=["titel"], label="liked")
+    with pytest.raises(UsageError, match="no word"):
+        baselines.tfidf_logistic([dspy.Example(title="?", y=1), dspy.Example(title="!", y=2)], label="y")
+    with pytest.raises(UsageError, match="two texts"):
+        baselines.tfidf_pairs(PAIRS, text=["title_a"])

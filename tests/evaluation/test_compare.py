@@ -1,0 +1,250 @@
+"""A comparison: same items for all, three counts, a checkpoint that is never asked twice, and an honest verdict."""
+
+import json
+import threading
+from collections.abc import Iterable
+
+import dspy
+import pytest
+from dspy.utils.exceptions import AdapterParseError
+
+from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
+from dspy_finetune.evaluation import Comparison, Progress, compare_programs, metrics
+from dspy_finetune.evaluation.answers import jsonable
+
+ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
+RIGHT = metrics.accuracy("liked")
+
+
+def number(title: str) -> int:
+    return int(title.split()[1])
+
+
+class Knows:
+    """A program that knows the labels, except for the numbers it gets wrong; keeps what it was asked."""
+
+    def __init__(self, wrong: Iterable[int] = (), raises: dict[int, BaseException] | None = None) -> None:
+        self.wrong, self.raises = set(wrong), raises or {}
+        self.asked: list[str] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, title: str) -> dspy.Prediction:
+        with self.lock:
+            self.asked.append(title)
+        if number(title) in self.raises:
+            raise self.raises[number(title)]
+        return dspy.Prediction(liked=(number(title) % 2 == 0) != (number(title) in self.wrong))
+
+
+def test_wrong_unreadable_and_failed_are_three_counts():
+    parse_error = AdapterParseError("ChatAdapter", dspy.Signature("title -> liked"), "mumble")
+    program = Knows(
+        wrong=[1, 2], raises={3: AnswerError("no label", text="hm"), 4: parse_error, 5: RuntimeError("reset\nby peer")}
+    )
+    found = compare_programs({"one": program}, ROWS, [RIGHT])
+    row = found.programs[0]
+    assert (row.n, row.n_wrong, row.n_unreadable, row.n_failed) == (40, 2, 2, 1)
+    assert row.scores["accuracy"].value == pytest.approx(35 / 40)
+    assert found.answers["one"][5].error == "RuntimeError: reset"
+    assert found.answers["one"][3].error == "AnswerError: no label"
+    assert found.decisive is None
+
+
+def test_the_better_program_is_called_better_and_every_difference_is_paired():
+    programs = {"tuned": Knows(wrong=[0]), "rival": Knows(wrong=range(12)), "coin": Knows(wrong=range(20))}
+    found = compare_programs(programs, ROWS, [RIGHT])
+    assert (found.candidate, found.reference, found.is_reference_chosen) == ("tuned", "rival", True)
+    decisive = found.decisive
+    assert decisive is not None
+    assert decisive.verdict == "better"
+    assert decisive.interval.value == pytest.approx(11 / 40)
+    assert decisive.p_value == pytest.approx(2 * 0.5**11)  # eleven items, all on one side
+    assert decisive.p_holm is not None
+    assert decisive.p_holm == pytest.approx(decisive.p_value)  # the larger of two p-values keeps its size under Holm
+    turned = compare_programs(programs, ROWS, [RIGHT], candidate="coin", reference="tuned").decisive
+    assert turned is not None
+    assert turned.verdict == "worse"
+
+
+def test_a_small_difference_is_undecided_and_says_how_many_items_more():
+    found = compare_programs({"a": Knows(wrong=[1]), "b": Knows(wrong=[2, 3])}, ROWS, [RIGHT]).decisive
+    assert found is not None
+    assert found.verdict == "undecided"
+    assert found.n_more_items is not None
+    assert found.n_more_items > 500
+
+
+def test_a_margin_allows_equivalence():
+    found = compare_programs({"a": Knows(wrong=[1]), "b": Knows(wrong=[1])}, ROWS, [RIGHT], margin=0.15).decisive
+    assert found is not None
+    assert found.verdict == "equivalent"
+
+
+def test_all_kinds_of_metric_stand_side_by_side():
+    class Shares:
+        def __call__(self, title):
+            share = 0.9 if number(title) % 2 == 0 else 0.2
+            return dspy.Prediction(liked=share > 0.5, probability=share)
+
+    def length(example, prediction, trace=None):
+        return len(example.title) / 10
+
+    found = compare_programs(
+        {"sure": Shares(), "mute": Knows()},
+        ROWS,
+        [RIGHT, metrics.roc_auc("liked"), metrics.brier("liked"), metrics.f1("liked"), length],
+        n_resamples=200,
+    )
+    scores = {row.name: row.scores for row in found.programs}
+    assert scores["sure"]["ROC AUC"].value == 1.0
+    assert scores["sure"]["Brier score"].value == pytest.approx((0.01 + 0.04) / 2)
+    assert scores["mute"]["ROC AUC"].value is None
+    assert scores["mute"]["Brier score"].n == 0
+    assert scores["sure"]["length"].method == "t"
+    assert [metric.kind for metric in found.metrics] == ["proportion", "set", "mean", "set", "mean"]
+    assert any("Brier score of mute leaves out 40 of 40" in one for one in found.not_checked)
+    assert found.positive is True
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    programs = {"a": Knows(wrong=range(5)), "b": Knows(wrong=range(3, 15))}
+    one, two = (compare_programs(programs, ROWS, [metrics.f1("liked")], n_resamples=200) for _ in range(2))
+    assert one.differences == two.differences
+
+
+def test_a_resumed_comparison_asks_nothing_twice_and_finds_the_same(tmp_path):
+    path = tmp_path / "deep" / "answers.jsonl"
+    first, gate = Knows(wrong=[1, 2, 3]), threading.Event()
+
+    def slow_after_ten(title):
+        if number(title) >= 10:
+            gate.wait(5)
+        return first(title=title)
+
+    def interrupt(progress):  # as Ctrl-C reaches the main thread
+        if progress.n_done == 10:
+            threading.Timer(0.2, gate.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare_programs({"a": slow_after_ten}, ROWS, [RIGHT], checkpoint=path, n_threads=2, on_progress=interrupt)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len([row for row in kept if "outcome" in row]) == len(first.asked) < 15  # the two calls in flight are kept
+    with path.open("ab") as stream:
+        stream.write(b'{"program": "a", "item": "torn')  # as a crash in the middle of a line leaves it
+    resumed = Knows(wrong=[1, 2, 3])
+    told: list[Progress] = []
+    found = compare_programs({"a": resumed}, ROWS, [RIGHT], checkpoint=path, on_progress=told.append)
+    assert sorted(first.asked + resumed.asked) == sorted(row.title for row in ROWS)
+    fresh = compare_programs({"a": Knows(wrong=[1, 2, 3])}, ROWS, [RIGHT])
+    assert found.programs[0].scores == fresh.programs[0].scores
+    assert found.item_scores == fresh.item_scores
+    assert (told[-1].n_done, told[-1].n_total, told[-1].n_resumed) == (40, 40, len(first.asked))
+    again = Knows()
+    compare_programs({"a": again}, ROWS, [RIGHT], checkpoint=path)
+    assert again.asked == []
+
+
+def test_what_failed_is_asked_again_unless_told_otherwise(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    raises: dict[int, BaseException] = {3: RuntimeError("down"), 4: AnswerError("no label", text="hm")}
+    compare_programs({"a": Knows(raises=raises)}, ROWS, [RIGHT], checkpoint=path)
+    leave = Knows()
+    compare_programs({"a": leave}, ROWS, [RIGHT], checkpoint=path, retry_failed=False)
+    assert leave.asked == []
+    retry = Knows()
+    assert compare_programs({"a": retry}, ROWS, [RIGHT], checkpoint=path).programs[0].n_failed == 0
+    assert retry.asked == ["title 3"]
+
+
+def test_another_file_is_not_taken_for_a_checkpoint(tmp_path):
+    path = tmp_path / "titles.jsonl"
+    path.write_text('{"title": "Tides"}\n')
+    with pytest.raises(RowError, match=r"titles.jsonl:1.*not a checkpoint"):
+        compare_programs({"a": Knows()}, ROWS, [RIGHT], checkpoint=path)
+    with pytest.raises(FileError):
+        compare_programs({"a": Knows()}, ROWS, [RIGHT], checkpoint=tmp_path)
+
+
+def test_equal_items_are_asked_one_by_one(tmp_path):
+    rows, program = [ROWS[0]] * 3, Knows()
+    found = compare_programs({"a": program}, rows, [RIGHT], checkpoint=tmp_path / "c.jsonl")
+    assert (len(program.asked), found.programs[0].n) == (3, 3)
+
+
+def test_usage_is_kept_per_program_and_settings_stay_as_they_are():
+    lm = dspy.utils.DummyLM([{"liked": "True"}] * 100)
+
+    class Spends(dspy.Module):
+        def forward(self, title):
+            assert dspy.settings.track_usage
+            assert dspy.settings.disable_history
+            assert dspy.settings.lm is lm  # the caller's context reaches the worker threads
+            dspy.settings.usage_tracker.add_usage("m", {"prompt_tokens": 7, "completion_tokens": 2})
+            return dspy.Prediction(liked=True)
+
+    before = dict(dspy.settings.config)
+    with dspy.context(lm=lm):
+        found = compare_programs(
+            {"a": Spends(), "b": Knows()}, ROWS, [RIGHT], usd_per_million_tokens={"a": (1.0, 10.0), "b": (1.0, 1.0)}
+        )
+    assert dict(dspy.settings.config) == before
+    spends, free = found.programs
+    assert (spends.n_failed, spends.prompt_tokens, spends.completion_tokens) == (0, 280, 80)
+    assert spends.cost_usd == pytest.approx((280 + 800) / 1e6)
+    assert (free.prompt_tokens, free.cost_usd) == (None, None)
+
+
+def test_a_program_that_is_set_up_wrongly_stops_the_comparison():
+    with pytest.raises(UsageError, match="no host"):
+        compare_programs({"a": Knows(raises={7: UsageError("no host")})}, ROWS, [RIGHT])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"examples": []}, EmptyDatasetError, "no examples"),
+        ({"examples": [dspy.Example(title="x", liked=True)]}, UsageError, "with_inputs"),
+        ({"examples": [{"title": "x"}]}, UsageError, "example 1"),
+        ({"programs": {}}, UsageError, "at least one program"),
+        ({"programs": {"a": "model-name"}}, UsageError, "cannot be called"),
+        ({"metrics": []}, UsageError, "at least one metric"),
+        ({"metrics": [RIGHT, RIGHT]}, UsageError, "different names"),
+        ({"reference": "b"}, UsageError, "not among the programs: a"),
+        ({"reference": "a"}, UsageError, "at once"),
+        ({"confidence": 95}, UsageError, "0.95"),
+    ],
+)
+def test_a_wrong_argument_is_named(change, error, said):
+    arguments = {"programs": {"a": Knows()}, "examples": ROWS, "metrics": [RIGHT], **change}
+    with pytest.raises(error, match=said):
+        compare_programs(**arguments)
+
+
+def test_json_keeps_everything():
+    found = compare_programs({"a": Knows(wrong=[1]), "b": Knows()}, ROWS, [RIGHT, metrics.f1("liked")], n_resamples=150)
+    assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    with pytest.raises(DataError, match="not a comparison"):
+        Comparison.from_dict({"format": 99})
+
+
+def test_shared_texts_are_told_as_dependence():
+    rows = [
+        dspy.Example(a=f"t{n // 2}", b=f"u{n}", topic="same", preferred="A").with_inputs("a", "b", "topic")
+        for n in range(10)
+    ]
+
+    def always_a(**inputs: str) -> dspy.Prediction:
+        return dspy.Prediction(preferred="A")
+
+    found = compare_programs({"x": always_a}, rows, [metrics.pairwise_accuracy()])
+    assert any("10 of 10 share a text" in one for one in found.not_checked)
+
+
+def test_values_become_what_json_can_hold():
+    class Scalar:
+        def item(self):
+            return 1.5
+
+    value = {True: (1, {2}), "n": float("nan"), "s": Scalar(), "o": object}
+    assert jsonable(value) == {"true": [1, [2]], "n": "nan", "s": 1.5, "o": str(object)}
