@@ -34,7 +34,7 @@ from dspy_finetune.prompts.number_text import NumberFormat
 from dspy_finetune.prompts.render import renderer, user_parts
 from dspy_finetune.prompts.schema import dump_signature, load_signature
 from dspy_finetune.prompts.template import Template, literal
-from dspy_finetune.prompts.values import Codec, codec_of
+from dspy_finetune.prompts.values import Codec, codec_of, is_structured
 
 RENDERING_VERSION = 1
 """Changes whenever the same prompt would give other bytes; part of every digest."""
@@ -86,9 +86,15 @@ class PromptFormat:
         self._images = frozenset(
             name for name, field in self._signature.input_fields.items() if _holds_image(field.annotation)
         )
-        self._system = Template(self._system_source(system, rubric), self.input_fields, what="system")
+        structured = [
+            name
+            for name, field in self._signature.input_fields.items()
+            if name not in self._images and is_structured(field.annotation)
+        ]
+        source = self._system_source(system, rubric)
+        self._system = Template(source, self.input_fields, what="system", structured=structured)
         source = "\n".join(f"{title(name)}: {{{name}}}" for name in self.input_fields) if user is None else user
-        self._user = Template(source, self.input_fields, what="user")
+        self._user = Template(source, self.input_fields, what="user", structured=structured)
         self._check_inputs()
         source = default_source(self._codecs) if completion is None else completion
         self._layout = JsonLayout(self._codecs) if source == "json" else TemplateLayout(source, self._codecs)

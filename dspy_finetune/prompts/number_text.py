@@ -17,6 +17,7 @@ numbers, words.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -87,7 +88,7 @@ class NumberFormat:
             RowError: Not a finite number of the right kind. A text such as "12" is not a number.
         """
         number = self._number(value)
-        text = self._digits(abs(number))
+        text = self._digits(number.copy_abs() if isinstance(number, Decimal) else abs(number))
         # What rounds to nothing has no sign: -0.001 with two decimals is 0.00. A bare -0.0 keeps its own.
         negative = number < 0 or (self.decimals is None and str(number).startswith("-"))
         sign = "-" if negative and (self.decimals is None or re.search(r"[1-9]", text)) else ""
@@ -115,10 +116,9 @@ class NumberFormat:
     def _digits(self, number: Any) -> str:
         if self.decimals is not None:
             return f"{number:{',' if self.thousands else ''}.{self.decimals}f}"
-        if self.thousands:
-            whole, point, rest = (f"{number:f}" if isinstance(number, Decimal) else repr(number)).partition(".")
-            return (f"{int(whole):,}" if whole.isdigit() else whole) + point + rest
-        return f"{number:f}" if isinstance(number, Decimal) else repr(number)
+        text = _shortest(number)
+        whole, point, rest = text.partition(".")
+        return f"{int(whole):,}{point}{rest}" if self.thousands and whole.isdigit() else text
 
     def decode(self, text: str) -> int | float | Decimal:
         """The number that a text names, by the rules at the module's head.
@@ -132,10 +132,13 @@ class NumberFormat:
         if self.strict and _APPROXIMATE.search(lead.group()):
             raise AnswerError(f"the answer {text!r:.80} is only approximate", text=text)
         body = body[lead.end() :]
-        number = self._one(body, text)
-        if number is None:
-            number = self._midpoint(body, text)
-        if number is None:
+        try:
+            number = self._one(body, text)
+            if number is None:
+                number = self._midpoint(body, text)
+        except ArithmeticError:  # an exponent beyond what decimals hold
+            number = None
+        if number is None or self._is_too_large(number):
             raise AnswerError(f"the answer {text!r:.80} is not a number", text=text)
         if self.kind == "int":
             if number != number.to_integral_value():
@@ -143,8 +146,14 @@ class NumberFormat:
             return int(number)
         return number if self.kind == "decimal" else float(number)
 
+    def _is_too_large(self, number: Decimal) -> bool:
+        if self.kind == "int":
+            return number.adjusted() > 4000  # Python writes no int of more than 4300 digits
+        return self.kind == "float" and math.isinf(float(number))
+
     def _midpoint(self, body: str, text: str) -> Decimal | None:
-        match = _RANGE.fullmatch(body)
+        # A range is short; the pattern would take long over a long text.
+        match = _RANGE.fullmatch(body) if len(body) <= 80 else None
         if not match:
             return None
         low, high = self._one(match["low"], text), self._one(match["high"], text)
@@ -203,6 +212,16 @@ class NumberFormat:
 
     def _expected(self) -> str:
         return f" in {self.currency}" if self.currency else ""
+
+
+def _shortest(number: Any) -> str:
+    """The shortest text that gives the same number back, without an exponent where digits will do."""
+    if isinstance(number, Decimal):
+        return f"{number:f}" if -30 < number.adjusted() < 60 else str(number)
+    try:
+        return repr(number)
+    except ValueError as error:  # Python writes no int of more than 4300 digits
+        raise RowError("has too many digits to write", remedy="correct the row") from error
 
 
 def _sign(body: str) -> tuple[str, str]:

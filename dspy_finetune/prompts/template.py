@@ -10,7 +10,8 @@ How a value is written follows from where its slot stands, so that different val
 - **line**: the only slot on its line. The value stands as it is on one line; a line break inside it is written as a
   visible escape: `\n`, `\r`, or `\u2028` and the like for the rarer ones. A backslash is doubled only where it would
   read as such an escape (before `n`, `r`, `u`, another backslash or a line break). Any other text stays byte for byte.
-- **json**: one of several slots on a line. The value is written as JSON: a text in double quotes.
+- **json**: one of several slots on a line, or a field of a list, dict or model. The value is written as JSON: a text in
+  double quotes.
 
 `{name:text}`, `{name:line}` and `{name:json}` choose by hand; `text` is allowed where the value can still be read
 back: at the template's end, or as its only slot. Not covered: what a value's text is (values.py), roles (format.py).

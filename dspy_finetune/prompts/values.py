@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import dspy
 import pydantic
@@ -64,6 +64,13 @@ def input_json(value: Any) -> str:
         raise RowError(
             f"{value!r:.80} holds a number that is not finite", value=value, remedy="correct the row"
         ) from error
+
+
+def is_structured(annotation: Any) -> bool:
+    """Whether a type's values are lists, dicts or models, which stand in prompts as JSON."""
+    if annotation in (list, dict) or get_origin(annotation) in (list, dict):
+        return True
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
 def checked_text(text: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 import json
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ import dspy
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from dspy_finetune.errors import AnswerError, FinetuneError, UsageError
+from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.prompts import (
     LabelSet,
     NumberFormat,
@@ -41,6 +43,7 @@ class Colour(str, enum.Enum):
     GREEN = "green"
 
 
+@functools.cache
 def everything() -> list[PromptFormat]:
     """A prompt of every shape."""
     return [
@@ -55,6 +58,16 @@ def everything() -> list[PromptFormat]:
         PromptFormat("a, n: int -> c: list[str]", user="{n} times\n\n{a:text}"),
         PromptFormat(_enum_signature(), labels={Colour.RED: "r", Colour.GREEN: "g"}, completion="json"),
     ]
+
+
+def read_or_none(read: Callable[[str], Any], text: str) -> Any:
+    """What was read, or None for an AnswerError that keeps the text; any other error is a failure."""
+    try:
+        return read(text)
+    except AnswerError as error:
+        kept = error.text
+    assert kept == text
+    return None
 
 
 def _enum_signature() -> type[dspy.Signature]:
@@ -163,11 +176,8 @@ def test_every_label_comes_back_or_the_set_is_refused(texts: list[str]) -> None:
 @given(st.text(), st.sampled_from([("true", "false"), ("A", "AB"), ("a", "A"), ("yes", "yes.")]))
 def test_an_answer_is_a_label_only_if_it_says_so(text: str, texts: tuple[str, str]) -> None:
     labels = LabelSet({name: name for name in texts})
-    try:
-        found = labels.decode(text)
-    except AnswerError as error:
-        assert error.text == text
-    else:
+    found = read_or_none(labels.decode, text)
+    if found is not None:
         assert found.casefold() in text.casefold()
         assert len(text.strip()) <= len(found) + 6
 
@@ -204,16 +214,11 @@ def test_every_price_comes_back(cents: int, currency: str, position: Any, thousa
 @quick
 @given(st.text())
 def test_a_number_is_never_made_up(text: str) -> None:
-    try:
-        value = number().parse(text)["price"]
-    except AnswerError as error:
-        assert error.text == text
-    else:
-        assert any(character.isdigit() for character in text)
-        assert value == value
+    found = read_or_none(number().parse, text)
+    assert found is None or any(character.isdigit() for character in text)
 
 
-@quick
+@settings(max_examples=10, deadline=None)
 @given(st.text(), st.text(min_size=1))
 def test_saving_keeps_the_digest_and_the_bytes(text: str, rubric: str) -> None:
     for prompt in [*everything(), binary(rubric), pairwise(rubric, system="Mind {rubric}! {{so}}")]:
@@ -254,10 +259,5 @@ def test_the_digest_changes_with_the_bytes(first: str, second: str, part: str) -
 @given(st.text())
 def test_an_answer_is_read_or_refused_and_nothing_else(text: str) -> None:
     for prompt in everything():
-        try:
-            found = prompt.parse(text)
-        except FinetuneError as error:
-            assert isinstance(error, AnswerError)
-            assert error.text == text
-        else:
-            assert tuple(found) == prompt.output_fields
+        found = read_or_none(prompt.parse, text)
+        assert found is None or tuple(found) == prompt.output_fields

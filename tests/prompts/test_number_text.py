@@ -1,0 +1,166 @@
+"""A number is written one way and read in the ways that mean that number alone."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import numpy
+import pytest
+
+from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.prompts import NumberFormat
+
+PRICE = NumberFormat(decimals=2, currency="$")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("$1199.99", 1199.99),
+        ("$1,199.99", 1199.99),
+        ("1199.99 USD", 1199.99),
+        ("US$ 1199.99", 1199.99),
+        ("1,199.99 dollars", 1199.99),
+        ("1 199.99", 1199.99),
+        ("1'199.99", 1199.99),
+        ("1,199", 1199.0),
+        ("1,234,567.5", 1234567.5),
+        ("1.199,99", 1199.99),
+        ("1.199.999", 1199999.0),
+        ("1199,99", 1199.99),
+        ("1,5", 1.5),
+        ("0.199", 0.199),
+        ("-5", -5.0),
+        ("-$5", -5.0),
+        ("$-5", -5.0),
+        ("−5", -5.0),
+        ("+5", 5.0),
+        (" $5.\n", 5.0),
+        ("**$5**", 5.0),
+        ('"5"', 5.0),
+        (".5", 0.5),
+        ("The price is $12.99.", 12.99),
+        ("Price: 12", 12.0),
+        ("about 12", 12.0),
+        ("~$12", 12.0),
+        ("approx. 12", 12.0),
+        ("12-15", 13.5),
+        ("$12 – $15", 13.5),
+        ("12 to 15", 13.5),
+        ("about $10-$20", 15.0),
+    ],
+)
+def test_a_price_is_read_by_the_documented_rules(text: str, value: float) -> None:
+    assert PRICE.decode(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "$",
+        "twelve",
+        "€12",
+        "12 EUR",
+        "5k",
+        "10%",
+        "12 or 15",
+        "1.199",
+        "$1.199",
+        "1,199,99",
+        "1,1,1",
+        "15-12",
+        "(5)",
+        "nan",
+        "inf",
+        "1_000",
+        "١٢",
+        "$12 each",
+        "12 13",
+        "--5",
+        "0x10",
+        "-5-10",
+        "1.2.3",
+        "$12 $15",
+        "12/15",
+    ],
+)
+def test_anything_else_is_refused_and_kept(text: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        PRICE.decode(text)
+    assert caught.value.text == text
+
+
+@pytest.mark.parametrize("text", ["about 12", "~12", "12-15", "The price is roughly $12"])
+def test_strict_refuses_what_is_not_exact(text: str) -> None:
+    with pytest.raises(AnswerError):
+        NumberFormat(decimals=2, currency="$", strict=True).decode(text)
+
+
+@pytest.mark.parametrize(
+    ("style", "value", "text"),
+    [
+        (PRICE, 1199.99, "$1199.99"),
+        (PRICE, 5, "$5.00"),
+        (PRICE, -5.5, "-$5.50"),
+        (PRICE, -0.001, "$0.00"),
+        (PRICE, numpy.float32(2.5), "$2.50"),
+        (PRICE, Decimal("2.5"), "$2.50"),
+        (NumberFormat(decimals=2, currency="USD", position="after", thousands=True), 1199.99, "1,199.99 USD"),
+        (NumberFormat(decimals=0), 12.4, "12"),
+        (NumberFormat(), 0.1, "0.1"),
+        (NumberFormat(kind="int"), 12, "12"),
+        (NumberFormat(kind="int", thousands=True), 1200, "1,200"),
+        (NumberFormat(kind="decimal"), Decimal("1E+3"), "1000"),
+        (NumberFormat(kind="decimal"), 0.1, "0.1"),
+    ],
+)
+def test_a_number_is_written_one_way(style: NumberFormat, value: Any, text: str) -> None:
+    assert style.encode(value) == text
+
+
+@pytest.mark.parametrize("value", ["12", None, True, float("nan"), float("inf"), [1], 1j])
+def test_what_is_no_finite_number_is_not_written(value: Any) -> None:
+    with pytest.raises(RowError):
+        PRICE.encode(value)
+
+
+def test_whole_numbers_are_whole() -> None:
+    style = NumberFormat(kind="int")
+    assert [style.decode(text) for text in ("12", "12.0", "1,200")] == [12, 12, 1200]
+    for text in ("12.5", "12-15"):
+        with pytest.raises(AnswerError, match="whole"):
+            style.decode(text)
+    with pytest.raises(RowError):
+        style.encode(1.0)
+
+
+def test_numbers_too_large_to_hold_are_refused_at_once() -> None:
+    for kind in ("float", "int"):
+        for text in (
+            "1e999999",
+            "1e999999999",
+            "1e99999999999999999999",
+            "9" * 5000,
+           
+            "1-" * 50_000,
+            "1 a" * 50_000,
+        ):
+            with pytest.raises(AnswerError):
+                NumberFormat(kind=kind).decode(text)
+    with pytest.raises(AnswerError):
+        NumberFormat().decode("1.9e308")
+    with pytest.raises(RowError, match="too many digits"):
+        NumberFormat(kind="int").encode(10**5000)
+
+
+def test_a_bare_format_reads_any_known_currency_and_three_decimals() -> None:
+    assert [NumberFormat().decode(text) for text in ("€12", "12 GBP", "1.199", "1e-7")] == [12.0, 12.0, 1.199, 1e-7]
+
+
+def test_odd_formats_are_refused() -> None:
+    for options in ({"decimals": -1}, {"position": "left"}, {"currency": "1"}, {"currency": "a b"}):
+        with pytest.raises(UsageError):
+            NumberFormat(**options)
