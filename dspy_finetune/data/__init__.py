@@ -9,17 +9,15 @@
 """
 
 from dspy_finetune.data.items import normalize_text
+from dspy_finetune.data.leakage import Leakage, LeakedItem, find_leakage
 from dspy_finetune.data.load import Examples, ExampleStream, iter_examples, load_examples
 from dspy_finetune.data.pairs import make_pairs
 from dspy_finetune.data.quality import (
     Conflict,
     Deduplicated,
     Duplicate,
-    Leakage,
-    LeakedItem,
     deduplicate,
     find_conflicts,
-    find_leakage,
 )
 from dspy_finetune.data.sides import swap
 from dspy_finetune.data.split import Split, split

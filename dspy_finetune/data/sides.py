@@ -76,8 +76,8 @@ def _read(value: Any, row: dspy.Example, base: str) -> Side:
 def swap(pair: dspy.Example, *, text: str | None = None) -> dspy.Example:
     """The same pair with its sides exchanged: every x_a with its x_b, and the preference with them.
 
-    A preference that is the text of a side stays, since the text has moved; `swap(swap(pair)) == pair`. Texts that speak
-    of "A" and "B", such as an explanation, are not rewritten.
+    A preference that is the text of a side stays, since the text has moved; `swap(swap(pair)) == pair`. Texts that
+    speak of "A" and "B", such as an explanation, are not rewritten.
 
     >>> swap(dspy.Example(title_a="Ants", title_b="Bees", preferred="A"))
     Example({'title_a': 'Bees', 'title_b': 'Ants', 'preferred': 'B'}) (input_keys=None)

@@ -6,8 +6,8 @@ show, and an iterator of (line or row number from 1, dict | RowError). What the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -24,8 +24,8 @@ from dspy_finetune.data.csvfile import read_csv
 from dspy_finetune.data.encoding import Row
 from dspy_finetune.data.jsonfile import read_json, read_jsonl
 from dspy_finetune.data.rows import MarkedRow
-from dspy_finetune.data.tables import library_of, open_dataset, read_dataset, read_frame, read_parquet
-from dspy_finetune.errors import DataError, RowError, UsageError
+from dspy_finetune.data.tables import guarded_rows, library_of, open_dataset, read_dataset, read_frame, read_parquet
+from dspy_finetune.errors import DataError, FileError, RowError, UsageError
 
 Format = Literal["json", "jsonl", "csv", "tsv", "parquet"]
 
@@ -101,42 +101,51 @@ def _open_named(place: str | bytes, format: Format | None, split: str | None) ->
             f'split={split!r} is for data sets with splits ("hf://owner/name", a folder); {place} is a file'
         )
     if place == "-":
-        stream: BinaryIO = io.BufferedReader(_Unclosed(_stdin()))
-        return Source(name="<stdin>", path="<stdin>", rows=_file_rows(stream, "<stdin>", format, seekable=False))
+        return Source(name="<stdin>", path="<stdin>", rows=_stdin_rows(format))
     try:
-        stream = open(place, "rb", buffering=_HEAD_BYTES)  # noqa: SIM115 -- _file_rows closes it, after this call
-    except OSError as error:
-        raise file_error(error, place, "read") from error
-    return Source(name=place, path=place, rows=_file_rows(stream, place, format or _by_suffix(place), seekable=True))
+        # Not opened yet: a stream that nobody reads would stay open, and a pipe can be opened only once.
+        os.stat(place)
+        if not os.access(place, os.R_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except (OSError, ValueError) as error:
+        raise _unreadable(error, place) from error
+    return Source(name=place, path=place, rows=_path_rows(place, format or _by_suffix(place)))
+
+
+def _unreadable(error: OSError | ValueError, place: str) -> FileError:
+    if isinstance(error, OSError):
+        return file_error(error, place, "read")
+    return FileError(f"cannot read {place!r}: {error}; check the path", path=place)
 
 
 def _lazy_dataset(place: str, split: str | None) -> Iterator[Row]:
     table = open_dataset(place.removeprefix("hf://"), place, split)
-    yield from read_dataset(table, place, None)
+    yield from guarded_rows(read_dataset(table, place, None), place)
 
 
 def _by_suffix(path: str) -> Format | None:
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
-def _file_rows(stream: BinaryIO, name: str, format: Format | None, *, seekable: bool) -> Iterator[Row]:
+def _path_rows(path: str, format: Format | None) -> Iterator[Row]:
     try:
-        with contextlib.closing(stream):
-            assert isinstance(stream, io.BufferedReader)
-            head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-            found = _checked_format(head, name, format)
-            if found == "parquet" and not seekable:
-                yield from read_parquet(io.BytesIO(stream.read()), name)
-            elif found == "parquet":
-                yield from read_parquet(stream, name)
-            elif found == "json":
-                yield from read_json(stream, name)
-            elif found == "jsonl":
-                yield from read_jsonl(stream, name)
-            else:
-                yield from read_csv(stream, name, "\t" if found == "tsv" else None)
+        with io.BufferedReader(io.FileIO(path), _HEAD_BYTES) as stream:
+            yield from _file_rows(stream, stream.peek(), path, format)
     except OSError as error:
-        raise error if isinstance(error, DataError) else file_error(error, name, "read") from error
+        raise error if isinstance(error, FileError) else file_error(error, path, "read") from error
+
+
+def _file_rows(stream: BinaryIO, head: bytes, name: str, format: Format | None) -> Iterator[Row]:
+    found = _checked_format(head, name, format)
+    if found == "parquet":
+        # Its table of contents stands at the end, where a pipe cannot go.
+        yield from read_parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name)
+    elif found == "json":
+        yield from read_json(stream, name)
+    elif found == "jsonl":
+        yield from read_jsonl(stream, name)
+    else:
+        yield from read_csv(stream, name, "\t" if found == "tsv" else None)
 
 
 def _checked_format(head: bytes, name: str, format: Format | None) -> Format:
@@ -184,13 +193,13 @@ def _looks_like_data(text: bytes) -> bool:
     return first.strip() == b"{" or compact.startswith(b'{"data":[')
 
 
-def _stdin() -> BinaryIO:
+def _stdin_rows(format: Format | None) -> Iterator[Row]:
     # sys.stdin may have been replaced by something without a buffer, or be None in a windowed program.
     buffer = getattr(sys.stdin, "buffer", None)
     if buffer is None:
         raise UsageError('"-" means standard input, and there is none here; give a path')
-    stream: BinaryIO = buffer
-    return stream
+    stream = io.BufferedReader(_Unclosed(buffer), _HEAD_BYTES)
+    yield from _file_rows(stream, stream.peek(), "<stdin>", format)
 
 
 class _Unclosed(io.RawIOBase):

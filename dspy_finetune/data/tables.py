@@ -100,6 +100,18 @@ def read_dataset(source: Any, name: str, split: str | None) -> Iterator[Row]:
         yield number, {column: plain_value(value) for column, value in row.items()}
 
 
+def guarded_rows(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    """The rows, with what the `datasets` package raises on a broken file told in one line. Raises DataError."""
+    datasets = require("datasets", "data", "reading a Hugging Face dataset")
+    arrow = require("pyarrow", "data", "reading a Hugging Face dataset")
+    try:
+        yield from rows
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, arrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:300]
+        remedy = "load its files one by one to see which row is wrong"
+        raise DataError(f"cannot read the rows of {name}: {reason}; {remedy}") from error
+
+
 def pick_split(source: Any, name: str, split: str | None) -> Any:
     """The one table that is meant. Raises UsageError where none is named among several, or a wrong one."""
     if not isinstance(source, dict):
