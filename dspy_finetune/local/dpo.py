@@ -50,13 +50,14 @@ class PrefixTreeDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no ty
         # The collator puts the preferred answers first, then the rejected ones: (2B, L - 1) -> two times (B,).
         rewards = self.beta * (scores.log_probs - reference.log_probs).sum(dim=1)
         chosen, rejected = rewards.chunk(2)
+        seen = rewards.detach().chunk(2)
         of_chosen = scores.label_mask.clone()
         of_chosen[len(of_chosen) // 2 :] = False
         likelihood = -scores.log_probs[of_chosen].mean()
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["mean_token_accuracy"].append(float(scores.is_top1[of_chosen].float().mean()))
-        metrics["rewards/accuracies"].append(float((chosen > rejected).float().mean()))
-        metrics["rewards/margins"].append(float((chosen - rejected).mean()))
+        metrics["rewards/accuracies"].append(float((seen[0] > seen[1]).float().mean()))
+        metrics["rewards/margins"].append(float((seen[0] - seen[1]).mean()))
         return -F.logsigmoid(chosen - rejected).mean() + likelihood
 
 

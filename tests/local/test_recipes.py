@@ -1,0 +1,158 @@
+"""The training recipes on the toy model: they learn, they stop when told to, they go on where they were."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dspy_finetune.local import dpo, sft
+from dspy_finetune.local.chat import encode_completion, encode_prompt
+from dspy_finetune.local.spec import TrainResult, TrainSpec
+
+# TRL still reads names that transformers is about to drop; its business, not ours.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:trl")
+
+SYSTEM = {"role": "system", "content": "Answer with true or false."}
+
+
+def question(text: str) -> list[dict[str, Any]]:
+    return [SYSTEM, {"role": "user", "content": f"Title: {text}"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def chat_rows(n: int = 12) -> list[dict[str, Any]]:
+    """Always "true": what a toy can learn."""
+    return [{"messages": [*question(f"A {i}"), {"role": "assistant", "content": "true"}]} for i in range(n)]
+
+
+def preference_rows(n: int = 12) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": {"messages": question(f"B {i}")},
+            "preferred_output": [{"role": "assistant", "content": "A"}],
+            "non_preferred_output": [{"role": "assistant", "content": "B"}],
+        }
+        for i in range(n)
+    ]
+
+
+def spec(toy: Path, folder: Path, method: Any, rows: list[dict[str, Any]], **options: Any) -> TrainSpec:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {
+        "validation_file": None,
+        "n_epochs": 10,
+        "batch_size": 4,
+        "learning_rate": 0.05,
+        "beta": 0.1,
+        "seed": 0,
+        **options,
+    }
+    return TrainSpec(
+        method=method,
+        model_folder=toy,
+        train_file=write(folder / "train.jsonl", rows),
+        output_folder=folder / "out",
+        device="cpu",
+        n_threads=1,
+        **settings,
+    )
+
+
+def answer_probability(toy: Path, result: TrainResult | None, messages: list[dict[str, Any]], answer: str) -> float:
+    tokenizer = AutoTokenizer.from_pretrained(toy)
+    model: Any = AutoModelForCausalLM.from_pretrained(toy, dtype=torch.float32)
+    if result is not None:
+        model = PeftModel.from_pretrained(model, result.adapter)
+    prompt, token = encode_prompt(tokenizer, messages), encode_completion(tokenizer, answer)[0]
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)[token])
+
+
+def test_sft_learns_the_answers_and_tells_every_step(toy_model: Path, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    rows = chat_rows()
+    held_out = write(tmp_path / "validation.jsonl", chat_rows(4))
+    job = spec(toy_model, tmp_path, "sft", rows, validation_file=held_out)
+    result = sft.train(job, emit=told.append, should_stop=lambda: False)
+    before = answer_probability(toy_model, None, question("A 3"), "true")
+    after = answer_probability(toy_model, result, question("A 3"), "true")
+    # A random toy of 16 dimensions learns no more than this; the real model's test asks for an accuracy.
+    assert after > 50 * before
+    steps = [row for row in told if "train_loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 31))
+    assert {row["total_steps"] for row in steps} == {30}
+    assert steps[-1]["train_loss"] < 0.7 * steps[0]["train_loss"]
+    assert len([row for row in told if "full_valid_loss" in row]) == 10
+    assert [step for step, _ in result.checkpoints] == [24, 27, 30]
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    tokens = sum(
+        len(encode_prompt(tokenizer, row["messages"][:2])) + len(encode_completion(tokenizer, "true")) for row in rows
+    )
+    assert result.trained_tokens == 10 * tokens
+
+
+def test_only_weighted_assistant_messages_are_trained(toy_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    messages = [
+        *question("A"),
+        {"role": "assistant", "content": "false", "weight": 0},
+        {"role": "user", "content": "B"},
+        {"role": "assistant", "content": "true"},
+    ]
+    (row,) = sft.tokenize(tokenizer, messages)
+    trained = [label for label in row["labels"] if label != sft.IGNORED]
+    assert trained == encode_completion(tokenizer, "true")
+    assert row["input_ids"] == encode_prompt(tokenizer, messages[:4]) + trained
+
+
+def test_dpo_moves_the_preference_and_starts_at_the_reference(toy_model: Path, tmp_path: Path) -> None:
+    """Before the first update both models are the same: the sigmoid loss is ln 2, and the margin 0."""
+    told: list[dict[str, Any]] = []
+    job = spec(toy_model, tmp_path, "dpo", preference_rows(), learning_rate=0.02)
+    result = dpo.train(job, emit=told.append, should_stop=lambda: False)
+    likelihood = -sum(
+        math.log(answer_probability(toy_model, None, question(f"B {i}"), "A")) for i in range(12)
+    ) / 12  # fmt: skip
+    assert told[0]["train_rewards_margins"] == pytest.approx(0.0, abs=1e-6)
+    assert told[0]["train_loss"] > math.log(2)
+    assert told[0]["train_loss"] < math.log(2) + 2 * likelihood + 5
+    assert told[-1]["train_rewards_margins"] > 0
+    messages = question("B 99")
+    assert answer_probability(toy_model, result, messages, "A") > answer_probability(toy_model, None, messages, "A")
+    assert answer_probability(toy_model, result, messages, "B") < answer_probability(toy_model, None, messages, "B")
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint(toy_model: Path, tmp_path: Path) -> None:
+    """Stopped after step 5 and started again, it takes the steps that were left and no other."""
+    first: list[dict[str, Any]] = []
+    job = spec(toy_model, tmp_path, "sft", chat_rows(), n_epochs=3)
+    stopped = sft.train(job, emit=first.append, should_stop=lambda: len(first) >= 5)
+    assert stopped.stopped
+    rest: list[dict[str, Any]] = []
+    result = sft.train(job, emit=rest.append, should_stop=lambda: False)
+    assert not result.stopped
+    assert [row["step"] for row in first + rest] == list(range(1, 10))
+
+
+def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) -> None:
+    losses = []
+    for name in ("one", "two"):
+        told: list[dict[str, Any]] = []
+        sft.train(
+            spec(toy_model, tmp_path / name, "sft", chat_rows(), n_epochs=1),
+            emit=told.append,
+            should_stop=lambda: False,
+        )
+        losses.append([row["train_loss"] for row in told])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
