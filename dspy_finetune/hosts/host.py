@@ -125,7 +125,7 @@ class Host:
 
         Args:
             url: The address of a server that runs already; nothing is started then.
-            root: Where its jobs and models live; $DSPY_FINETUNE_LOCAL_ROOT or `~/.dspy-finetune/local` without it.
+            root: Where its jobs and models live; $DSPY_FINETUNE_HOME or a folder in the user's data without it.
             base_model: The model that it loads at its start; it loads others when they are asked for.
         """
         return cls("local", base_url=api_url(url) if url else None, root=root, base_model=base_model)
@@ -172,6 +172,18 @@ class Host:
         if self._url is None and self._server is not None:
             return self._server.url
         return self._url
+
+    @property
+    def base_model(self) -> str:
+        """The model to tune unless there is a wish for another; the one given to `Host.local`, else the kind's own.
+
+        Raises:
+            UsageError: Nobody can know what a compatible host tunes.
+        """
+        name = self._base_model or self.kind.base_model
+        if name is None:
+            raise UsageError(f"{self.name}: name the model to tune (base_model=...); its list is host.client().models")
+        return name
 
     @property
     def root(self) -> Path | None:

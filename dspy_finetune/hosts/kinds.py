@@ -28,6 +28,8 @@ class HostKind:
     """GET /models/{id} tells whether a tuned model answers yet."""
     poll_seconds: tuple[float, float]
     """The first and the longest pause between two looks at a job."""
+    base_model: str | None
+    """A model that it tunes, for whoever has no wish of their own; None where only the user can know."""
 
 
 KINDS: dict[KindName, HostKind] = {
@@ -39,6 +41,7 @@ KINDS: dict[KindName, HostKind] = {
         needs_deployment=False,
         lists_models=True,
         poll_seconds=(5.0, 60.0),
+        base_model="gpt-4.1-mini-2025-04-14",
     ),
     "azure": HostKind(
         name="azure",
@@ -47,15 +50,17 @@ KINDS: dict[KindName, HostKind] = {
         needs_deployment=True,
         lists_models=False,
         poll_seconds=(10.0, 60.0),
+        base_model="gpt-4.1-mini-2025-04-14",
     ),
     "local": HostKind(
         name="local",
-        key_variables=("DSPY_FINETUNE_LOCAL_KEY",),
+        key_variables=("DSPY_FINETUNE_LOCAL_API_KEY",),
         # The embedded server stores a job before it answers; the seconds are for a request still in its socket.
         listing_lag_seconds=5.0,
         needs_deployment=False,
         lists_models=True,
         poll_seconds=(0.5, 2.0),
+        base_model="smollm2-135m-instruct",
     ),
     "compatible": HostKind(
         name="compatible",
@@ -64,5 +69,6 @@ KINDS: dict[KindName, HostKind] = {
         needs_deployment=False,
         lists_models=False,
         poll_seconds=(5.0, 60.0),
+        base_model=None,
     ),
 }

@@ -26,7 +26,7 @@ from dspy_finetune.local.recipe import Reporter, adapter, prepare, run, settings
 from dspy_finetune.local.spec import Emit, TrainResult, TrainSpec
 
 
-class PrefixTreeDPOTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
+class PrefixTreeDPOTrainer(DPOTrainer):
     """A DPOTrainer over rows of token ids, whose loss goes over the batch's prefix tree.
 
     A preferred and a rejected answer share their question, and all questions share their system prompt.

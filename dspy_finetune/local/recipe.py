@@ -80,7 +80,7 @@ def settings(spec: TrainSpec) -> dict[str, Any]:
     }
 
 
-class Reporter(TrainerCallback):  # type: ignore[misc]  # transformers ships no types for it
+class Reporter(TrainerCallback):
     """Tells each step to `emit`, and stops between two steps when asked to."""
 
     def __init__(self, emit: Emit, should_stop: Callable[[], bool]) -> None:

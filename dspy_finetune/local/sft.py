@@ -35,7 +35,7 @@ def tokenize(tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, l
     ]
 
 
-class PrefixTreeSFTTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
+class PrefixTreeSFTTrainer(SFTTrainer):
     """An SFTTrainer whose loss goes over the batch's prefix tree."""
 
     def compute_loss(
