@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dspy_finetune.errors import FinetuneError, UsageError
 
-COMMANDS: tuple[str, ...] = ("quickstart", "serve")
+COMMANDS: tuple[str, ...] = ("quickstart", "check", "serve", "export", "convert", "compare")
 """Modules of this package, in the order in which `--help` shows their commands."""
 
 

@@ -42,10 +42,14 @@ class Progress:
     """Answers so far, over all programs, those from the checkpoint included."""
     n_total: int
     """Answers there will be: programs times items."""
+    n_asked: int
+    """Answers of this program so far."""
+    n_items: int
+    """Items each program is asked about."""
     n_unreadable: int
-    """Of them, answers of this program that could not be read."""
+    """Of this program's answers, those that could not be read."""
     n_failed: int
-    """Of them, calls of this program that failed."""
+    """Of this program's calls, those that failed."""
     n_resumed: int
     """Answers that came from the checkpoint."""
 
@@ -109,6 +113,8 @@ def collect(
                             program=name,
                             n_done=before + outcomes.total(),
                             n_total=n_total,
+                            n_asked=outcomes.total(),
+                            n_items=len(inputs),
                             n_unreadable=outcomes["unreadable"],
                             n_failed=outcomes["failed"],
                             n_resumed=old,

@@ -1,0 +1,152 @@
+"""`dspy-finetune compare`: saved predictors on the same labelled file, with baselines, a verdict and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.display import Display
+from dspy_finetune.data import load_examples
+from dspy_finetune.errors import UsageError
+from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.evaluation.answers import Program
+from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.predictors import load_predictor
+from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.report import compare
+
+METRICS = tuple(name for name in metrics.__all__ if name.islower() and name != "within")
+"""The metrics that need nothing but a field."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare")(compare_command)
+
+
+def compare_command(
+    data: Annotated[str, typer.Argument(help="Labelled rows: JSONL, JSON, CSV, Parquet.")],
+    program: Annotated[list[str], typer.Option(help="NAME=FILE of a saved predictor; repeat it. The first is judged.")],
+    train: Annotated[
+        str | None, typer.Option(help="The rows the model was trained on: adds majority and TF-IDF baselines.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help=f"Repeat it; the first decides. {', '.join(METRICS)}.")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The program to beat; default: the best of the others.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="A difference that does not matter; allows 'equivalent'.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
+    n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
+    json_to: Annotated[
+        Path | None, typer.Option("--json-to", help="Write the report with all answers as JSON.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of the table.")] = False,
+) -> None:
+    """Compare saved predictors on the same rows.
+
+    Exits with 0 if the first is better or equivalent, 3 if undecided, 4 if worse.
+    """
+    saved = {name: load_predictor(path) for name, path in map(_named, program)}
+    if len(saved) < len(program):
+        raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
+    prompt = next(iter(saved.values())).prompt
+    examples = load_examples(data, signature=prompt.signature, limit=limit)
+    label = field or prompt.label_field or prompt.output_fields[0]
+    programs: dict[str, Program] = dict(saved)
+    if train is not None:
+        training = load_examples(train, signature=prompt.signature)
+        _tell_overlap(training, examples, prompt)
+        programs |= _baselines(training, prompt, label)
+    with Display(talk()) as display:
+        report = compare(
+            programs,
+            examples,
+            [_metric(name, label) for name in metric or [_usual_metric(prompt, label)]],
+            reference=reference,
+            margin=margin,
+            n_threads=n_threads,
+            checkpoint=checkpoint,
+            on_progress=_shown(display),
+            title=f"{' against '.join(programs)} on {Path(data).name}",
+            cards={"Data": {"file": data, "rows": str(len(examples))}},
+        )
+    for path, write in ((html, report.to_html), (markdown, report.to_markdown), (json_to, report.to_json)):
+        if path is not None:
+            write(path)
+            talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(report.to_dict() | {"outcome": report.outcome})
+    else:
+        print(f"{report.table()}\n\n{report.verdict}")
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise UsageError(f"--program takes NAME=FILE, such as tuned=predictor.json; got {text!r}")
+    return name, path
+
+
+def _metric(name: str, field: str) -> Any:
+    if name not in METRICS:
+        raise UsageError(f"no metric {name!r}; there are: {', '.join(METRICS)}")
+    return getattr(metrics, name)(field)
+
+
+def _usual_metric(prompt: PromptFormat, field: str) -> str:
+    if field == prompt.label_field:
+        return "accuracy"
+    return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
+
+
+def _tell_overlap(train: Sequence[Any], examples: Sequence[Any], prompt: PromptFormat) -> None:
+    seen = {tuple(str(row[name]) for name in prompt.input_fields) for row in train}
+    n_seen = sum(tuple(str(row[name]) for name in prompt.input_fields) in seen for row in examples)
+    if n_seen:
+        talk().print(
+            f"warning: {n_seen} of {len(examples)} rows stand in the training file too; a verdict on them is flattery",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _baselines(train: Sequence[Any], prompt: PromptFormat, label: str) -> dict[str, Program]:
+    """What is worth beating, fitted on the same rows: for labels, pairs and numbers; none for free text."""
+    usual = _usual_metric(prompt, label)
+    text = prompt.input_fields
+    if usual == "mean_absolute_error":
+        return {
+            "TF-IDF + ridge": baselines.tfidf_ridge(train, text=text, label=label),
+            "median": baselines.median(train, label=label),
+        }
+    if usual == "exact_match":
+        return {}
+    is_pair = [name[:-2] for name in text] == [text[0][:-2]] * 2 and [name[-2:] for name in text] == ["_a", "_b"]
+    fit = baselines.tfidf_pairs if is_pair else baselines.tfidf_logistic
+    return {
+        "TF-IDF + logistic": fit(train, text=text, label=label),
+        "majority": baselines.majority(train, label=label),
+    }
+
+
+def _shown(display: Display) -> Callable[[Progress], None]:
+    """Programs are asked one after the other, so each has a bar of its own."""
+
+    def show(progress: Progress) -> None:
+        note = f"{progress.n_unreadable} unreadable, {progress.n_failed} failed"
+        display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
+
+    return show

@@ -1,0 +1,102 @@
+"""`dspy-finetune compare`: the table, the files and the exit code that a gate in CI reads."""
+
+import json
+from pathlib import Path
+
+import dspy
+import pytest
+
+from dspy_finetune.cli.main import main
+from dspy_finetune.errors import AnswerError
+from dspy_finetune.prompts import binary, pairwise
+
+ROWS = [{"title": f"{'tides' if n % 3 else 'taxes'} {n}", "is_favorite": bool(n % 2)} for n in range(40)]
+
+
+class Saved:
+    """Stands for a saved predictor: right except for every `every`-th row."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.prompt = every, binary()
+
+    def __call__(self, title: str) -> dspy.Prediction:
+        number = int(title.split()[1])
+        if number == 5 and self.every == 2:
+            raise AnswerError("cannot read it", text="?")
+        return dspy.Prediction(is_favorite=(number % 2 == 1) != (number % self.every == 0))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: Saved(int(Path(name).stem)))
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [("50", "2", 0), ("2", "50", 4), ("9", "10", 3)])
+def test_the_exit_code_is_the_verdict(rows, capsys, first, second, code):
+    assert run(rows, "--program", f"a={first}.json", "--program", f"b={second}.json") == code
+    shown = capsys.readouterr().out
+    assert "accuracy [95%]" in shown
+    assert "unreadable" in shown
+
+
+def test_it_writes_the_report_and_prints_json_alone_on_stdout(rows, tmp_path, capsys):
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("html", "markdown", "json-to")}
+    options = [part for kind, path in files.items() for part in (f"--{kind}", str(path))]
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps({"title": f"moss {n}x", "is_favorite": n < 6}) + "\n" for n in range(9)))
+    code = run(
+        rows,
+        "--program",
+        "a=50.json",
+        "--train",
+        str(train),
+        "--metric",
+        "accuracy",
+        "--metric",
+        "f1",
+        "--json",
+        *options,
+    )
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert code == 0
+    assert "training file" not in captured.err
+    assert [row["name"] for row in printed["comparison"]["programs"]] == ["a", "TF-IDF + logistic", "majority"]
+    assert all(path.stat().st_size > 500 for path in files.values())
+
+
+def test_wrong_usage_is_one_line_and_code_two(rows, capsys):
+    assert run(rows, "--program", "a.json") == 2
+    assert "NAME=FILE" in capsys.readouterr().err
+    assert run(rows, "--program", "a=5.json", "--program", "a=6.json") == 2
+    assert run(rows, "--program", "a=5.json", "--metric", "niceness") == 2
+    assert "there are: accuracy" in capsys.readouterr().err
+
+
+def test_rows_that_were_trained_on_are_told(rows, capsys):
+    run(rows, "--program", "a=50.json", "--train", rows)
+    assert "40 of 40 rows stand in the training file too" in capsys.readouterr().err
+
+
+def test_pairs_get_the_baseline_for_pairs(tmp_path, monkeypatch):
+    class SavedPairs:
+        prompt = pairwise()
+
+        def __call__(self, title_a: str, title_b: str) -> dspy.Prediction:
+            return dspy.Prediction(preferred="A")
+
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"title_a": f"owls {n}", "title_b": f"golf {n}", "preferred": "AB"[n % 2]} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: SavedPairs())
+    assert run(str(path), "--program", "a=x.json", "--train", str(path)) in {0, 3, 4}
