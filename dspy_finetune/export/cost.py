@@ -4,7 +4,7 @@ In: counts of tokens, or a Dataset, and a model. Out: USD with the figures it is
 price or a count is unknown. Prices are those of hosts/catalog.json or of the user's own file.
 Not covered: what was billed in the end; the job says that.
 
-The formula (OpenAI's guide): price per million x tokens of the file, each example cut at the training context, x epochs.
+The formula (OpenAI guide): price per million x tokens of the file, each example cut at the training context, x epochs.
 Validation tokens are not billed. A DPO row counts its prompt and both outputs.
 """
 

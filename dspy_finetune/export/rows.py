@@ -7,6 +7,7 @@ Out: the bytes of their JSONL lines, equal to `json.dumps(row, ensure_ascii=Fals
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring
@@ -23,6 +24,10 @@ Row = dict[str, Any]
 # is installed.
 _encode_any = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
+_OPENINGS = {role: f'{{"role":"{role}","content":' for role in ("system", "user", "assistant")}
+# A system prompt is the same in every row of a file, and longer than all the rest of it.
+_encode_repeated = functools.lru_cache(maxsize=16)(encode_basestring)
+
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
     """The row's line without its end.
@@ -31,7 +36,7 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
         RowError: A text cannot be written as UTF-8 (a lone surrogate), or a value is not JSON.
     """
     try:
-        return _encode_mapping(row).encode("utf-8")
+        return (_encode_plain(row) or _encode_mapping(row)).encode("utf-8")
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
         raise RowError(
@@ -43,6 +48,25 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
         raise RowError(
             f"cannot be written as JSON ({error})", value=row, remedy="use text, numbers, booleans, lists and dicts"
         ) from error
+
+
+def _encode_plain(row: Mapping[str, Any]) -> str | None:
+    """A row of nothing but plain text messages, or None; nearly every row of a file is one."""
+    messages = row.get("messages")
+    if len(row) != 1 or type(messages) is not list:
+        return None
+    parts = []
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        (first, role), (second, content) = message.items()
+        if first != "role" or second != "content" or type(role) is not str or type(content) is not str:
+            return None
+        before = _OPENINGS.get(role)
+        if before is None:
+            return None
+        parts.append(before + (_encode_repeated(content) if role == "system" else encode_basestring(content)))
+    return '{"messages":[' + "},".join(parts) + "}]}" if parts else None
 
 
 def _encode_mapping(row: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """How many tokens a training row has, as OpenAI counts them.
 
-In: rows in OpenAI's shape, or texts, and a base model. Out: counts; None where no table for the model is known.
+In: rows in OpenAI's or TRL's shape, or texts, and a model. Out: counts; None where no table for the model is known.
 
 The formula (OpenAI cookbook, "How to count tokens with tiktoken"): 3 for each message, the tokens of its role and
 content, 1 more and its tokens for a `name`, and 3 once for the primer of the reply. On top of it, as estimates:
@@ -14,10 +14,13 @@ content, 1 more and its tokens for a `name`, and 3 once for the primer of the re
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dspy_finetune.errors import RowError
+from dspy_finetune.export.dialects import from_any
 from dspy_finetune.export.encodings import encoding_for, load_encoding
 from dspy_finetune.export.images import image_tokens
 from dspy_finetune.hosts.catalog import load_catalog
@@ -35,6 +38,9 @@ _PER_FUNCTION, _PER_PROPERTIES, _PER_PROPERTY, _PER_ENUM, _PER_ENUM_ITEM, _AFTER
 _CACHED_CHARS = 40
 """Texts up to this length are remembered: labels repeat. Longer ones are counted each time, but for system prompts."""
 _CACHE_SIZE = 4096
+
+
+_TRL_KEYS = frozenset({"prompt", "completion", "chosen", "rejected"})
 
 
 class TokenCounter:
@@ -82,13 +88,16 @@ class TokenCounter:
         return n
 
     def row(self, row: Mapping[str, Any]) -> int:
-        """Tokens of one SFT or DPO row; what is not a message counts nothing."""
+        """Tokens of one SFT or DPO row, in OpenAI's shape or TRL's; what is not a message counts nothing."""
         given = row.get("input")
         if isinstance(given, Mapping):
             n = self._conversation(given.get("messages")) + self._tools(given)
             for key in ("preferred_output", "non_preferred_output"):
                 n += self._conversation(row.get(key))
             return n + REPLY_PRIMER
+        if "messages" not in row and not _TRL_KEYS.isdisjoint(row):
+            with contextlib.suppress(RowError):  # neither shape: counts as a row without messages
+                return self.row(from_any(row))
         return self._conversation(row.get("messages")) + self._tools(row) + REPLY_PRIMER
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> int:

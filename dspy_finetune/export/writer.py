@@ -19,7 +19,7 @@ from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.checks import RowChecker
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dialects import Dialect, dialect_named, from_any
+from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, Method, forget_manifest, now, versions
 from dspy_finetune.export.rows import Row, encode_row
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
@@ -113,7 +113,7 @@ class _Lines:
         if self._dialect.messages:
             return self._write_line(encode_row(row), row)
         # All turns are rendered before the first is written: a row goes into the file whole or not at all.
-        lines = [(encode_row(line), from_any(line)) for line in self._dialect.lines(row)]
+        lines = [(encode_row(turn), turn) for turn in self._dialect.lines(row)]
         written = [self._write_line(line, turn) for line, turn in lines]
         return any(written)
 
@@ -124,9 +124,8 @@ class _Lines:
                 return False
             self._seen.add(digest)
         self._sink.add(line)
-        self._checker.row(self._sink.n_lines, row)
-        if self._counter is not None:
-            self._counter.add(row)
+        n_tokens = self._counter.add(row) if self._counter is not None else None
+        self._checker.row(self._sink.n_lines, row, n_tokens=n_tokens)
         return True
 
 
@@ -156,7 +155,7 @@ def write_dataset(
         raise UsageError(f'on_error={on_error!r} is unknown; choose "raise" or "skip"')
     target, form = Path(path), dialect_named(dialect)
     counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
-    checker = RowChecker(method=method, base_model=base_model, host=form.name)
+    checker = RowChecker(method=method, base_model=base_model, host=form.name, tokenizer=tokenizer)
     skipped = _Skipped()
     with atomic_writer(target) as stream:
         sink = _Sink(stream)

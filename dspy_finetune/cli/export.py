@@ -1,0 +1,139 @@
+"""`dspy-finetune export`: labelled rows to a training file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dspy_finetune.cli.app import out, print_json, talk
+
+if TYPE_CHECKING:
+    from dspy_finetune.export import Dataset
+    from dspy_finetune.prompts import PromptFormat
+
+Preset = Literal["binary", "pairwise", "explained_pairwise", "answer", "number"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def export(
+        method: Annotated[Literal["sft", "dpo"], typer.Argument(help="What the file trains.")],
+        data: Annotated[
+            str, typer.Argument(help="Rows: json, jsonl, csv, tsv, parquet, hf://owner/name, or - for stdin.")
+        ],
+        to: Annotated[Path, typer.Option("--out", help="The JSONL file; its manifest goes beside it.")],
+        preset: Annotated[Preset | None, typer.Option(help="A ready-made prompt.")] = None,
+        prompt: Annotated[
+            Path | None,
+            typer.Option(help="A saved prompt: PromptFormat.to_dict as JSON, or a manifest that holds one."),
+        ] = None,
+        rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
+        rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
+        base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
+        dialect: Annotated[str, typer.Option(help="openai, azure, together, fireworks or trl.")] = "openai",
+        skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
+        dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
+        split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
+        limit: Annotated[int | None, typer.Option(help="At most so many rows.", min=1)] = None,
+        seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
+    ) -> None:
+        """Write a training file from labelled rows, check it, and put a manifest beside it."""
+        # Loading and exporting bring dspy; --help must not wait for it.
+        from dspy_finetune.data import iter_examples
+        from dspy_finetune.export import export_dpo, export_sft
+
+        form = _prompt(preset, prompt, rubric)
+        examples = iter_examples(
+            data,
+            rename=_renames(rename or []),
+            signature=form.signature,
+            split=split,
+            limit=limit,
+            on_error="skip" if skip_bad else "raise",
+        )
+        options: dict[str, Any] = {
+            "base_model": base_model,
+            "dialect": dialect,
+            "on_error": "skip" if skip_bad else "raise",
+            "dedupe": dedupe,
+        }
+        if method == "sft":
+            dataset = export_sft(examples, form, to, **options)
+        else:
+            dataset = export_dpo(examples, form, to, seed=seed, **options)
+        if examples.n_skipped:
+            talk().print(f"{examples.n_skipped} rows could not be read and were left out", highlight=False)
+        show_dataset(dataset, as_json=as_json)
+
+
+def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
+    """Print what was written; exits with 1 when the report has errors."""
+    manifest = dataset.manifest
+    if as_json:
+        print_json({"path": str(dataset.path), "manifest": manifest.to_dict(), "report": dataset.report.to_dict()})
+    else:
+        tokens = "" if manifest.n_tokens is None else f", {manifest.n_tokens:,} tokens"
+        console = out()
+        console.print(f"{dataset.path}: {manifest.n_rows_out:,} rows{tokens} ({manifest.dialect} {manifest.method})")
+        for reason, n in manifest.skipped.items():
+            console.print(f"  left out: {n:,} x {reason}", highlight=False, markup=False)
+        console.print(str(dataset.report), highlight=False, markup=False)
+    if not dataset.report.ok:
+        raise typer.Exit(1)
+
+
+def _prompt(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
+    from dspy_finetune import prompts
+    from dspy_finetune._files import file_error
+    from dspy_finetune.errors import UsageError
+
+    if (preset is None) == (saved is None):
+        raise UsageError("give either --preset or --prompt: the rows are rendered by it")
+    try:
+        if rubric is not None and rubric.startswith("@"):
+            rubric = Path(rubric[1:]).read_text(encoding="utf-8").strip()
+        text = "" if saved is None else saved.read_text(encoding="utf-8")
+    except OSError as error:
+        raise file_error(error, error.filename or "", "read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt or rubric file is not UTF-8 (byte {error.start + 1}); save it as UTF-8"
+        ) from error
+    if saved is None:
+        assert preset is not None
+        if rubric is None:
+            made: PromptFormat = getattr(prompts, preset)()
+        elif preset in ("answer", "number"):
+            raise UsageError(f"the preset {preset} takes no rubric; use --prompt with a saved prompt")
+        else:
+            made = getattr(prompts, preset)(rubric)
+        return made
+    if rubric is not None:
+        raise UsageError("--rubric belongs to --preset; a saved prompt holds its own")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{saved}: not JSON ({error})") from error
+    if isinstance(values, dict) and isinstance(values.get("prompt"), dict):
+        values = values["prompt"]
+    if not isinstance(values, dict):
+        raise UsageError(f"{saved}: holds no prompt; save one with PromptFormat.to_dict")
+    return prompts.PromptFormat.from_dict(values)
+
+
+def _renames(pairs: list[str]) -> dict[str, str]:
+    from dspy_finetune.errors import UsageError
+
+    renames = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename {pair}: write it as old=new, such as headline=title")
+        renames[old] = new
+    return renames

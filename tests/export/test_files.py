@@ -1,0 +1,385 @@
+"""Exported files: every line fits OpenAI's schema, the manifest tells the truth, and a file is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, RowsError, UsageError
+from dspy_finetune.export import Dataset, Manifest, Preference, export_dpo, export_sft
+from dspy_finetune.export.checks import check
+from dspy_finetune.export.manifest import forget_manifest, manifest_path
+from dspy_finetune.export.rows import encode_row
+from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, pairwise
+
+SCHEMAS = Path(__file__).parent / "schemas"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    }
+]
+TITLES = [f"Title number {n} — „quoted“ \\ {{brace}}" for n in range(12)]
+
+
+def titles() -> list[dspy.Example]:
+    return [dspy.Example(title=text, is_favorite=n % 3 == 0).with_inputs("title") for n, text in enumerate(TITLES)]
+
+
+def pairs() -> list[dspy.Example]:
+    return [
+        dspy.Example(title_a=text, title_b=text[::-1], preferred="AB"[n % 2], explanation=f"reason {n}").with_inputs(
+            "title_a", "title_b"
+        )
+        for n, text in enumerate(TITLES)
+    ]
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()]
+
+
+def schema(method: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{method}.json").read_text()))
+
+
+def test_each_line_of_the_three_files_fits_openais_schema(tmp_path: Path) -> None:
+    """Binary SFT, pairwise SFT and pairwise DPO, and the bytes are the prompt's own messages."""
+    for name, prompt, rows in (
+        ("binary", binary("Likes bees."), titles()),
+        ("pairwise", pairwise("Likes bees."), pairs()),
+        ("explained", explained_pairwise("Likes bees."), pairs()),
+    ):
+        dataset = export_sft(rows, prompt, tmp_path / f"{name}.jsonl")
+        found = lines(dataset.path)
+        assert [row["messages"] for row in found] == [prompt.training_messages(example) for example in rows]
+        for row in found:
+            schema("sft").validate(row)
+        assert dataset.report.ok
+    for name, prompt in (("pairwise", pairwise("Likes bees.")), ("explained", explained_pairwise("Likes bees."))):
+        dataset = export_dpo(pairs(), prompt, tmp_path / f"{name}.dpo.jsonl")
+        for row, example in zip(lines(dataset.path), pairs(), strict=True):
+            schema("dpo").validate(row)
+            assert row["input"]["messages"] == prompt.messages(example)
+            assert row["preferred_output"] == [{"role": "assistant", "content": prompt.completion(example)}]
+            assert row["non_preferred_output"] != row["preferred_output"]
+        assert dataset.report.ok
+
+
+def test_our_schemas_refuse_what_openai_refuses() -> None:
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]}
+    assert schema("sft").is_valid(good)
+    for change in ({"weight": 0.5}, {"weight": 2}, {"role": "developer"}, {"content": 3}):
+        assert not schema("sft").is_valid({"messages": [good["messages"][0], {**good["messages"][1], **change}]})
+    assert not schema("dpo").is_valid({"input": good, "preferred_output": [good["messages"][1]]})
+    assert not schema("dpo").is_valid({"messages": good["messages"], "preferred": "A", "rejected": "B"})
+
+
+def test_rejected_answers_differ_in_the_label_alone(tmp_path: Path) -> None:
+    """The explanation stays, so no phrase tells chosen from rejected."""
+    dataset = export_dpo(pairs(), explained_pairwise(), tmp_path / "d.jsonl")
+    for row in lines(dataset.path):
+        chosen, rejected = (row[key][0]["content"] for key in ("preferred_output", "non_preferred_output"))
+        assert {chosen[0], rejected[0]} == {"A", "B"}
+        assert chosen[1:] == rejected[1:]
+
+
+def test_one_of_several_other_labels_is_drawn_with_the_seed(tmp_path: Path) -> None:
+    prompt = PromptFormat("title -> genre: Literal['history', 'craft', 'war', 'food']")
+    rows = [{"title": text, "genre": "craft"} for text in TITLES * 20]
+    first, again, other = (
+        export_dpo(rows, prompt, tmp_path / f"{name}.jsonl", seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first.path.read_bytes() == again.path.read_bytes() != other.path.read_bytes()
+    drawn = {row["non_preferred_output"][0]["content"] for row in lines(first.path)}
+    assert drawn == {"history", "war", "food"}
+    assert first.manifest.seed == 0
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        Preference(inputs={"question": "q"}, chosen={"answer": "good"}, rejected={"answer": "bad"}),
+        Preference(inputs={"question": "q"}, chosen="good", rejected="bad"),
+        {"question": "q", "answer": "good", "rejected_answer": "bad"},
+        {"question": "q", "answer": "good", "rejected": "bad"},
+        {"question": "q", "chosen": {"answer": "good"}, "rejected": {"answer": "bad"}},
+        dspy.Example(question="q", chosen="good", rejected="bad").with_inputs("question"),
+    ],
+)
+def test_every_spelling_of_a_pair_gives_the_same_line(tmp_path: Path, pair: Any) -> None:
+    dataset = export_dpo([pair], answer("Be brief."), tmp_path / "d.jsonl")
+    assert lines(dataset.path) == [
+        {
+            "input": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]},
+            "preferred_output": [{"role": "assistant", "content": "good"}],
+            "non_preferred_output": [{"role": "assistant", "content": "bad"}],
+        }
+    ]
+
+
+def test_tools_go_into_every_row(tmp_path: Path) -> None:
+    sft = export_sft(titles(), binary(), tmp_path / "s.jsonl", tools=TOOLS, parallel_tool_calls=False)
+    dpo = export_dpo(pairs(), pairwise(), tmp_path / "d.jsonl", tools=TOOLS, parallel_tool_calls=False)
+    for row in lines(sft.path):
+        schema("sft").validate(row)
+        assert (row["tools"], row["parallel_tool_calls"]) == (TOOLS, False)
+    for row in lines(dpo.path):
+        schema("dpo").validate(row)
+        assert (row["input"]["tools"], row["input"]["parallel_tool_calls"]) == (TOOLS, False)
+
+
+def test_ready_rows_pass_through_whole(tmp_path: Path) -> None:
+    """Weights, tool calls and image parts come out as they went in."""
+    row = {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": "low"}},
+                ],
+            },
+            {"role": "assistant", "content": "A cat", "weight": 0},
+            {"role": "user", "content": "And outside?"},
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Brno"}'}}
+                ],
+            },
+        ],
+        "tools": TOOLS,
+        "parallel_tool_calls": False,
+    }
+    schema("sft").validate(row)
+    dataset = export_sft([row, dspy.Example(row)], None, tmp_path / "s.jsonl")
+    assert lines(dataset.path) == [row, row]
+    assert dataset.prompt is None
+    assert dataset.manifest.prompt is None
+
+
+def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
+    prompt = binary("Likes bees.")
+    rows: list[Any] = [*titles(), titles()[0], dspy.Example(title="no label").with_inputs("title")]
+    path = tmp_path / "deep" / "train.jsonl"
+    dataset = export_sft(
+        iter(rows), prompt, path, base_model="ft:gpt-4.1-mini:a::b", on_error="skip", dedupe=True, seed=7
+    )
+    data = path.read_bytes()
+    manifest = Manifest.read(path)
+    assert manifest == dataset.manifest
+    assert manifest is not None
+    assert manifest.sha256 == hashlib.sha256(data).hexdigest()
+    assert (manifest.size_bytes, manifest.n_rows_in, manifest.n_rows_out) == (len(data), 14, 12)
+    assert manifest.n_skipped == 2
+    assert sorted(manifest.skipped.values()) == [1, 1]
+    assert [row["row"] for row in manifest.skipped_rows] == [13, 14]
+    assert (manifest.prompt_digest, manifest.prompt) == (prompt.digest, prompt.to_dict())
+    assert (manifest.encoding, manifest.seed, manifest.method, manifest.dialect) == ("o200k_base", 7, "sft", "openai")
+    assert {"python", "dspy", "tiktoken"} <= set(manifest.versions)
+    assert dataset.n_rows == data.count(b"\n") == 12
+    assert Dataset.load(path) == dataset
+    assert Dataset.load(path).prompt == prompt
+
+
+def test_a_changed_file_is_no_longer_the_manifests(tmp_path: Path) -> None:
+    dataset = export_sft(titles(), binary(), tmp_path / "s.jsonl")
+    dataset.path.write_bytes(dataset.path.read_bytes() + b"{}\n")
+    with pytest.raises(DataError, match="changed after it was exported"):
+        Dataset.load(dataset.path)
+    forget_manifest(dataset.path)
+    with pytest.raises(DataError, match="no manifest"):
+        Dataset.load(dataset.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "not JSON"), ("[]", "not a manifest"), ('{"format_version": 99}', "99")]
+)
+def test_a_faulty_manifest_is_an_error(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "s.jsonl"
+    manifest_path(path).write_text(text)
+    with pytest.raises(DataError, match=says):
+        Manifest.read(path)
+
+
+def test_all_bad_rows_are_listed_and_nothing_is_written(tmp_path: Path) -> None:
+    rows: list[Any] = titles()
+    rows[2] = dspy.Example(is_favorite=True)
+    rows[5] = {"title": "x", "is_favorite": "perhaps"}
+    rows[7] = {"title": "half \ud800 a pair", "is_favorite": True}
+    path = tmp_path / "s.jsonl"
+    with pytest.raises(RowsError) as caught:
+        export_sft(rows, binary(), path)
+    assert [error.line for error in caught.value.errors] == [3, 6, 8]
+    assert list(tmp_path.iterdir()) == []
+    dataset = export_sft(rows, binary(), path, on_error="skip")
+    assert (dataset.manifest.n_rows_in, dataset.n_rows, dataset.manifest.n_skipped) == (12, 9, 3)
+
+
+def test_equal_answers_are_no_pair(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "same", "rejected": "same"}
+    with pytest.raises(RowsError, match="row 1: chosen and rejected are the same"):
+        export_dpo([row], answer(), tmp_path / "d.jsonl")
+    with pytest.raises(RowsError, match="no rejected answer"):
+        export_dpo([{"question": "q", "answer": "text"}], answer(), tmp_path / "d.jsonl")
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    with pytest.raises(EmptyDatasetError, match="there are no examples"):
+        export_sft([], binary(), path)
+    with pytest.raises(EmptyDatasetError, match="all 1 examples were left out"):
+        export_sft([{}], binary(), path, on_error="skip")
+    with pytest.raises(UsageError, match='unknown dialect "opanai"'):
+        export_sft(titles(), binary(), path, dialect="opanai")
+    with pytest.raises(UsageError, match="on_error"):
+        export_sft(titles(), binary(), path, on_error="ignore")  # type: ignore[arg-type]  # the wrong value is the test
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        export_sft(titles(), binary(), tmp_path / "file" / "s.jsonl")
+    with pytest.raises(RowsError, match="row 1"):
+        export_sft(["text"], None, path)  # type: ignore[list-item]  # the wrong value is the test
+    with pytest.raises(RowsError, match="row 1"):
+        export_dpo([{"messages": []}], None, path)
+    assert not path.exists()
+
+
+def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
+    def stream() -> Any:
+        yield from titles()
+        raise RowError("broken", path="in.jsonl", line=13)
+
+    with pytest.raises(RowError, match=r"in\.jsonl:13"):
+        export_sft(stream(), binary(), tmp_path / "s.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_manifest_never_describes_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    export_sft(titles(), binary(), path)
+    os.chmod(tmp_path, 0o700)
+    second = export_sft(titles()[:10], binary(), path)
+    assert Manifest.read(path) == second.manifest
+
+
+def test_kill_9_leaves_no_file_under_the_final_name(tmp_path: Path) -> None:
+    """A child exports an endless stream and is killed in the middle of it; an earlier file stays as it was."""
+    code = textwrap.dedent(
+        """
+        import sys, itertools
+        from dspy_finetune.export import export_sft
+        rows = ({"messages": [{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": str(n)}]}
+                for n in itertools.count())
+        export_sft(rows, None, sys.argv[1])
+        """
+    )
+    old = export_sft(titles(), binary(), tmp_path / "old.jsonl")
+    before = old.path.read_bytes()
+    for path in (tmp_path / "new.jsonl", old.path):
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        try:
+            deadline = time.monotonic() + 60
+            while not any(part.stat().st_size > 1 << 20 for part in tmp_path.glob(f".{path.name}.*.part")):
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+    assert not (tmp_path / "new.jsonl").exists()
+    assert not manifest_path(tmp_path / "new.jsonl").exists()
+    assert old.path.read_bytes() == before
+    assert Dataset.load(old.path).manifest == old.manifest
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """60,000 title rows with checks and manifest, from a stream: under 20 MB above what a first small export takes."""
+    code = textwrap.dedent(
+        """
+        import sys
+        from dspy_finetune import prompts
+        from dspy_finetune.export import export_sft
+        prompt = prompts.binary("Likes essays on craft.")
+        def rows(n):
+            for i in range(n):
+                yield {"title": f"Why corner shop number {i} outlives the chain store", "is_favorite": i % 2 == 0}
+        export_sft(rows(20), prompt, sys.argv[1])
+        def peak_mb():
+            # Not ru_maxrss: a child starts with its parent's.
+            return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+        before = peak_mb()
+        dataset = export_sft(rows(60_000), prompt, sys.argv[1])
+        assert dataset.n_rows == 60_000
+        print(peak_mb() - before)
+        """
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s.jsonl")], capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 20
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+MESSAGE = st.fixed_dictionaries({"role": st.text(max_size=9), "content": JSON}) | st.fixed_dictionaries(
+    {"content": st.text(), "role": st.text(max_size=9)}
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=8), JSON | st.lists(MESSAGE, max_size=3), max_size=4))
+def test_rows_are_encoded_as_the_json_module_encodes_them(row: dict[str, Any]) -> None:
+    assert encode_row(row) == json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1: {2, 3}}])
+def test_what_is_not_json_is_named(value: Any) -> None:
+    with pytest.raises(RowError, match="cannot be written as JSON"):
+        encode_row({"messages": [{"role": "user", "content": value}]})
+
+
+@pytest.mark.parametrize("base_model", [None, "gpt-4.1-mini"])
+@pytest.mark.parametrize("dialect", ["openai", "azure", "together", "fireworks", "trl"])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_report_is_the_same_as_checking_the_file(
+    tmp_path: Path, method: str, dialect: str, base_model: str | None
+) -> None:
+    """Checked while it is written or afterwards: the same issues, duplicates and contradictions among them."""
+    prompt = binary("Likes bees.") if method == "sft" else pairwise("Likes bees.")
+    rows: list[Any] = titles() if method == "sft" else pairs()
+    rows = [*rows, rows[0], rows[1]]
+    if method == "sft":
+        rows.append(dspy.Example(title=TITLES[0], is_favorite=False))
+    else:
+        rows.append(dspy.Example(title_a=TITLES[0], title_b=TITLES[0][::-1], preferred="B"))
+    export = export_sft if method == "sft" else export_dpo
+    dataset = export(rows, prompt, tmp_path / "s.jsonl", dialect=dialect, base_model=base_model)
+    report = check(dataset.path, method=method, host=dialect, base_model=base_model, count=base_model is not None)
+    # Without a model the two say in other words why tokens were not counted.
+    assert dataset.report == replace(report, not_checked=dataset.report.not_checked)
+    assert base_model is None or dataset.report.not_checked == report.not_checked
+    assert dataset.manifest.issues == dataset.report.counts
+    assert dataset.report.counts
+    if base_model is not None:
+        assert dataset.report.stats.tokens is not None
+        assert dataset.report.stats.tokens.total == dataset.n_tokens
