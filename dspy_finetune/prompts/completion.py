@@ -21,6 +21,7 @@ from typing import Any
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.labels import LabelSet
+from dspy_finetune.prompts.render import field_text
 from dspy_finetune.prompts.template import Slot, Template, escape_line, json_line
 from dspy_finetune.prompts.values import Codec, checked_text, loads
 
@@ -62,7 +63,7 @@ class JsonLayout:
     def write(self, values: Any) -> str:
         """The assistant text. Raises RowError naming the field."""
         return checked_text(
-            json_line({name: _named(name, codec.to_json, values) for name, codec in self._codecs.items()})
+            json_line({name: field_text(name, codec.to_json, values) for name, codec in self._codecs.items()})
         )
 
     def read(self, text: str) -> dict[str, Any]:
@@ -125,14 +126,18 @@ class TemplateLayout:
             raise UsageError(f"completion: an output stands twice in {source!r}; name each once")
         self._is_whole = len(parts) == 1
         self._ends = self._check_ends()
+        befores = ["", *(part if isinstance(part, str) else "" for part in parts)]
+        self._steps = [
+            (befores[index], part.name, self._writer(part))
+            for index, part in enumerate(parts)
+            if isinstance(part, Slot)
+        ]
+        self._tail = parts[-1] if isinstance(parts[-1], str) else ""
         first = parts[0]
         is_label_first = isinstance(first, Slot) and codecs[first.name].labels is not None
         self.label_field = first.name if is_label_first and isinstance(first, Slot) else None
         self.is_one_line = "\n" not in source and all(slot.mode != "text" for slot in self._slots)
         self._pair = self._find_pair()
-        if self._is_whole:
-            name, codec = next(iter(codecs.items()))
-            self._whole_name, self._encode = name, codec.encode
 
     def _find_pair(self) -> tuple[str, LabelSet, str] | None:
         """(label field, labels, text field) where the layout is a label, a mark and one text."""
@@ -177,28 +182,32 @@ class TemplateLayout:
             ends[slot.name] = _label_end(texts)
         return ends
 
+    def _writer(self, slot: Slot) -> Callable[[Any], str]:
+        """A function from an output's value to what stands in its slot. It raises RowError."""
+        codec = self._codecs[slot.name]
+        if codec.kind != "text":
+            return codec.encode
+        if slot.mode == "json":
+            return lambda value: json_line(codec.encode(value))
+        if slot.mode == "text":
+            return lambda value: value if type(value) is str and value.isascii() else codec.encode(value)
+        return lambda value: escape_line(value if type(value) is str and value.isascii() else codec.encode(value))
+
     def write(self, values: Any) -> str:
         """The assistant text. Raises RowError naming the field."""
-        if self._is_whole:
-            return _named(self._whole_name, self._encode, values)  # type: ignore[no-any-return]  # a codec's encode gives str
-        pieces = []
-        for part in self._template.parts:
-            if isinstance(part, str):
-                pieces.append(part)
-                continue
-            codec = self._codecs[part.name]
-            text = _named(part.name, codec.encode, values)
-            if part.mode == "line":
-                text = escape_line(text)
-            elif part.mode == "json" and codec.kind == "text":
-                text = json_line(text)
-            pieces.append(text)
-        return "".join(pieces)
+        text = ""
+        for literal, name, writer in self._steps:
+            try:
+                text += literal + writer(values[name])
+            except (KeyError, TypeError, RowError):
+                field_text(name, writer, values)  # which fails again, with the field's name
+                raise
+        return text + self._tail
 
     def read(self, text: str) -> dict[str, Any]:
         """The values. Raises AnswerError."""
         if self._is_whole:
-            return {self._whole_name: self._codecs[self._whole_name].decode(text)}
+            return {name: codec.decode(text) for name, codec in self._codecs.items()}
         if self._pair:
             self._refuse_second_label(text, self._pair[1])
         found = self._template.read(text, self._ends)
@@ -263,20 +272,6 @@ class TemplateLayout:
 
 
 _KINDS = {"coded": ("label", "number"), "json": ("json",)}
-
-
-def _named(name: str, encode: Callable[[Any], Any], values: Any) -> Any:
-    """Encode one field of an example; an error names the field."""
-    try:
-        return encode(values[name])
-    except KeyError as error:
-        raise RowError("is missing", field=name, remedy="give the example this output, or rename its column") from error
-    except RowError as error:
-        raise RowError(error.problem, field=name, value=_value_of(values, name), remedy=error.remedy) from error
-
-
-def _value_of(values: Any, name: str) -> object:
-    return values[name]
 
 
 def _braced(names: Mapping[str, Any]) -> str:

@@ -97,6 +97,8 @@ class NumberFormat:
         return f"{sign}{self.currency}{text}" if self.position == "before" else f"{sign}{text} {self.currency}"
 
     def _number(self, value: Any) -> Any:
+        if type(value) is float and self.kind == "float" and math.isfinite(value):
+            return value
         right = isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
         if self.kind == "int":
             right = isinstance(value, Integral) and not isinstance(value, bool)

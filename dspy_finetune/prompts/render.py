@@ -8,6 +8,7 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from dspy_finetune.errors import RowError, UsageError
@@ -26,6 +27,8 @@ def renderer(template: Template) -> Callable[[Any], str]:
     if not slots or any(slot.mode == "json" for slot in slots):
         return render
     pieces, after = _pieces(parts)
+    if len(pieces) == 1 and slots[0].mode == "text":
+        return partial(_render_text, render, pieces[0][0], pieces[0][1], after)
     if len(pieces) == 1:
         before, name = pieces[0]
 
@@ -54,6 +57,15 @@ def renderer(template: Template) -> Callable[[Any], str]:
         return text + after
 
     return render_many
+
+
+def _render_text(render: Callable[[Any], str], before: str, name: str, after: str, example: Any) -> str:
+    """The template of one slot that takes texts as they are: what is ASCII holds no half surrogate."""
+    try:
+        value = example[name]
+    except (KeyError, TypeError):
+        return render(example)
+    return before + value + after if type(value) is str and value.isascii() else render(example)
 
 
 def _pieces(parts: tuple[str | Slot, ...]) -> tuple[list[tuple[str, str]], str]:
