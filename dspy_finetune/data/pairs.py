@@ -149,7 +149,7 @@ def _items(rows: list[dspy.Example], text: str, label: str, carry: tuple[str, ..
         first, known = found.setdefault(item_key(values[0]), (number, item))
         if known.value != value:
             problem = f"the same {text} has another {label} in row {first}"
-            remedy = "decide on one (find_conflicts lists them all, deduplicate settles them)"
+            remedy = 'decide on one; find_conflicts lists them all, deduplicate(..., how="normalized") keeps the first'
             wrong.append(RowError(problem, line=number, field=label, value=values[1], remedy=remedy))
     if wrong:
         raise RowsError(wrong)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped]  # it has no stubs
+import datasets
 import dspy
-import pandas as pd  # type: ignore[import-untyped]  # it has no stubs
+import pandas as pd
 import polars as pl
-import pyarrow as pa  # type: ignore[import-untyped]  # it has no stubs
-import pyarrow.parquet as pq  # type: ignore[import-untyped]  # it has no stubs
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydantic
 import pytest
 
