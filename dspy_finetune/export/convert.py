@@ -116,6 +116,7 @@ def _rows(
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
     for number, line in read_lines(path):
         progress.n_rows_in += 1
+        progress.line = number
         try:
             row = from_any(json.loads(line.decode("utf-8")), from_)
             if method is not None and method_of(row) != method:

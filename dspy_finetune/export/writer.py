@@ -39,7 +39,14 @@ class Progress:
     """How far the reading of the examples has come: the renderers count while the writer pulls rows from them."""
 
     n_rows_in: int = 0
-    """Examples read so far; the row number of the one in hand."""
+    """Examples read so far."""
+    line: int | None = None
+    """The line of the one in hand, where the source has lines."""
+
+    @property
+    def number(self) -> int:
+        """What the example in hand is called: its line, or its number from 1."""
+        return self.n_rows_in if self.line is None else self.line
 
 
 @dataclass(kw_only=True)
@@ -164,13 +171,13 @@ def write_dataset(
         lines = _Lines(sink, form, checker, counter, dedupe=dedupe)
         for row in rows:
             if isinstance(row, RowError):
-                skipped.add_error(progress.n_rows_in, row)
+                skipped.add_error(progress.number, row)
                 continue
             try:
                 if not lines.write(row):
-                    skipped.add(progress.n_rows_in, DUPLICATE)
+                    skipped.add(progress.number, DUPLICATE)
             except RowError as error:
-                skipped.add_error(progress.n_rows_in, _numbered(error, progress.n_rows_in))
+                skipped.add_error(progress.number, _numbered(error, progress.number))
         sink.flush()
         if skipped.errors and on_error == "raise":
             raise RowsError(skipped.errors)
