@@ -43,6 +43,7 @@ class Display:
         self._task: TaskID | None = None
         self._title = ""
         self._began = self._told = 0.0
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Display:
         if self.live:
@@ -62,11 +63,13 @@ class Display:
         now = time.monotonic()
         if title != self._title:
             self._finish()
-            self._title, self._began, self._told = title, now, now
+            self._title, self._began, self._told, self._first = title, now, now, None
             if self.live:
                 self._task = self._bars.add_task(title, total=n_total, note=note)
             else:
                 self.console.print(title, highlight=False)
+        if n_done and self._first is None:
+            self._first = (now, n_done)
         if self.live and self._task is not None:
             self._bars.update(self._task, completed=n_done, total=n_total, note=note)
         elif now - self._told >= QUIET_SECONDS:
@@ -76,8 +79,12 @@ class Display:
     def _position(self, n_done: int, n_total: int | None, now: float) -> str:
         if not n_total:
             return f"{now - self._began:.0f} s"
-        left = (now - self._began) / n_done * (n_total - n_done) if n_done else None
-        return f"{n_done}/{n_total}" + (f", about {left:.0f} s left" if left is not None else "")
+        # From the first sign of progress on: what came before it (loading, queueing) does not come again.
+        since, at_first = self._first or (now, n_done)
+        if n_done <= at_first:
+            return f"{n_done}/{n_total}"
+        left = (now - since) / (n_done - at_first) * (n_total - n_done)
+        return f"{n_done}/{n_total}, about {left:.0f} s left"
 
     def _finish(self) -> None:
         if self._task is not None:

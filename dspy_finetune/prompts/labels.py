@@ -123,7 +123,7 @@ class LabelSet(Mapping[Any, str]):
         raise RowError(
             f"{value!r:.80} ({type(value).__name__}) is none of the labels {self._listed()}",
             value=value,
-            remedy="correct the row, or convert the column with load_examples(coerce=...)",
+            remedy="correct the row, or convert the column with load_examples(types=...)",
         )
 
     def decode(self, text: str) -> Any:

@@ -106,7 +106,7 @@ class NumberFormat:
             raise RowError(
                 f"{value!r:.80} ({type(value).__name__}) is not a number of type {self.kind}",
                 value=value,
-                remedy="correct the row, or convert the column with load_examples(coerce=...)",
+                remedy="correct the row, or convert the column with load_examples(types=...)",
             )
         number = int(value) if self.kind == "int" else value if isinstance(value, Decimal) else float(value)
         if number != number or number in (float("inf"), float("-inf")):

@@ -163,7 +163,14 @@ def run(
         validation=held_out,
         hyperparameters={"n_epochs": size.binary_epochs},
     )
-    tune("pairwise", "Tuning the pairwise model", base_model, hyperparameters={"n_epochs": size.pairwise_epochs})
+    # From the untuned model 300 pairs had to be shown twice before anything was learned; from the binary model, which
+    # knows the taste already, 200 pairs shown once were enough.
+    tune(
+        "pairwise",
+        "Tuning the pairwise model",
+        models["binary"],
+        hyperparameters={"n_epochs": size.pairwise_epochs},
+    )
     tune("dpo", "Tuning it further on preferences", models["pairwise"], hyperparameters={"n_epochs": 1})
 
     on_step(Step(number=5, title="Saving the predictors"))

@@ -36,8 +36,8 @@ SIZES = {
     "full": Size(
         name="full",
         n_titles=540,
-        n_pairs=400,
-        n_explained=120,
+        n_pairs=240,
+        n_explained=100,
         n_test_titles=270,
         n_test_pairs=150,
         binary_epochs=2,
