@@ -8,6 +8,7 @@ Not covered: whether the answer is right (metrics), many items at once and the c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -62,33 +63,43 @@ def ask(program: Program, inputs: Mapping[str, Any]) -> Answer:
         UsageError: The program was set up wrongly: no item can succeed.
     """
     start = time.perf_counter()
-    try:
-        # Entered here, in the worker thread: settings live in context variables, and usage tracked around a thread
-        # pool is lost (the tracker is copied per thread). Without disable_history every call would be kept in memory.
-        with dspy.context(disable_history=True, trace=None, track_usage=True):
-            prediction = program(**inputs)
+    with contextlib.ExitStack() as stack:
+        # Entered here, in the worker thread: settings live in context variables, and usage tracked around a thread pool
+        # is lost (the tracker is copied per thread). Without disable_history every call would be kept in memory. A
+        # tracker of our own, because DSPy's keeps no usage of a call that ends in an error, and an unreadable answer
+        # was paid for.
+        stack.enter_context(dspy.context(disable_history=True, trace=None, track_usage=True))
+        tracker = stack.enter_context(dspy.track_usage())
+        outcome, outputs, prediction, error = _call(program, inputs)
         latency_ms = (time.perf_counter() - start) * 1000
-        outputs = {name: jsonable(value) for name, value in _fields(prediction).items()}
-    except (AnswerError, AdapterParseError) as error:
-        return _without_answer("unreadable", error, start)
-    except (MissingExtraError, UsageError):
-        raise
-    except Exception as error:  # whatever a program raises is an outcome to count; the others go on
-        return _without_answer("failed", error, start)
-    usage = prediction.get_lm_usage() if isinstance(prediction, dspy.Prediction) else None
+        usage = tracker.get_total_tokens()
+    if not usage and isinstance(prediction, dspy.Prediction):
+        usage = prediction.get_lm_usage()  # of a program that keeps its own books
     return Answer(
-        outcome="answered",
+        outcome=outcome,
         outputs=outputs,
         latency_ms=latency_ms,
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
+        error=error,
     )
 
 
-def _without_answer(outcome: Outcome, error: Exception, start: float) -> Answer:
+def _call(program: Program, inputs: Mapping[str, Any]) -> tuple[Outcome, dict[str, Any], Any, str | None]:
+    try:
+        prediction = program(**inputs)
+        return "answered", {name: jsonable(value) for name, value in _fields(prediction).items()}, prediction, None
+    except (AnswerError, AdapterParseError) as error:
+        return "unreadable", {}, None, _first_line(error)
+    except (MissingExtraError, UsageError):
+        raise
+    except Exception as error:  # whatever a program raises is an outcome to count; the others go on
+        return "failed", {}, None, _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
     first_line = (str(error).strip().splitlines() or [""])[0]
-    text = f"{type(error).__name__}: {first_line}"[:300]
-    return Answer(outcome=outcome, outputs={}, latency_ms=(time.perf_counter() - start) * 1000, error=text)
+    return f"{type(error).__name__}: {first_line}"[:300]
 
 
 def _fields(prediction: Any) -> dict[str, Any]:

@@ -47,13 +47,12 @@ _SETTINGS = {
 }
 
 
-def _draw(name: str, size: tuple[float, float], paint: Callable[[Any], None], n_axes: int = 1) -> str:
+def _draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
     matplotlib = require("matplotlib", "report", "a report with pictures")
     figures = require("matplotlib.figure", "report", "a report with pictures")
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         figure = figures.Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, n_axes, squeeze=False)[0]
-        paint(axes[0] if n_axes == 1 else axes)
+        paint(figure.subplots())
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_page(stream.getvalue(), name)

@@ -181,6 +181,8 @@ def test_usage_is_kept_per_program_and_settings_stay_as_they_are():
             assert dspy.settings.disable_history
             assert dspy.settings.lm is lm  # the caller's context reaches the worker threads
             dspy.settings.usage_tracker.add_usage("m", {"prompt_tokens": 7, "completion_tokens": 2})
+            if title == "title 3":
+                raise AnswerError("no label", text="hm")  # was paid for all the same
             return dspy.Prediction(liked=True)
 
     before = dict(dspy.settings.config)
