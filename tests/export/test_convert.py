@@ -17,7 +17,7 @@ from dspy_finetune.export import convert, export_dpo, export_sft
 from dspy_finetune.export.dialects import DIALECTS, from_any
 from dspy_finetune.prompts import pairwise
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 ARGUMENTS = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans(), max_size=3).map(
     lambda value: json.dumps(value, ensure_ascii=False)
 )

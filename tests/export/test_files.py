@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]  # the package carries no types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,7 +82,9 @@ def test_each_line_of_the_three_files_fits_openais_schema(tmp_path: Path) -> Non
 
 
 def test_our_schemas_refuse_what_openai_refuses() -> None:
-    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]}
+    good: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]
+    }
     assert schema("sft").is_valid(good)
     for change in ({"weight": 0.5}, {"weight": 2}, {"role": "developer"}, {"content": 3}):
         assert not schema("sft").is_valid({"messages": [good["messages"][0], {**good["messages"][1], **change}]})
@@ -146,7 +148,7 @@ def test_tools_go_into_every_row(tmp_path: Path) -> None:
 
 def test_ready_rows_pass_through_whole(tmp_path: Path) -> None:
     """Weights, tool calls and image parts come out as they went in."""
-    row = {
+    row: dict[str, Any] = {
         "messages": [
             {
                 "role": "user",
@@ -254,7 +256,7 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot write"):
         export_sft(titles(), binary(), tmp_path / "file" / "s.jsonl")
     with pytest.raises(RowsError, match="row 1"):
-        export_sft(["text"], None, path)  # type: ignore[list-item]  # the wrong value is the test
+        export_sft(["text"], None, path)
     with pytest.raises(RowsError, match="row 1"):
         export_dpo([{"messages": []}], None, path)
     assert not path.exists()

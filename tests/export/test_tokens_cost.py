@@ -128,8 +128,8 @@ def test_tools_and_tool_calls_count() -> None:
     assert counter.messages([answer]) == 3 + 3 + counter.text("assistant") + 3 + counter.text("f") + counter.text("{}")
 
 
-def png(width: int, height: int) -> str:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png(width: float, height: float) -> str:
+    body = b"IHDR" + struct.pack(">IIBBBBB", int(width), int(height), 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
@@ -138,7 +138,7 @@ def png(width: int, height: int) -> str:
     ("size", "tokens"),
     [((512, 512), 255), ((1024, 1024), 765), ((2048, 4096), 1105), ((100, 50), 255), ((4000, 1000), 765)],
 )
-def test_images_count_by_tiles(size: tuple[int, int], tokens: int) -> None:
+def test_images_count_by_tiles(size: tuple[float, float], tokens: int) -> None:
     """The first three are the examples of OpenAI's vision guide."""
     assert image_size(png(*size)) == size
     assert image_tokens(png(*size), "high") == image_tokens(png(*size)) == tokens
@@ -268,7 +268,7 @@ def test_what_is_unknown_is_said_and_never_zero(tmp_path: Path) -> None:
 
 def test_inference_cost_is_price_times_tokens() -> None:
     tuned = f"ft:{MINI}:acme::abc"
-    million = {"n_requests": 10, "n_input_tokens": 1_000_000, "n_output_tokens": 100_000}
+    million: dict[str, Any] = {"n_requests": 10, "n_input_tokens": 1_000_000, "n_output_tokens": 100_000}
     cost = inference_cost(tuned, **million, n_cached_tokens=400_000)
     assert cost.cost_usd == pytest.approx(0.6 * 0.80 + 0.4 * 0.20 + 0.1 * 3.20)
     batch = inference_cost(tuned, **million, is_batch=True)
@@ -277,7 +277,7 @@ def test_inference_cost_is_price_times_tokens() -> None:
     assert base.cost_usd == pytest.approx(0.40 + 0.1 * 1.60)
     planned = inference_cost(MINI, **{**million, "n_output_tokens": 0}, is_tuned=True)
     assert planned.cost_usd == pytest.approx(0.80)
-    few = {"n_requests": 1, "n_input_tokens": 10, "n_output_tokens": 10}
+    few: dict[str, Any] = {"n_requests": 1, "n_input_tokens": 10, "n_output_tokens": 10}
     for unknown in (
         inference_cost("my-model", **few),
         inference_cost(tuned, n_requests=1, n_input_tokens=None, n_output_tokens=10),
