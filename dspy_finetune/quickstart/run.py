@@ -280,30 +280,33 @@ def _compare(
         ),
     ):
 
-        def tell(progress: CompareProgress, name: str = name) -> None:
-            on_step(
-                Step(
-                    number=6,
-                    title=f"Asking about {len(material.test if name == 'titles' else material.test_pairs)} {name}",
-                    n_done=progress.n_done,
-                    n_total=progress.n_total,
-                    note=progress.program,
-                )
-            )
+        def tell(look: CompareProgress, what: str = name) -> None:
+            title = f"Asking about {what}: {look.program}"
+            on_step(Step(number=6, title=title, n_done=look.n_asked, n_total=look.n_items))
 
-        chance = metrics.roc_auc(field_name) if name == "titles" else None
+        chosen: list[Any] = [metrics.accuracy(field_name)]
+        if name == "titles":
+            chosen.append(metrics.roc_auc(field_name))
         reports.append(
-            compare(
-                programs,
-                items,
-                [metrics.accuracy(field_name), *([chance] if chance else [])],
-                title=title,
-                on_progress=tell,
-                seed=seed,
-            )
+            compare(programs, items, chosen, title=title, on_progress=tell, seed=seed, cards=_cards(material, prompts))
         )
         clock.lap(f"compare on {name}")
     return reports[0], reports[1]
+
+
+def _cards(material: Material, prompts: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What was trained on and asked, for the report."""
+    return {
+        "Data": {
+            "training titles": str(len(material.train)),
+            "training pairs": str(len(material.train_pairs)),
+            "explained pairs": str(len(material.explained)),
+            "test titles": str(len(material.test)),
+            "test pairs": str(len(material.test_pairs)),
+            "on two sides": "no title, pairs were made after the split",
+        },
+        "Prompts": {name: f"{_system(prompt)} (digest {prompt.digest[:12]})" for name, prompt in prompts.items()},
+    }
 
 
 def _system(prompt: Any) -> str:
