@@ -13,6 +13,8 @@ from dspy_finetune.export.check_report import IssueLog
 
 _PER_BUCKET = 50_000
 """Rows looked at together: a dict of that many hashes takes 8 MB, of two million 300 MB."""
+_AT_ONCE = 150_000
+"""Up to so many rows are first asked together whether any prompt stands twice: a set of their hashes takes 10 MB."""
 
 
 class SeenRows:
@@ -45,6 +47,12 @@ class SeenRows:
         self._outputs.append(output)
         self._lines.append(line & 0xFFFFFFFF)
 
+    def add_many(self, line: int, prompts: list[int], outputs: list[int]) -> None:
+        """Remember rows of consecutive lines whose hashes are made already."""
+        self._prompts.extend(prompts)
+        self._outputs.extend(outputs)
+        self._lines.extend(range(line, line + len(prompts)))
+
     def _buckets(self, n: int) -> Iterator[list[int]]:
         """Indexes of the rows, those of equal prompts in the same bucket."""
         if n == 1:
@@ -55,6 +63,8 @@ class SeenRows:
 
     def report(self, log: IssueLog, *, preferences: bool) -> None:
         """Report duplicates and contradictions."""
+        if len(self._prompts) <= _AT_ONCE and len(set(self._prompts)) == len(self._prompts):
+            return
         n = len(self._prompts) // _PER_BUCKET + 1
         for bucket in self._buckets(n):
             if len({self._prompts[i] for i in bucket}) < len(bucket):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,53 @@ class RowChecker:
         if self._limit is not None and n_tokens > self._limit:
             self._check_length(line, row, n_tokens)
 
+    def texts(self) -> tuple[Sample, dict[str, int] | None]:
+        """What the lint looks at: the first rows' texts, and the labels of all rows."""
+        return self._sample or Sample(), self._labels_found()
+
     def unreadable(self) -> None:
         """Count a line that is no row, so that it is not missed in the number of examples."""
         self._n_unreadable += 1
+
+    def plain_rows(
+        self,
+        line: int,
+        system: str | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        n_tokens: Sequence[int] | None = None,
+    ) -> bool:
+        """Check SFT rows of consecutive lines at once: one system prompt or none, one question and one answer each.
+
+        Their form holds by construction, so that only their texts are looked at. False where a text is blank: then
+        nothing is taken, and the rows are to be given to `row`.
+        """
+        texts_are_whole = all(map(str.strip, questions)) and all(map(str.strip, answers))
+        if self._method != "sft" or not texts_are_whole or (system is not None and not system.strip()):
+            return False
+        self._n_rows += len(questions)
+        roles = ("user", "assistant") if system is None else ("system", "user", "assistant")
+        self._shapes[roles] += len(questions)
+        if system is None:
+            prompts = [hash((roles, question)) for question in questions]
+        else:
+            prompts = [hash((roles, system, question)) for question in questions]
+        self.seen.add_many(line, prompts, list(map(hash, answers)))
+        if self._labels is not None:
+            for text, n in Counter(answers).items():
+                self._count_label(text, n)
+        if self._sample is not None:
+            self._sample.add_many(line, system, questions, answers)
+        if n_tokens is not None:
+            self._tokens.update(n_tokens)
+            if self._limit is not None and max(n_tokens) > self._limit:
+                for i, n in enumerate(n_tokens):
+                    if n > self._limit:
+                        texts = [questions[i], answers[i]] if system is None else [system, questions[i], answers[i]]
+                        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+                        self._check_length(line + i, {"messages": messages}, n)
+        return True
 
     def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
         """Take a row of plain text messages with the answer last, which has no fault; nearly all rows are such."""
@@ -180,7 +224,7 @@ class RowChecker:
                 self._method = METHOD_OF[form]
                 if self._plain_row(line, row):
                     return
-        if self._host == "trl" and "messages" not in row:
+        if self._host == "trl" and sniff(row) in ("trl-preference", "prompt-completion"):
             row = _from_trl(row)
         facts = check_row(
             self.log, line, row, self._method or "sft", is_given=self._is_given, max_images=self._max_images
@@ -199,10 +243,10 @@ class RowChecker:
             if self._sample.is_open and facts.answers:
                 self._sample.add(line, facts.question, facts.answers)
 
-    def _count_label(self, text: str) -> None:
+    def _count_label(self, text: str, n: int = 1) -> None:
         labels = self._labels
         if labels is not None:
-            labels[text] = labels.get(text, 0) + 1
+            labels[text] = labels.get(text, 0) + n
             if len(labels) > _MAX_LABELS or len(text) > _MAX_LABEL_CHARS:
                 self._labels = None
 

@@ -5,6 +5,7 @@ In: rows one by one. Out: a `Sample`. Statistics of shortcuts are settled by som
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_ROWS = 20_000
@@ -56,6 +57,15 @@ class Sample:
         elif self.is_constant and system != self.system:
             self.is_constant = False
         self.n_rows += 1
+
+    def add_many(self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[str]) -> None:
+        """Keep rows of consecutive lines, with one answer each, and note their common system prompt."""
+        for at, (question, answer) in enumerate(zip(questions, answers, strict=True), start=line):
+            if not self.is_open:
+                break
+            self.add(at, question, (answer,))
+        self.add_system(system)
+        self.n_rows += len(questions) - 1
 
     @property
     def constant_system(self) -> str | None:

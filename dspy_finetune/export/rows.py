@@ -28,6 +28,9 @@ _OPENINGS = {role: f'{{"role":"{role}","content":' for role in ("system", "user"
 # A system prompt is the same in every row of a file, and longer than all the rest of it.
 _encode_repeated = functools.lru_cache(maxsize=16)(encode_basestring)
 
+encode_text = encode_basestring
+"""A text as a JSON string, characters beyond ASCII as they are."""
+
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
     """The row's line without its end.

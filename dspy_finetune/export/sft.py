@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.errors import FinetuneError, RowError
+from dspy_finetune.export.blocks import BLOCK_ROWS, Block
 from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dialects import dialect_named
 from dspy_finetune.export.rows import Row, row_error
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
@@ -61,7 +63,12 @@ def export_sft(
     """
     extra = tool_keys(tools, parallel_tool_calls)
     progress = Progress()
-    rows = _rows(examples, prompt, extra, progress)
+    if prompt is None:
+        rows: Iterable[Row | Block | RowError] = _ready_rows(examples, extra, progress)
+    elif extra or dedupe or not dialect_named(dialect).messages:
+        rows = _rows(examples, prompt, extra, progress)
+    else:
+        rows = _blocks(examples, prompt, progress)
     return write_dataset(
         rows,
         path,
@@ -77,14 +84,44 @@ def export_sft(
     )
 
 
-def _rows(
-    examples: Iterable[Any], prompt: PromptFormat | None, extra: Row, progress: Progress
-) -> Iterator[Row | RowError]:
-    if prompt is None:
-        for number, example in enumerate(examples, start=1):
-            progress.n_rows_in = number
-            yield _ready(example, extra, number)
-        return
+def _blocks(examples: Iterable[Any], prompt: PromptFormat, progress: Progress) -> Iterator[Row | Block | RowError]:
+    """The rows in blocks as long as they share a system prompt; what is not plain text comes row by row."""
+    render, complete = prompt.messages, prompt.completion
+    block = Block(system=None, first=1)
+    number = 0
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        problem: RowError | None = None
+        try:
+            messages, answer = render(example), complete(example)
+        except FinetuneError as error:
+            problem, messages, answer = row_error(error, number), [], ""
+        n = len(messages)
+        system = messages[0]["content"] if n == 2 and messages[0]["role"] == "system" else None
+        question = messages[-1]["content"] if n == 1 or system is not None else None
+        if type(question) is str and (system is None or type(system) is str):
+            if len(block.questions) == BLOCK_ROWS or system != block.system:
+                if block.questions:
+                    yield block
+                block = Block(system=system, first=number)
+            block.questions.append(question)
+            block.answers.append(answer)
+            continue
+        if block.questions:
+            yield block
+        block = Block(system=system, first=number + 1)
+        yield problem or {"messages": [*messages, {"role": "assistant", "content": answer}]}
+    if block.questions:
+        yield block
+
+
+def _ready_rows(examples: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        yield _ready(example, extra, number)
+
+
+def _rows(examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: Progress) -> Iterator[Row | RowError]:
     training_messages = prompt.training_messages
     for number, example in enumerate(examples, start=1):
         progress.n_rows_in = number

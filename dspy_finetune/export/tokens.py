@@ -87,6 +87,20 @@ class TokenCounter:
         self.n_billed_tokens += n if limit is None or n <= limit else limit
         return n
 
+    def add_pairs(self, n_before: int, questions: Sequence[str], answers: Sequence[str]) -> list[int]:
+        """Count rows that share all but the texts of a question and an answer, and add them to the sums."""
+        text, repeated = self._count, self._repeated
+        counts = [
+            n_before
+            + (text(question) if len(question) > _CACHED_CHARS else repeated(question))
+            + (text(answer) if len(answer) > _CACHED_CHARS else repeated(answer))
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        limit = self._max_row_tokens
+        self.n_tokens += sum(counts)
+        self.n_billed_tokens += sum(counts) if limit is None else sum(min(n, limit) for n in counts)
+        return counts
+
     def row(self, row: Mapping[str, Any]) -> int:
         """Tokens of one SFT or DPO row, in OpenAI's shape or TRL's; what is not a message counts nothing."""
         given = row.get("input")

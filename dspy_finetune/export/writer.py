@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.checks import RowChecker
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import Dialect, dialect_named
@@ -88,6 +89,11 @@ class _Sink:
         if self._waiting_bytes >= _FLUSH_BYTES:
             self.flush()
 
+    def add_lines(self, data: bytes, n: int) -> None:
+        self.flush()
+        self.put(data)
+        self.n_lines += n
+
     def flush(self) -> None:
         if self._waiting:
             self.put(b"\n".join(self._waiting) + b"\n")
@@ -124,6 +130,16 @@ class _Lines:
         written = [self._write_line(line, turn) for line, turn in lines]
         return any(written)
 
+    def write_block(self, block: Block) -> None:
+        """Write many rows at once. Raises UnicodeEncodeError, before anything is written."""
+        data = block.encode()
+        line = self._sink.n_lines + 1
+        n_tokens = block.count(self._counter) if self._counter is not None else None
+        self._sink.add_lines(data, len(block.questions))
+        if not self._checker.plain_rows(line, block.system, block.questions, block.answers, n_tokens=n_tokens):
+            for i, row in enumerate(block.rows()):
+                self._checker.row(line + i, row, n_tokens=n_tokens[i] if n_tokens is not None else None)
+
     def _write_line(self, line: bytes, row: Row) -> bool:
         if self._seen is not None:
             digest = hashlib.blake2b(line, digest_size=16).digest()
@@ -137,7 +153,7 @@ class _Lines:
 
 
 def write_dataset(
-    rows: Iterable[Row | RowError],
+    rows: Iterable[Row | Block | RowError],
     path: str | os.PathLike[str],
     *,
     progress: Progress,
@@ -173,11 +189,14 @@ def write_dataset(
             if isinstance(row, RowError):
                 skipped.add_error(progress.number, row)
                 continue
-            try:
-                if not lines.write(row):
-                    skipped.add(progress.number, DUPLICATE)
-            except RowError as error:
-                skipped.add_error(progress.number, _numbered(error, progress.number))
+            if isinstance(row, Block):
+                try:
+                    lines.write_block(row)
+                except UnicodeEncodeError:  # one by one, to name the row
+                    for number, single in enumerate(row.rows(), start=row.first):
+                        _write_one(lines, single, number, skipped)
+                continue
+            _write_one(lines, row, progress.number, skipped)
         sink.flush()
         if skipped.errors and on_error == "raise":
             raise RowsError(skipped.errors)
@@ -209,6 +228,14 @@ def write_dataset(
     )
     manifest.write(target)
     return Dataset(path=target, manifest=manifest, report=report, prompt=prompt)
+
+
+def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped) -> None:
+    try:
+        if not lines.write(row):
+            skipped.add(number, DUPLICATE)
+    except RowError as error:
+        skipped.add_error(number, _numbered(error, number))
 
 
 def _numbered(error: RowError, number: int) -> RowError:

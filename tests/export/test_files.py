@@ -338,6 +338,32 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert float(run.stdout) < 20
 
 
+def test_blocks_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> None:
+    """More rows than a block holds, bad, blank and over-long ones among them, against the same rows one by one."""
+    prompt = answer("Be brief.")
+    rows: list[Any] = [{"question": f"Q {n} é", "answer": f"A {n % 7}" if n % 11 else "x" * 200} for n in range(1500)]
+    rows[3] = {"question": "no answer"}
+    rows[700] = {"question": " ", "answer": "blank question"}
+    rows[1400] = {"question": "long " * 70_000, "answer": "cut"}
+    rows[1401] = rows[1402]
+    model = "gpt-4.1-mini"
+    fast = export_sft(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
+    ready = [{"messages": prompt.training_messages(row)} for row in rows if "answer" in row]
+    slow = export_sft(ready, None, tmp_path / "b.jsonl", base_model=model)
+    assert fast.path.read_bytes() == slow.path.read_bytes()
+    assert fast.manifest.sha256 == slow.manifest.sha256
+    assert (fast.n_tokens, fast.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
+    assert replace(fast.report, path=None) == replace(slow.report, path=None)
+    assert {"context-length", "duplicate-row"} <= fast.report.codes
+    assert fast.report == check(fast.path, method="sft", base_model=model)
+    assert [row["row"] for row in fast.manifest.skipped_rows] == [4]
+
+
+def test_a_broken_system_prompt_is_named_for_each_row(tmp_path: Path) -> None:
+    with pytest.raises((RowsError, UsageError), match="surrogate"):
+        export_sft(titles(), binary("half \ud800 a pair"), tmp_path / "a.jsonl")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
