@@ -7,7 +7,8 @@ Not covered: splitting and cleaning (data/), the file's faults (checks.py, run i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.errors import FinetuneError, RowError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
+
+Renderers = tuple[str | None, Callable[[Any], str], Callable[[Any], str]]
+"""What `PromptFormat.text_renderers` gives."""
 
 
 def export_sft(
@@ -63,12 +67,13 @@ def export_sft(
     """
     extra = tool_keys(tools, parallel_tool_calls)
     progress = Progress()
+    renderers = prompt.text_renderers() if prompt is not None else None
     if prompt is None:
         rows: Iterable[Row | Block | RowError] = _ready_rows(examples, extra, progress)
-    elif extra or dedupe or not dialect_named(dialect).messages:
+    elif renderers is None or extra or dedupe or not dialect_named(dialect).messages:
         rows = _rows(examples, prompt, extra, progress)
     else:
-        rows = _blocks(examples, prompt, progress)
+        rows = _blocks(examples, prompt, renderers, progress)
     return write_dataset(
         rows,
         path,
@@ -84,34 +89,25 @@ def export_sft(
     )
 
 
-def _blocks(examples: Iterable[Any], prompt: PromptFormat, progress: Progress) -> Iterator[Row | Block | RowError]:
-    """The rows in blocks as long as they share a system prompt; what is not plain text comes row by row."""
-    render, complete = prompt.messages, prompt.completion
-    block = Block(system=None, first=1)
-    number = 0
-    for number, example in enumerate(examples, start=1):
-        progress.n_rows_in = number
-        problem: RowError | None = None
+def _blocks(
+    examples: Iterable[Any], prompt: PromptFormat, renderers: Renderers, progress: Progress
+) -> Iterator[Row | Block | RowError]:
+    """The rows in blocks; a block with a row that cannot be rendered comes row by row."""
+    system, question, answer = renderers
+    source = iter(examples)
+    while chunk := list(islice(source, BLOCK_ROWS)):
+        first = progress.n_rows_in + 1
         try:
-            messages, answer = render(example), complete(example)
-        except FinetuneError as error:
-            problem, messages, answer = row_error(error, number), [], ""
-        n = len(messages)
-        system = messages[0]["content"] if n == 2 and messages[0]["role"] == "system" else None
-        question = messages[-1]["content"] if n == 1 or system is not None else None
-        if type(question) is str and (system is None or type(system) is str):
-            if len(block.questions) == BLOCK_ROWS or system != block.system:
-                if block.questions:
-                    yield block
-                block = Block(system=system, first=number)
-            block.questions.append(question)
-            block.answers.append(answer)
+            block = Block(
+                system=system,
+                first=first,
+                questions=[question(example) for example in chunk],
+                answers=[answer(example) for example in chunk],
+            )
+        except FinetuneError:
+            yield from _rows(chunk, prompt, {}, progress)
             continue
-        if block.questions:
-            yield block
-        block = Block(system=system, first=number + 1)
-        yield problem or {"messages": [*messages, {"role": "assistant", "content": answer}]}
-    if block.questions:
+        progress.n_rows_in += len(chunk)
         yield block
 
 
@@ -123,7 +119,7 @@ def _ready_rows(examples: Iterable[Any], extra: Row, progress: Progress) -> Iter
 
 def _rows(examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: Progress) -> Iterator[Row | RowError]:
     training_messages = prompt.training_messages
-    for number, example in enumerate(examples, start=1):
+    for number, example in enumerate(examples, start=progress.n_rows_in + 1):
         progress.n_rows_in = number
         try:
             messages = training_messages(example)

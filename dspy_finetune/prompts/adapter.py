@@ -127,6 +127,9 @@ class AdapterPrompt(PromptFormat):
     def _render(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         return as_dicts(self._adapter.format(self._signature, [dict(demo) for demo in self._demos], inputs))
 
+    def text_renderers(self) -> None:
+        """None: adapters render whole conversations."""
+
     def completion(self, example: Mapping[str, Any] | dspy.Example) -> str:
         """The assistant text as the adapter formats it. Raises RowError, naming the field."""
         outputs = {}

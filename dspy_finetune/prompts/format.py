@@ -185,6 +185,16 @@ class PromptFormat:
         """The messages with the completion as the assistant's. Raises RowError."""
         return [*self.messages(example), {"role": "assistant", "content": self.completion(example)}]
 
+    def text_renderers(self) -> tuple[str | None, Callable[[Any], str], Callable[[Any], str]] | None:
+        """(system text, question of an example, answer of an example): the parts of `training_messages`, for bulk use.
+
+        None where the system message depends on the example, or the user message is not plain text.
+        """
+        if self._images or (self._has_system and self._fixed_system is None):
+            return None
+        system = None if self._fixed_system is None else str(self._fixed_system)
+        return system, self._render_user, self._layout.write
+
     def parse(self, text: str) -> dict[str, Any]:
         """The output values of an answer; `parse(completion(x))` gives x back.
 
