@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def load_model(folder: Path, adapters: Sequence[Path], *, device: str = "cpu", d
     )
     for adapter in adapters:
         peft = require("peft", "local", "the local host")
-        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        with warnings.catch_warnings():
+            # peft asks transformers for an attribute under its former name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.requires_grad_(False)
     return model.to(device=device, dtype=getattr(torch, dtype)).eval()
 

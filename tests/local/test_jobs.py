@@ -33,7 +33,7 @@ def upload(client: OpenAI, rows: list[Any]) -> str:
     return client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
 
 
-def wait(client: OpenAI, job_id: str, *statuses: str, seconds: float = 60) -> Any:
+def wait(client: OpenAI, job_id: str, *statuses: str, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         job = client.fine_tuning.jobs.retrieve(job_id)
@@ -72,7 +72,8 @@ def test_a_job_goes_from_upload_to_a_model_that_answers(server: ToyServer) -> No
         logprobs=True,
         top_logprobs=5,
     )
-    [token] = answer.choices[0].logprobs.content
+    logprobs: Any = answer.choices[0].logprobs
+    [token] = logprobs.content
     assert len(token.top_logprobs) == 5
     assert token.logprob == token.top_logprobs[0].logprob
     assert bytes(token.bytes).decode(errors="replace") == token.token == answer.choices[0].message.content
@@ -91,7 +92,7 @@ def test_events_are_paged_newest_first_without_loss_or_repetition(server: ToySer
     messages = [event.message for event in reversed(paged)]
     assert messages[0] == f"Created fine-tuning job: {job.id}"
     assert messages[-1] == "The job has successfully completed"
-    metrics = [event.data for event in reversed(paged) if event.type == "metrics"]
+    metrics: list[Any] = [event.data for event in reversed(paged) if event.type == "metrics"]
     assert [data["step"] for data in metrics] == list(range(1, 11))
 
 
@@ -126,7 +127,7 @@ def test_a_dpo_job_starts_from_a_tuned_model(server: ToyServer) -> None:
     assert second.hyperparameters is None
     # Its own copy of the chain: the first model may go.
     client.models.delete(first.fine_tuned_model)
-    messages = [{"role": "user", "content": "A: x\nB: y"}]
+    messages: Any = [{"role": "user", "content": "A: x\nB: y"}]
     client.chat.completions.create(model=second.fine_tuned_model, messages=messages, max_tokens=1)
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model=first.fine_tuned_model, messages=messages, max_tokens=1)

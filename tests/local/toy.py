@@ -26,9 +26,11 @@ HIDDEN, LAYERS = 16, 2
 def build_toy_model(folder: Path, *, context_tokens: int = 256, seed: int = 0) -> Path:
     """Write config, random weights and tokenizer into a folder, and return it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    import transformers
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = PreTrainedTokenizerFast(
+    fast: Any = transformers.PreTrainedTokenizerFast
+    tokenizer = fast(
         tokenizer_object=_tokenizer(),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
@@ -36,7 +38,7 @@ def build_toy_model(folder: Path, *, context_tokens: int = 256, seed: int = 0) -
         unk_token="<|endoftext|>",
         chat_template=TEMPLATE,
     )
-    set_seed(seed)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -52,7 +54,7 @@ def build_toy_model(folder: Path, *, context_tokens: int = 256, seed: int = 0) -
         # Wide enough that different prompts give clearly different answers.
         initializer_range=0.3,
     )
-    model = LlamaForCausalLM(config).to(torch.float32)
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,0 +1,138 @@
+"""Batches, cached beginnings and decoding give the numbers of a plain forward pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dspy_finetune.local.chat import encode_prompt
+from dspy_finetune.local.engine import ContextLengthError, Engine, Source
+from dspy_finetune.local.forward import PrefixCache, prefill
+from dspy_finetune.local.models import load_model, load_tokenizer
+from dspy_finetune.local.sampling import Settings, find_stop
+from tests.local.toy import write_toy_adapter
+
+SYSTEMS = ("Answer with true or false. The reader likes this title.", "Which title does the reader prefer? Be brief.")
+
+
+def conversation(text: str, system: int = 0) -> list[dict[str, str]]:
+    return [{"role": "system", "content": SYSTEMS[system]}, {"role": "user", "content": text}]
+
+
+TEXTS = ["a", "Title: that one", "Title: this reader", "", "A: long " * 12, "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def loaded(toy_model: Path) -> tuple[Any, Any]:
+    return load_model(toy_model, []), load_tokenizer(toy_model)
+
+
+@pytest.fixture(scope="module")
+def engine(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    adapter = write_toy_adapter(tmp_path_factory.mktemp("adapters") / "one")
+    sources = {"toy": Source(folder=toy_model), "tuned": Source(folder=toy_model, adapters=(adapter,))}
+    running = Engine(sources.__getitem__, device="cpu")
+    yield running
+    running.close()
+
+
+def plain(model: Any, ids: list[int]) -> torch.Tensor:
+    """The second, plain definition: one row, no cache, no batch."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+    result: torch.Tensor = torch.log_softmax(logits.float(), dim=-1)
+    return result
+
+
+def test_a_packed_batch_equals_single_passes_cold_and_from_the_cache(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    rows = [encode_prompt(tokenizer, conversation(text)) for text in TEXTS]
+    expected = torch.stack([plain(model, row) for row in rows])
+    cache = PrefixCache()
+    for _ in range(2):
+        filled = prefill(model, rows, cache)
+        torch.testing.assert_close(torch.log_softmax(filled.logits, -1), expected, atol=1e-4, rtol=0)
+    assert len(cache.entries) == 1
+    other = [encode_prompt(tokenizer, conversation(text, 1)) for text in TEXTS[:2]]
+    for row in (rows[0], other[0], rows[1], other[1]):
+        single = torch.log_softmax(prefill(model, [row], cache).logits[0], -1)
+        torch.testing.assert_close(single, plain(model, row), atol=1e-4, rtol=0)
+
+
+def test_the_cache_forgets_the_least_recently_used_beginning_when_full(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    cache = PrefixCache(max_bytes=1)
+    for system in (0, 1, 0):
+        prefill(model, [encode_prompt(tokenizer, conversation("x", system))], cache)
+        assert len(cache.entries) == 1
+
+
+def test_concurrent_requests_get_the_plain_greedy_answer_and_its_logprobs(
+    engine: Engine, loaded: tuple[Any, Any]
+) -> None:
+    model, tokenizer = loaded
+    settings = Settings(max_tokens=12, temperature=0, n_top=20)
+    futures: list[Any] = [None] * 12
+
+    def ask(index: int) -> None:
+        futures[index] = engine.submit("toy", conversation(TEXTS[index % 6], index // 6), settings)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, future in enumerate(futures):
+        [answer] = future.result(60).answers
+        ids = encode_prompt(tokenizer, conversation(TEXTS[index % 6], index // 6))
+        for token in answer.tokens:
+            expected = plain(model, ids)
+            assert token.id == int(expected.argmax())
+            assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+            top = torch.topk(expected, 20)
+            assert [value for _, value in token.top] == pytest.approx(top.values.tolist(), abs=1e-4)
+            ids.append(token.id)
+        ended = int(plain(model, ids).argmax()) == 2
+        assert answer.finish_reason == ("length" if len(answer.tokens) == 12 else "stop")
+        assert ended or len(answer.tokens) == 12
+
+
+def test_a_tuned_model_is_the_base_with_its_adapter_merged(engine: Engine, loaded: tuple[Any, Any]) -> None:
+    settings = Settings(max_tokens=1, temperature=0, n_top=5)
+    base, tuned = (engine.submit(name, conversation("x"), settings).result(60).answers[0] for name in ("toy", "tuned"))
+    assert base.tokens[0].top != tuned.tokens[0].top
+
+
+def test_a_seed_repeats_an_answer_and_each_choice_differs(engine: Engine) -> None:
+    settings = Settings(max_tokens=8, temperature=1.5, seed=5)
+    first, again = (engine.submit("toy", conversation("x"), settings, n=3).result(60) for _ in range(2))
+    texts = [answer.text for answer in first.answers]
+    assert texts == [answer.text for answer in again.answers]
+    assert len(set(texts)) == 3
+
+
+def test_top_p_near_zero_is_greedy(engine: Engine) -> None:
+    greedy = engine.submit("toy", conversation("x"), Settings(max_tokens=6, temperature=0)).result(60)
+    narrow = engine.submit("toy", conversation("x"), Settings(max_tokens=6, temperature=2.0, top_p=1e-6)).result(60)
+    assert narrow.answers[0].text == greedy.answers[0].text
+
+
+def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
+    whole = engine.submit("toy", conversation("y"), Settings(max_tokens=20, temperature=0)).result(60).answers[0]
+    stop = whole.text[3:5]
+    cut = engine.submit("toy", conversation("y"), Settings(max_tokens=20, temperature=0, stop=(stop,))).result(60)
+    assert cut.answers[0].text == whole.text[: find_stop(whole.text, (stop,))]
+    assert cut.answers[0].finish_reason == "stop"
+
+
+def test_a_prompt_beyond_the_context_is_refused_alone(engine: Engine) -> None:
+    settings = Settings(max_tokens=1, temperature=0)
+    long, short = (engine.submit("toy", conversation(text), settings) for text in ("word " * 300, "x"))
+    with pytest.raises(ContextLengthError, match="256 tokens"):
+        long.result(60)
+    assert short.result(60).answers[0].finish_reason == "length"

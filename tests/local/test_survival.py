@@ -1,0 +1,132 @@
+"""Jobs that are cancelled, paused, and outlive a killed server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from dspy_finetune.local.store import Store, append_event
+from tests.local.test_jobs import CHAT_ROWS, upload, wait
+from tests.local.toy_server import ToyServer, start_server
+
+
+def started(server: ToyServer, n_steps: int = 1) -> str:
+    """A job that has made its first steps."""
+    client = server.client()
+    job = client.fine_tuning.jobs.create(model="toy", training_file=upload(client, CHAT_ROWS))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(steps(client, job.id)) >= n_steps:
+            return job.id
+        time.sleep(0.02)
+    raise AssertionError("the job made no step")
+
+
+def steps(client: Any, job_id: str) -> list[int]:
+    events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
+    return [event.data["step"] for event in reversed(events) if event.type == "metrics"]
+
+
+def worker_pid(root: Path, job_id: str) -> int:
+    import json
+
+    return int(json.loads((root / "jobs" / job_id / "worker.json").read_bytes())["pid"])
+
+
+def test_cancel_pause_and_resume(tmp_path: Path, toy_model: Path) -> None:
+    server = start_server(tmp_path / "root", toy_model, step_seconds=0.3)
+    try:
+        client = server.client()
+        job_id = started(server, 2)
+        paused: str = client.fine_tuning.jobs.pause(job_id).status  # a status that the client's types do not know
+        assert paused == "paused"
+        # Another job may train while this one is paused; cancelling it while it runs leaves nothing running.
+        other = started(server)
+        assert client.fine_tuning.jobs.cancel(other).status == "cancelled"
+        with pytest.raises(openai.BadRequestError, match="already cancelled"):
+            client.fine_tuning.jobs.cancel(other)
+        still: str = client.fine_tuning.jobs.retrieve(job_id).status
+        assert still == "paused"
+        before = steps(client, job_id)
+        assert client.fine_tuning.jobs.resume(job_id).status == "queued"
+        assert wait(client, job_id).status == "succeeded"
+        # It went on where it was: no step was made twice.
+        assert steps(client, job_id) == list(range(1, 11))
+        assert len(before) < 10
+        with pytest.raises(openai.BadRequestError, match="not paused"):
+            client.fine_tuning.jobs.resume(job_id)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("worker_dies_too", [False, True])
+def test_a_job_survives_a_killed_server(tmp_path: Path, toy_model: Path, worker_dies_too: bool) -> None:
+    root = tmp_path / "root"
+    server = start_server(root, toy_model, step_seconds=0.3)
+    job_id = started(server)
+    server.kill()
+    if worker_dies_too:
+        os.kill(worker_pid(root, job_id), signal.SIGKILL)
+    again = start_server(root, toy_model, step_seconds=0.01)
+    try:
+        client = again.client()
+        done = wait(client, job_id)
+        assert done.status == "succeeded", done.error
+        assert [job.id for job in client.fine_tuning.jobs.list()] == [job_id]
+        assert sorted(set(steps(client, job_id))) == list(range(1, 11))
+        tuned = [model.id for model in client.models.list() if model.id.startswith("ft:") and "ckpt" not in model.id]
+        assert tuned == [done.fine_tuned_model]
+    finally:
+        again.stop()
+
+
+def test_a_stopped_server_stops_its_worker_and_the_job_goes_on_later(tmp_path: Path, toy_model: Path) -> None:
+    root = tmp_path / "root"
+    server = start_server(root, toy_model, step_seconds=0.3)
+    job_id = started(server)
+    pid = worker_pid(root, job_id)
+    server.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not (root / "server.json").exists()
+    again = start_server(root, toy_model)
+    try:
+        assert wait(again.client(), job_id).status == "succeeded"
+        assert steps(again.client(), job_id) == list(range(1, 11))
+    finally:
+        again.stop()
+
+
+def test_a_worker_that_dies_fails_the_job_with_a_reason(tmp_path: Path, toy_model: Path) -> None:
+    root = tmp_path / "root"
+    server = start_server(root, toy_model, step_seconds=0.3)
+    try:
+        job_id = started(server)
+        os.kill(worker_pid(root, job_id), signal.SIGKILL)
+        failed = wait(server.client(), job_id)
+        assert (failed.status, failed.error.code) == ("failed", "server_error")
+        assert "memory" in failed.error.message
+    finally:
+        server.stop()
+
+
+def test_an_event_that_was_cut_off_is_skipped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    from dspy_finetune.local.schemas import JobRecord
+
+    store = Store(tmp_path)
+    job = JobRecord(id="ftjob-1", created_at=1, sequence=1, model="toy", method="sft", training_file="file-1", seed=0)
+    store.save_job(job)
+    append_event(store.job_folder(job.id), "one")
+    with open(store.job_folder(job.id) / "events.jsonl", "ab") as stream:
+        stream.write(b'{"id": "ftevent-2", "mess')
+    assert [event["message"] for event in store.events(job.id)] == ["one"]
+    append_event(store.job_folder(job.id), "three", event_id="x")
+    append_event(store.job_folder(job.id), "three", event_id="x")
+    assert [event["message"] for event in store.events(job.id)] == ["one", "three"]
+    assert [event["message"] for event in Store(tmp_path).events(job.id)] == ["one", "three"]
