@@ -27,7 +27,7 @@ from dspy_finetune import prompts
 from dspy_finetune.export import export_dpo, export_sft
 
 BASE_MODEL = "gpt-4.1-mini-2025-04-14"
-N_DSPY_ROWS = 4_000
+N_DSPY_ROWS = 10_000
 TARGETS = {"sft": 50.0, "sft with tokens": 10.0}
 MAX_MEMORY_MB = 20.0
 RUBRIC = (
