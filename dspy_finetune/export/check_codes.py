@@ -257,7 +257,9 @@ IMAGE_CODES: dict[str, Code] = {
 """Faults of images."""
 
 PREFERENCE_CODES: dict[str, Code] = {
-    "input-missing": _error("A preference row has no input with messages.", 'add "input": {"messages": [...]}', SCHEMA),
+    "input-missing": _error(
+        "A preference row has no input with messages.", 'add "input": {"messages": [...]}', SCHEMA, fixable=True
+    ),
     "output-missing": _error("A preference row lacks one of its two outputs.", "add it, or delete the row", GUIDE),
     "output-not-list": _error(
         "An output is not a list of messages.",

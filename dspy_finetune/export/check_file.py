@@ -365,7 +365,9 @@ def _is_flat(value: Any, raw: bytes) -> bool:
     if type(messages) is not list:
         return False
     try:
-        return 1 + sum(map(len, messages)) == _n_written_keys(raw) and all(type(message) is dict for message in messages)
+        return 1 + sum(map(len, messages)) == _n_written_keys(raw) and all(
+            type(message) is dict for message in messages
+        )
     except TypeError:
         return False
 

@@ -76,7 +76,7 @@ class TokenStats:
             return None
         total = sum(tokens * rows for tokens, rows in counts.items())
         rank, seen, p95 = -(-95 * n // 100), 0, 0
-        for p95 in sorted(counts):  # noqa: B007 - the loop variable is the answer
+        for p95 in sorted(counts):
             seen += counts[p95]
             if seen >= rank:
                 break
@@ -173,7 +173,7 @@ class CheckReport:
 
     def head(self) -> str:
         """One line: the verdict and the figures."""
-        n = Counter({severity: 0 for severity in _ORDER})
+        n = Counter(dict.fromkeys(_ORDER, 0))
         for code, count in self.counts.items():
             n[CODES[code].severity] += count
         tokens = f", {self.stats.tokens.total:,} tokens" if self.stats.tokens else ""

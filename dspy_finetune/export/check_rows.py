@@ -116,7 +116,8 @@ def check_row(
         return _check_preference(log, line, row)
     if (method, form) in (("sft", "chat"), ("rft", "chat"), ("rft", "reinforcement")):
         return _check_chat(log, line, row, method, max_images)
-    return _check_other(log, line, row, form, method, is_given=is_given)
+    _check_other(log, line, row, form, method, is_given=is_given)
+    return None
 
 
 def _check_other(
@@ -174,10 +175,12 @@ def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_
         if counted.n_assistant and isinstance(last, dict) and last.get("role") != "assistant":
             found = f"the last message is of the role {role_name(last.get('role'))}"
             log.add(line, f"messages[{len(messages) - 1}]", "last-not-assistant", found)
-    answer = [message for message in messages if isinstance(message, dict) and message.get("role") == "assistant"][-1:]
-    before = [message for message in messages if message is not answer[0]] if answer else messages
+    at = [i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "assistant"]
+    # What is left of the row without its last answer; a hole marks the place, since what follows is not part of the prompt.
+    before = [*messages[: at[-1]], None, *messages[at[-1] + 1 :]] if at else messages
+    outputs = [[messages[at[-1]]]] if at else []
     extra = {key: value for key, value in row.items() if key != "messages"}
-    return _facts(before, [answer] if answer else [], messages, extra, counted.n_images)
+    return _facts(before, outputs, messages, extra, counted.n_images)
 
 
 def _check_preference(log: IssueLog, line: int, row: dict[str, Any]) -> RowFacts | None:

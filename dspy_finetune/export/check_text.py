@@ -17,6 +17,7 @@ from typing import Any, Final
 MISSING: Final = object()
 """The value of a text that cannot be read."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LITERAL_LIMIT = 4 << 20
 _DEEP = "nested too deeply"
 
@@ -148,7 +149,8 @@ def parse_line(line: bytes, *, offset: int = 0) -> Parsed:
 def parse_text(text: str) -> Parsed:
     """Read a text as JSON, then as JSON with each of the common mistakes, then as Python."""
     try:
-        return Parsed(value=decode(text), faults=tuple(duplicate_keys(text)))
+        value = decode(text)
+        return Parsed(value=value, faults=(*_half_characters(text, value), *duplicate_keys(text)))
     except _NotANumber as error:
         return Parsed(value=MISSING, faults=(Fault(code="not-a-number", message=f"{error} is not JSON"),))
     except ValueError as error:
@@ -158,6 +160,16 @@ def parse_text(text: str) -> Parsed:
         if parsed is not None:
             return parsed
     return Parsed(value=MISSING, faults=(Fault(code="not-json", message=f"not JSON ({problem}): {shown(text)}"),))
+
+
+def _half_characters(text: str, value: Any) -> list[Fault]:
+    if not _SURROGATE.search(text):
+        return []
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return [Fault(code="lone-surrogate", message=f"{error.object[error.start]!r} is half of a surrogate pair")]
+    return []
 
 
 def shown(text: str, width: int = 60) -> str:

@@ -50,6 +50,7 @@ class JoinedCount:
             start = end + 1
 
     def __call__(self, text: str) -> int:
+        """Tokens of one text, prepared or not."""
         n = self._known.get(text)
         return len(self._encode_one(text)) if n is None else n
 

@@ -23,6 +23,7 @@ from dspy_finetune.export.check_sets import SeenRows
 from dspy_finetune.export.check_text import MISSING, kind
 from dspy_finetune.export.check_tokens import TokenQueue
 from dspy_finetune.export.dialects import DIALECTS, from_any
+from dspy_finetune.export.fix_rows import respell
 from dspy_finetune.export.lint_sample import Sample
 from dspy_finetune.export.lint_text import lint_sample
 from dspy_finetune.export.tokens import TokenCounter
@@ -125,7 +126,7 @@ class RowChecker:
             self.log.add(line, "", "row-not-object", f"the line is {kind(row)}, not an object", remedy=remedy)
             return
         if not self._plain_row(line, row):
-            self._any_row(line, row)
+            row = self._any_row(line, row)
         if n_tokens is not None:
             self._add_tokens(line, row, n_tokens)
         elif self._queue is not None:
@@ -217,20 +218,28 @@ class RowChecker:
             self._sample.add_system(system)
         return True
 
-    def _any_row(self, line: int, row: dict[str, Any]) -> None:
-        if self._method is None:
-            form = sniff(row)
-            if form in METHOD_OF:
-                self._method = METHOD_OF[form]
-                if self._plain_row(line, row):
-                    return
-        if self._host == "trl" and sniff(row) in ("trl-preference", "prompt-completion"):
+    def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
+        """Check a row of any kind; returns it in the host's spelling."""
+        form = sniff(row)
+        if self._method is None and form in METHOD_OF:
+            self._method = METHOD_OF[form]
+            if self._plain_row(line, row):
+                return row
+        method = self._method or "sft"
+        if self._host == "trl" and form in ("trl-preference", "prompt-completion"):
             row = _from_trl(row)
-        facts = check_row(
-            self.log, line, row, self._method or "sft", is_given=self._is_given, max_images=self._max_images
+        facts = check_row(self.log, line, row, method, is_given=self._is_given, max_images=self._max_images)
+        # A row in another spelling is told so, and then read as what it means: its other faults are worth knowing at once.
+        meant = (
+            respell(row)
+            if facts is None and METHOD_OF.get(form) == method and form not in ("chat", "preference")
+            else None
         )
+        if meant is not None:
+            facts = check_row(self.log, line, meant, method, is_given=self._is_given, max_images=self._max_images)
         if facts is not None:
             self._remember(line, facts)
+        return meant or row
 
     def _remember(self, line: int, facts: RowFacts) -> None:
         self._shapes[tuple(facts.roles)] += 1

@@ -1,0 +1,77 @@
+"""`dspy-finetune check`: every issue of a training file; a corrected copy; a look at the rows."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.errors import UsageError
+from dspy_finetune.export.checks import check
+from dspy_finetune.export.fix import fix
+from dspy_finetune.export.show import show, visible
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("check")(check_command)
+
+
+def check_command(
+    file: Annotated[str, typer.Argument(help="The training file; - reads standard input.")],
+    method: Annotated[str | None, typer.Option(help="sft, dpo or rft; read off the rows if left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="The base model, for its limits and token counts.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Whose limits apply: openai, azure, fireworks, together, trl, local.")
+    ] = "openai",
+    validation: Annotated[Path | None, typer.Option(help="The validation file: checked as well, and compared.")] = None,
+    fix_to: Annotated[
+        Path | None, typer.Option("--fix", help="Write a corrected copy here; FILE is not touched.")
+    ] = None,
+    n_shown: Annotated[int, typer.Option("--show", min=0, help="Show so many rows, with what is trained marked.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Report every issue of a training file at once. Exits with 1 if there is an error."""
+    with _file(file) as path:
+        if fix_to is not None:
+            fixed = fix(path, fix_to, method=method, base_model=model, host=host)
+        report = check(path, method=method, base_model=model, host=host, validation=validation)
+        if as_json:
+            result: dict[str, Any] = report.to_dict()
+            if fix_to is not None:
+                result["fix"] = fixed.to_dict()
+            print_json(result)
+        else:
+            for row in show(path, n_shown, method=report.method) if n_shown else ():
+                out().print(row, soft_wrap=True)
+            print(visible(str(report)))
+            if fix_to is not None:
+                print(visible(str(fixed)))
+            elif not report.ok:
+                talk().print("--fix OUT writes a corrected copy", style="dim")
+    # A corrected copy is what was asked for: then its state decides, not that of the broken input.
+    is_ok = report.ok if fix_to is None else fixed.ok
+    if not is_ok:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _file(name: str) -> Iterator[Path]:
+    """The file, or standard input in a file of its own: a check reads it more than once."""
+    if name != "-":
+        yield Path(name)
+        return
+    if sys.stdin.isatty():
+        raise UsageError("- reads standard input, and nothing is piped in; name a file")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin.jsonl"
+        with path.open("wb") as stream:
+            shutil.copyfileobj(sys.stdin.buffer, stream)
+        yield path
