@@ -70,7 +70,7 @@ class FakeOpenAI:
         self.listing_lag = 0  # how many list calls do not show a job yet
         self.script = ["validating_files", "queued", "running", "succeeded"]
         self.failure = {"code": "invalid_training_file", "message": "Line 3 is wrong.", "param": "training_file"}
-        self.now = 1_795_000_000
+        self.now: float = 1_795_000_000
         self.reply = "true"
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"fake": self})

@@ -24,7 +24,7 @@ from dspy_finetune._files import file_error
 from dspy_finetune.errors import HostError, MissingExtraError
 from dspy_finetune.hosts.locks import process_lock
 
-ROOT_VARIABLE = "DSPY_FINETUNE_LOCAL_ROOT"
+HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0
 
 _STARTED: dict[str, subprocess.Popen[bytes]] = {}
@@ -45,10 +45,18 @@ class Server:
     """The token that it wants; never shown."""
 
 
+def home() -> Path:
+    """Where the library keeps what outlives a process: $DSPY_FINETUNE_HOME, or `dspy-finetune` in the user's data."""
+    given = os.environ.get(HOME_VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "dspy-finetune"
+
+
 def default_root() -> Path:
-    """Where jobs and models of the embedded server live: $DSPY_FINETUNE_LOCAL_ROOT, or `~/.dspy-finetune/local`."""
-    given = os.environ.get(ROOT_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".dspy-finetune" / "local"
+    """The embedded server's folder, as `serve` has it: $DSPY_FINETUNE_HOME, or a folder in the user's data."""
+    return home() if os.environ.get(HOME_VARIABLE) else home() / "local"
 
 
 def api_url(url: str) -> str:

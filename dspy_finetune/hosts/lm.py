@@ -41,6 +41,11 @@ class HostLM(dspy.LM):
             kwargs["engine"] = "lm15"
         super().__init__(model, **kwargs)
 
+    @property
+    def host(self) -> Host:
+        """Where the model answers."""
+        return self._host
+
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM: a Request gives a Response, other calls a list."""
         self._connect()

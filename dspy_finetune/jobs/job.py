@@ -13,8 +13,9 @@ from typing import Any
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.catalog import load_catalog, parse_model_id, strip_model_id
+from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
-from dspy_finetune.jobs.journal import Journal, home
+from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.pricing import billed_cost, catalog_name, journal_of
 from dspy_finetune.jobs.progress import Progress, make_progress

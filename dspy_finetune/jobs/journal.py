@@ -21,7 +21,6 @@ from dspy_finetune.errors import JobError
 from dspy_finetune.hosts.locks import process_lock
 
 SCHEMA_VERSION = 1
-HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +37,6 @@ class Entry:
     """intent, uploading, uploaded, creating, not_created, created, adopted, ended."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else belongs to the event."""
-
-
-def home() -> Path:
-    """Where the library keeps its records: $DSPY_FINETUNE_HOME, or `~/.dspy-finetune`."""
-    given = os.environ.get(HOME_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".dspy-finetune"
 
 
 class Journal:

@@ -93,7 +93,7 @@ class Plan:
             max_usd: Refuse a plan that costs more.
             new: Make another job although this plan has one.
             allow_unknown_price: With `max_usd`, start although nobody knows the price.
-            journal: Where the steps are written down; beside the embedded server's data, or in `~/.dspy-finetune`.
+            journal: Where the steps are written down; beside the embedded server's data, or in the user's data.
             clock: For tests.
 
         Raises:

@@ -11,7 +11,8 @@ from typing import Literal
 from dspy_finetune.export.cost import training_cost
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.catalog import Catalog, strip_model_id
-from dspy_finetune.jobs.journal import Journal, home
+from dspy_finetune.hosts.embedded import home
+from dspy_finetune.jobs.journal import Journal
 
 
 def journal_of(host: Host) -> Journal:

@@ -27,8 +27,8 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "AZURE_OPENAI_API_KEY",
         "AZURE_API_KEY",
         "AZURE_OPENAI_ENDPOINT",
-        "DSPY_FINETUNE_LOCAL_KEY",
+        "DSPY_FINETUNE_LOCAL_API_KEY",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DSPY_FINETUNE_LOCAL_ROOT", str(tmp_path / "local"))
+    monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "home"))

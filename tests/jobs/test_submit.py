@@ -1,0 +1,296 @@
+"""At most one job per plan: whatever the host answers, and whoever dies when."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+
+from dspy_finetune.errors import AmbiguousJobError, BudgetError, HostError, TrainingClosedError
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import Journal, Plan, plan
+from dspy_finetune.jobs.submit import ATTEMPT_KEY, INTENT_KEY
+from tests.fake_openai import FakeOpenAI
+from tests.jobs.conftest import FakeTime
+
+BASE = "gpt-4.1-mini-2025-04-14"
+CREATE = "POST /fine_tuning/jobs"
+LIST = "GET /fine_tuning/jobs"
+
+
+@pytest.fixture
+def made(sft_file: Path, host: Host) -> Plan:
+    return plan(sft_file, base_model=BASE, host=host)
+
+
+def events_of(made: Plan) -> list[str]:
+    return [entry.event for entry in Journal(Path(os.environ["DSPY_FINETUNE_HOME"]) / "journal.jsonl").entries()]
+
+
+def start_and_wait(made: Plan) -> None:
+    made.start().wait(1.0)
+
+
+def in_child(target: Callable[[Plan], object], made: Plan) -> SpawnProcess:
+    child = multiprocessing.get_context("spawn").Process(target=target, args=(made,))
+    child.start()
+    return child
+
+
+# ---- one plan, one job
+
+
+def test_the_steps_are_written_down_before_and_after(made: Plan, fake: FakeOpenAI) -> None:
+    job = made.start()
+    assert job.is_new
+    assert events_of(made) == ["intent", "uploading", "uploaded", "creating", "created"]
+    body = next(body for route, body in fake.requests if route == CREATE)
+    assert body["metadata"][INTENT_KEY] == made.intent
+    assert "hyperparameters" not in body
+    assert body["method"] == {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}
+
+
+def test_the_same_plan_gives_its_job_again_and_new_makes_another(made: Plan, fake: FakeOpenAI) -> None:
+    first = made.start()
+    assert made.start().id == first.id
+    second = made.start(new=True)
+    assert second.id != first.id
+    assert made.start().id == second.id
+    assert len(fake.jobs) == 2
+    assert fake.count("POST /files") == 1
+
+
+def test_another_machine_finds_the_job_without_the_journal(
+    made: Plan, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = made.start()
+    monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "elsewhere"))
+    again = made.start()
+    assert (again.id, again.is_new, len(fake.jobs)) == (first.id, False, 1)
+    made.start(new=True)
+    assert sorted(job["metadata"][ATTEMPT_KEY] for job in fake.jobs.values()) == ["1", "2"]
+
+
+def test_an_identical_file_on_the_host_is_used_again(
+    made: Plan, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made.start()
+    monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "elsewhere"))
+    made.start(new=True)
+    assert fake.count("POST /files") == 1
+    for file_id in list(fake.files):
+        del fake.files[file_id]
+    made.start(new=True)
+    assert fake.count("POST /files") == 2
+
+
+def test_two_threads_with_one_plan_make_one_job(made: Plan, fake: FakeOpenAI) -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(made.start().id)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == len(fake.jobs) == 1
+
+
+def test_two_processes_with_one_plan_make_one_job(made: Plan, fake: FakeOpenAI) -> None:
+    hold = fake.hold("POST /files", phase="after")
+    children = [in_child(Plan.start, made) for _ in range(3)]
+    assert hold.reached.wait(120)
+    hold.release()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    assert len(fake.jobs) == 1
+
+
+# ---- killed at each step
+
+
+@pytest.mark.parametrize(
+    ("route", "phase"),
+    [
+        ("GET /fine_tuning/jobs", "before"),  # before the intent is written
+        ("GET /files", "before"),  # after the intent
+        ("POST /files", "before"),  # during the upload
+        ("POST /files", "after"),  # after the upload, before it is written
+        (CREATE, "before"),  # during create, and the host has not seen it
+        (CREATE, "after"),  # the host has made the job, and nobody wrote it down
+        ("GET /fine_tuning/jobs/*", "before"),  # while polling
+    ],
+)
+def test_a_process_killed_at_any_step_and_started_again_leaves_one_job(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, route: str, phase: str
+) -> None:
+    hold = fake.hold(route, phase=phase)
+    child = in_child(start_and_wait, made)
+    assert hold.reached.wait(120)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(10)
+    before = len(fake.jobs)
+    if phase == "before" and route == CREATE:
+        fake.holds.clear()  # a request that reached nobody
+        hold.released.clear()
+    fake.now = int(_journal_time(made)) or fake.now
+    job = made.start(clock=time.clock())
+    assert len(fake.jobs) == 1
+    assert job.is_new == (before == 0)
+    assert fake.count("POST /files") <= 2
+    assert len([one for one in fake.files.values() if one["purpose"] == "fine-tune"]) <= 2
+
+
+def _journal_time(made: Plan) -> float:
+    entries = Journal(Path(os.environ["DSPY_FINETUNE_HOME"]) / "journal.jsonl").entries(made.intent)
+    return entries[-1].at if entries else 0.0
+
+
+# ---- replies that are lost
+
+
+def test_a_job_whose_reply_was_lost_is_found_by_its_metadata(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    fake.drop(CREATE)
+    job = made.start(clock=time.clock())
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
+    assert job.id in fake.jobs
+
+
+def test_a_listing_that_lags_is_waited_for(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    fake.listing_lag = 6
+    fake.drop(CREATE)
+    made.start(clock=time.clock())
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
+    assert sum(time.slept) < 60
+
+
+def test_a_request_that_reached_nobody_is_sent_again_after_the_lag(
+    made: Plan, fake: FakeOpenAI, time: FakeTime
+) -> None:
+    fake.drop(CREATE, done=False)
+    made.start(clock=time.clock())
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
+    assert sum(time.slept) >= 60
+
+
+@pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504])
+@pytest.mark.parametrize("done", [True, False])
+def test_an_error_that_may_hide_a_job_is_looked_into(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, status: int, done: bool
+) -> None:
+    fake.fail(CREATE, status=status, done=done)
+    made.start(clock=time.clock())
+    assert len(fake.jobs) == 1
+    assert fake.count(CREATE) == (1 if done else 2)
+
+
+@pytest.mark.parametrize(("after", "slept"), [("7", 7.0), ("9999", 120.0), (None, 1.0), ("soon", 1.0)])
+def test_too_many_requests_waits_as_the_host_says(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, after: str | None, slept: float
+) -> None:
+    fake.fail(CREATE, status=429, headers={"Retry-After": after} if after else {})
+    made.start(clock=time.clock())
+    assert time.slept == [slept]
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
+
+
+def test_a_host_that_stays_busy_is_given_up_with_its_answer(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    fake.fail(CREATE, status=429, times=9)
+    with pytest.raises(HostError) as caught:
+        made.start(clock=time.clock())
+    assert caught.value.status == 429
+    assert fake.count(CREATE) == 5
+    assert events_of(made)[-1] == "not_created"
+    fake.faults.clear()
+    assert made.start(clock=time.clock()).is_new
+
+
+def test_a_host_that_kept_no_metadata_leaves_a_question_and_no_second_job(
+    made: Plan, fake: FakeOpenAI, time: FakeTime
+) -> None:
+    fake.keeps_metadata = False
+    fake.drop(CREATE)
+    with pytest.raises(AmbiguousJobError, match=r"ftjob-0001.*attach") as caught:
+        made.start(clock=time.clock())
+    assert caught.value.job_id == "ftjob-0001"
+    with pytest.raises(AmbiguousJobError):
+        made.start(clock=time.clock())
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
+
+
+def test_a_host_that_lists_no_jobs_leaves_a_question_and_no_second_job(
+    made: Plan, fake: FakeOpenAI, time: FakeTime
+) -> None:
+    fake.fail(LIST, status=404, times=99)
+    fake.drop(CREATE)
+    with pytest.raises(AmbiguousJobError, match="does not list"):
+        made.start(clock=time.clock())
+    assert fake.count(CREATE) == 1
+
+
+def test_two_jobs_of_one_plan_are_not_chosen_between(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    made.start(clock=time.clock())
+    twin = fake.create({"model": BASE, "training_file": "file-1", "metadata": fake.jobs["ftjob-0001"]["metadata"]})
+    Path(os.environ["DSPY_FINETUNE_HOME"], "journal.jsonl").unlink()
+    with pytest.raises(AmbiguousJobError, match=twin["id"]):
+        made.start(clock=time.clock())
+    assert fake.count(CREATE) == 1
+
+
+def test_a_host_that_ignores_the_filter_gives_no_stranger(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    fake.filters_metadata = False
+    for number in range(30):
+        fake.create({"model": BASE, "training_file": f"file-x{number}", "metadata": {INTENT_KEY: "other"}})
+    assert made.start(clock=time.clock()).id == "ftjob-0031"
+
+
+def test_a_job_that_the_host_does_not_know_is_a_question(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    made.start(clock=time.clock())
+    fake.jobs.clear()
+    with pytest.raises(AmbiguousJobError, match="ftjob-0001"):
+        made.start(clock=time.clock())
+    assert made.start(new=True, clock=time.clock()).is_new
+
+
+def test_a_host_out_of_reach_is_told_and_nothing_is_open(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args, **kwargs: 0.0)
+    with pytest.raises(HostError, match="no answer"):
+        made.start(clock=time.clock())
+    monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+
+
+# ---- refusals before money
+
+
+def test_a_closed_host_says_so_and_leaves_nothing_open(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    fake.fail(CREATE, status=403, body={"error": {"message": "winding down", "code": "training_not_available"}})
+    with pytest.raises(TrainingClosedError, match="local"):
+        made.start(clock=time.clock())
+    assert events_of(made)[-1] == "not_created"
+
+
+def test_a_budget_is_kept_before_anything_is_uploaded(made: Plan, fake: FakeOpenAI) -> None:
+    assert made.cost_usd == pytest.approx(0.015)
+    with pytest.raises(BudgetError, match=r"\$0\.0"):
+        made.start(max_usd=0.01)
+    assert not fake.requests
+    made.start(max_usd=0.02)
+    assert len(fake.jobs) == 1
+
+
+def test_an_unknown_price_is_refused_unless_told_otherwise(sft_file: Path, fake: FakeOpenAI) -> None:
+    made = plan(sft_file, base_model="some-model", host=Host.compatible(fake.url, "k"))
+    assert made.cost_usd is None
+    with pytest.raises(BudgetError, match="allow_unknown_price"):
+        made.start(max_usd=1000.0)
+    assert not fake.requests
+    assert made.start(max_usd=1000.0, allow_unknown_price=True).is_new
