@@ -252,8 +252,13 @@ class Engine:
             index for index, (row, token) in enumerate(zip(rows, tokens, strict=True)) if _grow_row(loaded, row, token)
         ]
         if going:
-            growing = [rows[index] for index in going]
-            self._batches.append(_Batch(loaded=loaded, rows=growing, decoder=filled.decoder(going)))
+            growing, decoder = [rows[index] for index in going], filled.decoder(going)
+            for batch in self._batches:
+                if batch.loaded is loaded:
+                    batch.decoder.join(decoder)
+                    batch.rows += growing
+                    return
+            self._batches.append(_Batch(loaded=loaded, rows=growing, decoder=decoder))
 
     def _grow(self, batch: _Batch) -> None:
         logits = batch.decoder.step([row.answer.tokens[-1].id for row in batch.rows])

@@ -73,11 +73,19 @@ def _size(layers: Layers) -> int:
 class Prefilled:
     """Rows whose prompts have been read: logits for their next tokens, and what is needed to go on."""
 
-    def __init__(self, model: Any, logits: torch.Tensor, layers: Layers, places: list[list[int]]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        logits: torch.Tensor,
+        layers: Layers,
+        places: list[list[int]],
+        rows: Sequence[Sequence[int]],
+    ) -> None:
         self.logits = logits  # (B, V)
         self._model = model
         self._layers = layers
         self._places = places  # for each row, where its tokens stand along the length of `layers`
+        self._rows = rows
 
     def path(self, row: int, length: int) -> Layers:
         """Keys and values of the first tokens of one row."""
@@ -86,7 +94,8 @@ class Prefilled:
 
     def decoder(self, rows: Sequence[int]) -> Decoder:
         """Go on with these rows, token by token."""
-        return Decoder(self._model, self._layers, [self._places[row] for row in rows])
+        tokens = [list(self._rows[row]) for row in rows]
+        return Decoder(self._model, self._layers, [list(self._places[row]) for row in rows], tokens)
 
 
 @torch.inference_mode()
@@ -112,7 +121,7 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], cache: PrefixCache) -> Pr
     )
     layers = [(layer.keys, layer.values) for layer in past.layers]
     places = [[*range(shared), *(shared + node for node in path)] for path in tree.paths]
-    filled = Prefilled(model, output.logits[0].float(), layers, places)
+    filled = Prefilled(model, output.logits[0].float(), layers, places, rows)
     # What the rows share is worth keeping for the next batch; of a single row nobody knows, so all of it.
     trunk = min(common_length(rows[0], row) for row in rows)
     if trunk >= MIN_SHARED and trunk - shared > shared:
@@ -121,42 +130,87 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], cache: PrefixCache) -> Pr
 
 
 class Decoder:
-    """Token-by-token passes over rows that were prefilled together."""
+    """Token-by-token passes over rows that stand in one prefix tree.
 
-    def __init__(self, model: Any, layers: Layers, places: list[list[int]]) -> None:
+    A step appends one node for each row; a node sees its own row alone. A shared beginning of 800 tokens is held once,
+    not once for each row, and rows that come later join the tree: one pass reads the weights for all of them, and
+    reading the weights is what a step on a CPU costs.
+    """
+
+    def __init__(self, model: Any, layers: Layers, places: list[list[int]], tokens: list[list[int]]) -> None:
         self._model = model
-        width = max(map(len, places))
-        device = model.device
-        # Rows are padded on the left, so that all of them grow at the same end.
-        index = torch.tensor([[0] * (width - len(row)) + row for row in places], device=device)  # (B, W)
-        mask = [[False] * (width - len(row)) + [True] * len(row) for row in places]
-        self._mask = torch.tensor(mask, device=device)
-        self._positions = torch.tensor([[len(row)] for row in places], device=device)
-        gathered = [(keys[0][:, index].transpose(0, 1), values[0][:, index].transpose(0, 1)) for keys, values in layers]
-        self._past = _cache_of(gathered)
+        self._places = places  # for each row, where its tokens stand along the length of the cache
+        self._tokens = tokens  # for each row, what stands there
+        self._set(layers)
+
+    def _set(self, layers: Layers) -> None:
+        self._past = _cache_of(layers)
+        self._mask = torch.zeros(len(self._places), layers[0][0].shape[2], dtype=torch.bool)  # (B, N)
+        for row, places in enumerate(self._places):
+            self._mask[row, places] = True
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append one token to each row and return the logits (B, V) after it."""
-        device = self._mask.device
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        device, n_rows, n_nodes = self._model.device, len(tokens), self._mask.shape[1]
+        self._mask = torch.cat([self._mask, torch.eye(n_rows, dtype=torch.bool)], dim=1)
         output = self._model(
-            input_ids=torch.tensor([[token] for token in tokens], device=device),
-            position_ids=self._positions,
-            attention_mask=self._mask[:, None, None, :],
+            input_ids=torch.tensor([list(tokens)], device=device),
+            position_ids=torch.tensor([[len(places) for places in self._places]], device=device),
+            attention_mask=self._mask[None, None].to(device),
             past_key_values=self._past,
             use_cache=True,
-            logits_to_keep=1,
         )
-        self._positions = self._positions + 1
-        logits: torch.Tensor = output.logits[:, -1].float()
+        for row, token in enumerate(tokens):
+            self._places[row].append(n_nodes + row)
+            self._tokens[row].append(token)
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
-        index = torch.tensor(rows, device=self._mask.device)
-        self._mask, self._positions = self._mask[index], self._positions[index]
-        self._past = _cache_of([(layer.keys[index], layer.values[index]) for layer in self._past.layers])
+        """Go on with these rows alone; what only the others needed is dropped once it is more than half."""
+        self._places = [self._places[row] for row in rows]
+        self._tokens = [self._tokens[row] for row in rows]
+        self._mask = self._mask[torch.tensor(list(rows))]
+        if 2 * int(self._mask.any(dim=0).sum()) < self._mask.shape[1]:
+            self._compact()
+
+    @torch.inference_mode()
+    def join(self, other: Decoder) -> None:
+        """Take over the rows of another decoder of the same model, behind one's own."""
+        self._compact()
+        other._compact()
+        n_nodes = self._mask.shape[1]
+        trunk_tokens, trunk_places = self._tokens[0], self._places[0]
+        taken: dict[int, int] = {}  # a node of the other tree -> its node in this one
+        for tokens, places in zip(other._tokens, other._places, strict=True):
+            for depth in range(common_length(trunk_tokens, tokens)):
+                taken[places[depth]] = trunk_places[depth]
+        fresh = [node for node in range(other._mask.shape[1]) if node not in taken]
+        taken.update({node: n_nodes + number for number, node in enumerate(fresh)})
+        index = torch.tensor(fresh, device=self._model.device)
+        layers = [
+            (
+                torch.cat([own.keys, more.keys.index_select(2, index)], dim=2),
+                torch.cat([own.values, more.values.index_select(2, index)], dim=2),
+            )
+            for own, more in zip(self._past.layers, other._past.layers, strict=True)
+        ]
+        self._places += [[taken[node] for node in places] for places in other._places]
+        self._tokens += other._tokens
+        self._set(layers)
+
+    @torch.inference_mode()
+    def _compact(self) -> None:
+        used = self._mask.any(dim=0).nonzero().flatten().tolist()
+        if len(used) == self._mask.shape[1]:
+            return
+        renumbered = {node: number for number, node in enumerate(used)}
+        self._places = [[renumbered[node] for node in places] for places in self._places]
+        index = torch.tensor(used, device=self._model.device)
+        self._set(
+            [(layer.keys.index_select(2, index), layer.values.index_select(2, index)) for layer in self._past.layers]
+        )
 
 
 def _cache_of(layers: Layers) -> Any:

@@ -5,8 +5,10 @@ In: the untuned model, training examples. Out: programs that take the same input
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import dspy
@@ -14,28 +16,70 @@ import dspy
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.predictors import OpenAIPredictor
 
+N_TRIED = 40
+"""Training examples that the optimizer may try for demonstrations."""
 MAX_ANSWER_TOKENS = 48
 """Enough for DSPy's layout of one short field; a small model that has lost the thread is cut off there."""
 
 
 def few_shot(
-    signature: type[dspy.Signature], instructions: str, train: Sequence[dspy.Example], *, lm: dspy.LM
+    signature: type[dspy.Signature],
+    instructions: str,
+    train: Sequence[dspy.Example],
+    *,
+    lm: dspy.LM,
+    on_try: Callable[[int], object] = lambda n_tried: None,
 ) -> dspy.Module:
     """DSPy's own way with the same data: instructions and demonstrations in the prompt of the untuned model.
 
     `BootstrapFewShot` keeps up to 4 of the model's own right answers as demonstrations and adds labelled examples up
     to 8 in all.
+
+    Args:
+        signature: What is predicted.
+        instructions: What the tuned model reads as its instructions.
+        train: Labelled examples; the first 40 are tried.
+        lm: The untuned model.
+        on_try: Is told how many examples have been tried.
     """
-    student = dspy.Predict(signature.with_instructions(instructions))
-    student.set_lm(lm)
     field = next(iter(signature.output_fields))
+    is_right = metrics.accuracy(field)
+    n_tried = 0
+
+    def counted(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        nonlocal n_tried
+        n_tried += 1
+        on_try(n_tried)
+        return is_right(example, prediction, trace)
+
+    student = dspy.Predict(signature.with_instructions(instructions))
     optimizer = dspy.BootstrapFewShot(
-        metric=metrics.accuracy(field), max_bootstrapped_demos=4, max_labeled_demos=8, max_rounds=1, max_errors=1000
+        metric=counted, max_bootstrapped_demos=4, max_labeled_demos=8, max_rounds=1, max_errors=N_TRIED
     )
-    # The optimizer prints a bar of its own and logs each answer that it cannot read.
-    logging.getLogger("dspy.teleprompt.bootstrap").setLevel(logging.CRITICAL)
-    with dspy.context(lm=lm, disable_history=True):
-        return optimizer.compile(student, trainset=list(train[:40]))
+    # The optimizer draws a bar of its own on stderr and prints what it did: neither belongs to this job's own bars.
+    silence = io.StringIO()
+    with (
+        dspy.context(lm=lm, disable_history=True),
+        contextlib.redirect_stderr(silence),
+        contextlib.redirect_stdout(silence),
+    ):
+        compiled = optimizer.compile(student, trainset=list(train[:N_TRIED]))
+    compiled.set_lm(lm)  # compiling starts from a fresh copy, which has no model
+    return compiled
+
+
+@contextlib.contextmanager
+def quiet_dspy() -> Iterator[None]:
+    """Without DSPy's remarks on single answers: a small untuned model earns hundreds, and they are counted apart."""
+    loggers = [logging.getLogger(name) for name in ("dspy.clients.lm", "dspy.teleprompt.bootstrap", "dspy.adapters")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class ByScore:

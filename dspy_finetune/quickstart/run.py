@@ -26,7 +26,7 @@ from dspy_finetune.jobs import FinetunedModel, Job, plan
 from dspy_finetune.jobs import Progress as JobProgress
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
-from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, ByScore, few_shot
+from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, N_TRIED, ByScore, few_shot, quiet_dspy
 from dspy_finetune.quickstart.sizes import Size
 from dspy_finetune.quickstart.steps import OnStep, Step
 from dspy_finetune.report import Report, compare, write_html
@@ -183,7 +183,8 @@ def run(
     saved = {name: folder / f"{name}.predictor.json" for name in predictors}
     for name, predictor in predictors.items():
         predictor.save(saved[name])
-    titles, pairs = _compare(material, prompts, predictors, base_model, host, seed, on_step, clock)
+    with quiet_dspy():
+        titles, pairs = _compare(material, prompts, predictors, base_model, host, seed, on_step, clock)
 
     on_step(Step(number=7, title="Writing the report"))
     page = folder / "report.html"
@@ -240,11 +241,15 @@ def _compare(
         "pairwise": PairwisePredictor(prompts["pairwise"], base_model, host=host, cache=False),
     }
     lm = host.lm(base_model, cache=False, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
-    on_step(Step(number=6, title="Optimizing DSPy's few-shot programs"))
-    few_shots = {
-        name: few_shot(prompts[name].signature, _system(prompts[name]), train, lm=lm)
-        for name, train in (("binary", material.train), ("pairwise", material.train_pairs))
-    }
+    few_shots = {}
+    for name, train in (("binary", material.train), ("pairwise", material.train_pairs)):
+
+        def tried(n_tried: int, what: str = name) -> None:
+            title = f"Optimizing DSPy's few-shot program: {what}"
+            on_step(Step(number=6, title=title, n_done=n_tried, n_total=N_TRIED))
+
+        tried(0)
+        few_shots[name] = few_shot(prompts[name].signature, _system(prompts[name]), train, lm=lm, on_try=tried)
     clock.lap("few-shot optimization")
     tuned = predictors["binary"]
     assert isinstance(tuned, OpenAIPredictor)
