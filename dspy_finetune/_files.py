@@ -28,7 +28,9 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
         errno.EACCES: "permission denied; check who owns it, or choose another place",
         errno.EISDIR: "it is a folder; name a file",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place",
+        errno.EEXIST: "a part of the path is a file, not a folder; choose another place",  # what making folders raises
         errno.ENOSPC: "no space left on the device; free some space or choose another place",
+        errno.EFBIG: "the file is larger than is allowed here; choose another place",
         errno.EROFS: "the file system is read-only; choose another place",
     }
     why = remedies.get(error.errno or 0, error.strerror or str(error))
@@ -73,7 +75,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
             ) from error
         except ValueError as error:
             raise RowError(
-                f"not JSON ({error})", path=os.fspath(path), line=number, value=line[:80], remedy="one JSON value per line"
+                f"not JSON ({error})",
+                path=os.fspath(path),
+                line=number,
+                value=line[:80],
+                remedy="one JSON value per line",
             ) from error
 
 
@@ -81,7 +87,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name only when the block ends without an error.
 
-    Missing folders are made. The bytes are written to a temporary file beside the target, flushed to the disk and renamed.
+    Missing folders are made. The bytes are written to a temporary file beside the target, flushed to the disk and
+    renamed.
 
     Raises:
         FileError: The file cannot be written, for want of space or of permission.

@@ -50,7 +50,7 @@ def read_titles(
     The fields come out as `title` and `is_favorite`, whatever the file calls them.
 
     Raises:
-        UsageError: A rubric without a file.
+        UsageError: A rubric without a file, or one that is not UTF-8.
         FileError: A file cannot be read.
         RowsError: Rows are wrong; all are named.
     """
@@ -67,6 +67,8 @@ def read_titles(
         return list(examples), Path(rubric).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise file_error(error, rubric, "read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{rubric} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
 
 
 RUBRIC = load_rubric()
