@@ -60,7 +60,16 @@ from dspy_finetune.export import (
 )
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, Plan, attach, jobs, plan
-from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor
+from dspy_finetune.predictors import (
+    Cascade,
+    DPOPredictor,
+    Ensemble,
+    OpenAIPredictor,
+    PairwisePredictor,
+    calibrate,
+    load_predictor,
+    replace,
+)
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report import Report, compare, write_html
 
@@ -70,10 +79,12 @@ __all__ = [
     "AmbiguousJobError",
     "AnswerError",
     "BudgetError",
+    "Cascade",
     "DPOPredictor",
     "DataError",
     "Dataset",
     "EmptyDatasetError",
+    "Ensemble",
     "FileError",
     "FinetuneError",
     "FinetunedModel",
@@ -101,6 +112,7 @@ __all__ = [
     "__version__",
     "attach",
     "baselines",
+    "calibrate",
     "compare",
     "convert",
     "deduplicate",
@@ -120,6 +132,7 @@ __all__ = [
     "preferences_from_mistakes",
     "preferences_from_program",
     "prompts",
+    "replace",
     "split",
     "swap",
     "write_html",

@@ -8,8 +8,24 @@
 """
 
 from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
+from dspy_finetune.predictors.calibration import Calibration, calibrate
+from dspy_finetune.predictors.cascade import Cascade, CascadeChoice
 from dspy_finetune.predictors.dpo import DPOPredictor
+from dspy_finetune.predictors.ensemble import Ensemble
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor
+from dspy_finetune.predictors.replacing import replace
 
-__all__ = ["DPOPredictor", "FinetunedPredictor", "OpenAIPredictor", "PairwisePredictor", "load_predictor"]
+__all__ = [
+    "Calibration",
+    "Cascade",
+    "CascadeChoice",
+    "DPOPredictor",
+    "Ensemble",
+    "FinetunedPredictor",
+    "OpenAIPredictor",
+    "PairwisePredictor",
+    "calibrate",
+    "load_predictor",
+    "replace",
+]

@@ -13,7 +13,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,13 +25,14 @@ from dspy_finetune._files import file_error, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.predictors.calibration import Calibration
 from dspy_finetune.predictors.probabilities import Position, label_masses
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1
-"""Raised when the saved file changes so that an older version of the library cannot read it."""
+STATE_VERSION = 2
+"""The newest saved file that is read. 1: without calibration. 2: with one, which a reader of 1 would ignore."""
 
 TOP_LOGPROBS = 20
 """How many tokens are asked for at each position: the most that OpenAI's API gives."""
@@ -50,6 +51,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         logprobs: True: log-probabilities must come, or LogprobsError. None: use them if they come; if not, say so once
             and give None. False: do not ask.
         max_tokens: The longest answer; by default the prompt's own hint.
+        stop: Texts that end the answer, besides the prompt's own.
         **lm_options: For `host.lm`, such as `cache=False`, `num_retries=5`, `timeout=30`.
 
     Raises:
@@ -72,6 +74,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
         max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         **lm_options: Any,
     ) -> None:
         super().__init__()
@@ -89,7 +92,9 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.host = host if host is not None or lm is not None else Host.openai()
         self.logprobs = logprobs
         self.max_tokens = max_tokens
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.lm_options = lm_options
+        self.calibration: Calibration | None = None
         self._given_lm = lm
         self._lm: dspy.BaseLM | None = None
         self._told_no_logprobs = False
@@ -114,7 +119,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """The messages that are sent for these inputs."""
         return self.prompt.messages(inputs)
 
-    def _request(self, messages: list[dict[str, Any]]) -> Any:
+    def _request(self, messages: list[dict[str, Any]], temperature: float = 0.0) -> Any:
         # A Request inherits nothing from the LM's own settings: everything that matters is said here.
         from dspy.lm15 import Config, Message, Request  # imported late: it is not needed to build or save a predictor
 
@@ -132,22 +137,29 @@ class FinetunedPredictor(dspy.Module, Parameter):
             messages=tuple(turns),
             config=Config(
                 max_tokens=self.max_tokens or self.prompt.max_tokens or self.default_max_tokens,
-                temperature=0.0,
-                stop=tuple(self.prompt.stop or ()),
+                temperature=temperature,
+                stop=(*(self.prompt.stop or ()), *self.stop),
                 response_format=self.prompt.response_format,
                 logprobs=TOP_LOGPROBS if asks else None,
             ),
         )
 
-    def _ask(self, inputs: dict[str, Any]) -> Any:
-        request = self._request(self.prompt.messages(inputs))
+    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+        request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return self.lm(request)
+            return self.lm(request, **options)
 
-    async def _aask(self, inputs: dict[str, Any]) -> Any:
-        request = self._request(self.prompt.messages(inputs))
+    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+        request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return await self.lm.acall(request)
+            return await self.lm.acall(request, **options)
+
+    def _prepared(
+        self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        # DSPy's cache gives equal requests one answer; the rollout tells the samples of one question apart.
+        options = {} if rollout is None else {"rollout_id": rollout}
+        return self._request(self.prompt.messages(inputs), temperature), options
 
     # -- reading an answer --------------------------------------------------------------------------------------
 
@@ -171,6 +183,14 @@ class FinetunedPredictor(dspy.Module, Parameter):
         ]
         return label_masses(positions, labels.texts)
 
+    def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:
+        """The probabilities of the labels, corrected if the predictor was calibrated (see `calibrate`)."""
+        labels = self.prompt.labels
+        if self.calibration is None or labels is None:
+            return probabilities
+        order = [labels.decode(text) for text in self.calibration.labels]
+        return dict(zip(order, self.calibration.apply([probabilities[label] for label in order]), strict=True))
+
     # -- what DSPy does to parameters ---------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -180,13 +200,15 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """Everything that the predictor is, as JSON values; never a key."""
         return {
             "predictor": type(self).__name__,
-            "version": STATE_VERSION,
+            "version": 1 if self.calibration is None else 2,
             "model": self.model,
             "host": self.host.to_dict() if self.host is not None else None,
             "prompt": self.prompt.to_dict(),
             "prompt_digest": self.prompt.digest,
             "logprobs": self.logprobs,
             "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
+            **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
             **self._own_state(),
         }
 
@@ -210,9 +232,13 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.host = Host.from_dict(state["host"]) if state["host"] else self.host
         self.logprobs = state["logprobs"]
         self.max_tokens = state["max_tokens"]
+        self.stop = tuple(state.get("stop", ()))
         self._lm = None
+        calibration = state.get("calibration")
+        self.calibration = None if calibration is None else Calibration.from_dict(calibration)
         for name in self._own_state():
-            setattr(self, name, state[name])
+            if name in state:  # a file of an older release lacks what came later, and keeps its default
+                setattr(self, name, state[name])
         return self
 
     def save(self, path: str | os.PathLike[str], save_program: bool = False, modules_to_serialize: Any = None) -> None:

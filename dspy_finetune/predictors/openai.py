@@ -1,21 +1,28 @@
 """`OpenAIPredictor`: a tuned model for any signature, with a label's probability where the host has log-probabilities.
 
-In: the signature's inputs. Out: a prediction with the signature's outputs, and for a label prompt also `probability`,
-`probabilities` and `coverage`.
+In: the signature's inputs. Out: a prediction with the signature's outputs; for a label prompt also `probability`,
+`probabilities` and `coverage`; for a number prompt, when several samples are asked for, also an `interval`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
 
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
+from dspy_finetune.predictors.reading import in_threads, is_yes_no
 from dspy_finetune.prompts import PromptFormat
+
+_MOST_THREADS = 16
+"""Samples of one question that are asked for at the same time."""
 
 
 class OpenAIPredictor(FinetunedPredictor):
@@ -31,14 +38,26 @@ class OpenAIPredictor(FinetunedPredictor):
     all three None where the host sends no log-probabilities. The value is the most probable label; for a bool it is
     True when `probability >= threshold`.
 
+    For a prompt whose one output is a number, `n_samples` above 1 asks that often at `temperature`. The number is then
+    the median of the samples, and the prediction also carries
+
+    - `interval`: (low, high), the quantiles that hold the middle `interval_level` of the samples, linear between them.
+      It says how much the model varies, not how often it is right: check its coverage on held-out examples;
+    - `samples`: the numbers, in the order of asking;
+    - `n_unreadable`: samples that were no number; where that is half of them or more, AnswerError is raised.
+
     Args:
         prompt: The format that the model was trained with.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         threshold: For a bool: the least probability of True that counts as True.
+        n_samples: For a number: how many answers are sampled for the interval; each is a request, and is billed.
+        temperature: Of the samples; above 0. A single answer is always asked for at 0.
+        interval_level: The share of the samples inside the interval, between 0 and 1.
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
         logprobs: Whether log-probabilities must come.
         max_tokens: The longest answer.
+        stop: Texts that end the answer, besides the prompt's own.
         **lm_options: For `host.lm`.
 
     Raises:
@@ -53,26 +72,81 @@ class OpenAIPredictor(FinetunedPredictor):
         *,
         host: Host | None = None,
         threshold: float = 0.5,
+        n_samples: int = 1,
+        temperature: float = 1.0,
+        interval_level: float = 0.8,
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
         max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         **lm_options: Any,
     ) -> None:
-        super().__init__(prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, **lm_options)
+        super().__init__(
+            prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, stop=stop, **lm_options
+        )
         if not 0.0 <= threshold <= 1.0:
             raise UsageError(f"threshold must be between 0 and 1, found {threshold}")
+        if n_samples < 1 or temperature <= 0.0 or not 0.0 < interval_level < 1.0:
+            raise UsageError(
+                "samples: n_samples must be at least 1, temperature above 0 and interval_level between 0 and 1; "
+                f"found {n_samples}, {temperature} and {interval_level}"
+            )
+        kinds = [field.annotation for field in prompt.signature.output_fields.values()]
+        if n_samples > 1 and kinds not in ([int], [float]):
+            raise UsageError(
+                "n_samples is for a prompt with one output of type int or float; labels have their probability instead"
+            )
         self.threshold = threshold
+        self.n_samples = n_samples
+        self.temperature = temperature
+        self.interval_level = interval_level
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask the model once."""
-        return self._read(self._ask(inputs))
+        """Ask the model once, or `n_samples` times at the same time."""
+        if self.n_samples == 1:
+            return self._read(self._ask(inputs))
+
+        def ask(rollout: int) -> Any:
+            return self._ask(inputs, temperature=self.temperature, rollout=rollout)
+
+        return self._read_samples(in_threads(ask, range(1, self.n_samples + 1), _MOST_THREADS))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask the model once, without blocking the event loop."""
-        return self._read(await self._aask(inputs))
+        """Ask the model once, or `n_samples` times at the same time, without blocking the event loop."""
+        if self.n_samples == 1:
+            return self._read(await self._aask(inputs))
+        rollouts = range(1, self.n_samples + 1)
+        asked = [self._aask(inputs, temperature=self.temperature, rollout=rollout) for rollout in rollouts]
+        return self._read_samples(await asyncio.gather(*asked))
 
     def _own_state(self) -> dict[str, Any]:
-        return {"threshold": self.threshold}
+        names = ("threshold", "n_samples", "temperature", "interval_level")
+        return {name: getattr(self, name) for name in names}
+
+    def _read_samples(self, responses: Sequence[Any]) -> dspy.Prediction:
+        field = self.prompt.output_fields[0]
+        samples: list[float] = []
+        unread: list[AnswerError] = []
+        for response in responses:
+            try:
+                samples.append(self.prompt.parse(response.text or "")[field])
+            except AnswerError as error:
+                unread.append(error)
+        if len(unread) * 2 >= len(responses):
+            raise AnswerError(
+                f"{len(unread)} of {len(responses)} samples are no number, such as {unread[0].text!r:.60}",
+                text=unread[0].text,
+            )
+        rank = sorted(samples)
+        tail = (1.0 - self.interval_level) / 2
+        # For an int the value must be an int too: of an even number of samples, the lower one of the two in the middle.
+        middle = statistics.median_low(rank) if isinstance(rank[0], int) else statistics.median(rank)
+        return dspy.Prediction(
+            **{field: middle},
+            interval=(_quantile(rank, tail), _quantile(rank, 1.0 - tail)),
+            samples=samples,
+            n_unreadable=len(unread),
+        )
 
     def _read(self, response: Any) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
@@ -84,8 +158,8 @@ class OpenAIPredictor(FinetunedPredictor):
         shares = normalised(masses) if masses is not None else None
         if masses is None or shares is None:
             return dspy.Prediction(**values, probability=None, probabilities=None, coverage=None)
-        probabilities = {labels.decode(text): share for text, share in shares.items()}
-        if set(probabilities) == {True, False}:
+        probabilities = self._calibrated({labels.decode(text): share for text, share in shares.items()})
+        if is_yes_no(probabilities):
             probability = probabilities[True]
             values[field] = probability >= self.threshold
         else:
@@ -94,3 +168,10 @@ class OpenAIPredictor(FinetunedPredictor):
         return dspy.Prediction(
             **values, probability=probability, probabilities=probabilities, coverage=min(sum(masses.values()), 1.0)
         )
+
+
+def _quantile(rank: Sequence[float], share: float) -> float:
+    place = share * (len(rank) - 1)
+    below = int(place)
+    above = min(below + 1, len(rank) - 1)
+    return rank[below] + (rank[above] - rank[below]) * (place - below)

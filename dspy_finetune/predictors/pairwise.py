@@ -133,6 +133,7 @@ class PairwisePredictor(FinetunedPredictor):
         on_first = [share[text_a] for share in shares if share is not None]
         if len(on_first) == len(masses):
             of_a = (on_first[0] + 1.0 - on_first[1]) / 2 if second is not None else on_first[0]
+            of_a = self._calibrated({label_a: of_a, label_b: 1.0 - of_a})[label_a]
             choice = label_a if of_a >= 0.5 else label_b
             if turned is not None and values[field] != choice:
                 values = turned  # the words of the order that made the final choice

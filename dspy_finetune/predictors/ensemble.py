@@ -1,0 +1,302 @@
+"""`Ensemble`: several programs asked at the same time, and one answer by a stated rule.
+
+In: members of any kind (tuned predictors, DSPy programs, classical models, any callable that takes the input fields by
+name). Out: a prediction with the answer, its probability, how far the members disagree, and how many could not answer.
+Not covered: asking a dearer program only in doubt (cascade.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import dspy
+
+from dspy_finetune.errors import AnswerError, HostError, MissingExtraError, UsageError
+from dspy_finetune.predictors import stacking
+from dspy_finetune.predictors.reading import (
+    UNREADABLE,
+    ask_async,
+    in_threads,
+    inputs_of,
+    is_yes_no,
+    labels_of,
+    match_label,
+    output_of,
+    read_answer,
+)
+from dspy_finetune.predictors.saved import SavedSettings
+from dspy_finetune.predictors.votes import (
+    Vote,
+    decide_votes,
+    known_labels,
+    mean_shares,
+    read_vote,
+    vote_shares,
+    weighted_median,
+)
+
+logger = logging.getLogger(__name__)
+
+Rule: TypeAlias = Literal["probability", "majority", "median", "stacking"]
+"""How the members' answers become one."""
+
+_RULES = ("probability", "majority", "median", "stacking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What asking one member came to: a prediction or an error."""
+
+    prediction: Any = None
+    error: Exception | None = None
+
+
+class Ensemble(dspy.Module):
+    """Several programs as one.
+
+    The rules:
+
+    - "probability": the weighted mean of each label's probability; for True and False, True from `threshold` on. A
+      member that gives no probability counts as a whole vote for its answer; if no member gives one, votes decide and
+      the prediction's probability is None.
+    - "majority": the label with the most weighted votes. A tie goes to the label of greater mean probability, then to
+      the first label. The prediction has no probability, but `agreement`, the winner's share of the votes.
+    - "median": for numbers, the weighted median.
+    - "stacking": a logistic regression on the members' log-odds, fitted by `fit` on held-out examples and saved.
+
+    A member that fails (any error) or whose answer cannot be read is left out and counted; the others decide as long as
+    at least `min_members` have answered. A wrong set-up (UsageError, MissingExtraError) is raised at once.
+
+    The prediction carries the output field and `disagreement`: for labels the weighted share of the answering members
+    whose own answer is another, in [0, 1]; for numbers the weighted mean distance from the median. Then `n_members`,
+    `n_failed`, `n_unreadable`; for labels `probability` and `probabilities` as `OpenAIPredictor` has them, `agreement`
+    and `is_tie`; for numbers `samples`, the members' numbers in order. The answer does not depend on who is first.
+
+    >>> ensemble = Ensemble([lambda title: {"topic": "A"}, lambda title: {"topic": "B"}, lambda title: {"topic": "A"}],
+    ...                     how="majority", output="topic")
+    >>> prediction = ensemble(title="Lock gates")
+    >>> prediction.topic, round(prediction.disagreement, 2)
+    ('A', 0.33)
+
+    Args:
+        members: The programs; predictors among them are saved and loaded with the ensemble.
+        weights: One positive number for each member; equal by default. Not for stacking.
+        how: The rule.
+        output: The field that holds the answer; by default the label field or only output of the first member that
+            tells.
+        threshold: For True and False: the least probability of True that counts as True.
+        min_members: How many members must answer.
+        n_threads: How many members are asked at the same time; by default all. 1 asks one after the other.
+
+    Raises:
+        AnswerError: On a call: fewer than `min_members` answered, and every other answer could not be read.
+        HostError: On a call: fewer than `min_members` answered, and some failed; the first failure is chained.
+        UsageError: The arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Callable[..., Any]],
+        *,
+        weights: Sequence[float] | None = None,
+        how: Rule = "probability",
+        output: str | None = None,
+        threshold: float = 0.5,
+        min_members: int = 1,
+        n_threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise UsageError("members: at least one program is needed")
+        if how not in _RULES:
+            raise UsageError(f'how: "probability", "majority", "median" or "stacking"; got {how!r}')
+        if weights is not None and (how == "stacking" or len(weights) != len(members) or min(weights) <= 0):
+            raise UsageError(
+                f"weights: {len(members)} positive numbers, one for each member, and none for stacking; got {weights!r}"
+            )
+        if not 1 <= min_members <= len(members):
+            raise UsageError(f"min_members must be between 1 and {len(members)}, got {min_members}")
+        if not 0.0 <= threshold <= 1.0:
+            raise UsageError(f"threshold must be between 0 and 1, found {threshold}")
+        self.members = list(members)
+        self.output = output_of(members, output)
+        self.n_threads = n_threads or len(self.members)
+        self.settings = SavedSettings(
+            "Ensemble",
+            how=how,
+            weights=[float(weight) for weight in weights] if weights is not None else [1.0] * len(members),
+            threshold=threshold,
+            min_members=min_members,
+            fitted=None,
+        )
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask all members at the same time, in threads."""
+        return self._combine(in_threads(lambda member: _said(member, inputs), self.members, self.n_threads))
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask all members at the same time, without blocking the event loop."""
+
+        async def ask(member: Any) -> _Said:
+            try:
+                return _Said(prediction=await ask_async(member, inputs))
+            except (UsageError, MissingExtraError):
+                raise
+            except Exception as error:  # as in _said
+                return _Said(error=error)
+
+        return self._combine(await asyncio.gather(*(ask(member) for member in self.members)))
+
+    def fit(self, examples: Sequence[Any], *, n_threads: int = 8) -> Ensemble:
+        """Fit the combiner of `how="stacking"` on labelled examples that no member was trained on.
+
+        Raises:
+            DataError: Fewer than 20 examples, or fewer than 5 of a label.
+            UsageError: The ensemble has another rule, or an example lacks the output field.
+        """
+        if self.settings["how"] != "stacking":
+            raise UsageError(f'fit is for Ensemble(how="stacking"), this one has how="{self.settings["how"]}"')
+        for number, example in enumerate(examples, start=1):
+            if self.output not in example:
+                raise UsageError(f'example {number} has no field "{self.output}", the label that fit needs')
+        jobs = [(member, inputs_of(example)) for example in examples for member in self.members]
+        with dspy.context(disable_history=True, trace=None):
+            said = in_threads(lambda job: _said(*job), jobs, n_threads)
+        expected = [example[self.output] for example in examples]
+        labels = known_labels(expected, [], labels_of(self.members))
+        right: list[int] = []
+        for value in expected:
+            label = match_label(value, labels)
+            if label is None:
+                raise UsageError(f"the label {value!r:.60} is none of {', '.join(map(repr, labels))}")
+            right.append(labels.index(label))
+        size = len(self.members)
+        rows = [
+            stacking.features(self._votes(said[start : start + size], labels)[0], labels, size)
+            for start in range(0, len(said), size)
+        ]
+        plain = [label if isinstance(label, (bool, int, str)) else label.value for label in labels]
+        self.settings["fitted"] = {**stacking.fit(rows, right, len(labels)), "labels": plain}
+        return self
+
+    # -- from answers to one answer -------------------------------------------------------------------------------
+
+    def _votes(self, said: Sequence[_Said], labels: Sequence[Any] | None) -> tuple[list[Vote], list[Exception]]:
+        """The votes of the members that answered, and the errors of those that did not. Without labels: numbers."""
+        votes: list[Vote] = []
+        errors: list[Exception] = []
+        for member, (one, weight) in enumerate(zip(said, self.settings["weights"], strict=True)):
+            try:
+                if one.error is not None:
+                    raise one.error
+                answer = read_answer(one.prediction, self.output)
+                if labels is not None:
+                    votes.append(read_vote(member, weight, answer, one.prediction, labels))
+                else:
+                    votes.append(Vote(member=member, weight=weight, answer=_number(answer), shares=None))
+            except UsageError:
+                raise
+            except Exception as error:  # the member's own failure, whatever its kind, is what is counted here
+                errors.append(error)
+        return votes, errors
+
+    def _labels(self, said: Sequence[_Said]) -> list[Any]:
+        fitted = self.settings["fitted"]
+        given = labels_of(self.members) or (tuple(fitted["labels"]) if fitted else ())
+        predictions = [one.prediction for one in said if one.prediction is not None]
+        answers = [prediction.get(self.output, None) for prediction in predictions]
+        return known_labels([answer for answer in answers if answer is not None], predictions, given)
+
+    def _combine(self, said: Sequence[_Said]) -> dspy.Prediction:
+        how: Rule = self.settings["how"]
+        if how == "stacking" and self.settings["fitted"] is None:
+            raise UsageError('Ensemble(how="stacking") is not fitted; call .fit(examples) with held-out examples')
+        labels = None if how == "median" else self._labels(said)
+        votes, errors = self._votes(said, labels)
+        n_unreadable = sum(isinstance(error, UNREADABLE) for error in errors)
+        if len(votes) < self.settings["min_members"]:
+            raise _too_few(len(votes), len(said), self.settings["min_members"], errors)
+        for error in errors:
+            logger.debug("a member did not answer: %s: %s", type(error).__name__, error)
+        counts = {
+            "n_members": len(said),
+            "n_failed": len(errors) - n_unreadable,
+            "n_unreadable": n_unreadable,
+        }
+        if labels is None:
+            return self._number_prediction(votes, counts)
+        return self._label_prediction(how, votes, labels, counts)
+
+    def _number_prediction(self, votes: Sequence[Vote], counts: dict[str, int]) -> dspy.Prediction:
+        middle = weighted_median(votes)
+        distance = sum(vote.weight * abs(vote.answer - middle) for vote in votes) / sum(vote.weight for vote in votes)
+        numbers = [vote.answer for vote in votes]
+        return dspy.Prediction(**{self.output: middle}, disagreement=distance, samples=numbers, **counts)
+
+    def _label_prediction(
+        self, how: Rule, votes: Sequence[Vote], labels: Sequence[Any], counts: dict[str, int]
+    ) -> dspy.Prediction:
+        answer, is_tie = decide_votes(votes, labels)
+        shares: dict[Any, float] | None = None
+        if how == "stacking":
+            row = stacking.features(votes, labels, len(self.members))
+            shares = dict(zip(labels, stacking.apply(self.settings["fitted"], row), strict=True))
+        elif how == "probability" and any(vote.shares is not None for vote in votes):
+            # A member without a probability counts as a whole vote.
+            whole = [vote if vote.shares is not None else _whole(vote, labels) for vote in votes]
+            shares = mean_shares(whole, labels)
+        if shares is not None:
+            answer = max(labels, key=lambda label: shares[label])
+            is_tie = sorted(shares.values())[-2:] == [shares[answer]] * 2
+        if shares is not None and is_yes_no(labels):
+            answer = shares[True] >= self.settings["threshold"]
+        agreement = vote_shares(votes, labels).get(answer, 0.0)
+        return dspy.Prediction(
+            **{self.output: answer},
+            probability=None if shares is None else shares[True if is_yes_no(labels) else answer],
+            probabilities=shares,
+            agreement=agreement,
+            disagreement=1.0 - agreement,
+            is_tie=is_tie,
+            **counts,
+        )
+
+
+def _whole(vote: Vote, labels: Sequence[Any]) -> Vote:
+    return dataclasses.replace(vote, shares={label: float(label == vote.answer) for label in labels})
+
+
+def _said(member: Callable[..., Any], inputs: dict[str, Any]) -> _Said:
+    try:
+        return _Said(prediction=member(**inputs))
+    except (UsageError, MissingExtraError):
+        raise
+    except Exception as error:  # a member may be anybody's code: whatever goes wrong in it, the others still decide
+        return _Said(error=error)
+
+
+def _number(answer: Any) -> float:
+    if isinstance(answer, bool) or not hasattr(answer, "__float__"):
+        raise AnswerError(f"the answer {answer!r:.60} is not a number", text=str(answer))
+    return float(answer)
+
+
+def _too_few(n_answered: int, n_members: int, least: int, errors: Sequence[Exception]) -> Exception:
+    failed = [error for error in errors if not isinstance(error, UNREADABLE)]
+    first = (failed or errors)[0]
+    problem = (
+        f"{n_answered} of {n_members} members answered, min_members is {least}; "
+        f"the first that did not: {type(first).__name__}: {str(first)[:200]}"
+    )
+    found: Exception
+    if failed:
+        found = HostError(problem, retryable=bool(getattr(first, "retryable", False)))
+    else:
+        found = AnswerError(problem, text=str(getattr(first, "text", "")))
+    found.__cause__ = first
+    return found

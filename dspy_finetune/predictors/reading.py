@@ -1,0 +1,183 @@
+"""How programs of any kind are asked and read: many calls at once, which output is meant, which label, how sure.
+
+In: a program (a tuned predictor, a `dspy.Module`, any callable that takes the input fields by name) and predictions.
+Out: answers in order; a prediction's label as one of the known labels, its probabilities, its confidence. Used by
+calibration, ensembles, cascades and ranking. Not covered: what a tuned model's tokens mean (probabilities.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import NormalDist
+from typing import Any, TypeVar
+
+from dspy.utils.exceptions import AdapterParseError
+
+from dspy_finetune.errors import AnswerError, UsageError
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+UNREADABLE = (AnswerError, AdapterParseError)
+"""The errors that say: the model spoke, but no answer can be read from it."""
+
+
+def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], n_threads: int) -> list[Result]:
+    """The function's results in the order of the rows, each call in a copy of the caller's context.
+
+    The context carries `dspy.context(lm=...)` and the usage tracker into the threads. The first error is raised when
+    the calls in flight have ended; calls not yet begun are not made.
+    """
+    rows = list(rows)
+    if n_threads <= 1 or len(rows) <= 1:
+        return [function(row) for row in rows]
+    pool = ThreadPoolExecutor(max_workers=min(n_threads, len(rows)), thread_name_prefix="dspy-finetune")
+    try:
+        futures = [pool.submit(contextvars.copy_context().run, function, row) for row in rows]
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def ask_async(program: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+    """One answer without blocking the event loop: by `acall` where the program has an async way, else in a thread."""
+    # Every dspy.Module has acall, but without an aforward of its own it ends in AttributeError.
+    if hasattr(program, "aforward"):
+        return await program.acall(**inputs)  # type: ignore[attr-defined]  # a dspy.Module, which carries no types
+    if asyncio.iscoroutinefunction(program):
+        return await program(**inputs)
+    return await asyncio.to_thread(program, **inputs)
+
+
+def inputs_of(example: Any) -> dict[str, Any]:
+    """The input fields of an example: those marked as inputs, or all of a mapping or an unmarked example."""
+    marked = getattr(example, "_input_keys", None)
+    return dict(example.inputs().items()) if marked else dict(example.items())
+
+
+def output_of(programs: Iterable[Any], output: str | None) -> str:
+    """The output field that is meant: as given, else the one that the first telling program has.
+
+    Raises:
+        UsageError: No program says which of its fields is the answer.
+    """
+    if output is not None:
+        return output
+    for program in programs:
+        prompt = getattr(program, "prompt", None)
+        if prompt is not None and hasattr(prompt, "output_fields"):
+            return str(prompt.label_field or prompt.output_fields[0])
+        signature = getattr(program, "signature", None)
+        if signature is not None and len(getattr(signature, "output_fields", ())) == 1:
+            return str(next(iter(signature.output_fields)))
+        for name in ("output", "label"):
+            if isinstance(field := getattr(program, name, None), str):
+                return field
+    raise UsageError('output: name the field that holds the answer, such as output="is_favorite"')
+
+
+def labels_of(programs: Iterable[Any]) -> tuple[Any, ...]:
+    """The label values of the first program that knows them; empty where none does."""
+    for program in programs:
+        prompt = getattr(program, "prompt", None)
+        if prompt is not None and getattr(prompt, "labels", None) is not None:
+            return tuple(prompt.labels)
+        if known := getattr(program, "labels", None):
+            return tuple(known)
+    return ()
+
+
+def read_answer(prediction: Any, field: str) -> Any:
+    """The answer of a prediction or mapping.
+
+    Raises:
+        AnswerError: The field is None.
+        UsageError: There is no such field; names those that there are.
+    """
+    if field not in prediction:
+        raise UsageError(f'the prediction has no field "{field}", only {", ".join(map(str, prediction.keys()))}')
+    if prediction[field] is None:
+        raise AnswerError(f'the prediction\'s field "{field}" is empty', text="")
+    return prediction[field]
+
+
+def is_yes_no(labels: Iterable[Any]) -> bool:
+    """Whether the labels are True and False; 1 and 0, which equal them, are not."""
+    found = list(labels)
+    return len(found) == 2 and all(isinstance(label, bool) for label in found)
+
+
+def match_label(value: Any, labels: Sequence[Any]) -> Any | None:
+    """The one of the labels that a value names, or None.
+
+    The value itself; else the label of the same text; else, where only one label can be meant, of the same text in
+    another letter case. 1 is not True, but "true" is: programs write labels as text, this library reads them as values.
+
+    >>> match_label("true", [True, False]), match_label("a", ["A", "B"]), match_label(1, [True, False])
+    (True, 'A', None)
+    """
+    for label in labels:
+        if type(label) is type(value) and label == value:
+            return label
+    text = _text(value)
+    same = [label for label in labels if _text(label) == text]
+    folded = [label for label in labels if _text(label).casefold() == text.casefold()]
+    for found in (same, folded):
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def read_shares(prediction: Any) -> dict[Any, float] | None:
+    """The probabilities of a prediction by its own label keys; None where it carries none.
+
+    A lone `probability` beside a bool answer is that of True, as this library's predictors have it.
+    """
+    shares = prediction.get("probabilities", None)
+    if isinstance(shares, Mapping) and shares:
+        return {label: float(share) for label, share in shares.items()}
+    return None
+
+
+def confidence_of(prediction: Any, field: str) -> float | None:
+    """The probability of the answer that the prediction returns, in [0, 1]; None where it carries none.
+
+    From `probabilities`; else from `probability`: of True for a bool answer, otherwise of the answer; else from
+    `agreement`, the share of an ensemble's votes.
+    """
+    answer = read_answer(prediction, field)
+    shares = read_shares(prediction)
+    if shares is not None:
+        label = match_label(answer, list(shares))
+        return shares[label] if label is not None else None
+    share = prediction.get("probability", None)
+    if share is None:
+        share = prediction.get("agreement", None)
+        return None if share is None else float(share)
+    return 1.0 - float(share) if match_label(answer, [True, False]) is False else float(share)
+
+
+def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share (E. B. Wilson, 1927), within [0, 1]; (0, 1) for n = 0.
+
+    >>> tuple(round(bound, 3) for bound in wilson(8, 10))
+    (0.49, 0.943)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = n_right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()

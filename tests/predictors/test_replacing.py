@@ -1,0 +1,106 @@
+"""Swapping a dspy.Predict for a tuned predictor inside a program, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+import dspy_finetune as ft
+
+from .conftest import ChatServer
+
+SIGNATURE = "title -> is_favorite: bool"
+
+
+class Inner(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generate = dspy.Predict(SIGNATURE)
+
+    def forward(self, title: str) -> Any:
+        return self.generate(title=title)
+
+
+class Program(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = dspy.Predict(SIGNATURE)
+        self.inner = Inner()
+        self.steps = [dspy.Predict("question -> answer"), dspy.Predict(SIGNATURE)]
+        self.named = {"third": dspy.Predict(SIGNATURE)}
+        self.fixed = (dspy.Predict(SIGNATURE),)
+        self.thought = dspy.ChainOfThought(SIGNATURE)
+
+    def forward(self, title: str) -> Any:
+        return self.inner(title=title)
+
+
+@pytest.fixture
+def tuned(chat: ChatServer) -> ft.OpenAIPredictor:
+    return ft.OpenAIPredictor(ft.prompts.binary(), "ft:m", host=chat.host, cache=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["judge", "inner.generate", "steps[1]", "named['third']", "named[third]", "self.judge"]
+)
+def test_a_predictor_is_swapped_and_put_back(name: str, tuned: ft.OpenAIPredictor) -> None:
+    program = Program()
+    names = [one for one, _ in program.named_parameters()]
+    before = ft.replace(program, name, tuned)
+    assert isinstance(before, dspy.Predict)
+    assert tuned in program.parameters()
+    assert [one for one, _ in program.named_parameters()] == names
+    assert ft.replace(program, name, before) is tuned
+    assert before in program.parameters()
+
+
+def test_the_program_then_answers_with_the_tuned_model(chat: ChatServer, tuned: Any, tmp_path: Path) -> None:
+    """And its file holds the tuned predictor under the same name."""
+    program = Program()
+    ft.replace(program, "inner.generate", tuned)
+    assert program(title="x").probability == pytest.approx(0.9)
+    program.save(tmp_path / "program.json")
+    fresh = Program()
+    ft.replace(fresh, "inner.generate", ft.OpenAIPredictor(ft.prompts.binary(), "other", host=chat.host))
+    fresh.load(tmp_path / "program.json")
+    assert fresh.inner.generate.model == "ft:m"
+
+
+def test_every_name_that_dspy_gives_can_be_replaced(tuned: ft.OpenAIPredictor) -> None:
+    program = Program()
+    for name, predictor in program.named_predictors():
+        if set(predictor.signature.output_fields) == {"is_favorite"} and "fixed" not in name:
+            ft.replace(program, name, tuned.deepcopy())
+
+
+@pytest.mark.parametrize("name", ["nobody", "inner.nobody", "steps[7]", "steps[x]", "", "a b", "callbacks"])
+def test_an_unknown_name_is_refused(name: str, tuned: ft.OpenAIPredictor) -> None:
+    with pytest.raises(ft.UsageError, match=r"has no module .* it has: judge"):
+        ft.replace(Program(), name, tuned)
+
+
+def test_a_module_without_fields_of_its_own_can_be_replaced(tuned: ft.OpenAIPredictor) -> None:
+    assert isinstance(ft.replace(Program(), "inner", tuned), Inner)
+
+
+def test_the_names_in_the_message_are_complete(tuned: ft.OpenAIPredictor) -> None:
+    with pytest.raises(ft.UsageError) as caught:
+        ft.replace(Program(), "nobody", tuned)
+    listed = str(caught.value).partition("it has: ")[2].split(", ")
+    assert {"judge", "inner.generate", "steps[0]", "steps[1]", "named['third']", "thought.predict"} <= set(listed)
+
+
+def test_fields_that_do_not_match_are_refused(tuned: ft.OpenAIPredictor) -> None:
+    program = Program()
+    with pytest.raises(ft.UsageError, match=r"question -> answer, the replacement has title -> is_favorite"):
+        ft.replace(program, "steps[0]", tuned)
+    with pytest.raises(ft.UsageError, match="is_favorite, reasoning, the replacement"):
+        ft.replace(program, "thought.predict", tuned)
+    with pytest.raises(ft.UsageError, match="tuple"):
+        ft.replace(program, "fixed[0]", tuned)
+    with pytest.raises(ft.UsageError, match="callable"):
+        ft.replace(program, "judge", "ft:m")
+    assert isinstance(program.judge, dspy.Predict)
