@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.errors import HostError, UsageError
+from dspy_finetune.hosts.azure import deployment_command
 from dspy_finetune.hosts.embedded import (
     Server,
     api_url,
@@ -338,6 +339,24 @@ class Host:
     def training_options(self) -> dict[str, str]:
         """What this host wants in a create request beside OpenAI's own fields."""
         return {"trainingType": self._training_type} if self._training_type else {}
+
+    def deployment_command(self, model: object, *, deployment: str, resource_group: str, sku: str = "Standard") -> str:
+        """The command that makes a tuned model answer, on a host that wants a deployment first; empty on the others.
+
+        Args:
+            model: The tuned model.
+            deployment: What to call the deployment; afterwards the model is asked for by this name.
+            resource_group: The resource's group.
+            sku: "Standard", "GlobalStandard" or "DeveloperTier".
+
+        Raises:
+            UsageError: The deployment's name is not one that the host takes.
+        """
+        if not self.kind.needs_deployment:
+            return ""
+        return deployment_command(
+            self._url or "", str(model), deployment=deployment, resource_group=resource_group, sku=sku
+        )
 
     # ---- DSPy
 

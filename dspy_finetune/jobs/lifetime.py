@@ -11,6 +11,7 @@ from typing import Any
 from dspy_finetune.errors import HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.catalog import Catalog
+from dspy_finetune.jobs.pricing import catalog_name
 
 WARN_DAYS = 60
 
@@ -40,6 +41,24 @@ def ask_shutdown_date(model: str, host: Host) -> date | None:
         return date.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:
         return None
+
+
+def model_warnings(model: str, host: Host, *, catalog: Catalog, today: date) -> list[str]:
+    """What to know before using a model, with the host asked for its date, which wins over the catalog's.
+
+    Args:
+        model: A base model, or a tuned one.
+        host: Where it answers.
+        catalog: Dates for when the host names none.
+        today: The day.
+
+    Raises:
+        HostError: The host refused, or did not answer.
+    """
+    name = catalog_name(host, catalog)
+    told = ask_shutdown_date(model, host) if host.kind.lists_models else None
+    ends = told or shutdown_date(model, name, catalog)
+    return lifetime_warnings(model, name, ends=ends, catalog=catalog, today=today)
 
 
 def lifetime_warnings(model: str, host_name: str, *, ends: date | None, catalog: Catalog, today: date) -> list[str]:

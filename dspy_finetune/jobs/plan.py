@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -20,12 +21,14 @@ from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
 from dspy_finetune.jobs.hyperparameters import Hyperparameter, Method, epochs_of, resolve, wire_method
 from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.journal import Journal
-from dspy_finetune.jobs.lifetime import lifetime_warnings, shutdown_date
+from dspy_finetune.jobs.lifetime import lifetime_warnings, model_warnings, shutdown_date
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import WandB, check_metadata, check_seed, check_suffix
 from dspy_finetune.jobs.pricing import catalog_name, estimate_seconds, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission
 from dspy_finetune.jobs.training_file import Source, TrainingFile, method_of, read_training_files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,10 @@ class Plan:
         """
         self._check_budget(max_usd, allow_unknown_price)
         journal = journal or journal_of(self.host)
+        # The host's own date wins over the catalog's; the plan was made without asking it.
+        for note in model_warnings(self.base_model, self.host, catalog=load_catalog(), today=clock.today()):
+            if note not in self.warnings:
+                logger.warning(note)
         facts, is_new = Submission(self._order(), journal, clock).run(new=new)
         return Job(
             facts.id,

@@ -241,7 +241,7 @@ class Submission:
                     raise
                 self._clock.sleep(_retry_after(error, number))
                 continue
-            self._write("created", attempt=attempt, job_id=job.id, keeps_metadata=INTENT_KEY in job.metadata)
+            self._write("created", attempt=attempt, job_id=job.id)
             return job
         raise AssertionError("the last try returns or raises")
 

@@ -1,0 +1,198 @@
+"""SFT, then DPO: the recommended order, as one plan with one budget.
+
+In: a preference file. Out: a plan of two jobs; the second starts from the first one's model. Interrupted anywhere, the
+same call goes on where it was: each of the two is found again as any plan is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import atomic_writer, read_jsonl, sha256_file
+from dspy_finetune.errors import BudgetError, RowError
+from dspy_finetune.export.manifest import Manifest
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.job import Job
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.plan import Plan, plan
+from dspy_finetune.jobs.progress import Progress
+from dspy_finetune.jobs.training_file import Source, path_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequencePlan:
+    """Two jobs that have not been started."""
+
+    sft: Plan
+    """The first: the preferred answers."""
+    dpo: Plan
+    """The second; it starts from the first one's model when that is there."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Of both; None where one is unknown."""
+        costs = (self.sft.cost_usd, self.dpo.cost_usd)
+        return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
+
+    @property
+    def n_tokens(self) -> int | None:
+        """Of both, all epochs; None where one is unknown."""
+        counts = (self.sft.n_tokens, self.dpo.n_tokens)
+        return None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of both, each once."""
+        return tuple(dict.fromkeys((*self.sft.warnings, *self.dpo.warnings)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe."""
+        return {"sft": self.sft.to_dict(), "dpo": self.dpo.to_dict(), "cost_usd": self.cost_usd}
+
+    def __str__(self) -> str:
+        return f"1. {self.sft}\n2. {self.dpo}"
+
+    def start(
+        self,
+        max_usd: float | None = None,
+        *,
+        new: bool = False,
+        allow_unknown_price: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> SequenceJob:
+        """Start the first job; the second follows in `wait`.
+
+        Args:
+            max_usd: For both together.
+            new: Make other jobs although this plan has some.
+            allow_unknown_price: With `max_usd`, start although nobody knows the price.
+            clock: For tests.
+
+        Raises:
+            BudgetError: The two cost more than allowed, or a price is unknown; nothing was uploaded.
+            JobError: As `Plan.start`.
+            HostError: As `Plan.start`.
+        """
+        if max_usd is not None and self.cost_usd is not None and self.cost_usd > max_usd:
+            raise BudgetError(f"the two jobs cost ${self.cost_usd:,.2f}, more than the allowed ${max_usd:,.2f}")
+        options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
+        return SequenceJob(self, self.sft.start(max_usd, **options), max_usd, options)
+
+
+class SequenceJob:
+    """The two jobs on their way."""
+
+    def __init__(self, planned: SequencePlan, sft: Job, max_usd: float | None, options: Mapping[str, Any]) -> None:
+        self.sft = sft
+        self.dpo: Job | None = None
+        self._plan = planned
+        self._max_usd = max_usd
+        self._options = dict(options)
+
+    @property
+    def id(self) -> str:
+        """The id of the job that is running."""
+        return self.dpo.id if self.dpo is not None else self.sft.id
+
+    def wait(
+        self, timeout_seconds: float | None = None, on_progress: Callable[[Progress], object] | None = None
+    ) -> FinetunedModel:
+        """Follow the first job, start the second from its model, follow that.
+
+        Args:
+            timeout_seconds: For each of the two.
+            on_progress: Is told after each look.
+
+        Raises:
+            JobError: As `Job.wait`; BudgetError if the first cost so much that the second would go above the budget.
+            HostError: As `Job.wait`.
+        """
+        first = self.sft.wait(timeout_seconds, on_progress)
+        if self.dpo is None:
+            left = self._max_usd
+            if left is not None:
+                paid = first.cost_usd if first.cost_usd is not None else self._plan.sft.cost_usd
+                left = max(left - (paid or 0.0), 0.0)
+            self.dpo = replace(self._plan.dpo, base_model=first.id).start(left, **self._options)
+        return self.dpo.wait(timeout_seconds, on_progress)
+
+
+def sft_then_dpo(
+    pairs: Source,
+    *,
+    sft: Source | None = None,
+    base_model: str | FinetunedModel,
+    host: Host,
+    sft_hyperparameters: Mapping[str, Any] | None = None,
+    dpo_hyperparameters: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> SequencePlan:
+    """Plan SFT on the preferred answers, then DPO from that model.
+
+    Args:
+        pairs: What `export_dpo` gave, or a file of preferences.
+        sft: Other rows for the first job; None takes the preferred answers of the pairs, written to
+            `<pairs>.preferred.jsonl`.
+        base_model: Where the first job starts.
+        host: Where to train.
+        sft_hyperparameters: Of the first job.
+        dpo_hyperparameters: Of the second.
+        options: suffix, seed, metadata, wandb, clock, as for `plan`.
+
+    Raises:
+        UsageError: An argument is wrong.
+        DataError: The host would refuse a file.
+        FileError: A file cannot be read or written.
+    """
+    first = sft if sft is not None else write_preferred(path_of(pairs))
+    return SequencePlan(
+        sft=plan(first, base_model=base_model, method="sft", host=host, hyperparameters=sft_hyperparameters, **options),
+        dpo=plan(pairs, base_model=base_model, method="dpo", host=host, hyperparameters=dpo_hyperparameters, **options),
+    )
+
+
+def write_preferred(pairs: Path) -> Path:
+    """Write the preferred answers of a preference file as SFT rows beside it, each once; returns the new file.
+
+    Raises:
+        RowError: A row is not a pair in OpenAI's schema.
+        FileError: A file cannot be read or written.
+    """
+    target = pairs.with_name(f"{pairs.stem}.preferred.jsonl")
+    seen: set[str] = set()
+    with atomic_writer(target) as stream:
+        for number, row in read_jsonl(pairs):
+            try:
+                given, preferred = row["input"], row["preferred_output"]
+                rest = {name: value for name, value in given.items() if name != "messages"}
+                line = json.dumps({"messages": [*given["messages"], *preferred], **rest}, ensure_ascii=False)
+            except (TypeError, KeyError, AttributeError) as error:
+                raise RowError(
+                    "not a pair of answers",
+                    path=str(pairs),
+                    line=number,
+                    value=row,
+                    remedy="a row holds input.messages, preferred_output and non_preferred_output",
+                ) from error
+            if line not in seen:
+                seen.add(line)
+                stream.write(line.encode("utf-8") + b"\n")
+    manifest = Manifest.read(pairs)
+    if manifest is not None:
+        # The prompt is the same, and what a model was trained with must follow it through both jobs.
+        replace(
+            manifest,
+            file=target.name,
+            method="sft",
+            n_rows_out=len(seen),
+            sha256=sha256_file(target),
+            size_bytes=target.stat().st_size,
+            n_tokens=None,
+            n_billed_tokens=None,
+        ).write(target)
+    return target

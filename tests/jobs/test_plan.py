@@ -1,0 +1,245 @@
+"""A plan settles everything before anything is uploaded, and says no in one line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import pytest
+
+from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import Clock, FinetunedModel, Journal, WandB, plan
+from dspy_finetune.jobs.pricing import estimate_seconds, journal_of
+from tests.fake_openai import FakeOpenAI
+from tests.jobs.conftest import FakeTime, write_sft
+
+BASE = "gpt-4.1-mini-2025-04-14"
+
+
+def on(day: str) -> Clock:
+    moment = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.timezone.utc).timestamp()
+    return Clock(now=lambda: moment, sleep=lambda seconds: None)
+
+
+def test_a_plan_needs_no_network_and_tells_tokens_epochs_and_cost(sft_file: Path, host: Host, fake: FakeOpenAI) -> None:
+    made = plan(sft_file, base_model=BASE, host=host)
+    assert not fake.requests
+    assert made.n_epochs == 5  # 100 // 20 rows
+    assert made.train.n_tokens is not None
+    assert made.n_tokens == made.train.n_tokens * 5
+    assert made.cost_usd == pytest.approx(made.n_tokens * 5.00 / 1e6)
+    assert json.loads(json.dumps(made.to_dict()))["cost_usd"] == made.cost_usd
+    assert "20 rows, 5 epochs" in str(made)
+
+
+def test_every_hyperparameter_has_its_origin(sft_file: Path, dpo_file: Path, host: Host) -> None:
+    made = plan(sft_file, base_model=BASE, host=host, hyperparameters={"batch_size": 4})
+    assert [str(one) for one in made.hyperparameters] == [
+        "n_epochs=5 (rule)",
+        "batch_size=4 (given)",
+        "learning_rate_multiplier=auto (host default)",
+    ]
+    made = plan(dpo_file, base_model=BASE, method="dpo", host=host, hyperparameters={"beta": 0.2, "n_epochs": "auto"})
+    assert [one.origin for one in made.hyperparameters] == ["given", "host default", "host default", "given"]
+    assert any("the host chooses" in note for note in made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"n_epochs": 0}, "1 to 50"),
+        ({"n_epochs": 51}, "1 to 50"),
+        ({"n_epochs": 1.5}, "whole number"),
+        ({"n_epochs": True}, "whole number"),
+        ({"batch_size": 257}, "1 to 256"),
+        ({"learning_rate_multiplier": 0}, "above 0"),
+        ({"learning_rate_multiplier": float("nan")}, "above 0"),
+        ({"learning_rate_multiplier": float("inf")}, "above 0"),
+        ({"beta": 0.1}, 'no hyperparameter "beta"'),
+        ({"epochs": 3}, "n_epochs, batch_size"),
+    ],
+)
+def test_a_hyperparameter_out_of_range_is_named(sft_file: Path, host: Host, given: dict[str, float], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan(sft_file, base_model=BASE, host=host, hyperparameters=given)
+
+
+@pytest.mark.parametrize("beta", [0, 2.01, -1])
+def test_beta_is_above_zero_and_up_to_two(dpo_file: Path, host: Host, beta: float) -> None:
+    with pytest.raises(UsageError, match="up to 2"):
+        plan(dpo_file, base_model=BASE, method="dpo", host=host, hyperparameters={"beta": beta})
+
+
+def test_a_file_that_the_host_would_refuse_is_refused_here(tmp_path: Path, host: Host) -> None:
+    path = write_sft(tmp_path / "few.jsonl", n=7)
+    with pytest.raises(DataError, match="10"):
+        plan(path, base_model=BASE, host=host)
+    plan(path, base_model="smollm2-135m-instruct", host=Host.local())
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises((EmptyDatasetError, DataError)):
+        plan(tmp_path / "empty.jsonl", base_model="smollm2-135m-instruct", host=Host.local())
+    with pytest.raises(FileError, match="no such file"):
+        plan(tmp_path / "missing.jsonl", base_model=BASE, host=host)
+
+
+def test_the_file_must_be_of_the_method(sft_file: Path, dpo_file: Path, host: Host) -> None:
+    with pytest.raises(DataError):
+        plan(sft_file, base_model=BASE, method="dpo", host=host)
+    with pytest.raises(DataError):
+        plan(dpo_file, base_model=BASE, method="sft", host=host)
+
+
+def test_a_model_that_does_not_offer_the_method_names_those_that_do(dpo_file: Path, host: Host) -> None:
+    with pytest.raises(UsageError, match=r"gpt-4o-mini.*models that can: .*gpt-4\.1"):
+        plan(dpo_file, base_model="gpt-4o-mini-2024-07-18", method="dpo", host=host)
+    with pytest.raises(UsageError, match="expected sft or dpo"):
+        plan(dpo_file, base_model=BASE, method="rft", host=host)  # type: ignore[arg-type]  # what a user may type
+
+
+def test_validation_must_be_other_rows(sft_file: Path, tmp_path: Path, host: Host) -> None:
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(sft_file.read_bytes())
+    with pytest.raises((UsageError, DataError)):
+        plan(sft_file, validation=copy, base_model=BASE, host=host)
+    other = write_sft(tmp_path / "validation.jsonl", seed=1)
+    assert plan(sft_file, validation=other, base_model=BASE, host=host).validation is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"suffix": "x" * 65}, "64"),
+        ({"suffix": "a b"}, "space"),
+        ({"suffix": "a:b"}, "':'"),
+        ({"seed": -1}, "2147483647"),
+        ({"seed": 2**31}, "2147483647"),
+        ({"metadata": {str(i): "x" for i in range(13)}}, "12"),
+        ({"metadata": {"k" * 65: "x"}}, "64"),
+        ({"metadata": {"k": "v" * 513}}, "512"),
+        ({"metadata": {"dspy_finetune_intent": "x"}}, "own"),
+        ({"base_model": " "}, "empty"),
+    ],
+)
+def test_an_option_that_the_host_would_refuse_is_named(
+    sft_file: Path, host: Host, options: dict[str, object], says: str
+) -> None:
+    arguments: dict[str, object] = {"base_model": BASE, "host": host, **options}
+    with pytest.raises(UsageError, match=says):
+        plan(sft_file, **arguments)  # type: ignore[arg-type]  # the values are wrong on purpose
+
+
+def test_azure_has_its_own_suffix_and_training_type(sft_file: Path, fake: FakeOpenAI) -> None:
+    azure = Host.azure(fake.url.removesuffix("/v1") + "/openai/", "k", training_type="GlobalStandard")
+    assert azure.base_url is not None
+    with pytest.raises(UsageError, match="18"):
+        plan(sft_file, base_model=BASE, host=azure, suffix="x" * 19)
+    with pytest.raises(UsageError, match=r"'\.'"):
+        plan(sft_file, base_model=BASE, host=azure, suffix="v1.2")
+
+
+def test_training_type_goes_into_the_request(sft_file: Path, fake: FakeOpenAI) -> None:
+    azure = Host("azure", base_url=fake.url, api_key="k", training_type="developerTier")
+    plan(sft_file, base_model=BASE, host=azure).start()
+    body = next(body for route, body in fake.requests if route == "POST /fine_tuning/jobs")
+    assert body["trainingType"] == "developerTier"
+
+
+def test_weights_and_biases_is_asked_for_as_the_api_wants_it(sft_file: Path, host: Host, fake: FakeOpenAI) -> None:
+    made = plan(sft_file, base_model=BASE, host=host, wandb=WandB(project="taste", tags=("a",)), seed=7, suffix="s")
+    made.start()
+    body = next(body for route, body in fake.requests if route == "POST /fine_tuning/jobs")
+    assert body["integrations"] == [{"type": "wandb", "wandb": {"project": "taste", "tags": ["a"]}}]
+    assert (body["seed"], body["suffix"]) == (7, "s")
+    with pytest.raises(UsageError, match="50 tags"):
+        WandB(project="taste", tags=("x" * 65,))
+
+
+def test_an_alias_becomes_its_snapshot_and_a_prefix_goes(sft_file: Path, host: Host) -> None:
+    assert plan(sft_file, base_model="openai/gpt-4.1-mini", host=host).base_model == BASE
+    tuned = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
+    assert plan(sft_file, base_model=tuned, host=host).base_model == tuned
+
+
+def test_a_tuned_model_trains_on_where_it_is(sft_file: Path, host: Host) -> None:
+    model = FinetunedModel(
+        id="ft:gpt-4.1-mini-2025-04-14:acme::abc12345",
+        base=BASE,
+        host_name="openai",
+        host_description=host.to_dict(),
+    )
+    made = plan(sft_file, base_model=model, host=host)
+    assert made.base_model == model.id
+    assert made.cost_usd is not None
+    with pytest.raises(UsageError, match="not known to local"):
+        plan(sft_file, base_model=model, host=Host.local())
+
+
+def test_the_local_host_bills_nothing(sft_file: Path) -> None:
+    assert plan(sft_file, base_model="smollm2-135m-instruct", host=Host.local()).cost_usd == 0.0
+
+
+@pytest.mark.parametrize(
+    ("day", "says"),
+    [
+        ("2026-10-01", None),
+        ("2026-12-01", "36 more days, until 2027-01-06"),
+        ("2027-01-06", "expect to be refused"),
+        ("2027-01-20", "was shut down on 2027-01-14"),
+    ],
+)
+def test_end_dates_are_told_from_sixty_days_before(sft_file: Path, host: Host, day: str, says: str | None) -> None:
+    warnings = plan(sft_file, base_model=BASE, host=host, clock=on(day)).warnings
+    ends = [note for note in warnings if "2027" in note]
+    assert (ends == []) if says is None else any(says in note for note in ends)
+
+
+def test_the_hosts_own_end_date_wins(
+    sft_file: Path, host: Host, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.models[BASE] = {"id": BASE, "object": "model", "created": 1, "owned_by": "o", "shutdown_date": "2026-12-24"}
+    clock = on("2026-12-20")
+    plan(sft_file, base_model=BASE, host=host, clock=clock).start(clock=clock)
+    assert "for 4 more days, until 2026-12-24" in caplog.text
+
+
+def test_the_time_is_reckoned_from_finished_jobs(sft_file: Path, host: Host, time: FakeTime) -> None:
+    made = plan(sft_file, base_model=BASE, host=host)
+    assert made.eta_seconds is None
+    journal = journal_of(host)
+    for number, seconds in enumerate((100, 200, 1000)):
+        facts = {"host": host.to_dict(), "base_model": BASE}
+        journal.append(f"i{number}", "intent", at=1.0, attempt=1, **facts)
+        journal.append(f"i{number}", "ended", at=2.0, trained_tokens=20_000, seconds=seconds)
+    assert estimate_seconds(journal, "openai", BASE, 5_000) == pytest.approx(50.0)
+    assert estimate_seconds(journal, "elsewhere", BASE, 5_000) is None
+    assert plan(sft_file, base_model=BASE, host=host).eta_seconds is not None
+
+
+def test_the_intent_changes_with_all_that_decides_and_with_nothing_else(
+    sft_file: Path, tmp_path: Path, host: Host
+) -> None:
+    def intent(**options: object) -> str:
+        arguments: dict[str, object] = {"base_model": BASE, "host": host, **options}
+        return plan(sft_file, **arguments).intent  # type: ignore[arg-type]  # mixed options
+
+    first = intent()
+    assert first == intent() == intent(metadata={"who": "me"})
+    others = [
+        intent(seed=1),
+        intent(suffix="x"),
+        intent(hyperparameters={"n_epochs": 2}),
+        intent(base_model="gpt-4.1-2025-04-14"),
+        intent(validation=write_sft(tmp_path / "v.jsonl", seed=2)),
+        intent(host=Host.local(), base_model="smollm2-135m-instruct"),
+    ]
+    assert len({first, *others}) == 7
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(sft_file.read_bytes())
+    assert plan(moved, base_model=BASE, host=host).intent == first
+
+
+def test_the_journal_of_the_embedded_server_lies_in_its_folder(tmp_path: Path, host: Host) -> None:
+    assert journal_of(Host.local(root=tmp_path / "root")).path == tmp_path / "root" / "journal.jsonl"
+    assert isinstance(journal_of(host), Journal)
