@@ -114,6 +114,11 @@ def serve(options: ServeOptions) -> None:
             if self.started:
                 _announce(store.root, facts, options.api_key)
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            await super().shutdown(sockets=sockets)
+            # Here, not after run(): that ends by raising the signal again, which for SIGTERM ends the process at once.
+            (store.root / "server.json").unlink(missing_ok=True)
+
     config = uvicorn.Config(
         create_app(host), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on"
     )
@@ -124,7 +129,6 @@ def serve(options: ServeOptions) -> None:
     try:
         server.run(sockets=[listener])
     finally:
-        (store.root / "server.json").unlink(missing_ok=True)
         listener.close()
         os.close(lock)
 
