@@ -1,17 +1,17 @@
 """dspy-finetune: labelled DSPy examples -> a small fine-tuned model -> a `dspy.Module`, and an honest verdict.
 
-    import dspy_finetune as ft
+import dspy_finetune as ft
 
-    examples = ft.load_examples("titles.jsonl", inputs=["title"])
-    train, validation, test = ft.split(examples, stratify_by="is_favorite")
-    prompt = ft.prompts.binary("Likes pieces that explain how things work.")
-    dataset = ft.export_sft(train, prompt, "train.jsonl")
-    host = ft.Host.local()
-    job = ft.plan(dataset, base_model="smollm2-135m-instruct", host=host).start()
-    tuned = ft.OpenAIPredictor(prompt, job.wait())
-    report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train, label="is_favorite")}, test,
-                        [ft.metrics.accuracy("is_favorite")])
-    print(report.table())
+examples = ft.load_examples("titles.jsonl", inputs=["title"])
+train, validation, test = ft.split(examples, stratify_by="is_favorite")
+prompt = ft.prompts.binary("Likes pieces that explain how things work.")
+dataset = ft.export_sft(train, prompt, "train.jsonl")
+host = ft.Host.local()
+job = ft.plan(dataset, base_model="smollm2-135m-instruct", host=host).start()
+tuned = ft.OpenAIPredictor(prompt, job.wait())
+report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train, label="is_favorite")}, test,
+                    [ft.metrics.accuracy("is_favorite")])
+print(report.table())
 """
 
 from dspy_finetune import errors, prompts
@@ -59,7 +59,7 @@ from dspy_finetune.export import (
     preferences_from_program,
 )
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, Job, Plan, attach, jobs, plan
+from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
 from dspy_finetune.predictors import (
     Cascade,
     DPOPredictor,
@@ -87,6 +87,7 @@ __all__ = [
     "Ensemble",
     "FileError",
     "FinetuneError",
+    "FinetuneProvider",
     "FinetunedModel",
     "Host",
     "HostError",
@@ -102,6 +103,7 @@ __all__ = [
     "OpenAIPredictor",
     "PairwisePredictor",
     "Plan",
+    "PreferenceFinetune",
     "PromptFormat",
     "PromptMismatchError",
     "Report",

@@ -23,6 +23,11 @@ PARAMETERS = {
     ],
     "attach": ["job_id", "host"],
     "jobs": ["host"],
+    "FinetuneProvider": ["host", "method", "suffix", "seed", "validation", "hyperparameters", "on_progress"],
+    "PreferenceFinetune": [
+        "metric", "base_model", "host", "n_samples", "temperature", "min_difference", "how", "method",
+        "hyperparameters", "max_usd",
+    ],
     "OpenAIPredictor": ["prompt", "model", "host", "threshold"],
     "PairwisePredictor": ["prompt", "model", "host", "both_orders"],
     "DPOPredictor": ["prompt", "model", "host", "both_orders"],
@@ -33,6 +38,8 @@ ATTRIBUTES = {
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],
     "Host": ["openai", "azure", "local", "compatible"],
     "Plan": ["start"],
+    "FinetuneProvider": ["lm", "finetune"],
+    "PreferenceFinetune": ["compile"],
     "Job": ["status", "events", "metrics", "checkpoints", "pause", "resume", "cancel", "wait"],
     "Report": ["table", "verdict", "to_html", "to_json"],
 }

@@ -5,7 +5,8 @@ Not covered: programs that call a model without dspy.Predict; they leave no trac
 
 Each example is run several times. A run's score is given to the answer of every predictor in it; answers of the same
 predictor to the same inputs are compared, so a later step of a program is compared only where the steps before it
-agreed. Equal answers share the mean of their scores.
+agreed. Equal answers share the mean of their scores. A run that ends because an answer could not be read can take part
+too: the text itself is then the worse answer, which teaches the form.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _Call:
     predictor: str
     n_before: int
     inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    outputs: dict[str, Any] | str
+    """By name; the text itself where it could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ def preferences_from_program(
     predictors: Sequence[str] | None = None,
     num_threads: int = 1,
     seed: int = 0,
+    unreadable_score: float | None = None,
 ) -> Preferences:
     """Run the program `n_samples` times on each example and make preferences of what scored better and worse.
 
@@ -77,6 +80,8 @@ def preferences_from_program(
             so a program of several predictors is exported one predictor at a time.
         num_threads: Runs at the same time.
         seed: Chooses the rollout ids.
+        unreadable_score: The score of a run that ends because the adapter cannot read an answer; its text is then a
+            candidate for the worse answer, never for the better one. None counts such a run as failed.
 
     Returns:
         The preferences, in the order of the examples; `.skipped` counts the runs that failed or could not be scored and
@@ -107,7 +112,9 @@ def preferences_from_program(
             runs = list(
                 # The context of the caller (dspy.context, dspy.configure) goes along into each thread.
                 pool.map(
-                    lambda task, example=example: task[0].run(_run, program, example, metric, task[1], temperature),
+                    lambda task, example=example: task[0].run(
+                        _run, program, example, metric, task[1], temperature, unreadable_score
+                    ),
                     [(contextvars.copy_context(), rollout) for rollout in rollouts],
                 )
             )
@@ -127,8 +134,16 @@ def preferences_from_program(
     return Preferences(found, n_examples=n_examples, skipped=skipped)
 
 
-def _run(program: Any, example: Any, metric: Callable[..., Any], rollout: int, temperature: float) -> _Run:
+def _run(
+    program: Any,
+    example: Any,
+    metric: Callable[..., Any],
+    rollout: int,
+    temperature: float,
+    unreadable_score: float | None,
+) -> _Run:
     import dspy  # lazy: importing the package must not load it
+    from dspy.utils.exceptions import AdapterParseError
 
     attempt = program.deepcopy()
     for predictor in attempt.predictors():
@@ -137,13 +152,26 @@ def _run(program: Any, example: Any, metric: Callable[..., Any], rollout: int, t
             raise UsageError("the program has no language model; use dspy.configure(lm=...) or program.set_lm(...)")
         predictor.lm = lm.copy(rollout_id=rollout, temperature=temperature)
     names = {id(predictor): name for name, predictor in attempt.named_predictors()}
+    asked: dict[int, dict[str, Any]] = {}
+    if unreadable_score is not None:
+        for predictor in attempt.predictors():
+            predictor.forward = _noting(predictor, asked)
+    trace: list[Any] = []
+    raw: Any
     try:
-        with dspy.context(trace=[]):
+        with dspy.context(trace=trace):
             prediction = attempt(**example.inputs())
-            trace = list(dspy.settings.trace)
         raw = metric(example, prediction)
     except UsageError:
         raise
+    except AdapterParseError as error:
+        if unreadable_score is None or not asked or not error.lm_response.strip():
+            logger.warning("a run of the program failed: %s", error)
+            return _Run(score=None, calls=(), error=f"{type(error).__name__}: {error}")
+        raw = unreadable_score
+        last = next(reversed(asked))
+        failed = next(predictor for predictor in attempt.predictors() if id(predictor) == last)
+        trace.append((failed, asked[last], error.lm_response))
     except Exception as error:  # the program and the metric are the user's: one failed run must not lose the others
         logger.warning("a run of the program failed: %s", error)
         return _Run(score=None, calls=(), error=f"{type(error).__name__}: {error}")
@@ -158,12 +186,26 @@ def _run(program: Any, example: Any, metric: Callable[..., Any], rollout: int, t
                 predictor=name,
                 n_before=n_calls.get(name, 0),
                 inputs={key: value for key, value in inputs.items() if key in signature.input_fields},
-                outputs={key: value for key, value in outputs.items() if key in signature.output_fields},
+                outputs=outputs
+                if isinstance(outputs, str)
+                else {key: value for key, value in outputs.items() if key in signature.output_fields},
             )
         )
         n_calls[name] = n_calls.get(name, 0) + 1
     score = getattr(raw, "score", raw)
     return _Run(score=None if score is None else float(score), calls=tuple(calls))
+
+
+def _noting(predictor: Any, asked: dict[int, dict[str, Any]]) -> Callable[..., Any]:
+    """The predictor's forward, noting which predictor was asked last and what: a failed call leaves no trace."""
+    forward = object.__getattribute__(predictor, "forward")  # the plain way logs a warning
+
+    def noting(**inputs: Any) -> Any:
+        asked.pop(id(predictor), None)
+        asked[id(predictor)] = inputs
+        return forward(**inputs)
+
+    return noting
 
 
 def _prefer(
@@ -184,7 +226,11 @@ def _prefer(
             _count(skipped, "all answers alike")
             continue
         pairs = [(scored[0], scored[-1])] if how == "best_vs_worst" else list(combinations(scored, 2))
-        pairs = [(best, worst) for best, worst in pairs if best[0] > worst[0] and best[0] - worst[0] >= min_difference]
+        pairs = [
+            (best, worst)
+            for best, worst in pairs
+            if best[0] > worst[0] and best[0] - worst[0] >= min_difference and not isinstance(best[1].outputs, str)
+        ]
         if not pairs:
             _count(skipped, "scores too close")
         found += [
@@ -202,7 +248,7 @@ def _prefer(
     return found
 
 
-def _text(values: dict[str, Any]) -> str:
+def _text(values: dict[str, Any] | str) -> str:
     return json.dumps(values, sort_keys=True, default=repr, ensure_ascii=False)
 
 
