@@ -188,7 +188,8 @@ class Decoder:
                 taken[places[depth]] = trunk_places[depth]
         fresh = [node for node in range(other._mask.shape[1]) if node not in taken]
         taken.update({node: n_nodes + number for number, node in enumerate(fresh)})
-        index = torch.tensor(fresh, device=self._model.device)
+        # Without a type an empty list (two equal prompts) gives floats, which index nothing.
+        index = torch.tensor(fresh, dtype=torch.long, device=self._model.device)
         layers = [
             (
                 torch.cat([own.keys, more.keys.index_select(2, index)], dim=2),
