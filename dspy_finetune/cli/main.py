@@ -14,6 +14,9 @@ INTERRUPTED = 130
 
 def main(argv: list[str] | None = None) -> None:
     """Run `dspy-finetune`; exits the process with the command's code."""
+    # DSPy looks a price list up on the network at its first call, and waits five seconds where there is none; the one
+    # in its package serves the command line.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("DSPY_FINETUNE_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]

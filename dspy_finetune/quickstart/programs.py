@@ -18,8 +18,8 @@ from dspy_finetune.predictors import OpenAIPredictor
 
 N_TRIED = 40
 """Training examples that the optimizer may try for demonstrations."""
-MAX_ANSWER_TOKENS = 48
-"""Enough for DSPy's layout of one short field; a small model that has lost the thread is cut off there."""
+MAX_ANSWER_TOKENS = 32
+"""DSPy's layout of one short field takes 21; a small model that has lost the thread is cut off here."""
 
 
 def few_shot(

@@ -179,7 +179,13 @@ def run(
         "pairwise": PairwisePredictor,
         "dpo": DPOPredictor,
     }
-    predictors = {name: kind(prompts[name], models[name], host=host, cache=False) for name, kind in kinds.items()}
+    # No cache: seconds and tokens are part of the verdict. An explanation of one sentence takes about 20 tokens.
+    predictors = {
+        name: kind(
+            prompts[name], models[name], host=host, cache=False, max_tokens=MAX_ANSWER_TOKENS if name == "dpo" else None
+        )
+        for name, kind in kinds.items()
+    }
     saved = {name: folder / f"{name}.predictor.json" for name in predictors}
     for name, predictor in predictors.items():
         predictor.save(saved[name])
