@@ -14,7 +14,18 @@ from rich.console import Console
 
 from dspy_finetune.errors import FinetuneError, UsageError
 
-COMMANDS: tuple[str, ...] = ("quickstart", "check", "serve", "export", "convert", "compare")
+COMMANDS: tuple[str, ...] = (
+    "quickstart",
+    "check",
+    "serve",
+    "export",
+    "convert",
+    "compare",
+    "plan",
+    "train",
+    "jobs",
+    "models",
+)
 """Modules of this package, in the order in which `--help` shows their commands."""
 
 

@@ -5,12 +5,13 @@ In: a model, a host, today's date. Out: a date, and warnings from 60 days before
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from dspy_finetune.errors import HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.catalog import Catalog
+from dspy_finetune.hosts.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.jobs.pricing import catalog_name
 
 WARN_DAYS = 60
@@ -35,8 +36,12 @@ def ask_shutdown_date(model: str, host: Host) -> date | None:
         if error.status in {404, 405}:
             return None
         raise
+    return _told_date(answer)
+
+
+def _told_date(model: Any) -> date | None:
     # The field is in OpenAI's description and not yet in the client's types.
-    text = getattr(answer, "shutdown_date", None)
+    text = getattr(model, "shutdown_date", None)
     try:
         return date.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:
@@ -84,3 +89,62 @@ def lifetime_warnings(model: str, host_name: str, *, ends: date | None, catalog:
         elif days <= WARN_DAYS:
             notes.append(f"{host_name} trains {model} for {days} more days, until {last}")
     return notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """A model that a host offers."""
+
+    id: str
+    """The name to ask it by."""
+    base: str
+    """The base model's name."""
+    is_tuned: bool
+    """Whether a job made it."""
+    created_at: int | None
+    """Seconds since 1970."""
+    shutdown_date: date | None
+    """From this day on it does not answer; by the host, else by the catalog; None where neither knows."""
+    warnings: tuple[str, ...]
+    """What should be known before using it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe."""
+        day = self.shutdown_date.isoformat() if self.shutdown_date else None
+        return {**self.__dict__, "shutdown_date": day, "warnings": list(self.warnings)}
+
+
+def list_models(
+    host: Host, *, tuned_only: bool = True, today: date, catalog: Catalog | None = None
+) -> list[ListedModel]:
+    """The models that a host offers, newest first.
+
+    Args:
+        host: Where.
+        tuned_only: Leave base models out.
+        today: The day, for warnings.
+        catalog: Dates for when the host names none; the packaged ones by default.
+
+    Raises:
+        HostError: The host refused, or did not answer.
+    """
+    catalog = catalog or load_catalog()
+    name = catalog_name(host, catalog)
+    found = []
+    with host.talking("list the models"):
+        for value in host.client().models.list():
+            named = parse_model_id(value.id)
+            if tuned_only and not named.is_tuned:
+                continue
+            ends = _told_date(value) or shutdown_date(value.id, name, catalog)
+            found.append(
+                ListedModel(
+                    id=value.id,
+                    base=named.base,
+                    is_tuned=named.is_tuned,
+                    created_at=value.created,
+                    shutdown_date=ends,
+                    warnings=tuple(lifetime_warnings(value.id, name, ends=ends, catalog=catalog, today=today)),
+                )
+            )
+    return sorted(found, key=lambda one: -(one.created_at or 0))

@@ -9,8 +9,7 @@ import pytest
 
 from dspy_finetune.errors import BudgetError, RowError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import sft_then_dpo
-from dspy_finetune.jobs.sequence import write_preferred
+from dspy_finetune.jobs.sequence import sft_then_dpo, write_preferred
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime
 

@@ -1,0 +1,105 @@
+"""Keys from a `.env` file, and hosts by name: what the commands that talk to a host share.
+
+In: options of the command line. Out: the environment, and a Host. A `.env` file holds lines `NAME=value`:
+
+    # a comment; blank lines are passed over
+    OPENAI_API_KEY=sk-...
+    export AZURE_OPENAI_API_KEY="in quotes: # and blanks are part of the value"
+
+A variable that is set already keeps its value: the environment wins over the file. Nothing in a value is expanded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from dspy_finetune.errors import FileError, UsageError
+from dspy_finetune.hosts import Host
+
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+
+
+def parse_env(text: str) -> dict[str, str]:
+    """Read the lines of a `.env` file; what is not a `NAME=value` is passed over.
+
+    >>> parse_env('A=1 # one\\nexport B="two # words"\\nnot a line')
+    {'A': '1', 'B': 'two # words'}
+    """
+    found = {}
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            continue
+        name, value = match.group(1), match.group(2).strip()
+        quote = value[:1]
+        if quote in {'"', "'"} and value.find(quote, 1) > 0:
+            value = value[1 : value.find(quote, 1)]
+        else:
+            value = re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip()
+        found[name] = value
+    return found
+
+
+def load_env(path: Path | None = None) -> None:
+    """Put the variables of a `.env` file into the environment; those that are set already stay.
+
+    Args:
+        path: The file; None reads `.env` of the working folder, if there is one.
+
+    Raises:
+        FileError: A file that was named cannot be read.
+    """
+    source = path if path is not None else Path(".env")
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        if path is None:
+            return
+        raise FileError(f"cannot read {path}: no such file; check the path", path=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        if path is None:
+            return
+        raise FileError(f"cannot read {path}: {error}", path=str(path)) from error
+    for name, value in parse_env(text).items():
+        os.environ.setdefault(name, value)
+
+
+def host_named(text: str, *, root: Path | None = None) -> Host:
+    """A host by the name that `--host` takes.
+
+    >>> host_named("https://llm.example.com/v1")
+    Host.compatible('https://llm.example.com/v1')
+
+    Args:
+        text: openai, azure, local, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for a server
+            of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
+        root: The embedded server's folder.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    name, _, address = text.partition("=")
+    if text == "openai":
+        return Host.openai()
+    if name == "azure":
+        return Host.azure(address or None)
+    if name == "local":
+        return Host.local(address or None, root=root)
+    if text.startswith(("http://", "https://")):
+        return Host.compatible(text)
+    if name.replace("-", "").isalnum() and address.startswith(("http://", "https://")):
+        return Host.compatible(address, name=name)
+    raise UsageError(f"--host {text}: expected openai, azure, local, an address, or NAME=ADDRESS")
+
+
+def host_option(host: Host) -> str:
+    """The options that name a host again, for a command that is shown to be copied."""
+    facts = host.to_dict()
+    url, name = facts.get("base_url"), facts["name"]
+    text = {"openai": "openai", "azure": f"azure={url}", "local": f"local={url}" if url else "local"}.get(
+        facts["kind"], f"{name}={url}" if name != "compatible" else str(url)
+    )
+    root = f" --root {facts['root']}" if "root" in facts else ""
+    return f"--host {text}{root}"

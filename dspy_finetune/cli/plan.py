@@ -1,0 +1,183 @@
+"""`dspy-finetune plan`: what a job will do and cost, with nothing uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.errors import UsageError
+from dspy_finetune.jobs import Plan
+from dspy_finetune.jobs import plan as make_plan
+
+HostText = Annotated[
+    str, typer.Option("--host", help="openai, azure, local, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
+]
+RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
+EnvPath = Annotated[Path | None, typer.Option("--env-file", help="Read keys from this file instead of ./.env.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+TrainPath = Annotated[Path, typer.Argument(help="The JSONL file to train on, as `export` writes it.")]
+ValidationPath = Annotated[Path | None, typer.Option("--validation", help="Rows to measure on while training.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Base or tuned model; the host's usual one without.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="sft or dpo; without it as the file was exported.")]
+Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
+Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]
+Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up to 2, or auto.")]
+Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of the training.")]
+Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")]
+WandbProject = Annotated[str | None, typer.Option("--wandb", help="A project of Weights & Biases to report to.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan")(plan)
+
+
+def plan(
+    train: TrainPath,
+    validation: ValidationPath = None,
+    model: ModelName = None,
+    method: MethodName = None,
+    host: HostText = "openai",
+    root: RootPath = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    beta: Beta = None,
+    suffix: Suffix = None,
+    seed: Seed = None,
+    metadata: Metadata = None,
+    wandb: WandbProject = None,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the files and show tokens, epochs, cost and warnings; nothing is uploaded."""
+    load_env(env_file)
+    made = settle(
+        train,
+        validation=validation,
+        model=model,
+        method=method,
+        host=host,
+        root=root,
+        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta),
+        suffix=suffix,
+        seed=seed,
+        metadata=metadata,
+        wandb=wandb,
+    )
+    if as_json:
+        print_json(made.to_dict())
+        return
+    show(made, out())
+    warn(made.warnings)
+
+
+def settle(
+    train: Path,
+    *,
+    validation: Path | None,
+    model: str | None,
+    method: str | None,
+    host: str,
+    root: Path | None,
+    given: dict[str, Any],
+    suffix: str | None,
+    seed: int | None,
+    metadata: list[str] | None,
+    wandb: str | None,
+) -> Plan:
+    """The plan that the options of `plan` and `train` ask for.
+
+    Raises:
+        UsageError: An option is wrong.
+        DataError: The host would refuse a file.
+    """
+    chosen: Literal["sft", "dpo"] | None = None
+    if method is not None:
+        if method not in {"sft", "dpo"}:
+            raise UsageError(f"--method {method}: expected sft or dpo")
+        chosen = "dpo" if method == "dpo" else "sft"
+    where = host_named(host, root=root)
+    return make_plan(
+        train,
+        validation=validation,
+        base_model=model or where.base_model,
+        method=chosen,
+        host=where,
+        hyperparameters=given,
+        suffix=suffix,
+        seed=seed,
+        metadata=pairs(metadata),
+        wandb=wandb,
+    )
+
+
+def hyperparameters(
+    epochs: str | None, batch_size: str | None, learning_rate_multiplier: str | None, beta: str | None
+) -> dict[str, Any]:
+    """The given ones by their names in the API, as numbers where they are numbers."""
+    given = {
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": learning_rate_multiplier,
+        "beta": beta,
+    }
+    return {name: _number(text) for name, text in given.items() if text is not None}
+
+
+def pairs(texts: list[str] | None) -> dict[str, str]:
+    """KEY=VALUE texts as a dict.
+
+    Raises:
+        UsageError: A text without `=`.
+    """
+    found = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--metadata {text}: expected KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def show(made: Plan, console: Console) -> None:
+    """A plan as a table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    validation = f", {made.validation.n_rows:,} to measure on" if made.validation is not None else ""
+    table.add_row("model", f"{made.base_model} on {made.host.name}, by {made.method}")
+    table.add_row("rows", f"{made.train.n_rows:,}{validation}")
+    table.add_row("hyperparameters", ", ".join(str(one) for one in made.hyperparameters))
+    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {made.n_epochs} epochs"
+    table.add_row("tokens", tokens)
+    table.add_row("cost", "unknown" if made.cost_usd is None else f"${made.cost_usd:,.2f}")
+    eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {made.eta_seconds / 60:.0f} min"
+    table.add_row("time", eta)
+    console.print(table)
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Remarks, on stderr."""
+    console = talk()
+    for note in notes:
+        console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,114 @@
+"""`dspy-finetune train`: start a job within a budget and follow it to its model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.environment import host_option, load_env
+from dspy_finetune.cli.follow import follow
+from dspy_finetune.cli.plan import (
+    AsJson,
+    BatchSize,
+    Beta,
+    EnvPath,
+    Epochs,
+    HostText,
+    Metadata,
+    MethodName,
+    ModelName,
+    Multiplier,
+    RootPath,
+    Seed,
+    Suffix,
+    TrainPath,
+    ValidationPath,
+    WandbProject,
+    hyperparameters,
+    settle,
+    show,
+    warn,
+)
+from dspy_finetune.jobs import FinetunedModel
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(train)
+
+
+def train(
+    train: TrainPath,
+    validation: ValidationPath = None,
+    model: ModelName = None,
+    method: MethodName = None,
+    host: HostText = "openai",
+    root: RootPath = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    beta: Beta = None,
+    suffix: Suffix = None,
+    seed: Seed = None,
+    metadata: Metadata = None,
+    wandb: WandbProject = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
+    allow_unknown_price: Annotated[
+        bool, typer.Option("--allow-unknown-price", help="With --max-usd: start although nobody knows the price.")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after so many seconds.")] = None,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train: plan, start at most one paid job, follow it. The same command again finds the same job.
+
+    Ctrl-C leaves the job alive and prints the command that follows it again.
+    """
+    load_env(env_file)
+    made = settle(
+        train,
+        validation=validation,
+        model=model,
+        method=method,
+        host=host,
+        root=root,
+        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta),
+        suffix=suffix,
+        seed=seed,
+        metadata=metadata,
+        wandb=wandb,
+    )
+    show(made, talk())
+    warn(made.warnings)
+    try:
+        job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
+        begun = "started" if job.is_new else "found, as this plan was started before"
+        talk().print(f"{job.id} {begun}", highlight=False)
+        if no_wait:
+            if as_json:
+                print_json(job.facts.to_dict())
+            else:
+                out().print(f"dspy-finetune jobs follow {job.id} {host_option(made.host)}", highlight=False)
+            return
+        tell_model(follow(job, made.host, talk(), timeout), as_json=as_json)
+    finally:
+        made.host.close()
+
+
+def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
+    """A finished model: its id on stdout, what it cost and what is left to do on stderr."""
+    if as_json:
+        print_json(model.to_dict())
+    else:
+        out().print(model.id, highlight=False, soft_wrap=True)
+    if model.cost_usd is not None and model.estimated_cost_usd:
+        talk().print(f"cost ${model.cost_usd:,.2f}; planned ${model.estimated_cost_usd:,.2f}", highlight=False)
+    command = model.host.deployment_command(model, deployment="NAME", resource_group="GROUP")
+    if command:
+        talk().print(
+            f"it answers after a deployment, billed by the hour:\n  {command}", highlight=False, soft_wrap=True
+        )
