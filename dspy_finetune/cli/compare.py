@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dspy_finetune._optional import require
 from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.display import Display
 from dspy_finetune.data import load_examples
@@ -56,6 +57,10 @@ def compare_command(
 
     Exits with 0 if the first is better or equivalent, 3 if undecided, 4 if worse.
     """
+    if html is not None:
+        # Missed only when the page is written, after all programs were asked, they would cost the answers.
+        require("jinja2", "report", "an HTML report")
+        require("matplotlib", "report", "an HTML report")
     saved = {name: load_predictor(path) for name, path in map(_named, program)}
     if len(saved) < len(program):
         raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
@@ -80,14 +85,15 @@ def compare_command(
             title=f"{' against '.join(programs)} on {Path(data).name}",
             cards={"Data": {"file": data, "rows": str(len(examples))}},
         )
-    for path, write in ((html, report.to_html), (markdown, report.to_markdown), (json_to, report.to_json)):
-        if path is not None:
-            write(path)
-            talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
+    # First what was paid for, then the files, which a full disk may refuse.
     if as_json:
         print_json(report.to_dict() | {"outcome": report.outcome})
     else:
         print(f"{report.table()}\n\n{report.verdict}")
+    for path, write in ((html, report.to_html), (markdown, report.to_markdown), (json_to, report.to_json)):
+        if path is not None:
+            write(path)
+            talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 

@@ -152,7 +152,7 @@ def stop_server(root: Path, *, timeout_seconds: float = 10.0) -> None:
 
 
 def _need_extra() -> None:
-    for module in ("fastapi", "uvicorn", "torch", "transformers", "trl", "peft"):
+    for module in ("fastapi", "uvicorn", "python_multipart", "torch", "transformers", "trl", "peft"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(
                 f'the local host needs the package "{module}", which is not installed:'

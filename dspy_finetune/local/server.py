@@ -72,7 +72,7 @@ def serve(options: ServeOptions) -> None:
         UsageError: A base model cannot be had.
     """
     uvicorn = require("uvicorn", "local", "the local host")
-    for module in ("fastapi", "torch", "transformers", "trl", "peft"):
+    for module in ("fastapi", "python_multipart", "torch", "transformers", "trl", "peft"):
         _find(module)
     for base in options.models:
         check_base(base)
