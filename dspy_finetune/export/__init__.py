@@ -9,6 +9,8 @@
 (12, True)
 """
 
+from dspy_finetune.export.check_report import CheckReport, Issue
+from dspy_finetune.export.checks import check
 from dspy_finetune.export.convert import convert
 from dspy_finetune.export.cost import (
     InferenceCost,
@@ -20,6 +22,8 @@ from dspy_finetune.export.cost import (
 )
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dpo import export_dpo
+from dspy_finetune.export.fix import FixReport, fix
+from dspy_finetune.export.lint import LintReport, lint
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.export.preferences import (
     Preference,
@@ -27,18 +31,26 @@ from dspy_finetune.export.preferences import (
     preferences_from_corrections,
     preferences_from_mistakes,
 )
+from dspy_finetune.export.row_checker import RowChecker
 from dspy_finetune.export.sft import export_sft
+from dspy_finetune.export.show import show
 from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
 from dspy_finetune.export.traces import preferences_from_program
 
 __all__ = [
+    "CheckReport",
     "Dataset",
+    "FixReport",
     "InferenceCost",
+    "Issue",
+    "LintReport",
     "Manifest",
     "Preference",
     "Preferences",
+    "RowChecker",
     "TokenCounter",
     "TrainingCost",
+    "check",
     "convert",
     "count_messages",
     "count_tokens",
@@ -46,9 +58,12 @@ __all__ = [
     "evaluation_cost",
     "export_dpo",
     "export_sft",
+    "fix",
     "inference_cost",
+    "lint",
     "preferences_from_corrections",
     "preferences_from_mistakes",
     "preferences_from_program",
+    "show",
     "training_cost",
 ]

@@ -1,7 +1,8 @@
 """The table of codes: what each fault is called, how grave it is, what to do, and where the rule comes from.
 
-In: nothing. Out: `CODES`, from which issues take severity and remedy, and which docs/check.md repeats (a test compares them).
-A code is an error only where OpenAI's schema, guide or server states the rule; everything else is a warning.
+In: nothing. Out: `CODES`, from which issues take severity and remedy, and which docs/check.md repeats (a test
+compares them). A code is an error only where OpenAI's schema, guide or server states the rule; everything else is a
+warning.
 """
 
 from __future__ import annotations

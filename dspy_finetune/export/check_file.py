@@ -1,7 +1,8 @@
 """A file of rows, however badly it was written, to its rows with the faults of each.
 
-In: a path. Out: `Entry` values in the order of the file: rows, blank lines, faults of the whole file. Memory holds one row at a
-time: arrays and rows over several lines are read piece by piece. Shared by the check, the fix and the display.
+In: a path. Out: `Entry` values in the order of the file: rows, blank lines, faults of the whole file. Memory holds
+one row at a time: arrays and rows over several lines are read piece by piece. Shared by the check, the fix and the
+display.
 Not covered: what a row must hold (check_rows.py).
 """
 
@@ -187,7 +188,7 @@ class _Source:
 
 
 def _array_kind(first: bytes) -> tuple[str, Parsed | None]:
-    """Whether the file is an array to be read piece by piece, or lines; in the latter case its first line, if that is an array of rows."""
+    """Whether the file is an array to be read piece by piece, or lines; its first line, if that is an array of rows."""
     start = first.lstrip()
     if not start.startswith(b"["):
         return "lines", None
@@ -329,7 +330,7 @@ def _join_lines(source: _Source, first: tuple[int, int, bytes]) -> Parsed | None
 
 
 def _balanced_end(text: str) -> int:
-    """Where the first bracket of a text that is not quite JSON closes; 0 where it does not, or closes on its first line."""
+    """Where the first bracket of a text that is not quite JSON closes; 0 if it does not, or on its first line."""
     blank = _STRINGS.sub(lambda match: "x" * len(match[0]), text)
     depth = 0
     for match in re.finditer(r"[\[{}\]]", blank):
@@ -351,14 +352,14 @@ def _deep(parsed: Parsed) -> Parsed:
 def _n_written_keys(raw: bytes) -> int:
     """How many keys a line of JSON shows; more than its value has when one is written twice.
 
-    A quote before a colon ends a key, unless it is escaped or begins a string that starts with a colon: then the numbers differ
-    as well, and the line is read again, slowly.
+    A quote before a colon ends a key, unless it is escaped or begins a string that starts with a colon: then the
+    numbers differ as well, and the line is read again, slowly.
     """
     return raw.count(b'":') - raw.count(b'\\":')
 
 
 def _is_flat(value: Any, raw: bytes) -> bool:
-    """True for a row of messages without deeper objects and without repeated keys, by counting alone: a third of n_keys' time."""
+    """True for messages without deeper objects and repeated keys, by counting alone: a third of n_keys' time."""
     if type(value) is not dict or len(value) != 1 or raw.count(b"[") > _MAX_DEPTH:
         return False
     messages = value.get("messages")

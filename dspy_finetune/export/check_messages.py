@@ -1,6 +1,7 @@
 """The rules of one list of messages: roles, contents, parts, images, weights.
 
-In: a list of messages and the method that trains on them. Out: issues in an `IssueLog`, and what was counted on the way.
+In: a list of messages and the method that trains on them. Out: issues in an `IssueLog`, and what was counted on the
+way.
 Not covered: which list of messages a row must have (check_rows.py), whether calls and answers fit (check_tools.py).
 """
 
@@ -18,7 +19,7 @@ ROLES = {
     "dpo": frozenset({"system", "user", "assistant", "tool", "function"}),
     "rft": frozenset({"developer", "user", "assistant", "tool"}),
 }
-"""The roles of each method's schema; `developer` is known in reinforcement rows only, and `system` is not known there."""
+"""The roles of each method's schema: `developer` is known in reinforcement rows alone, `system` in the others."""
 
 _KEYS = frozenset({"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal"})
 _IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")

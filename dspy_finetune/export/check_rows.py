@@ -73,7 +73,8 @@ def sniff(row: dict[str, Any]) -> RowFormat:
     rejected = "rejected" in row or "non_preferred" in row
     if "chosen" in row and rejected and "prompt" in row:
         return "trl-preference"
-    # A lone "preferred" beside messages may be a grader's key of a reinforcement row; with its counterpart it is a preference.
+    # A lone "preferred" beside messages may be a grader's key of a reinforcement row; with its counterpart it is a
+    # preference.
     if ("preferred" in row or "chosen" in row) and (rejected or isinstance(row.get("preferred"), list)):
         return "preference-wrong-spelling"
     if isinstance(row.get("input"), dict) and "messages" in row["input"]:
@@ -176,7 +177,8 @@ def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_
             found = f"the last message is of the role {role_name(last.get('role'))}"
             log.add(line, f"messages[{len(messages) - 1}]", "last-not-assistant", found)
     at = [i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "assistant"]
-    # What is left of the row without its last answer; a hole marks the place, since what follows is not part of the prompt.
+    # What is left of the row without its last answer; a hole marks the place, since what follows is not part of the
+    # prompt.
     before = [*messages[: at[-1]], None, *messages[at[-1] + 1 :]] if at else messages
     outputs = [[messages[at[-1]]]] if at else []
     extra = {key: value for key, value in row.items() if key != "messages"}

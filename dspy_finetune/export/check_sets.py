@@ -1,7 +1,8 @@
 """The checks between rows: duplicates, contradictions, rows on both sides of a split.
 
 In: two 64-bit hashes and a line number per row, 20 bytes in all, so that files of millions of rows fit. Out: issues.
-Hashes are Python's own, keyed anew in each process; two different rows of two million meet by chance once in ten million files.
+Hashes are Python's own, keyed anew in each process; two different rows of two million meet by chance once in ten
+million files.
 """
 
 from __future__ import annotations

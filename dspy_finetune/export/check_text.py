@@ -1,7 +1,7 @@
 """One piece of text to one value, however badly it was written, with the names of its faults.
 
-In: the bytes of a line, or the text of tool-call arguments. Out: `Parsed`: the value where one can be read, and what is wrong
-with the text. Shared by the check, which reports the faults, and the fix, which writes the value anew.
+In: the bytes of a line, or the text of tool-call arguments. Out: `Parsed`: the value where one can be read, and what
+is wrong with the text. Shared by the check, which reports the faults, and the fix, which writes the value anew.
 Not covered: what the value means (check_rows.py), rows over several lines (check_file.py).
 """
 
@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,8 +60,8 @@ class _Object(dict[str, Any]):
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = _Object(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        made.twice = tuple(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add returns None, so the test falls through to it
+        n_times = Counter(key for key, _ in pairs)
+        made.twice = tuple(key for key, n in n_times.items() if n > 1)
     return made
 
 
@@ -71,7 +72,8 @@ def _refuse_constant(name: str) -> Any:
 _STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 _LOOSE = json.JSONDecoder(parse_constant=_refuse_constant, strict=False)
 _KEYS = json.JSONDecoder(object_pairs_hook=_pairs, strict=False)
-# A string, or a comma that has only space before a closing bracket: strings are matched first, so a comma inside one is safe.
+# A string, or a comma that has only space before a closing bracket: strings are matched first, so a comma inside one
+# is safe.
 _COMMAS = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 
 

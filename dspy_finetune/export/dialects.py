@@ -143,9 +143,8 @@ def from_any(line: Any, dialect: str | None = None) -> Row:
 
 
 def _dpo_from_any(line: Row) -> Row:
-    chosen_key, rejected_key = next(
-        pair for pair in _DPO_SPELLINGS if pair[1] in line and (pair[0] in line or pair[0] == "preferred_output")
-    )
+    spellings = [pair for pair in _DPO_SPELLINGS if pair[1] in line]
+    chosen_key, rejected_key = next((pair for pair in spellings if pair[0] in line), spellings[0])
     if chosen_key not in line:
         raise RowError(
             "one answer is missing", field=chosen_key, value=list(line), remedy="a DPO line holds two answers"

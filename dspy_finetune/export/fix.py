@@ -1,7 +1,8 @@
 """Write a corrected copy of a training file, and say what was changed and what could not be.
 
-In: a file in whatever state. Out: a copy with one row per line, and a `FixReport`. The input is never touched. Rows without a
-fault are copied byte for byte; rows that cannot be read are left out and listed. Fixing a fixed file changes nothing.
+In: a file in whatever state. Out: a copy with one row per line, and a `FixReport`. The input is never touched. Rows
+without a fault are copied byte for byte; rows that cannot be read are left out and listed. Fixing a fixed file
+changes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mend one row: the faults that have one right answer.
 
-In: a parsed row. Out: the mended row and what was changed. Nothing is guessed: a weight of 0.5, a role nobody knows, a missing
-output stay as they are. Not covered: text that is not JSON (check_text.py), faults of the file (fix.py).
+In: a parsed row. Out: the mended row and what was changed. Nothing is guessed: a weight of 0.5, a role nobody knows,
+a missing output stay as they are. Not covered: text that is not JSON (check_text.py), faults of the file (fix.py).
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def respell(row: dict[str, Any], *, is_trl: bool = False) -> dict[str, Any] | No
     """The row in the host's format, where it is in another spelling that says the same; None where it is not."""
     form = sniff(row)
     made: dict[str, Any] | None = None
-    if form in ("preference-wrong-spelling", "preference-old-names") or (form == "trl-preference" and not is_trl):
-        made = _as_preference(row)
-    elif form == "preference" and "input" not in row and isinstance(row.get("messages"), list):
+    lacks_input = form == "preference" and "input" not in row and isinstance(row.get("messages"), list)
+    is_foreign = form == "trl-preference" and not is_trl
+    if form in ("preference-wrong-spelling", "preference-old-names") or is_foreign or lacks_input:
         made = _as_preference(row)
     elif form == "prompt-completion" and not is_trl:
         before, after = _as_messages(row["prompt"], "user"), _as_messages(row["completion"], "assistant")

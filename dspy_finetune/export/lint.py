@@ -1,7 +1,8 @@
 """Look for what silently spoils training: shortcuts, imbalance, a lost system prompt, contradictory preferences.
 
-In: a training file, or examples. Out: a `LintReport`: issues of the same kind as a check's, and the figures behind them.
-`check` reports the same warnings; here are the figures, the system prompt, and the comparison with the prompt that will be served.
+In: a training file, or examples. Out: a `LintReport`: issues of the same kind as a check's, and the figures behind
+them. `check` reports the same warnings; here are the figures, the system prompt, and the comparison with the prompt
+that will be served.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def lint(
     """Look for what silently spoils training.
 
     Args:
-        source: A training file, or labelled pairs (examples or dicts with fields such as `title_a`, `title_b` and `preferred`),
+        source: A training file, or labelled pairs (examples or dicts with fields such as `title_a`, `title_b` and
+        `preferred`),
             of which only the preferences are looked at.
         prompt: What the model will be asked with; rows that were written with another one are an error.
         method: `sft`, `dpo` or `rft`; None reads it off the file.
@@ -122,7 +124,7 @@ def lint(
 def _compare(
     path: str | os.PathLike[str], sample: Sample, prompt: PromptFormat, not_checked: list[str]
 ) -> Iterable[Issue]:
-    """The rows' prompt against the one that will be served: by digest where the manifest has it, and by the system's text."""
+    """The rows' prompt against the one that will be served: by the manifest's digest, and by the system's text."""
     manifest = Manifest.read(path)
     if manifest is not None and manifest.prompt_digest is not None and manifest.prompt_digest != prompt.digest:
         found = f"the manifest says prompt {manifest.prompt_digest[:12]}, the given one is {prompt.digest[:12]}"
@@ -145,20 +147,25 @@ def _shown(text: str | None) -> str:
 
 
 def _lint_examples(examples: Iterable[Any]) -> LintReport:
-    graph, sample = PairGraph(), Sample()
+    graph, sample, n_unread = PairGraph(), Sample(), 0
     for number, example in enumerate(examples, start=1):
-        fields = example if isinstance(example, Mapping) else getattr(example, "toDict", dict)()
+        to_dict = getattr(example, "toDict", None)
+        fields = to_dict() if callable(to_dict) else example
         if not isinstance(fields, Mapping):
             raise UsageError(f"row {number} is {type(example).__name__}; expected examples or dicts")
         stem = next((name[:-2] for name in fields if name.endswith("_a") and f"{name[:-2]}_b" in fields), None)
         label = next((fields[name] for name in _LABELS if name in fields), None)
         if stem is None or label is None:
+            n_unread += 1
             continue
         a, b = str(fields[f"{stem}_a"]), str(fields[f"{stem}_b"])
         choice = choice_of(str(label)) or {a: "A", b: "B"}.get(str(label))
-        if choice is not None:
+        if choice is None:
+            n_unread += 1
+        else:
             graph.add(number, *((a, b) if choice == "A" else (b, a)))
             sample.add(number, f"A: {' '.join(a.split())}\nB: {' '.join(b.split())}", (choice,))
     figures = measure([Sampled(*row) for row in sample.rows], None)
     issues = (*shortcuts(figures, None), *graph.issues())
-    return LintReport(path=None, issues=issues, figures=figures, system_prompt=None)
+    unread = (f"{n_unread:,} examples without two texts and a choice between them",) if n_unread else ()
+    return LintReport(path=None, issues=issues, figures=figures, system_prompt=None, not_checked=unread)

@@ -1,8 +1,9 @@
 """Preferences as a graph: contradictions (A > B and B > A) and cycles (A > B, B > C, C > A).
 
 In: pairs of texts, the better one first, with their lines. Out: issues that print the circle.
-A cycle of preferences has no order that a model could learn. One shortest cycle is reported for each knot of texts that are in
-circles together (strongly connected component); the rest of a knot mostly falls away when that one is mended.
+A cycle of preferences has no order that a model could learn. One shortest cycle is reported for each knot of texts
+that are in circles together (strongly connected component); the rest of a knot mostly falls away when that one is
+mended.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _SIDE = r"^(?:[ \t]*\[\[ ## \w+_{0} ## \]\]\s*\n|[ \t]*(?:\w+[ _])?{0}[ \t]*[:.)
 _A = re.compile(_SIDE.format("a"), re.IGNORECASE | re.MULTILINE)
 _B = re.compile(_SIDE.format("b"), re.IGNORECASE | re.MULTILINE)
 _CHOICE = re.compile(
-    r"\s*[\"'*(\[]*(?:\[\[ ## \w+ ## \]\]\s*)?(?:(?:I(?: would|'d)? )?(?:choose|prefer|pick)|(?:the )?(?:answer|choice)(?: is)?"
-    r"|preferred)?[:\s*(]*(?P<choice>[AB])(?=[\"'*)\]]*(?:[\s]*$|[:.,;)\n]|\s+[-–—]|\s*\[\[))",
+    r"\s*[\"'*(\[]*(?:\[\[ ## \w+ ## \]\]\s*)?"
+    r"(?:(?:I(?: would|'d)? )?(?:choose|prefer|pick)|(?:the )?(?:answer|choice)(?: is)?|preferred)?"
+    r"[:\s*(]*(?P<choice>[AB])(?=[\"'*)\]]*(?:[\s]*$|[:.,;)\n]|\s+[-–—]|\s*\[\[))",
     re.IGNORECASE,
 )
 

@@ -1,6 +1,7 @@
 """The texts that the lint looks at: the first rows of a file, up to a bound, and its system prompt.
 
-In: rows one by one. Out: a `Sample`. Statistics of shortcuts are settled by some hundred rows; what is kept must not grow with the file.
+In: rows one by one. Out: a `Sample`. Statistics of shortcuts are settled by some hundred rows; what is kept must not
+grow with the file.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 In: a `Sample`. Out: issues, and the figures behind them.
 
-- **Phrase.** A run of up to 8 words that is in at least 90 % of the chosen answers and in at most 10 % of the rejected ones, or
-  the other way round. Words of such a run must each be that frequent, so only runs of frequent words are counted.
-- **Length.** `length_auc`: the chance that a chosen answer is longer than a rejected one of any row (Mann-Whitney U / n^2, ties
-  half); `length_share`: the same within rows. Reported from 0.8 or up to 0.2, when a sign test says p < 0.01.
-- **Position.** Of pairwise rows, how often the right answer is A; reported when an exact two-sided binomial test against one half
-  says p < 0.01 and the share is off by 0.05 or more.
+- **Phrase.** A run of up to 8 words that is in at least 90 % of the chosen answers and in at most 10 % of the
+  rejected ones, or the other way round. Words of such a run must each be that frequent, so only runs of frequent
+  words are counted.
+- **Length.** `length_auc`: the chance that a chosen answer is longer than a rejected one of any row (Mann-Whitney U /
+  n^2, ties half); `length_share`: the same within rows. Reported from 0.8 or up to 0.2, when a sign test says p < 0.01.
+- **Position.** Of pairwise rows, how often the right answer is A; reported when an exact two-sided binomial test
+  against one half says p < 0.01 and the share is off by 0.05 or more.
 - **Labels.** The share of the most frequent output; reported from 0.8.
 
 Fewer than 10 rows say nothing.
@@ -196,7 +197,7 @@ def _holds(words: tuple[str, ...], gram: tuple[str, ...]) -> bool:
 
 
 def auc(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """P(x > y) + P(x = y) / 2 for x and y drawn at random: Mann-Whitney's U over the number of pairs; nan for nothing."""
+    """P(x > y) + P(x = y) / 2 for x and y drawn at random: Mann-Whitney's U / n^2; nan for nothing."""
     if not xs or not ys:
         return math.nan
     ordered = sorted(ys)
@@ -217,7 +218,7 @@ def binomial_p(k: int, n: int) -> float:
 
 
 def graph_of(rows: Sequence[Sampled]) -> PairGraph:
-    """The preferences that the rows state: between the two texts of a pairwise question, or between two outputs of one prompt."""
+    """The preferences that the rows state: between the texts of a pairwise question, or two outputs of one prompt."""
     graph = PairGraph()
     for row in rows:
         choice = choice_of(row.answers[0])

@@ -1,7 +1,7 @@
 """Render training rows for the eye: who says what, and which of it is trained.
 
-In: a training file. Out: rich texts; what is trained stands out in green, the rejected output in red, the rest is dim. Text of the
-data is shown as it is: markup is not read, control characters and terminal escapes are made visible.
+In: a training file. Out: rich texts; what is trained stands out in green, the rejected output in red, the rest is
+dim. Text of the data is shown as it is: markup is not read, control characters and terminal escapes are made visible.
 """
 
 from __future__ import annotations
