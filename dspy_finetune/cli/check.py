@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def check_command(
         if fix_to is not None:
             fixed = fix(path, fix_to, method=method, base_model=model, host=host)
         report = check(path, method=method, base_model=model, host=host, validation=validation)
+        if file == "-":
+            report = dataclasses.replace(report, path="<stdin>")
         if as_json:
             result: dict[str, Any] = report.to_dict()
             if fix_to is not None:
