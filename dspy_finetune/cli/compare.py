@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from dspy_finetune.cli.display import Display
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import baselines, metrics
-from dspy_finetune.evaluation.answers import Program
+from dspy_finetune.evaluation.answers import Answer, Program
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.predictors import load_predictor
 from dspy_finetune.prompts import PromptFormat
@@ -85,6 +86,7 @@ def compare_command(
             title=f"{' against '.join(programs)} on {Path(data).name}",
             cards={"Data": {"file": data, "rows": str(len(examples))}},
         )
+    _tell_failures(report.comparison.answers)
     # First what was paid for, then the files, which a full disk may refuse.
     if as_json:
         print_json(report.to_dict() | {"outcome": report.outcome})
@@ -127,6 +129,15 @@ def _tell_overlap(train: Sequence[Any], examples: Sequence[Any], prompt: PromptF
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
+    """A lost connection counts as not right: without its reason the figure would pass for the model's."""
+    for name, given in answers.items():
+        errors = Counter(answer.error for answer in given if answer.outcome == "failed")
+        for error, n_failed in errors.most_common(1):
+            text = f"warning: {name}: {errors.total()} of {len(given)} calls failed, {n_failed} of them with {error}"
+            talk().print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def _baselines(train: Sequence[Any], prompt: PromptFormat, label: str) -> dict[str, Program]:

@@ -15,6 +15,7 @@ import os
 import re
 from pathlib import Path
 
+from dspy_finetune._files import file_error
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.hosts import Host
 
@@ -54,14 +55,16 @@ def load_env(path: Path | None = None) -> None:
     source = path if path is not None else Path(".env")
     try:
         text = source.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
+    except OSError as error:
         if path is None:
             return
-        raise FileError(f"cannot read {path}: no such file; check the path", path=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
+        raise file_error(error, path, "read") from error
+    except UnicodeDecodeError as error:
         if path is None:
             return
-        raise FileError(f"cannot read {path}: {error}", path=str(path)) from error
+        raise FileError(
+            f"cannot read {path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8", path=str(path)
+        ) from error
     for name, value in parse_env(text).items():
         os.environ.setdefault(name, value)
 

@@ -17,7 +17,7 @@ import dspy
 
 from dspy_finetune._files import write_json
 from dspy_finetune.data import find_leakage, make_pairs, split
-from dspy_finetune.errors import FinetuneError, LeakageError
+from dspy_finetune.errors import DataError, FinetuneError, LeakageError
 from dspy_finetune.evaluation import Progress as CompareProgress
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.export import export_dpo, export_sft
@@ -138,6 +138,11 @@ def run(
         "dpo": export_dpo(material.explained, prompts["dpo"], folder / "dpo.jsonl", seed=seed),
     }
     held_out = export_sft(material.validation, prompts["binary"], folder / "binary.validation.jsonl", seed=seed)
+    for dataset in datasets.values():
+        # A validation file may be short; the host would refuse these, minutes later.
+        wrong = [issue for issue in dataset.report.issues if issue.severity == "error"]
+        if wrong:
+            raise DataError(f"{dataset.path}: {wrong[0].message}; {wrong[0].remedy}")
     clock.lap("data")
 
     on_step(Step(number=3, title="Starting the host"))
