@@ -202,19 +202,20 @@ class Job:
         first, longest = self.host.kind.poll_seconds
         longest = poll_seconds if poll_seconds is not None else longest
         pause = min(first, longest)
-        answered = started
+        # Counted in our own pauses: a laptop that slept for hours has not been refused for hours.
+        silent_seconds = 0.0
         before: tuple[Any, ...] = ()
         while True:
             try:
                 facts = self.refresh()
                 events = self._events_if_any() if with_events else []
-                answered = self._clock.now()
+                silent_seconds = 0.0
             except HostError as error:
-                if not error.retryable or self._clock.now() - answered > OUTAGE_SECONDS:
+                if not error.retryable or silent_seconds > OUTAGE_SECONDS:
                     raise
                 logger.warning("%s; asking again", error)
             else:
-                yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=answered)
+                yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=self._clock.now())
                 if facts.is_final:
                     return
                 now = (facts.status, len(events))
@@ -227,7 +228,9 @@ class Job:
                     f" with attach({self.id!r})",
                     job_id=self.id,
                 )
-            self._clock.sleep(pause if left is None else min(pause, left))
+            pause_now = pause if left is None else min(pause, left)
+            self._clock.sleep(pause_now)
+            silent_seconds += pause_now
 
     def model(self) -> FinetunedModel:
         """The model of a job that has succeeded.

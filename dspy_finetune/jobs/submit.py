@@ -39,6 +39,8 @@ DATA_KEY = "dspy_finetune_data"
 RESERVED_KEYS = (INTENT_KEY, ATTEMPT_KEY, PROMPT_KEY, DATA_KEY)
 
 CREATE_TRIES = 5
+CREATE_SECONDS = 120.0
+"""So long the host may take to answer the create request; after that its fate is asked for."""
 LISTED_JOBS = 1000
 CLOCK_SKEW_SECONDS = 300.0
 FILE_SECONDS = 1800.0
@@ -231,7 +233,7 @@ class Submission:
             try:
                 with self._host.talking("create the job"):
                     # The SDK's own retry would ask a second time without knowing what became of the first.
-                    client = self._host.client(max_retries=0)
+                    client = self._host.client(max_retries=0, timeout=CREATE_SECONDS)
                     job = job_facts(client.fine_tuning.jobs.create(**body))
             except HostError as error:
                 found = self._after_failure(error, creating, attempt)

@@ -85,6 +85,20 @@ def test_an_hour_of_silence_ends_the_wait(
     assert sum(time.slept) >= 3600
 
 
+def test_a_laptop_that_slept_for_hours_goes_on(
+    job: Job, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args, **kwargs: 0.0)
+    fake.script = ["running", "running", "running", "succeeded"]
+
+    def close_the_lid(look: Progress) -> None:
+        if not fake.faults and look.status == "running":
+            fake.now += 8 * 3600
+            fake.fail(LOOK, status=503, times=3)  # the network is not up yet when it wakes
+
+    assert job.wait(on_progress=close_the_lid).id.startswith("ft:")
+
+
 def test_a_key_that_is_refused_ends_the_wait_at_once(job: Job, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.fail(LOOK, status=401)
     with pytest.raises(HostError):

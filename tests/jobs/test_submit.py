@@ -162,6 +162,16 @@ def test_a_job_whose_reply_was_lost_is_found_by_its_metadata(made: Plan, fake: F
     assert job.id in fake.jobs
 
 
+def test_a_host_that_takes_too_long_to_answer_is_asked_for_the_job(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dspy_finetune.jobs.submit.CREATE_SECONDS", 0.5)
+    hold = fake.hold(CREATE, phase="after")
+    job = made.start(clock=time.clock())
+    assert hold.reached.is_set()
+    assert (len(fake.jobs), fake.count(CREATE), job.id) == (1, 1, "ftjob-0001")
+
+
 def test_a_listing_that_lags_is_waited_for(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.listing_lag = 6
     fake.drop(CREATE)
