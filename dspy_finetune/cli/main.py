@@ -56,8 +56,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         return INTERRUPTED
     except typer.Exit as stop:
         return stop.exit_code
-    except BrokenPipeError:
-        raise
+    except SystemExit as error:
+        # The commands never do this: it is how typer ends where the reader of a pipe has gone.
+        raise BrokenPipeError from error
     except wrong_usage as error:
         print(_usage_line(error), file=sys.stderr)
         return int(getattr(error, "exit_code", 2))

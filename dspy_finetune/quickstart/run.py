@@ -48,7 +48,7 @@ class Material:
     train_pairs: list[dspy.Example]
     """Pairs of training titles."""
     explained: list[dspy.Example]
-    """Pairs of training titles with the reason for the preferred one."""
+    """Pairs of training titles with the reason for the preferred one; without it where the titles have no reasons."""
     test_pairs: list[dspy.Example]
     """Pairs of test titles."""
 
@@ -87,15 +87,20 @@ def prepare(examples: Sequence[dspy.Example], size: Size, seed: int) -> Material
     if leak:
         raise LeakageError(leak.summary())
     with_reason = [example for example in train if example.get("reason")]
+    train_pairs = make_pairs(train, n_per_positive=5, seed=seed)[: size.n_pairs]
+    if len({example["is_favorite"] for example in with_reason}) == 2:
+        explained = [
+            pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
+            for pair in make_pairs(with_reason, n_per_positive=1, carry=("reason",), seed=seed)[: size.n_explained]
+        ]
+    else:
+        explained = train_pairs[: size.n_explained]
     return Material(
         train=train,
         validation=parts.validation,
         test=test,
-        train_pairs=make_pairs(train, n_per_positive=5, seed=seed)[: size.n_pairs],
-        explained=[
-            pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
-            for pair in make_pairs(with_reason, n_per_positive=1, carry=("reason",), seed=seed)[: size.n_explained]
-        ],
+        train_pairs=train_pairs,
+        explained=explained,
         test_pairs=make_pairs(test, n_per_positive=2, seed=seed)[: size.n_test_pairs],
     )
 
@@ -131,7 +136,13 @@ def run(
     material = prepare(examples, size, seed)
     on_step(Step(number=2, title="Writing the training files"))
     taste = rubric or None
-    prompts = {"binary": binary(taste), "pairwise": pairwise(taste), "dpo": explained_pairwise(taste)}
+    # Titles of the user's own seldom come with reasons: then the preference alone is trained and asked for.
+    has_reasons = "explanation" in material.explained[0]
+    prompts = {
+        "binary": binary(taste),
+        "pairwise": pairwise(taste),
+        "dpo": explained_pairwise(taste) if has_reasons else pairwise(taste),
+    }
     datasets = {
         "binary": export_sft(material.train, prompts["binary"], folder / "binary.jsonl", seed=seed),
         "pairwise": export_sft(material.train_pairs, prompts["pairwise"], folder / "pairwise.jsonl", seed=seed),
@@ -182,7 +193,7 @@ def run(
     kinds: dict[str, type[FinetunedPredictor]] = {
         "binary": OpenAIPredictor,
         "pairwise": PairwisePredictor,
-        "dpo": DPOPredictor,
+        "dpo": DPOPredictor if has_reasons else PairwisePredictor,
     }
     # No cache: seconds and tokens are part of the verdict. An explanation of one sentence takes about 20 tokens.
     predictors = {
