@@ -68,6 +68,7 @@ from dspy_finetune.predictors import (
     PairwisePredictor,
     calibrate,
     load_predictor,
+    rank,
     replace,
 )
 from dspy_finetune.prompts import PromptFormat
@@ -134,6 +135,7 @@ __all__ = [
     "preferences_from_mistakes",
     "preferences_from_program",
     "prompts",
+    "rank",
     "replace",
     "split",
     "swap",

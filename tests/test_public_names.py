@@ -32,6 +32,11 @@ PARAMETERS = {
     "PairwisePredictor": ["prompt", "model", "host", "both_orders"],
     "DPOPredictor": ["prompt", "model", "host", "both_orders"],
     "load_predictor": ["path", "host"],
+    "calibrate": ["predictor", "examples", "how", "threshold_for"],
+    "Ensemble": ["members", "weights", "how"],
+    "Cascade": ["members", "min_confidence"],
+    "rank": ["items", "predictor", "budget", "seed", "checkpoint"],
+    "replace": ["program", "name", "tuned"],
     "compare": ["programs", "examples", "metrics"],
 }  # fmt: skip
 ATTRIBUTES = {

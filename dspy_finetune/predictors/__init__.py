@@ -14,6 +14,7 @@ from dspy_finetune.predictors.dpo import DPOPredictor
 from dspy_finetune.predictors.ensemble import Ensemble
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor
+from dspy_finetune.predictors.ranking import RankedItem, Ranking, rank
 from dspy_finetune.predictors.replacing import replace
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
     "FinetunedPredictor",
     "OpenAIPredictor",
     "PairwisePredictor",
+    "RankedItem",
+    "Ranking",
     "calibrate",
     "load_predictor",
+    "rank",
     "replace",
 ]

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import NormalDist
 from typing import Any, TypeVar
 
+import anyio.to_thread
+import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, UsageError
@@ -31,10 +34,12 @@ def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], n_threads
     """The function's results in the order of the rows, each call in a copy of the caller's context.
 
     The context carries `dspy.context(lm=...)` and the usage tracker into the threads. The first error is raised when
-    the calls in flight have ended; calls not yet begun are not made.
+    the calls in flight have ended; calls not yet begun are not made. Inside `dspy.streamify` the calls come one by one.
     """
     rows = list(rows)
-    if n_threads <= 1 or len(rows) <= 1:
+    # Inside dspy.streamify DSPy hands each token on through the thread that it started itself, and through no other.
+    is_streamed = dspy.settings.send_stream is not None
+    if n_threads <= 1 or len(rows) <= 1 or is_streamed:
         return [function(row) for row in rows]
     pool = ThreadPoolExecutor(max_workers=min(n_threads, len(rows)), thread_name_prefix="dspy-finetune")
     try:
@@ -51,7 +56,8 @@ async def ask_async(program: Callable[..., Any], inputs: Mapping[str, Any]) -> A
         return await program.acall(**inputs)  # type: ignore[attr-defined]  # a dspy.Module, which carries no types
     if asyncio.iscoroutinefunction(program):
         return await program(**inputs)
-    return await asyncio.to_thread(program, **inputs)
+    # anyio's threads rather than asyncio's: inside dspy.streamify DSPy hands tokens on through them alone.
+    return await anyio.to_thread.run_sync(functools.partial(program, **inputs))
 
 
 def inputs_of(example: Any) -> dict[str, Any]:

@@ -62,6 +62,24 @@ class ChatServer:
         }
 
 
+def as_stream(completion: dict[str, Any]) -> bytes:
+    """The same answer as server-sent events: a chunk for each token, the end, the usage."""
+    choice = completion["choices"][0]
+    shared = {**{name: completion[name] for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
+    listed = (choice["logprobs"] or {}).get("content")
+    parts = [[one] for one in listed] if listed else [None]
+    chunks: list[dict[str, Any]] = []
+    for part in parts:
+        text = part[0]["token"] if part else choice["message"]["content"]
+        delta = {"role": "assistant", "content": text}
+        logprobs = {"content": part} if part else None
+        chunks.append({"choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}]})
+    chunks.append({"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]})
+    chunks.append({"choices": [], "usage": completion["usage"]})
+    lines = [json.dumps({**shared, **chunk}) for chunk in chunks] + ["[DONE]"]
+    return "".join(f"data: {line}\n\n" for line in lines).encode()
+
+
 @pytest.fixture
 def chat() -> Iterator[ChatServer]:
     server = ChatServer()
@@ -71,9 +89,9 @@ def chat() -> Iterator[ChatServer]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            payload = json.dumps(server.reply(body)).encode()
+            payload = as_stream(server.reply(body)) if body.get("stream") else json.dumps(server.reply(body)).encode()
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

@@ -72,7 +72,7 @@ def test_a_threshold_is_chosen_for_a_target_accuracy() -> None:
     outcomes = [chosen.cascade(**row.inputs()) for row in data]
     share = sum(found.escalated for found in outcomes) / len(data)
     right = sum(found.liked == row.liked for found, row in zip(outcomes, data, strict=True)) / len(data)
-    assert (chosen.share_escalated, chosen.accuracy) == (pytest.approx(share), pytest.approx(right))
+    assert [chosen.share_escalated, chosen.accuracy] == pytest.approx([share, right])
     assert right >= 0.88
     assert 0.1 < share < 0.7
     assert chosen.cheap_accuracy < 0.8 < 0.87 < chosen.dear_accuracy
@@ -90,7 +90,7 @@ def test_a_threshold_is_chosen_for_a_budget() -> None:
     assert chosen.accuracy == max(point.accuracy for point in chosen.curve if point.share_escalated <= 0.25)
     assert chosen.cost is None
     none = ft.Cascade.choose([cheap, dear], data, max_escalated=0.0, output="liked")
-    assert (none.share_escalated, none.accuracy) == (0.0, pytest.approx(none.cheap_accuracy))
+    assert [none.share_escalated, none.accuracy] == pytest.approx([0.0, none.cheap_accuracy])
 
 
 def test_what_cannot_be_reached_is_said_with_what_can() -> None:

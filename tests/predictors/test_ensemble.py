@@ -113,9 +113,10 @@ def test_a_wrong_setup_is_raised_at_once() -> None:
         ft.Ensemble([says(True), lacks], output="liked")(title="x")
     with pytest.raises(ft.UsageError, match='no field "other", only liked'):
         ft.Ensemble([says(True)], output="other")(title="x")
-    for options in (
+    wrong: list[dict[str, Any]] = [
         {"weights": [1]}, {"weights": [1, 0]}, {"how": "mean"}, {"min_members": 3}, {"output": None}, {"threshold": 2},
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for options in wrong:
         with pytest.raises(ft.UsageError):
             ft.Ensemble([says(True), says(False)], **{"output": "liked", **options})
     with pytest.raises(ft.UsageError, match="at least one"):
@@ -144,10 +145,11 @@ def test_members_are_asked_at_the_same_time_in_the_callers_context() -> None:
     mixed = ft.Ensemble([Waits(), notes_lm, Waits(), notes_lm, Waits()], output="liked")
     marker = dspy.LM("openai/marker", api_key="k")
     with dspy.context(lm=marker):
-        for call in (lambda: sync(title="x"), lambda: asyncio.run(mixed.acall(title="x"))):
+        for is_async in (False, True):
             lm_seen.clear()
             start = time.perf_counter()
-            assert call().liked is True
+            found = asyncio.run(mixed.acall(title="x")) if is_async else sync(title="x")
+            assert found.liked is True
             assert time.perf_counter() - start < 0.8
             assert [lm for lm, _ in lm_seen] == [marker] * 5
 
@@ -237,10 +239,11 @@ def test_tuned_predictors_inside_are_saved_loaded_and_listed(chat: ChatServer, t
     fresh = Program("ft:new")
     fresh.judge.settings["weights"] = [1.0, 1.0, 1.0]
     fresh.load(tmp_path / "program.json")
-    assert [member.model for member in fresh.judge.members[:2]] == ["ft:old1", "ft:old2"]
+    loaded: list[Any] = fresh.judge.members
+    assert [member.model for member in loaded[:2]] == ["ft:old1", "ft:old2"]
     assert fresh.judge.settings["weights"] == [2.0, 1.0, 1.0]
     assert fresh.judge.output == "is_favorite"
-    copy = fresh.deepcopy()
+    copy: Any = fresh.deepcopy()
     assert copy.judge.members[0].model == "ft:old1"
     ensemble = ft.Ensemble(fresh.judge.members[:2])
     with dspy.context(track_usage=True):
@@ -261,7 +264,8 @@ def test_classical_and_tuned_members_agree_on_what_a_label_is(chat: ChatServer) 
     train = [dspy.Example(title=f"owls {n}" if n % 2 else f"golf {n}", is_favorite=bool(n % 2)) for n in range(30)]
     tuned = ft.OpenAIPredictor(ft.prompts.binary(), "m", host=chat.host, cache=False)
     baseline = ft.baselines.tfidf_logistic(train, text=["title"], label="is_favorite")
-    for members in ([tuned, baseline], [baseline, tuned]):
+    orders: list[list[Any]] = [[tuned, baseline], [baseline, tuned]]
+    for members in orders:
         found = ft.Ensemble(members)(title="owls at night")
         assert found.is_favorite is True
         assert found.probability == pytest.approx((0.9 + baseline(title="owls at night").probability) / 2)
