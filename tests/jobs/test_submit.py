@@ -14,7 +14,7 @@ import pytest
 
 from dspy_finetune.errors import AmbiguousJobError, BudgetError, HostError, TrainingClosedError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Journal, Plan, plan
+from dspy_finetune.jobs import Journal, Plan, plan, submit
 from dspy_finetune.jobs.submit import ATTEMPT_KEY, INTENT_KEY
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime
@@ -165,7 +165,7 @@ def test_a_job_whose_reply_was_lost_is_found_by_its_metadata(made: Plan, fake: F
 def test_a_host_that_takes_too_long_to_answer_is_asked_for_the_job(
     made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dspy_finetune.jobs.submit.CREATE_SECONDS", 0.5)
+    monkeypatch.setattr(submit, "CREATE_SECONDS", 0.5)
     hold = fake.hold(CREATE, phase="after")
     job = made.start(clock=time.clock())
     assert hold.reached.is_set()
