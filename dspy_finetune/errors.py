@@ -22,7 +22,8 @@
     │   └── LogprobsError                   log-probabilities were asked for and the host sent none
     └── MissingExtraError (ImportError)     names the pip line
 
-Every message is one line that says what was found, where, and what to do next. All errors survive pickling with their fields.
+Every message is one line that says what was found, where, and what to do next. All errors survive pickling, with their
+fields.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class FinetuneError(Exception):
     """Anything this library raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions with keyword-only arguments cannot be rebuilt from .args alone, which is what pickle does by default.
+        # Exceptions with keyword-only arguments cannot be rebuilt from .args alone, which is pickle's way.
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 

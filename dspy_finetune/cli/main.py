@@ -49,7 +49,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         )
         return 1
     # typer carries a copy of click of its own since 0.26 and used the package before: the base class is asked of typer.
-    wrong_usage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    wrong_usage: type[Exception] = next(
+        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+    )
     try:
         code = typer.main.get_command(build_app())(arguments, prog_name="dspy-finetune", standalone_mode=False)
     except typer.Abort:

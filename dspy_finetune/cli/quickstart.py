@@ -30,9 +30,7 @@ def quickstart(
         Path | None, typer.Option(help="Your own titles instead of the packaged ones: any format load_examples reads.")
     ] = None,
     text: Annotated[str, typer.Option(help="With --data: the column of the title.")] = "title",
-    label: Annotated[
-        str, typer.Option(help="With --data: the column of the yes or no.")
-    ] = "is_favorite",
+    label: Annotated[str, typer.Option(help="With --data: the column of the yes or no.")] = "is_favorite",
     rubric: Annotated[Path | None, typer.Option(help="With --data: a text file with the reader's taste.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import jsonschema  # type: ignore[import-untyped]  # the package carries no types
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -144,7 +144,6 @@ def test_numbers_too_large_to_hold_are_refused_at_once() -> None:
             "1e999999999",
             "1e99999999999999999999",
             "9" * 5000,
-           
             "1-" * 50_000,
             "1 a" * 50_000,
         ):

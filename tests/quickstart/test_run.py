@@ -52,7 +52,7 @@ def test_no_title_stands_on_two_sides(seed: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host) -> None:
-    """Three files in OpenAI's schemas, three jobs of which the last starts from the second's model, three predictors."""
+    """Three files in OpenAI's schemas, three jobs of which each starts from the model before, three predictors."""
     toy = build_toy_model(tmp_path / "toy", context_tokens=4096)
     told: list[Step] = []
     out = tmp_path / "out"
