@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import NormalDist
 from typing import Any, TypeVar
 
-import anyio.to_thread
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
@@ -56,7 +55,10 @@ async def ask_async(program: Callable[..., Any], inputs: Mapping[str, Any]) -> A
         return await program.acall(**inputs)  # type: ignore[attr-defined]  # a dspy.Module, which carries no types
     if asyncio.iscoroutinefunction(program):
         return await program(**inputs)
-    # anyio's threads rather than asyncio's: inside dspy.streamify DSPy hands tokens on through them alone.
+    # anyio's threads rather than asyncio's: inside dspy.streamify DSPy hands tokens on through them alone. Imported
+    # here because `import dspy` does without it.
+    import anyio.to_thread
+
     return await anyio.to_thread.run_sync(functools.partial(program, **inputs))
 
 
