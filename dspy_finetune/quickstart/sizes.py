@@ -35,11 +35,11 @@ class Size:
 SIZES = {
     "full": Size(
         name="full",
-        n_titles=540,
+        n_titles=440,
         n_pairs=240,
         n_explained=100,
-        n_test_titles=200,
-        n_test_pairs=100,
+        n_test_titles=150,
+        n_test_pairs=80,
         binary_epochs=2,
         pairwise_epochs=1,
     ),
