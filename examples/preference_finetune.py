@@ -1,6 +1,6 @@
 """DPO as a DSPy optimizer: a small model that seldom answers readably learns form and taste from its own answers.
 
-Runs on the packaged titles and the local host, a quarter of an hour on two cores: `python examples/preference_finetune.py`
+Packaged titles, the local host, a quarter of an hour on two cores: `python examples/preference_finetune.py`
 """
 
 from __future__ import annotations
