@@ -42,10 +42,14 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local"
 
 # The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
-test-openai-2: $(STAMP)
-	@test -d $(SECOND) || $(BIN)/python -m pip install --quiet --no-deps --target $(SECOND) "openai==2.54.0" distro sniffio
+test-openai-2: $(SECOND)/.installed
 	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" \
 	  tests/hosts tests/jobs tests/predictors tests/local/test_jobs.py
+
+$(SECOND)/.installed: $(STAMP) Makefile
+	@rm -rf $(SECOND)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SECOND) "openai==2.54.0" distro sniffio
+	@touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
