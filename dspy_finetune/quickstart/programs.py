@@ -53,8 +53,9 @@ def few_shot(
         return is_right(example, prediction, trace)
 
     student = dspy.Predict(signature.with_instructions(instructions))
+    # It gives up at max_errors: one more than there are, so that a model which fails at each goes on untaught.
     optimizer = dspy.BootstrapFewShot(
-        metric=counted, max_bootstrapped_demos=4, max_labeled_demos=8, max_rounds=1, max_errors=N_TRIED
+        metric=counted, max_bootstrapped_demos=4, max_labeled_demos=8, max_rounds=1, max_errors=N_TRIED + 1
     )
     # The optimizer draws a bar of its own on stderr and prints what it did: neither belongs to this job's own bars.
     silence = io.StringIO()

@@ -34,6 +34,8 @@ from dspy_finetune.report import Report, compare, write_html
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, validation, test: a large test side, as a verdict is only as narrow as its test set."""
 
+MIN_ROWS = 10
+"""What hosts ask of a training file."""
 
 N_THREADS = 16
 """Questions at once: the local host answers them in one batch, and a batch of 16 takes little longer than one of 8."""
@@ -52,7 +54,7 @@ class Material:
     train_pairs: list[dspy.Example]
     """Pairs of training titles."""
     explained: list[dspy.Example]
-    """Pairs of training titles with the reason for the preferred one; without it where the titles have no reasons."""
+    """Pairs of training titles with the reason for the preferred one; without it where too few titles have one."""
     test_pairs: list[dspy.Example]
     """Pairs of test titles."""
 
@@ -92,12 +94,13 @@ def prepare(examples: Sequence[dspy.Example], size: Size, seed: int) -> Material
         raise LeakageError(leak.summary())
     with_reason = [example for example in train if example.get("reason")]
     train_pairs = make_pairs(train, n_per_positive=5, seed=seed)[: size.n_pairs]
+    explained = []
     if len({example["is_favorite"] for example in with_reason}) == 2:
         explained = [
             pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
             for pair in make_pairs(with_reason, n_per_positive=1, carry=("reason",), seed=seed)[: size.n_explained]
         ]
-    else:
+    if len(explained) < MIN_ROWS:
         explained = train_pairs[: size.n_explained]
     return Material(
         train=train,

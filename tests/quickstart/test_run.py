@@ -17,7 +17,7 @@ from tests.local.toy import build_toy_model
 SCHEMAS = Path(__file__).parents[1] / "export" / "schemas"
 TINY = Size(
     name="tiny",
-    n_titles=24,
+    n_titles=40,
     n_pairs=12,
     n_explained=10,
     n_test_titles=12,
@@ -50,20 +50,26 @@ def test_no_title_stands_on_two_sides(seed: int) -> None:
     assert all(pair["explanation"] for pair in material.explained)
 
 
+def without_reason(row: Any) -> Any:
+    return row.without("reason") if "reason" in row else row
+
+
+@pytest.mark.parametrize("has_reasons", [True, False])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host) -> None:
+def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, has_reasons: bool) -> None:
     """Three files in OpenAI's schemas, three jobs of which each starts from the model before, three predictors."""
+    titles = [row if has_reasons else without_reason(row) for row in load_titles()]
     toy = build_toy_model(tmp_path / "toy", context_tokens=4096)
     told: list[Step] = []
     out = tmp_path / "out"
-    result = run(load_titles(), RUBRIC, out, size=TINY, base_model=str(toy), host=host, on_step=told.append)
+    result = run(titles, RUBRIC, out, size=TINY, base_model=str(toy), host=host, on_step=told.append)
 
     for name, schema in (("binary", "sft"), ("pairwise", "sft"), ("dpo", "dpo")):
         rules = json.loads((SCHEMAS / f"{schema}.json").read_text())
         lines = (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         for line in lines:
             jsonschema.validate(json.loads(line), rules)
-        assert len(lines) == {"binary": 24, "pairwise": 12, "dpo": 10}[name]
+        assert len(lines) == {"binary": 40, "pairwise": 12, "dpo": 10}[name]
 
     jobs = {job.facts.fine_tuned_model: job.facts for job in ft.jobs(host=host)}
     assert set(jobs) == {model.id for model in result.models.values()}
