@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 BLOCK = re.compile(r"^(?:<!-- runs: (?P<needs>.*?) -->\n+)?(?P<indent> *)```python\n(?P<code>.*?)^ *```", re.M | re.S)
 NEEDS = {None, "local", "openai"}
-N_TITLES = 80
+N_TITLES = 50
 MODULES = ["dspy_finetune", *(found.name for found in pkgutil.walk_packages(dspy_finetune.__path__, "dspy_finetune."))]
 
 

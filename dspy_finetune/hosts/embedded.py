@@ -26,6 +26,8 @@ from dspy_finetune.hosts.locks import process_lock
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0
+STOP_SECONDS = 40.0
+"""The server ends open requests (5 s) and lets its worker end a step (20 s); killed sooner, it leaves the worker."""
 
 _STARTED: dict[str, subprocess.Popen[bytes]] = {}
 _GUARD = threading.RLock()
@@ -137,7 +139,7 @@ def ensure_server(root: Path, *, model: str | None = None, timeout_seconds: floa
         return _start(root, model, timeout_seconds)
 
 
-def stop_server(root: Path, *, timeout_seconds: float = 10.0) -> None:
+def stop_server(root: Path, *, timeout_seconds: float = STOP_SECONDS) -> None:
     """Stop the server of this root, if this process started it."""
     with _GUARD:
         process = _STARTED.pop(str(root.expanduser().absolute()), None)
