@@ -54,6 +54,7 @@ def without_reason(row: Any) -> Any:
     return row.without("reason") if "reason" in row else row
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("has_reasons", [True, False])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, has_reasons: bool) -> None:
