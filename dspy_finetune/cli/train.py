@@ -56,7 +56,7 @@ def train(
     wandb: WandbProject = None,
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
     allow_unknown_price: Annotated[
-        bool, typer.Option("--allow-unknown-price", help="With --max-usd: start although nobody knows the price.")
+        bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
