@@ -63,7 +63,18 @@ from dspy_finetune.export import (
     preferences_from_program,
 )
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
+from dspy_finetune.jobs import (
+    FinetunedModel,
+    FinetuneProvider,
+    Job,
+    Plan,
+    PreferenceFinetune,
+    WandB,
+    attach,
+    jobs,
+    plan,
+    sft_then_dpo,
+)
 from dspy_finetune.predictors import (
     Cascade,
     DPOPredictor,
@@ -76,7 +87,7 @@ from dspy_finetune.predictors import (
     replace,
 )
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report import Report, compare, write_html
+from dspy_finetune.report import Migration, Report, compare, migrate, write_html
 
 __version__ = "0.1.0"
 
@@ -104,6 +115,7 @@ __all__ = [
     "JobTimeoutError",
     "LeakageError",
     "LogprobsError",
+    "Migration",
     "MissingExtraError",
     "ModelGoneError",
     "OpenAIPredictor",
@@ -117,6 +129,7 @@ __all__ = [
     "RowsError",
     "TrainingClosedError",
     "UsageError",
+    "WandB",
     "__version__",
     "attach",
     "baselines",
@@ -138,6 +151,7 @@ __all__ = [
     "load_predictor",
     "make_pairs",
     "metrics",
+    "migrate",
     "plan",
     "preferences_from_corrections",
     "preferences_from_mistakes",
@@ -145,6 +159,7 @@ __all__ = [
     "prompts",
     "rank",
     "replace",
+    "sft_then_dpo",
     "split",
     "swap",
     "write_html",

@@ -25,6 +25,7 @@ COMMANDS: tuple[str, ...] = (
     "train",
     "jobs",
     "models",
+    "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
 

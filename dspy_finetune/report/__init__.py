@@ -19,6 +19,7 @@ page.
 
 from dspy_finetune.report.compare import compare
 from dspy_finetune.report.html import write as write_html
+from dspy_finetune.report.migration import Migration, migrate
 from dspy_finetune.report.numbers import Report
 
-__all__ = ["Report", "compare", "write_html"]
+__all__ = ["Migration", "Report", "compare", "migrate", "write_html"]
