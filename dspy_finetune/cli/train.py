@@ -93,6 +93,8 @@ def train(
                 print_json(job.facts.to_dict())
             else:
                 out().print(f"dspy-finetune jobs follow {job.id} {host_option(made.host)}", highlight=False)
+            if made.host.stops_with_process():
+                talk().print("the local host stops with this command; that one starts it again with its job")
             return
         tell_model(follow(job, made.host, talk(), timeout), as_json=as_json)
     finally:

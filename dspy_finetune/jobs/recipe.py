@@ -91,14 +91,20 @@ def recipe_of(
         noted = {"job_id": model.job_id, "host": model.host_description or None, **noted}
     host = host or _host_of(named, noted)
     notes = ["a checkpoint: the whole of its job is trained again"] if ":ckpt-step-" in str(model) else []
+    made = named if parse_model_id(named).is_tuned else noted.get("model")
     facts = None
-    if not noted.get("base_model") or (train is None and _noted_file(noted) is None):
+    if not noted.get("base_model") or not made or (train is None and _noted_file(noted) is None):
         # A host that has closed, or is not running, is asked only for what nobody else knows.
         facts = _facts(named, host, noted.get("job_id"), notes, is_known=bool(noted.get("base_model")))
     if facts is None and not noted.get("base_model"):
         raise UsageError(
             f"nobody knows how {named} was made: neither this machine's journal nor the jobs of {host.name}; name the"
             " host it was trained on, or plan the training anew: dspy-finetune plan FILE --host ..."
+        )
+    made = facts.fine_tuned_model if facts else made
+    if not made:
+        raise UsageError(
+            f"{named} has made no model (it is {facts.status if facts else 'unknown'}); nothing can be moved"
         )
     method = str(noted.get("method") or (facts.method if facts else "sft"))
     if method not in NAMES:
@@ -108,7 +114,7 @@ def recipe_of(
     sha256 = noted.get("data_sha256") or (facts.metadata.get(DATA_KEY) if facts else None)
     train = _training_file(named, train, noted, facts, host, sha256, folder)
     return Recipe(
-        model=(facts.fine_tuned_model if facts else None) or named,
+        model=made,
         host=host,
         job_id=facts.id if facts else noted.get("job_id"),
         base_model=str(facts.model if facts else noted["base_model"]),
@@ -128,11 +134,12 @@ def _noted(named: str, host: Host | None) -> dict[str, Any]:
     journals = [journal_of(host)] if host is not None else [Journal(home() / "journal.jsonl"), journal_of(Host.local())]
     for journal in journals:
         entries = journal.entries()
-        for ended in reversed(entries):
-            if named in (ended.facts.get("model"), ended.facts.get("job_id")):
-                meant = [one for one in entries if one.intent == ended.intent and one.event == "intent"]
+        for entry in reversed(entries):
+            if named in (entry.facts.get("model"), entry.facts.get("job_id")):
+                meant = [one for one in entries if one.intent == entry.intent and one.event == "intent"]
                 if meant:
-                    return {**meant[-1].facts, "job_id": ended.facts.get("job_id")}
+                    kept = {name: entry.facts.get(name) for name in ("job_id", "model")}
+                    return {**meant[-1].facts, **kept}
     return {}
 
 

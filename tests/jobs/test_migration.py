@@ -103,6 +103,20 @@ def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
     assert (again.id, len(other.jobs)) == (moved.id, 1)
 
 
+def test_a_job_is_as_good_a_name_as_its_model(
+    old: FinetunedModel, new_host: Host, made: Plan, fake: AnsweringOpenAI, time: FakeTime
+) -> None:
+    before = len(fake.requests)
+    planned = plan_migration(str(old.job_id), to=new_host, clock=time.clock())
+    assert (planned.old.model, planned.old.base_model, len(fake.requests)) == (old.id, BASE, before)
+    fake.script = ["failed"]
+    failed = made.start(new=True, clock=time.clock())
+    with pytest.raises(ft.JobFailedError):
+        failed.wait()
+    with pytest.raises(UsageError, match="made no model"):
+        plan_migration(failed.id, to=new_host)
+
+
 @pytest.mark.parametrize("named", ["model", "job", "value"])
 def test_without_journal_and_files_the_old_host_is_asked(
     named: str, old: FinetunedModel, made: Plan, new_host: Host, elsewhere: Callable[[], None], other: AnsweringOpenAI,

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.local, pytest.mark.filterwarnings("ignore:.*dspy.LM.*:
 
 BASE = "smollm2-135m-instruct"
 PROMPT = ft.prompts.binary()
-N_TITLES, N_HELD_OUT = 96, 12
+N_TITLES, N_HELD_OUT = 64, 8
 
 
 @pytest.fixture
