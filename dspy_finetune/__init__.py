@@ -201,14 +201,16 @@ class _Door(ModuleType):
 sys.modules[__name__].__class__ = _Door
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ROOM_OF:
-        value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        if name in _ROOM_OF:
+            value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _ROOMS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -108,7 +108,9 @@ class FinetunedPredictor(dspy.Module, Parameter):
             return self._given_lm
         if self._lm is None:
             assert self.host is not None
-            self._lm = self.host.lm(self.model, **self.lm_options)
+            from dspy_finetune.hosts.engine import engines_for  # imported late, as in _request
+
+            self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
         return self._lm
 
     @lm.setter
@@ -139,10 +141,17 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 max_tokens=self.max_tokens or self.prompt.max_tokens or self.default_max_tokens,
                 temperature=temperature,
                 stop=(*(self.prompt.stop or ()), *self.stop),
-                response_format=self.prompt.response_format,
+                response_format=self._response_format(),
                 logprobs=TOP_LOGPROBS if asks else None,
             ),
         )
+
+    def _response_format(self) -> dict[str, Any] | None:
+        wire = self.prompt.response_format
+        if wire is None or (self.host is not None and not self.host.kind.has_structured_output):
+            return None
+        # A Request has OpenAI's fields one level higher; on the wire they are OpenAI's again.
+        return {"type": wire["type"], **wire["json_schema"]}
 
     def _ask(self, inputs: dict[str, Any], **sample: Any) -> Any:
         request, options = self._prepared(inputs, **sample)
