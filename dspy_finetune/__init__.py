@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         OpenAIPredictor,
         PairwisePredictor,
         calibrate,
+        calibrate_interval,
         load_predictor,
         rank,
         replace,
@@ -131,6 +132,7 @@ __all__ = [
     "attach",
     "baselines",
     "calibrate",
+    "calibrate_interval",
     "check",
     "compare",
     "convert",
@@ -175,7 +177,8 @@ _ROOMS = {
     "hosts": "Host",
     "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune attach jobs plan",
     "predictors": (
-        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate load_predictor rank replace"
+        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval load_predictor "
+        "rank replace"
     ),
     "prompts": "PromptFormat",
     "report": "Report compare write_html",

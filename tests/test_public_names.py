@@ -38,6 +38,7 @@ PARAMETERS = {
     "DPOPredictor": ["prompt", "model", "host", "both_orders"],
     "load_predictor": ["path", "host"],
     "calibrate": ["predictor", "examples", "how", "threshold_for"],
+    "calibrate_interval": ["predictor", "examples", "level", "how"],
     "Ensemble": ["members", "weights", "how"],
     "Cascade": ["members", "min_confidence"],
     "rank": ["items", "predictor", "budget", "seed", "checkpoint"],

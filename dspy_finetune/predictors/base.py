@@ -31,8 +31,11 @@ from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 2
-"""The newest saved file that is read. 1: without calibration. 2: with one, which a reader of 1 would ignore."""
+STATE_VERSION = 3
+"""The newest saved file that is read. A reader of an older one would ignore what came later, and answer otherwise.
+
+1: nothing fitted. 2: a calibration. 3: residuals of a number.
+"""
 
 TOP_LOGPROBS = 20
 """How many tokens are asked for at each position: the most that OpenAI's API gives."""
@@ -209,7 +212,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """Everything that the predictor is, as JSON values; never a key."""
         return {
             "predictor": type(self).__name__,
-            "version": 1 if self.calibration is None else 2,
+            "version": self._state_version(),
             "model": self.model,
             "host": self.host.to_dict() if self.host is not None else None,
             "prompt": self.prompt.to_dict(),
@@ -223,6 +226,9 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def _own_state(self) -> dict[str, Any]:
         return {}
+
+    def _state_version(self) -> int:
+        return 1 if self.calibration is None else 2
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> FinetunedPredictor:
         """Take over a saved state.
