@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import Report, compare, write_html
+    from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
 
 __version__ = "0.1.0"
 
@@ -97,6 +97,7 @@ __all__ = [
     "BudgetError",
     "Cascade",
     "CheckReport",
+    "CurveReport",
     "DPOPredictor",
     "DataError",
     "Dataset",
@@ -145,6 +146,7 @@ __all__ = [
     "fix",
     "iter_examples",
     "jobs",
+    "learning_curve",
     "lint",
     "load_examples",
     "load_predictor",
@@ -181,7 +183,7 @@ _ROOMS = {
         "rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "Report compare write_html",
+    "report": "CurveReport Report compare learning_curve write_html",
 }
 """The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
 
