@@ -78,7 +78,7 @@ def compare_command(
         report = compare(
             programs,
             examples,
-            [_metric(name, label) for name in metric or [usual_metric(prompt, label)]],
+            [metric_named(name, label) for name in metric or [usual_metric(prompt, label)]],
             reference=reference,
             margin=margin,
             n_threads=n_threads,
@@ -108,7 +108,8 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _metric(name: str, field: str) -> Any:
+def metric_named(name: str, field: str) -> Any:
+    """A metric by the name that `--metric` takes. Raises UsageError, which lists the names."""
     if name not in METRICS:
         raise UsageError(f"no metric {name!r}; there are: {', '.join(METRICS)}")
     return getattr(metrics, name)(field)

@@ -18,7 +18,9 @@ from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError
 from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.evaluation.comparison import Comparison
+from dspy_finetune.evaluation.curve_result import LearningCurve
 from dspy_finetune.evaluation.reading import read_probability, same_label
+from dspy_finetune.report import curve_plot
 
 # Colours that no picture uses by chance, and the CSS variables they stand for.
 INK, FAINT, BACK = "#010203", "#010204", "#010205"
@@ -260,3 +262,10 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> 
         axes.legend(loc="upper right")
 
     return _draw(name, (WIDTH, 3.2), paint)
+
+
+def learning_curve(curve: LearningCurve, name: str) -> str | None:
+    """Score over training size, one line per model and number of epochs; None without a point."""
+    if not curve.points:
+        return None
+    return _draw(name, (WIDTH, 3.6), lambda axes: curve_plot.paint(axes, curve, SERIES))
