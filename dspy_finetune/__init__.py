@@ -38,6 +38,7 @@ from dspy_finetune.errors import (
     JobError,
     JobFailedError,
     JobTimeoutError,
+    JudgeError,
     LeakageError,
     LogprobsError,
     MissingExtraError,
@@ -48,7 +49,7 @@ from dspy_finetune.errors import (
     TrainingClosedError,
     UsageError,
 )
-from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.evaluation import baselines, in_both_orders, metrics
 from dspy_finetune.export import (
     CheckReport,
     Dataset,
@@ -103,6 +104,7 @@ __all__ = [
     "JobError",
     "JobFailedError",
     "JobTimeoutError",
+    "JudgeError",
     "LeakageError",
     "LogprobsError",
     "MissingExtraError",
@@ -132,6 +134,7 @@ __all__ = [
     "find_conflicts",
     "find_leakage",
     "fix",
+    "in_both_orders",
     "iter_examples",
     "jobs",
     "learning_curve",
