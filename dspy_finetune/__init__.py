@@ -49,7 +49,7 @@ from dspy_finetune.errors import (
     TrainingClosedError,
     UsageError,
 )
-from dspy_finetune.evaluation import baselines, in_both_orders, metrics
+from dspy_finetune.evaluation import baselines, in_both_orders, load_optimized, metrics
 from dspy_finetune.export import (
     CheckReport,
     Dataset,
@@ -140,6 +140,7 @@ __all__ = [
     "learning_curve",
     "lint",
     "load_examples",
+    "load_optimized",
     "load_predictor",
     "make_pairs",
     "metrics",

@@ -17,6 +17,7 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.evaluation.answers import Answer, Program
 from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.evaluation.usual import usual_metric
 from dspy_finetune.predictors import FinetunedPredictor, load_predictor
 from dspy_finetune.prompts import PromptFormat
@@ -34,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 def compare_command(
     data: Annotated[str, typer.Argument(help="Labelled rows: JSONL, JSON, CSV, Parquet.")],
-    program: Annotated[list[str], typer.Option(help="NAME=FILE of a saved predictor; repeat it. The first is judged.")],
+    program: Annotated[
+        list[str], typer.Option(help="NAME=FILE of a saved predictor or DSPy program; repeat it. The first is judged.")
+    ],
     train: Annotated[
         str | None, typer.Option(help="The rows the model was trained on: adds majority and TF-IDF baselines.")
     ] = None,
@@ -70,19 +73,27 @@ def compare_command(
         # Missed only when the page is written, after all programs were asked, they would cost the answers.
         require("jinja2", "report", "an HTML report")
         require("matplotlib", "report", "an HTML report")
-    saved = {name: load_predictor(path) for name, path in map(_named, program)}
-    if len(saved) < len(program):
+    files = dict(map(_named, program))
+    if len(files) < len(program):
         raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
-    prompt = next(iter(saved.values())).prompt
+    saved = {name: load_predictor(path) for name, path in files.items() if not is_dspy_program(path)}
+    if not saved:
+        raise UsageError("--program: at least one file must be a saved predictor, which holds the prompt and the host")
+    first = next(iter(saved.values()))
+    prompt = first.prompt
     examples = load_examples(data, signature=prompt.signature, limit=limit)
     label = field or prompt.label_field or prompt.output_fields[0]
-    programs: dict[str, Program] = dict(saved)
+    lm = first.host.lm(base_model) if base_model is not None and first.host is not None else None
+    programs: dict[str, Program] = {
+        name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=lm)
+        for name, path in files.items()
+    }
     if train is not None:
         training = load_examples(train, signature=prompt.signature)
         _tell_overlap(training, examples, prompt)
         programs |= _baselines(training, prompt, label)
     if base_model is not None:
-        programs |= _of_base_model(base_model, next(iter(saved.values())), training if train is not None else [])
+        programs |= _of_base_model(base_model, first, training if train is not None else [])
     _tell_missing(train is not None, base_model is not None)
     with Display(talk()) as display:
         report = compare(

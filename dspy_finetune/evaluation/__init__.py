@@ -32,6 +32,7 @@ from dspy_finetune.evaluation.comparison import (
 from dspy_finetune.evaluation.curve import learning_curve
 from dspy_finetune.evaluation.curve_jobs import CurveProgress
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
+from dspy_finetune.evaluation.saved_programs import load_optimized
 from dspy_finetune.evaluation.stats import Interval
 from dspy_finetune.evaluation.verdict import Verdict
 
@@ -59,6 +60,7 @@ __all__ = [
     "compare_programs",
     "in_both_orders",
     "learning_curve",
+    "load_optimized",
     "metrics",
     "pairwise_bias",
     "stats",

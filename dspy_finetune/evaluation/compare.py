@@ -30,6 +30,7 @@ from dspy_finetune.evaluation.noise import uncached
 from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.subgroups import Subgroups, parts_of, subgroup_rows
+from dspy_finetune.evaluation.tuned import is_tuned
 from dspy_finetune.evaluation.verdict import decide, n_more_items
 
 Columns = dict[str, dict[str, Scored]]
@@ -135,6 +136,8 @@ def compare_programs(
             (candidate, chosen) if chosen is not None else None,
             how,
         ),
+        tuned=tuple(name for name, program in programs.items() if is_tuned(program) is True),
+        untuned=tuple(name for name, program in programs.items() if is_tuned(program) is False),
     )
 
 

@@ -178,6 +178,10 @@ class Comparison:
     """Each program asked twice; empty where that was not asked for."""
     subgroups: tuple[SubgroupRow, ...] = ()
     """By field and value; empty where that was not asked for."""
+    tuned: tuple[str, ...] = ()
+    """Programs that are known to hold a tuned model."""
+    untuned: tuple[str, ...] = ()
+    """Programs that are known to hold none: baselines, untuned models, optimized prompts."""
 
     @property
     def main_metric(self) -> MetricFacts:
@@ -188,6 +192,29 @@ class Comparison:
     def decisive(self) -> Difference | None:
         """The difference that decides: candidate against reference by the first metric."""
         return next((one for one in self.differences_of(self.main_metric.name) if one.other == self.reference), None)
+
+    @property
+    def advice(self) -> str | None:
+        """Plain words where the candidate is tuned and something without tuning does as well; else None.
+
+        The strongest finding comes first: a program that is better, then one that is equivalent within the margin, then
+        one that is not shown to be worse and did at least as well on these items.
+        """
+        if self.candidate not in self.tuned:
+            return None
+        found = {one.other: one for one in self.differences_of(self.main_metric.name) if one.other in self.untuned}
+        for verdict, words in (("worse", "is better"), ("equivalent", "is as good, within the margin")):
+            names = [name for name, one in found.items() if one.verdict == verdict]
+            if names:
+                return f"Do not fine-tune: {names[0]}, which needs no training, {words}."
+        sign = 1 if self.main_metric.higher_is_better else -1
+        values = {name: one.interval.value for name, one in found.items() if one.verdict == "undecided"}
+        level = [name for name, value in values.items() if value is not None and sign * value <= 0]
+        if level:
+            return (
+                f"Do not fine-tune on this evidence: {level[0]}, which needs no training, did as well on these items."
+            )
+        return None
 
     def differences_of(self, metric: str) -> tuple[Difference, ...]:
         """The differences by one metric."""
@@ -230,6 +257,7 @@ class Comparison:
                 NoiseFloor(**{**one, "difference": Interval(**one["difference"])})
                 for one in given.get("noise_floor", ())
             )
+            given["tuned"], given["untuned"] = tuple(given.get("tuned", ())), tuple(given.get("untuned", ()))
             given["subgroups"] = tuple(_subgroup(one) for one in given.get("subgroups", ()))
             return cls(**given)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """The report: says the verdict, keeps every fact in JSON, and shows text from data as text."""
 
+import inspect
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -197,3 +198,16 @@ def test_figures_are_short(value: Any, text: str):
 
 def test_the_template_travels_with_the_package():
     assert (Path(html.__file__).parent / "page.html.jinja").is_file()
+
+
+def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
+    """Two signatures, so that help and editors show every option where users meet it; they must not part."""
+    from dspy_finetune.evaluation import compare_programs
+
+    ours, theirs = (inspect.signature(one).parameters for one in (compare, compare_programs))
+    assert {name: (ours[name].kind, ours[name].default, ours[name].annotation) for name in theirs} == {
+        name: (one.kind, one.default, one.annotation) for name, one in theirs.items()
+    }
+    assert {"title", "cards"} <= set(ours) - set(theirs)
+    told = compare.__doc__ or ""
+    assert [name for name in ours if f"        {name}: " not in told] == []
