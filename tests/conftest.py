@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A crowded machine is no fault of the code: property tests are held to no time.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # Before DSPy is imported anywhere: its disk cache would carry answers from one run of the tests to the next, and its
 # price list would be looked up on the network.

@@ -211,9 +211,7 @@ class Comparison:
         values = {name: one.interval.value for name, one in found.items() if one.verdict == "undecided"}
         level = [name for name, value in values.items() if value is not None and sign * value <= 0]
         if level:
-            return (
-                f"Do not fine-tune on this evidence: {level[0]}, which needs no training, did as well on these items."
-            )
+            return f"Do not fine-tune on this evidence: {level[0]}, needing no training, did as well on these items."
         return None
 
     def differences_of(self, metric: str) -> tuple[Difference, ...]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from dspy_finetune.hosts.engine import HostEngine
+
 if TYPE_CHECKING:
     from dspy_finetune.hosts.host import Host
 
@@ -36,6 +38,8 @@ class HostLM(dspy.LM):
     def __init__(self, model: str, *, host: Host, **kwargs: Any) -> None:
         self._host = host
         self._cache_tag = host.cache_namespace()
+        # An engine of its own holds the connection, and DSPy lets nothing about it into the settings then.
+        self._has_own_engine = not isinstance(kwargs.get("engine", ""), str)
         self._is_connected = False
         if "engine" not in kwargs and not (_NOT_NATIVE & kwargs.keys()) and kwargs.get("model_type", "chat") != "text":
             kwargs["engine"] = "lm15"
@@ -57,6 +61,8 @@ class HostLM(dspy.LM):
         return await super().acall(prompt, **self._with_tag(kwargs))
 
     def _connect(self) -> None:
+        if self._has_own_engine:
+            return
         if not self._is_connected or not self._host.is_connected():
             base_url, key = self._host.connection()
             # One assignment, so that another thread sees the old connection or the new one.
@@ -79,6 +85,10 @@ class HostLM(dspy.LM):
         state: dict[str, Any] = super().dump_state()
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         plain = {name: "dspy.clients.lm.LM" if value == own else value for name, value in state.items()}
+        if isinstance(self.engine, HostEngine):
+            # A way to ask, not a part of the model: saved is the route that asks the same.
+            del plain["async_engine"]
+            plain |= {"engine": "lm15"} | ({} if self.engine.timeout is None else {"timeout": self.engine.timeout})
         return {name: value for name, value in plain.items() if name not in _CONNECTION}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor
 from dspy_finetune.predictors.ranking import RankedItem, Ranking, rank
 from dspy_finetune.predictors.replacing import replace
+from dspy_finetune.predictors.residuals import Residuals, calibrate_interval
 
 __all__ = [
     "Calibration",
@@ -28,7 +29,9 @@ __all__ = [
     "PairwisePredictor",
     "RankedItem",
     "Ranking",
+    "Residuals",
     "calibrate",
+    "calibrate_interval",
     "load_predictor",
     "rank",
     "replace",
