@@ -21,12 +21,11 @@ import numpy as np
 
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import clusters, scoring, stats
+from dspy_finetune.evaluation import clusters, noise, scoring, stats
 from dspy_finetune.evaluation.answers import Answer, Program, jsonable
 from dspy_finetune.evaluation.collect import Collected, Progress, collect
-from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, NoiseFloor, ProgramRow
+from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
 from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.noise import uncached
 from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.subgroups import Subgroups, parts_of, subgroup_rows
@@ -35,9 +34,6 @@ from dspy_finetune.evaluation.verdict import decide, n_more_items
 
 Columns = dict[str, dict[str, Scored]]
 """Scores by metric and program."""
-
-AGAIN = " (asked again)"
-"""What a program's name ends in where its second answers stand."""
 
 
 def compare_programs(
@@ -81,7 +77,7 @@ def compare_programs(
     collected = collect(programs, inputs, **options)
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
     n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
-    again = _ask_again(programs, inputs[:n_twice], options) if n_twice else {}
+    again = noise.ask_again(programs, inputs[:n_twice], options) if n_twice else {}
     facts, columns = _score(metrics, rows, collected, how, n_threads, on_progress)
     others = [name for name in programs if name != candidate]
     chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
@@ -116,7 +112,7 @@ def compare_programs(
         seed=seed,
         not_checked=_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
         n_groups=len(set(groups)) if groups is not None else None,
-        noise_floor=_noise(
+        noise_floor=noise.noise_floors(
             metrics[0],
             facts[0],
             columns[facts[0].name],
@@ -176,59 +172,6 @@ def _checked(
                 "or load them with load_examples(..., inputs=[...])"
             )
     return candidate, rows
-
-
-def _ask_again(
-    programs: Mapping[str, Program], inputs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> dict[str, Collected]:
-    """Each program's second answers, past DSPy's cache, under names of their own in the checkpoint."""
-    twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
-    found = collect(twins, inputs, **options)
-    return {name: found[name + AGAIN] for name in programs}
-
-
-def _noise(
-    metric: AnyMetric,
-    fact: MetricFacts,
-    column: Mapping[str, Scored],
-    rows: Sequence[Any],
-    collected: Mapping[str, Collected],
-    again: Mapping[str, Collected],
-    how: Resampling,
-    n_threads: int,
-) -> tuple[NoiseFloor, ...]:
-    found = []
-    for name, second in again.items():
-        first = collected[name].answers[: len(rows)]
-        if isinstance(metric, SetMetric):
-            later, earlier = (scoring.score_set(metric, rows, one, how) for one in (second.answers, first))
-        else:
-            scores = column[name].scores
-            assert scores is not None
-            given = [
-                scoring.item_scores(metric, rows, second.answers, n_threads=n_threads),
-                scoring.ItemScores(scores=scores[: len(rows)]),
-            ]
-            later, earlier = (scoring.score_items(one, fact.kind, how) for one in given)
-        reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
-        found.append(
-            NoiseFloor(
-                program=name,
-                n=len(rows),
-                n_changed=sum(
-                    _said(one, fact.field) != _said(other, fact.field)
-                    for one, other in zip(first, second.answers, strict=True)
-                ),
-                difference=scoring.paired(later, earlier, fact.kind, how).interval,
-                is_from_cache=reported == [True, False],
-            )
-        )
-    return tuple(found)
-
-
-def _said(answer: Answer, field: str | None) -> tuple[str, Any]:
-    """What counts of an answer when two are compared: latency and tokens do not."""
-    return answer.outcome, answer.outputs.get(field) if field is not None else dict(answer.outputs)
 
 
 def _score(

@@ -194,6 +194,17 @@ def test_set_metrics_and_a_program_of_ones_own_are_measured_too(fake, host):
     assert (found.margins[0].change.low, found.margins[0].change.high) == (0.0, 0.0)
 
 
+def test_test_items_that_share_a_group_are_taken_so(fake, host):
+    def make(model):
+        return lambda title: dspy.Prediction(is_favorite=int(title.split()[1]) % 20 < 10)
+
+    grouped = [dspy.Example(**row, ten=int(row.title.split()[1]) // 10).with_inputs("title") for row in TEST]
+    apart = curve(fake, host, sizes=[10], predictor=make).points[0].score
+    together = curve(fake, host, sizes=[10], predictor=make, test=grouped, group_by="ten").points[0].score
+    assert (apart.method, together.method) == ("Wilson", "clustered Wilson")
+    assert apart.value == together.value
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
