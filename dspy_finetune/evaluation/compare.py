@@ -12,6 +12,7 @@ programs are tested too, and their p-values are corrected together (Holm).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,11 @@ def compare_programs(
         "retry_failed": retry_failed,
         "on_progress": on_progress,
     }
-    collected = collect(programs, inputs, **options)
+    prices = usd_per_million_tokens or {}
+    collected = {
+        name: dataclasses.replace(one, answers=tuple(answer.priced(prices.get(name)) for answer in one.answers))
+        for name, one in collect(programs, inputs, **options).items()
+    }
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
     n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
     again = noise.ask_again(programs, inputs[:n_twice], options) if n_twice else {}
@@ -86,10 +91,7 @@ def compare_programs(
         reference=chosen,
         is_reference_chosen=reference is None and chosen is not None,
         metrics=facts,
-        programs=tuple(
-            _program_row(name, collected[name], facts, columns, (usd_per_million_tokens or {}).get(name))
-            for name in programs
-        ),
+        programs=tuple(_program_row(name, collected[name], facts, columns) for name in programs),
         differences=tuple(
             one
             for fact in facts
@@ -281,7 +283,6 @@ def _program_row(
     collected: Collected,
     facts: Sequence[MetricFacts],
     columns: Columns,
-    prices: tuple[float, float] | None,
 ) -> ProgramRow:
     answers = collected.answers
     answered = [answer for answer in answers if answer.outcome == "answered"]
@@ -289,7 +290,7 @@ def _program_row(
     p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (None, None)
     sent = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     received = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
-    cost = (sum(sent) * prices[0] + sum(received) * prices[1]) / 1e6 if prices is not None and sent else None
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
     return ProgramRow(
         name=name,
         n=len(answers),
@@ -301,7 +302,7 @@ def _program_row(
         latency_p95_ms=p95,
         prompt_tokens=sum(sent) if sent else None,
         completion_tokens=sum(received) if received else None,
-        cost_usd=cost,
+        cost_usd=sum(costs) if costs else None,
         scores={fact.name: columns[fact.name][name].interval for fact in facts},
         n_unjudged={fact.name: n for fact in facts if (n := columns[fact.name][name].n_unjudged)},
     )

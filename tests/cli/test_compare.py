@@ -120,7 +120,7 @@ def test_what_was_not_compared_with_is_told(rows, capsys):
 
 
 def test_groups_parts_and_the_noise_floor_can_be_asked_for(tmp_path, rows, capsys):
-    lines = [{**row, "ten": number // 10, "kind": row["title"].split()[0]} for number, row in enumerate(ROWS)]
+    lines = [{**row, "ten": number // 10, "kind": str(row["title"]).split()[0]} for number, row in enumerate(ROWS)]
     path = tmp_path / "more.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ("--group-by", "ten", "--subgroup", "kind", "--noise-floor", "5", "--json")
