@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
     from dspy_finetune.predictors import (
         Cascade,
+        DecisionLM,
         DPOPredictor,
         Ensemble,
         OpenAIPredictor,
@@ -100,6 +101,7 @@ __all__ = [
     "DPOPredictor",
     "DataError",
     "Dataset",
+    "DecisionLM",
     "EmptyDatasetError",
     "Ensemble",
     "FileError",
@@ -177,8 +179,8 @@ _ROOMS = {
     "hosts": "Host",
     "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune attach jobs plan",
     "predictors": (
-        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval load_predictor "
-        "rank replace"
+        "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
+        "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
     "report": "Report compare write_html",
