@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     )
     from dspy_finetune.predictors import (
         Cascade,
+        DecisionLM,
         DPOPredictor,
         Ensemble,
         OpenAIPredictor,
@@ -112,6 +113,7 @@ __all__ = [
     "DPOPredictor",
     "DataError",
     "Dataset",
+    "DecisionLM",
     "EmptyDatasetError",
     "Ensemble",
     "FileError",
@@ -194,8 +196,8 @@ _ROOMS = {
     "hosts": "Host",
     "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
     "predictors": (
-        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval load_predictor "
-        "rank replace"
+        "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
+        "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
     "report": "CurveReport Migration Report compare learning_curve migrate write_html",
