@@ -14,6 +14,9 @@ from dspy_finetune.evaluation.answers import Program
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
 from dspy_finetune.evaluation.metric_types import AnyMetric
+from dspy_finetune.report.cards import make as make_cards
+from dspy_finetune.report.curves import Training, loss_curves
+from dspy_finetune.report.number_plots import NEAR
 from dspy_finetune.report.numbers import Report
 
 
@@ -35,6 +38,8 @@ def compare(
     seed: int = 0,
     title: str = "Comparison",
     cards: Mapping[str, Mapping[str, str]] | None = None,
+    training: Training | None = None,
+    near: tuple[float, float] = NEAR,
 ) -> Report:
     """Compare programs on the same items, with paired statistics and a verdict.
 
@@ -59,14 +64,20 @@ def compare(
         n_resamples: Bootstrap draws for set metrics such as ROC AUC.
         seed: Of the resampling.
         title: Of the report.
-        cards: Facts to show in it, such as {"Data": {"source": "titles.jsonl"}}.
+        cards: Facts to show in it, such as {"Data": {"source": "titles.jsonl"}}; what the items and the prompts tell
+            by themselves is added.
+        training: Losses to show in it: a name, and a `Job` or rows of (step, loss).
+        near: For numbers: (share of the true one, distance in its unit); an answer within the wider of the two counts
+            as near in the picture, within twice that as fair.
 
     Raises:
         EmptyDatasetError: There are no examples.
         UsageError: An argument is wrong.
         MissingExtraError: The extra `eval` is not installed.
         FileError: The checkpoint cannot be written.
+        HostError: A job in `training` cannot be asked for its figures.
     """
+    curves = loss_curves(training or {})
     comparison = compare_programs(
         programs,
         examples,
@@ -83,4 +94,10 @@ def compare(
         n_resamples=n_resamples,
         seed=seed,
     )
-    return Report(comparison=comparison, title=title, cards=cards or {})
+    return Report(
+        comparison=comparison,
+        title=title,
+        cards=make_cards(comparison, programs, cards or {}),
+        training=curves,
+        near=near,
+    )
