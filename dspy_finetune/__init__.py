@@ -76,7 +76,7 @@ from dspy_finetune.predictors import (
     replace,
 )
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report import Report, compare, write_html
+from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
 
 __version__ = "0.1.0"
 
@@ -86,6 +86,7 @@ __all__ = [
     "BudgetError",
     "Cascade",
     "CheckReport",
+    "CurveReport",
     "DPOPredictor",
     "DataError",
     "Dataset",
@@ -133,6 +134,7 @@ __all__ = [
     "fix",
     "iter_examples",
     "jobs",
+    "learning_curve",
     "lint",
     "load_examples",
     "load_predictor",

@@ -38,6 +38,7 @@ PARAMETERS = {
     "rank": ["items", "predictor", "budget", "seed", "checkpoint"],
     "replace": ["program", "name", "tuned"],
     "compare": ["programs", "examples", "metrics"],
+    "learning_curve": ["train", "sizes", "models", "epochs", "host", "test", "prompt", "metric", "max_usd"],
 }  # fmt: skip
 ATTRIBUTES = {
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],

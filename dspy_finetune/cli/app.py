@@ -21,6 +21,7 @@ COMMANDS: tuple[str, ...] = (
     "export",
     "convert",
     "compare",
+    "curve",
     "plan",
     "train",
     "jobs",

@@ -16,20 +16,31 @@ from typing import Any
 
 from dspy_finetune._optional import require
 from dspy_finetune.evaluation.comparison import Comparison
+from dspy_finetune.evaluation.curve_result import LearningCurve
+from dspy_finetune.report import curve_plot
 
 # Colours that no picture uses by chance, and the CSS variables they stand for.
 INK, FAINT, BACK = "#010203", "#010204", "#010205"
 GOOD, FAIR, BAD = "#010206", "#010207", "#010208"
 SERIES = tuple(f"#0102{16 + index:02x}" for index in range(8))
-_VARIABLES = (
-    {INK: "var(--ink)", FAINT: "var(--faint)", BACK: "var(--back)"}
-    | {
-        GOOD: "var(--right)",
-        FAIR: "var(--none)",
-        BAD: "var(--wrong)",
-    }
-    | {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)}
-)
+# The page's own colours; what follows the comma serves where there is no such page, as in a notebook.
+_VARIABLES = {
+    INK: "var(--ink, currentColor)",
+    FAINT: "var(--faint, #8a929b)",
+    BACK: "var(--back, none)",
+    GOOD: "var(--right, #0b6b3a)",
+    FAIR: "var(--none, #9a5b00)",
+    BAD: "var(--wrong, #a3261b)",
+} | {
+    colour: f"var(--series-{index}, {plain})"
+    for index, (colour, plain) in enumerate(
+        zip(
+            SERIES,
+            ("#1f5fbf", "#c2500a", "#177a4b", "#8b3fb0", "#a8224f", "#4a6572", "#7a6a00", "#00707f"),
+            strict=True,
+        )
+    )
+}
 STYLES = ("-", "--", "-.", ":")  # so that curves can be told apart without colour
 WIDTH = 4.8  # inches: narrow, so that a phone shows the pictures with readable text
 _SETTINGS = {
@@ -205,3 +216,10 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> 
 def finite(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The rows whose loss is a number."""
     return [(step, loss) for step, loss in rows if loss is not None and math.isfinite(loss)]
+
+
+def learning_curve(curve: LearningCurve, name: str) -> str | None:
+    """Score over training size, one line per model and number of epochs; None without a point."""
+    if not curve.points:
+        return None
+    return draw(name, (WIDTH, 3.6), lambda axes: curve_plot.paint(axes, curve, SERIES))

@@ -147,7 +147,7 @@ def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
     ):
         assert svg is not None
         ElementTree.fromstring(svg)
-        assert "var(--ink)" in svg
+        assert "var(--ink, currentColor)" in svg
         assert "#0102" not in svg
 
 
@@ -282,7 +282,7 @@ def test_the_scatter_holds_a_point_for_each_number_in_its_bands_colour(prices):
     counts = number_plots.counts(number_plots.guesses(prices.comparison, "tuned"))
     looks: list[tuple[str, number_plots.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
     for variable, band in looks:
-        drawn = len(re.findall(rf"<use [^>]*style=\"[^\"]*var\({variable}\)", svg))
+        drawn = len(re.findall(rf"<use [^>]*style=\"[^\"]*var\({variable},", svg))
         # The legend shows one more of each band.
         assert drawn == counts[band] + 1
     assert number_plots.number_field(prices.comparison) == "price"
