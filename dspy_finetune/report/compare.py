@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.evaluation.answers import Program
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
@@ -58,7 +59,7 @@ def compare(
         known
             in it by their names.
         retry_failed: Whether a resumed run asks again what had failed.
-        on_progress: Called after each answer.
+        on_progress: Called after each answer; without it a line on stderr tells of runs over 50 items or 2 seconds.
         usd_per_million_tokens: Program name to (price of a million prompt tokens, of a million completion tokens).
         confidence: Of the intervals; 1 - confidence is the error rate of the verdict.
         n_resamples: Bootstrap draws for set metrics such as ROC AUC.
@@ -78,22 +79,24 @@ def compare(
         HostError: A job in `training` cannot be asked for its figures.
     """
     curves = loss_curves(training or {})
-    comparison = compare_programs(
-        programs,
-        examples,
-        metrics,
-        candidate=candidate,
-        reference=reference,
-        margin=margin,
-        n_threads=n_threads,
-        checkpoint=checkpoint,
-        retry_failed=retry_failed,
-        on_progress=on_progress,
-        usd_per_million_tokens=usd_per_million_tokens,
-        confidence=confidence,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
+    with ProgressLine() as line:
+        tell = on_progress or (lambda look: line.show(f"asking {look.program}", look.n_asked, look.n_items))
+        comparison = compare_programs(
+            programs,
+            examples,
+            metrics,
+            candidate=candidate,
+            reference=reference,
+            margin=margin,
+            n_threads=n_threads,
+            checkpoint=checkpoint,
+            retry_failed=retry_failed,
+            on_progress=tell,
+            usd_per_million_tokens=usd_per_million_tokens,
+            confidence=confidence,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
     return Report(
         comparison=comparison,
         title=title,
