@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from dspy_finetune._files import atomic_writer, read_lines, write_json
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import curve as running
 from dspy_finetune.evaluation.curve_result import CurvePoint, LearningCurve, MarginalValue
@@ -148,7 +149,12 @@ class CurveReport:
 def _as_report(run: Callable[P, LearningCurve]) -> Callable[P, CurveReport]:
     @functools.wraps(run)
     def learning_curve(*args: P.args, **kwargs: P.kwargs) -> CurveReport:
-        return CurveReport(curve=run(*args, **kwargs))
+        with ProgressLine() as line:
+            if kwargs.get("on_progress") is None:
+                kwargs["on_progress"] = lambda look: line.show(
+                    f"{look.stage} {look.run}: {look.note}", look.n_done, look.n_total
+                )
+            return CurveReport(curve=run(*args, **kwargs))
 
     learning_curve.__annotations__ = {**run.__annotations__, "return": "CurveReport"}
     return learning_curve
