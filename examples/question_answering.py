@@ -104,8 +104,8 @@ def main(
     dataset, stats = prepare(split.train[:n_train], prompt, folder / "training_data.jsonl")
 
     job = train(dataset, host, base_model, n_epochs)
-    tuned = ft.OpenAIPredictor(prompt, job.model(), host=host, max_tokens=60)
-    untuned = ft.OpenAIPredictor(prompt, base_model, host=host, max_tokens=60)
+    tuned = ft.OpenAIPredictor(prompt, job.model(), host=host, max_tokens=40)
+    untuned = ft.OpenAIPredictor(prompt, base_model, host=host, max_tokens=40)
     tuned.save(folder / "teacher.json")
 
     results = run_cases({"tuned": tuned, "untuned": untuned}, known or split.test[:2])

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, s
 from dspy_finetune.errors import AnswerError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.report import compare, write_html
+from tests.report.test_curve import report as learning_curve_report
 
 EVIL = "<script>document.body.innerHTML = 'gone'</script><img src=x onerror=alert(1)> a title"
 LONG = "unbreakable" * 12
@@ -74,6 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels.to_html(target / "labels.html")
     numbers.to_html(target / "numbers.html")
     write_html(target / "all.html", [labels, numbers])
+    learning_curve_report().to_html(target / "curve.html")
     return target
 
 
@@ -118,7 +120,7 @@ class Opened:
         return [text.strip() for text in cells.evaluate_all("cells => cells.map(c => c.dataset.value ?? c.innerText)")]
 
 
-@pytest.mark.parametrize("name", ["labels", "numbers", "all"])
+@pytest.mark.parametrize("name", ["labels", "numbers", "all", "curve"])
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_its_screen_and_keeps_the_rules_of_accessibility(
