@@ -74,9 +74,21 @@ if TYPE_CHECKING:
         preferences_from_program,
     )
     from dspy_finetune.hosts import Host
-    from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
+    from dspy_finetune.jobs import (
+        FinetunedModel,
+        FinetuneProvider,
+        Job,
+        Plan,
+        PreferenceFinetune,
+        WandB,
+        attach,
+        jobs,
+        plan,
+        sft_then_dpo,
+    )
     from dspy_finetune.predictors import (
         Cascade,
+        DecisionLM,
         DPOPredictor,
         Ensemble,
         OpenAIPredictor,
@@ -88,7 +100,7 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
+    from dspy_finetune.report import CurveReport, Migration, Report, compare, learning_curve, migrate, write_html
 
 __version__ = "0.1.0"
 
@@ -102,6 +114,7 @@ __all__ = [
     "DPOPredictor",
     "DataError",
     "Dataset",
+    "DecisionLM",
     "EmptyDatasetError",
     "Ensemble",
     "FileError",
@@ -118,6 +131,7 @@ __all__ = [
     "JudgeError",
     "LeakageError",
     "LogprobsError",
+    "Migration",
     "MissingExtraError",
     "ModelGoneError",
     "OpenAIPredictor",
@@ -131,6 +145,7 @@ __all__ = [
     "RowsError",
     "TrainingClosedError",
     "UsageError",
+    "WandB",
     "__version__",
     "attach",
     "baselines",
@@ -156,6 +171,7 @@ __all__ = [
     "load_predictor",
     "make_pairs",
     "metrics",
+    "migrate",
     "plan",
     "preferences_from_corrections",
     "preferences_from_mistakes",
@@ -163,6 +179,7 @@ __all__ = [
     "prompts",
     "rank",
     "replace",
+    "sft_then_dpo",
     "split",
     "swap",
     "write_html",
@@ -181,13 +198,13 @@ _ROOMS = {
         "preferences_from_mistakes preferences_from_program"
     ),
     "hosts": "Host",
-    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune attach jobs plan",
+    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
     "predictors": (
-        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval load_predictor "
-        "rank replace"
+        "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
+        "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "CurveReport Report compare learning_curve write_html",
+    "report": "CurveReport Migration Report compare learning_curve migrate write_html",
 }
 """The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
 

@@ -83,7 +83,7 @@ def learning_curve(
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
-        allow_unknown_price: With `max_usd`, start although nobody knows a price.
+        allow_unknown_price: Start although nobody knows a price.
         method: sft or dpo.
         hyperparameters: For every job, besides the epochs.
         suffix: A part of the new models' names.

@@ -13,7 +13,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -309,19 +309,30 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
         raise DataError(
             f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
         ) from error
-    kind = state.get("predictor") if isinstance(state, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(state, dict) or str(state.get("predictor")) not in _KINDS:
         raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
-    _check_state(state, str(kind))
+    return predictor_of(state, host=host)
+
+
+def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> FinetunedPredictor:
+    """The predictor that `dump_state` described.
+
+    Raises:
+        DataError: It is of an unknown kind, or of a newer version.
+    """
+    kind = str(state.get("predictor"))
+    if kind not in _KINDS:
+        raise DataError(f"a saved predictor of an unknown kind: {kind}")
+    _check_state(state, kind)
     place = host or (Host.from_dict(state["host"]) if state.get("host") else None)
-    predictor = _KINDS[str(kind)](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
+    predictor = _KINDS[kind](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
     predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
     if host is not None:
         predictor.host = host
     return predictor
 
 
-def _check_state(state: dict[str, Any], kind: str) -> None:
+def _check_state(state: Mapping[str, Any], kind: str) -> None:
     if state.get("predictor") != kind:
         raise DataError(f"the saved state is of a {state.get('predictor')}, not of a {kind}")
     if state.get("version", 0) > STATE_VERSION:

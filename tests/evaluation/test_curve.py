@@ -139,8 +139,9 @@ def test_ctrl_c_while_training_leaves_the_jobs_to_the_next_call(fake, host):
 def test_nothing_is_started_above_the_budget(fake, host):
     with pytest.raises(BudgetError, match=r"3 jobs cost \$.*10 rows \$"):
         curve(fake, host, max_usd=0.000001)
-    with pytest.raises(BudgetError, match="unheard-of"):
-        curve(fake, host, models=["unheard-of"], max_usd=5.0)
+    for max_usd in (5.0, None):
+        with pytest.raises(BudgetError, match="unheard-of"):
+            curve(fake, host, models=["unheard-of"], max_usd=max_usd)
     assert fake.count("POST /files") == 0
     whole = sum(run.estimated_cost_usd or math.nan for run in curve(fake, host).runs)
     assert [run.error for run in curve(fake, host, max_usd=whole).runs] == [None] * 3
