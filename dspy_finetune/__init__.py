@@ -73,7 +73,18 @@ if TYPE_CHECKING:
         preferences_from_program,
     )
     from dspy_finetune.hosts import Host
-    from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
+    from dspy_finetune.jobs import (
+        FinetunedModel,
+        FinetuneProvider,
+        Job,
+        Plan,
+        PreferenceFinetune,
+        WandB,
+        attach,
+        jobs,
+        plan,
+        sft_then_dpo,
+    )
     from dspy_finetune.predictors import (
         Cascade,
         DecisionLM,
@@ -88,7 +99,7 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import Report, compare, write_html
+    from dspy_finetune.report import CurveReport, Migration, Report, compare, learning_curve, migrate, write_html
 
 __version__ = "0.1.0"
 
@@ -98,6 +109,7 @@ __all__ = [
     "BudgetError",
     "Cascade",
     "CheckReport",
+    "CurveReport",
     "DPOPredictor",
     "DataError",
     "Dataset",
@@ -117,6 +129,7 @@ __all__ = [
     "JobTimeoutError",
     "LeakageError",
     "LogprobsError",
+    "Migration",
     "MissingExtraError",
     "ModelGoneError",
     "OpenAIPredictor",
@@ -130,6 +143,7 @@ __all__ = [
     "RowsError",
     "TrainingClosedError",
     "UsageError",
+    "WandB",
     "__version__",
     "attach",
     "baselines",
@@ -147,11 +161,13 @@ __all__ = [
     "fix",
     "iter_examples",
     "jobs",
+    "learning_curve",
     "lint",
     "load_examples",
     "load_predictor",
     "make_pairs",
     "metrics",
+    "migrate",
     "plan",
     "preferences_from_corrections",
     "preferences_from_mistakes",
@@ -159,6 +175,7 @@ __all__ = [
     "prompts",
     "rank",
     "replace",
+    "sft_then_dpo",
     "split",
     "swap",
     "write_html",
@@ -177,13 +194,13 @@ _ROOMS = {
         "preferences_from_mistakes preferences_from_program"
     ),
     "hosts": "Host",
-    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune attach jobs plan",
+    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
     "predictors": (
         "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
         "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "Report compare write_html",
+    "report": "CurveReport Migration Report compare learning_curve migrate write_html",
 }
 """The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
 

@@ -26,6 +26,9 @@ PARAMETERS = {
     "plan": [
         "train", "validation", "base_model", "method", "host", "hyperparameters", "suffix", "seed", "metadata",
     ],
+    "sft_then_dpo": ["pairs", "sft", "base_model", "host", "sft_hyperparameters", "dpo_hyperparameters"],
+    "migrate": ["model", "to", "host", "base_model", "train", "hyperparameters"],
+    "WandB": ["project", "name", "entity", "tags"],
     "attach": ["job_id", "host"],
     "jobs": ["host"],
     "FinetuneProvider": ["host", "method", "suffix", "seed", "validation", "hyperparameters", "on_progress"],
@@ -44,6 +47,7 @@ PARAMETERS = {
     "rank": ["items", "predictor", "budget", "seed", "checkpoint"],
     "replace": ["program", "name", "tuned"],
     "compare": ["programs", "examples", "metrics"],
+    "learning_curve": ["train", "sizes", "models", "epochs", "host", "test", "prompt", "metric", "max_usd"],
 }  # fmt: skip
 ATTRIBUTES = {
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],
@@ -52,6 +56,7 @@ ATTRIBUTES = {
     "FinetuneProvider": ["lm", "finetune"],
     "PreferenceFinetune": ["compile"],
     "Job": ["status", "events", "metrics", "checkpoints", "pause", "resume", "cancel", "wait"],
+    "Migration": ["start", "compare", "new_predictor"],
     "Report": ["table", "verdict", "to_html", "to_json"],
 }
 FIELDS = {

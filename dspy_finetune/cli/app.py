@@ -21,10 +21,12 @@ COMMANDS: tuple[str, ...] = (
     "export",
     "convert",
     "compare",
+    "curve",
     "plan",
     "train",
     "jobs",
     "models",
+    "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
 
