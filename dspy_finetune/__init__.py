@@ -14,7 +14,7 @@ report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train
 print(report.table())
 """
 
-from dspy_finetune import errors, prompts
+from dspy_finetune import bulk, errors, prompts
 from dspy_finetune.data import (
     deduplicate,
     find_conflicts,
@@ -120,6 +120,7 @@ __all__ = [
     "__version__",
     "attach",
     "baselines",
+    "bulk",
     "calibrate",
     "check",
     "compare",

@@ -40,6 +40,7 @@ PARAMETERS = {
     "compare": ["programs", "examples", "metrics"],
 }  # fmt: skip
 ATTRIBUTES = {
+    "bulk": ["predict", "BulkResult", "Progress"],
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],
     "Host": ["openai", "azure", "local", "compatible"],
     "Plan": ["start"],
