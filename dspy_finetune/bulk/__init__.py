@@ -8,7 +8,7 @@
 ...     return dspy.Prediction(is_favorite="bees" in title.lower())
 >>> output = Path(tempfile.mkdtemp()) / "predicted.jsonl"
 >>> done = bulk.predict(likes, [{"title": "How bees count"}, {"title": "Ten habits"}], output)
->>> done.n_answered, [json.loads(line)["is_favorite"] for line in output.open(encoding="utf-8")]
+>>> done.n_answered, [json.loads(line)["is_favorite"] for line in output.read_text("utf-8").splitlines()]
 (2, [True, False])
 """
 

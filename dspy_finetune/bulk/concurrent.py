@@ -169,7 +169,17 @@ def predict(
     kept_at = Path(checkpoint) if checkpoint is not None else target.with_name(f"{target.name}.checkpoint")
     if target.exists() and not kept_at.exists() and not overwrite:
         raise UsageError(f"{target} is there already; choose another output, or overwrite=True replaces it")
-    rows = Rows(predictor, examples, keep=keep, prefix=prefix, rename=rename, format=format, split=split, limit=limit)
+    rows = Rows(
+        predictor,
+        examples,
+        inputs=inputs,
+        keep=keep,
+        prefix=prefix,
+        rename=rename,
+        format=format,
+        split=split,
+        limit=limit,
+    )
     marks = fingerprint(examples)
     settings = {"keep": keep if isinstance(keep, str) else list(keep), "prefix": prefix, "rename": dict(rename or {})}
     run = {**describe(predictor), "input": marks.get("sha256"), "limit": limit, "settings": settings}
