@@ -12,8 +12,8 @@
 (2, [True, False])
 """
 
-from dspy_finetune.bulk import batch_api
+from dspy_finetune.bulk import batch_api, ray
 from dspy_finetune.bulk.concurrent import BulkResult, predict
 from dspy_finetune.bulk.progress import Progress
 
-__all__ = ["BulkResult", "Progress", "batch_api", "predict"]
+__all__ = ["BulkResult", "Progress", "batch_api", "predict", "ray"]

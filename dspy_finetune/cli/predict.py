@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from dspy_finetune import bulk
 from dspy_finetune.bulk import Progress
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import load_env
+from dspy_finetune.cli.export import renames
 from dspy_finetune.cli.plan import EnvPath
 from dspy_finetune.predictors import load_predictor
 
@@ -43,13 +45,10 @@ def predict(
 
     Exits with 0 when the output is complete, rows without an answer in it or not.
     """
-    # Imported here: --help must not wait for it.
-    from dspy_finetune import bulk
-
     load_env(env_file)
     predictor = load_predictor(saved)
-    kept = "inputs" if not keep else "all" if keep == ["all"] else keep
-    columns = dict(split_pair(pair, "rename") for pair in rename or [])
+    kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
+    columns = renames(rename or [])
     try:
         with Display(talk()) as display:
 
