@@ -1,9 +1,9 @@
 """Memory of `bulk.predict` from 10,000 to 1,000,000 rows: it must not grow with the rows.
 
 Run: python benchmarks/bulk_memory.py [--rows 10000 100000 1000000]. Each run is a fresh process that streams rows
-from a JSONL file against a loopback server with its cheapest answer (no log-probabilities). Prints a JSON line for each:
-rows, seconds, rows per second, and the peak of the resident memory in MB (1e6 bytes), in all and above that after the
-imports. The promise: the last line's peak is within 20 MB of the first one's.
+from a JSONL file against a loopback server with its cheapest answer (no log-probabilities). Prints a JSON line for
+each: rows, seconds, rows per second, and the peak of the resident memory in MB (1e6 bytes), in all and above that after
+the imports. The promise: the last line's peak is within 20 MB of the first one's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Throughput of predictors and of `bulk.predict` against the plain `openai` client, side by side in one run.
 
 Run: python benchmarks/bulk_speed.py [--rounds 5] [--calls 1500] [--callers 32 256]. One loopback server in a process of
-its own answers everything (loopback_server.py). In each round each way makes the same number of calls (bulk four times
+its own answers everything (loopback_server/). In each round each way makes the same number of calls (bulk four times
 as many), one way after the other, so that a busy machine slows all of them; a ratio is taken within its round, and the
 median of the rounds is shown. Prints a JSON line for each way: calls per second, milliseconds of processor time a call,
 p50 and p99 in milliseconds, and the ratios to the plain client of the same kind (sync, async). Bulk is held against the
