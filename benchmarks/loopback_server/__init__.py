@@ -1,7 +1,6 @@
 """A chat host that costs as little as it can: a process of its own, one answer for every request, kept in bytes.
 
-In: `with running() as url`, or `python benchmarks/loopback_server/__init__.py`, which prints its address and serves until its
-standard input ends. The answer is that of a label prompt: one token, with the 20 most likely at its place; `--plain`
+In: `with running() as url`; run as a program it prints its address and serves until its standard input ends. The answer is that of a label prompt: one token, with the 20 most likely at its place; `--plain`
 leaves them out. It measures nothing, so that what is measured beside it is the client.
 """
 
