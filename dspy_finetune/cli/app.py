@@ -20,11 +20,14 @@ COMMANDS: tuple[str, ...] = (
     "serve",
     "export",
     "convert",
+    "predict",
     "compare",
+    "curve",
     "plan",
     "train",
     "jobs",
     "models",
+    "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
 

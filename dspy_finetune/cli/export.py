@@ -48,10 +48,10 @@ def register(app: typer.Typer) -> None:
         from dspy_finetune.data import iter_examples
         from dspy_finetune.export import export_dpo, export_sft
 
-        form = _prompt(preset, prompt, rubric)
+        form = prompt_named(preset, prompt, rubric)
         examples = iter_examples(
             data,
-            rename=_renames(rename or []),
+            rename=renames(rename or []),
             signature=form.signature,
             split=split,
             limit=limit,
@@ -88,7 +88,8 @@ def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _prompt(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
+def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
+    """The prompt that `--preset` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
     from dspy_finetune._files import file_error
     from dspy_finetune.errors import UsageError
@@ -127,13 +128,14 @@ def _prompt(preset: str | None, saved: Path | None, rubric: str | None) -> Promp
     return prompts.PromptFormat.from_dict(values)
 
 
-def _renames(pairs: list[str]) -> dict[str, str]:
+def renames(pairs: list[str]) -> dict[str, str]:
+    """The columns of `--rename old=new`. Raises UsageError."""
     from dspy_finetune.errors import UsageError
 
-    renames = {}
+    found = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
             raise UsageError(f"--rename {pair}: write it as old=new, such as headline=title")
-        renames[old] = new
-    return renames
+        found[old] = new
+    return found

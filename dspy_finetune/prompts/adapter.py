@@ -274,8 +274,14 @@ class PromptAdapter(dspy.ChatAdapter):
         inputs: dict[str, Any],
         outputs: dict[str, Any],
     ) -> dict[str, list[Any]]:
-        """One training row with the prompt's messages and completion."""
+        """One training row with the prompt's messages and completion; without one where the answer was unreadable.
+
+        BootstrapFinetune scores such an answer -1 and keeps it, as it keeps every score but 0: a row that ends with the
+        question is left out by `FinetuneProvider`.
+        """
         self._check(signature)
+        if hasattr(outputs, "completion_text"):  # dspy.teleprompt.bootstrap_trace.FailedPrediction
+            return {"messages": self.prompt.messages(inputs)}
         answer = {"role": "assistant", "content": self.prompt.completion(outputs)}
         return {"messages": [*self.prompt.messages(inputs), answer]}
 

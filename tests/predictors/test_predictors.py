@@ -113,6 +113,17 @@ def test_text_and_numbers_are_read_by_the_prompt(chat: ChatServer) -> None:
     assert "logprobs" not in chat.bodies[-1]
 
 
+def test_answers_in_json_are_held_to_their_schema_where_the_host_can(chat: ChatServer) -> None:
+    chat.answer = lambda body: [('{"topic": "locks", "stars": 4}', {})]
+    prompt = ft.PromptFormat("title -> topic: str, stars: int", completion="json")
+    tuned = ft.OpenAIPredictor(prompt, "m", host=chat.host, cache=False)
+    assert dict(tuned(title="x").items()) == {"topic": "locks", "stars": 4}
+    assert chat.bodies[-1]["response_format"] == prompt.response_format
+    local = ft.OpenAIPredictor(prompt, "m", host=ft.Host.local(chat.url), cache=False)
+    assert local(title="x").stars == 4
+    assert "response_format" not in chat.bodies[-1]
+
+
 @pytest.mark.parametrize("text", ["maybe", "true or false", "", "B"])
 def test_an_answer_that_cannot_be_read_is_an_error_and_never_a_default(text: str, chat: ChatServer) -> None:
     chat.answer = lambda body: [(text, {"true": 0.4, "false": 0.1})] if text else []
@@ -272,8 +283,22 @@ def test_one_file_holds_the_predictor(chat: ChatServer, tmp_path: Path, monkeypa
     assert loaded.lm.model == "openai/ft:base:org::abc"
 
 
+def test_the_file_says_where_the_model_comes_from(chat: ChatServer, tmp_path: Path) -> None:
+    prompt = ft.prompts.binary(RUBRIC)
+    model = ft.FinetunedModel(
+        id="ft:base:org::abc", base="base", host_name="loopback", host_description=chat.host.to_dict(),
+        job_id="ftjob-1", prompt_digest=prompt.digest, data_sha256="ab12", hyperparameters={"n_epochs": 3}, seed=7,
+    )  # fmt: skip
+    ft.OpenAIPredictor(prompt, model).save(tmp_path / "tuned.json")
+    loaded = ft.load_predictor(tmp_path / "tuned.json")
+    assert loaded.provenance is not None
+    assert ft.FinetunedModel.from_dict(loaded.provenance) == model
+    assert ft.OpenAIPredictor(prompt, "ft:base:org::abc").provenance is None
+
+
 @pytest.mark.parametrize(
-    "content", ["{", "{}", '{"predictor": "Nobody"}', '{"predictor": "OpenAIPredictor", "version": 99}']
+    "content",
+    ["{", "{}", '{"predictor": []}', '{"predictor": "Nobody"}', '{"predictor": "OpenAIPredictor", "version": 99}'],
 )
 def test_what_is_not_a_saved_predictor_is_said_so(content: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
