@@ -158,3 +158,20 @@ def test_a_predictor_asks_through_them(fake: FakeOpenAI, tmp_path: Path) -> None
     assert isinstance(tuned.lm.engine, HostEngine)
     assert tuned.lm.engine.timeout == 20
     assert tuned(title="x").is_favorite is True
+
+
+def test_a_server_that_moved_is_found_again(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an embedded server does that was killed: it comes back at another port."""
+    moved = FakeOpenAI()
+    moved.reply = "false"
+    host = Host.compatible(fake.url, "k")
+    lm = host.lm(TUNED, **engines_for(host, TUNED, {"cache": False}))
+
+    async def ask() -> str:
+        return str((await lm.acall(request(CONFIGS[0]))).text)
+
+    assert (lm(request(CONFIGS[0])).text, asyncio.run(ask())) == ("true", "true")
+    monkeypatch.setattr(host, "is_connected", lambda: False)
+    monkeypatch.setattr(host, "connection", lambda: (moved.url, "k"))
+    assert (lm(request(CONFIGS[0])).text, asyncio.run(ask())) == ("false", "false")
+    moved.close()
