@@ -22,10 +22,12 @@ COMMANDS: tuple[str, ...] = (
     "convert",
     "predict",
     "compare",
+    "curve",
     "plan",
     "train",
     "jobs",
     "models",
+    "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
 

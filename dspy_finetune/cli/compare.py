@@ -17,6 +17,7 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.evaluation.answers import Answer, Program
 from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.usual import usual_metric
 from dspy_finetune.predictors import load_predictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report import compare
@@ -77,7 +78,7 @@ def compare_command(
         report = compare(
             programs,
             examples,
-            [_metric(name, label) for name in metric or [_usual_metric(prompt, label)]],
+            [metric_named(name, label) for name in metric or [usual_metric(prompt, label)]],
             reference=reference,
             margin=margin,
             n_threads=n_threads,
@@ -107,16 +108,11 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _metric(name: str, field: str) -> Any:
+def metric_named(name: str, field: str) -> Any:
+    """A metric by the name that `--metric` takes. Raises UsageError, which lists the names."""
     if name not in METRICS:
         raise UsageError(f"no metric {name!r}; there are: {', '.join(METRICS)}")
     return getattr(metrics, name)(field)
-
-
-def _usual_metric(prompt: PromptFormat, field: str) -> str:
-    if field == prompt.label_field:
-        return "accuracy"
-    return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
 
 
 def _tell_overlap(train: Sequence[Any], examples: Sequence[Any], prompt: PromptFormat) -> None:
@@ -142,7 +138,7 @@ def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
 
 def _baselines(train: Sequence[Any], prompt: PromptFormat, label: str) -> dict[str, Program]:
     """What is worth beating, fitted on the same rows: for labels, pairs and numbers; none for free text."""
-    usual = _usual_metric(prompt, label)
+    usual = usual_metric(prompt, label)
     text = prompt.input_fields
     if usual == "mean_absolute_error":
         return {

@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
         from dspy_finetune.data import iter_examples
         from dspy_finetune.export import export_dpo, export_sft
 
-        form = _prompt(preset, prompt, rubric)
+        form = prompt_named(preset, prompt, rubric)
         examples = iter_examples(
             data,
             rename=renames(rename or []),
@@ -88,7 +88,8 @@ def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _prompt(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
+def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
+    """The prompt that `--preset` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
     from dspy_finetune._files import file_error
     from dspy_finetune.errors import UsageError

@@ -21,15 +21,23 @@ from dspy_finetune.evaluation.bias import PairwiseBias, pairwise_bias, swap_agre
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
 from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
+from dspy_finetune.evaluation.curve import learning_curve
+from dspy_finetune.evaluation.curve_jobs import CurveProgress
+from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.stats import Interval
 from dspy_finetune.evaluation.verdict import Verdict
 
 __all__ = [
     "Answer",
     "Comparison",
+    "CurvePoint",
+    "CurveProgress",
+    "CurveRun",
     "Difference",
     "Interval",
     "Item",
+    "LearningCurve",
+    "MarginalValue",
     "MetricFacts",
     "Outcome",
     "PairwiseBias",
@@ -39,6 +47,7 @@ __all__ = [
     "Verdict",
     "baselines",
     "compare_programs",
+    "learning_curve",
     "metrics",
     "pairwise_bias",
     "stats",

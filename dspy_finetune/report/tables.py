@@ -1,14 +1,14 @@
-"""The numbers as words: verdict sentence, plain-text table, Markdown, a small HTML table for notebooks.
+"""The numbers as words: verdict sentence, tables as plain text, as Markdown, and as small HTML for notebooks.
 
 In: a `Comparison`. Out: text. Figures carry three decimals for shares and four digits for everything else.
-Not covered: the full HTML page (html.py).
+Not covered: whole documents (html.py, markdown.py).
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspy_finetune.evaluation.comparison import Comparison, Difference
@@ -170,20 +170,6 @@ def escape_markdown(text: str) -> str:
     for character in "\\`*_|[]#":
         text = text.replace(character, f"\\{character}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def as_report_markdown(title: str, comparison: Comparison, cards: Mapping[str, Mapping[str, str]]) -> str:
-    """The whole report as Markdown, without the items."""
-    sentence = escape_markdown(verdict_sentence(comparison))
-    parts = [f"# {escape_markdown(title)}", sentence, as_markdown(program_table(comparison)), footnote(comparison)]
-    if comparison.differences:
-        heading = f"## Differences: {escape_markdown(comparison.candidate)} minus …"
-        parts += [heading, as_markdown(difference_table(comparison))]
-    for name, card in cards.items():
-        facts = "\n".join(f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in card.items())
-        parts += [f"## {escape_markdown(name)}", facts]
-    parts += ["## Not checked", "\n".join(f"- {escape_markdown(one)}" for one in comparison.not_checked)]
-    return "\n\n".join(parts) + "\n"
 
 
 def footnote(comparison: Comparison) -> str:

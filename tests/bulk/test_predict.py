@@ -67,6 +67,7 @@ class Taste(dspy.Signature):
         lambda host: ft.OpenAIPredictor(PROMPT, "openai/ft:m", host=host, logprobs=False),
         lambda host: ft.OpenAIPredictor(ft.prompts.number("How much?"), "m", host=host, n_samples=3, temperature=0.7),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste), "m", host=host),
+        lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste, completion="json"), "m", host=host),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat.from_adapter(Taste), "m", host=host),
         lambda host: ft.PairwisePredictor(ft.prompts.pairwise("Bees."), "m", host=host),
         lambda host: ft.DPOPredictor(ft.prompts.explained_pairwise("Bees."), "m", host=host, both_orders=True),

@@ -203,6 +203,9 @@ def test_a_missing_package_is_named_with_its_extra(
     # None in sys.modules is how Python spells "cannot be imported"; parts that are loaded already count too.
     for name in [module, *(loaded for loaded in sys.modules if loaded.startswith(f"{module}."))]:
         monkeypatch.setitem(sys.modules, name, None)
+    # Where scipy is missing scikit-learn is not loaded either: an earlier test may have loaded it.
+    for name in [loaded for loaded in sys.modules if module == "scipy" and loaded.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
     asked: list[object] = []
     monkeypatch.setattr(OpenAIPredictor, "__call__", lambda self, **inputs: asked.append(inputs))
     (place / "rows.parquet").write_bytes(b"PAR1")

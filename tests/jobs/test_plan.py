@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_azure_has_its_own_suffix_and_training_type(sft_file: Path, fake: FakeOp
 
 def test_training_type_goes_into_the_request(sft_file: Path, fake: FakeOpenAI) -> None:
     azure = Host("azure", base_url=fake.url, api_key="k", training_type="developerTier")
-    plan(sft_file, base_model=BASE, host=azure).start()
+    plan(sft_file, base_model=BASE, host=azure).start(allow_unknown_price=True)
     body = next(body for route, body in fake.requests if route == "POST /fine_tuning/jobs")
     assert body["trainingType"] == "developerTier"
 
@@ -243,3 +244,14 @@ def test_the_intent_changes_with_all_that_decides_and_with_nothing_else(
 def test_the_journal_of_the_embedded_server_lies_in_its_folder(tmp_path: Path, host: Host) -> None:
     assert journal_of(Host.local(root=tmp_path / "root")).path == tmp_path / "root" / "journal.jsonl"
     assert isinstance(journal_of(host), Journal)
+
+
+def test_a_notebook_shows_the_plan_with_its_texts_escaped(sft_file: Path, host: Host) -> None:
+    made = plan(sft_file, base_model=BASE, host=host, suffix="taste", seed=7, metadata={"note": "<b>"})
+    shown = made._repr_html_()
+    assert str(made) in shown
+    assert "<th>seed</th><td>7</td>" in shown
+    assert "n_epochs=5 (rule)" in shown
+    strange = replace(made, warnings=("<script>alert(1)</script>",))
+    assert "&lt;script&gt;" in strange._repr_html_()
+    assert "<script>" not in strange._repr_html_()

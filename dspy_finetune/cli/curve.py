@@ -1,0 +1,124 @@
+"""`dspy-finetune curve`: train on growing parts of the data, and say what more examples would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dspy_finetune._optional import require
+from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.compare import metric_named
+from dspy_finetune.cli.display import Display
+from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.export import Preset, prompt_named
+from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
+from dspy_finetune.data import load_examples
+from dspy_finetune.errors import UsageError
+from dspy_finetune.evaluation import CurveProgress
+from dspy_finetune.evaluation.usual import usual_metric
+from dspy_finetune.report import learning_curve
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("curve")(curve_command)
+
+
+def curve_command(
+    train: Annotated[str, typer.Argument(help="Labelled rows to train on: JSONL, JSON, CSV, Parquet.")],
+    test: Annotated[str, typer.Option(help="Labelled rows that every model is asked about.")],
+    preset: Annotated[Preset | None, typer.Option(help="A ready-made prompt.")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="A saved prompt, or a manifest that holds one.")] = None,
+    rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Rows to train on, such as 50,100,200; doubling without it.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Base model; repeat it. Default: the host's usual one.")
+    ] = None,
+    epochs: Annotated[list[int] | None, typer.Option(min=1, help="Repeat it. Default: what the host chooses.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat it: several show the noise of training.")] = None,
+    method: Annotated[Literal["sft", "dpo"], typer.Option(help="sft or dpo.")] = "sft",
+    host: HostText = "openai",
+    root: RootPath = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, help="For all jobs together.")] = None,
+    allow_unknown_price: Annotated[
+        bool, typer.Option("--allow-unknown-price", help="With --max-usd: start although nobody knows a price.")
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="As for `compare`; the usual one for the field without it.")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keep training files and answers here.")] = None,
+    n_jobs_at_once: Annotated[int, typer.Option("--jobs-at-once", min=1, help="Jobs on the host at once.")] = 4,
+    n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="New jobs for those that had failed.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with table and picture.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the picture: .svg, .png or .pdf.")] = None,
+    json_to: Annotated[Path | None, typer.Option("--json-to", help="Write every number as JSON.")] = None,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """One job per training size, model and number of epochs; then the value of the next 100 examples.
+
+    All jobs are priced before the first is started. The same command again finds the same jobs and answers.
+    """
+    if html is not None or plot is not None:
+        require("matplotlib", "report", "a picture")  # missed only at the end, it would be missed after hours
+    load_env(env_file)
+    form = prompt_named(preset, prompt, rubric)
+    label = field or form.label_field or form.output_fields[0]
+    where = host_named(host, root=root)
+    try:
+        with Display(talk()) as display:
+            report = learning_curve(
+                load_examples(train, signature=form.signature),
+                sizes=_numbers(sizes),
+                models=model or [where.base_model],
+                epochs=epochs or None,
+                host=where,
+                test=load_examples(test, signature=form.signature),
+                prompt=form,
+                metric=metric_named(metric or usual_metric(form, label), label),
+                max_usd=max_usd,
+                allow_unknown_price=allow_unknown_price,
+                method=method,
+                seeds=seed or (0,),
+                folder=folder,
+                n_jobs_at_once=n_jobs_at_once,
+                n_threads=n_threads,
+                retry_failed=retry_failed,
+                on_progress=_shown(display),
+            )
+    except KeyboardInterrupt:
+        talk().print("jobs that were started go on; the same command again follows them", highlight=False)
+        raise
+    finally:
+        where.close()
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print(report)
+    for path, write in ((html, report.to_html), (plot, report.plot), (json_to, report.to_json)):
+        if path is not None:
+            write(path)
+            talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if not report.curve.points:
+        raise typer.Exit(1)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--sizes {text}: expected whole numbers with commas, such as 50,100,200") from error
+
+
+def _shown(display: Display) -> Callable[[CurveProgress], None]:
+    def show(progress: CurveProgress) -> None:
+        display.show(progress.stage, progress.n_done, progress.n_total, f"{progress.run}: {progress.note}")
+
+    return show

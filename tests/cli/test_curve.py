@@ -1,0 +1,60 @@
+"""`dspy-finetune curve`: the table, the files, one line for each fault, and no job paid for twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dspy_finetune.cli.main import main
+from tests.jobs.answering import AnsweringOpenAI
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AnsweringOpenAI]:
+    server = AnsweringOpenAI()
+    server.script = ["succeeded"]
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name, n in (("train", 24), ("test", 12)):
+        rows = [{"title": f"{name} {number}", "is_favorite": number % 2 == 0} for number in range(n)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yield server
+    server.close()
+
+
+def run(*options: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["curve", "train.jsonl", "--test", "test.jsonl", "--preset", "binary", *options])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_it_prints_the_table_and_writes_the_files_and_the_second_call_trains_nothing(fake, capsys):
+    model = ("--model", "gpt-4.1-nano-2025-04-14", "--epochs", "2")
+    options = ("--sizes", "10,20", *model, "--html", "c.html", "--plot", "c.png", "--json-to", "c.json")
+    assert run(*options) == 0
+    shown = capsys.readouterr()
+    assert "gpt-4.1-nano-2025-04-14, 2 epochs: accuracy [95%]" in shown.out
+    assert "100 examples beyond 20 would change accuracy by +0.000 [+0.000, +0.000]" in shown.out
+    assert "training" in shown.err
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in Path("c.html").read_text()
+    assert run(*options, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {**json.loads(Path("c.json").read_text())}
+    assert [run["is_new"] for run in printed["curve"]["runs"]] == [False, False]
+    assert len(fake.jobs) == 2
+
+
+def test_faults_are_one_line_and_the_right_code(fake, capsys):
+    assert run("--sizes", "ten") == 2
+    assert "--sizes ten" in capsys.readouterr().err
+    assert run("--sizes", "10,20", "--max-usd", "0") == 1
+    assert "more than the allowed $0.00" in capsys.readouterr().err
+    assert run("--metric", "niceness") == 2
+    fake.script = ["failed"]
+    assert run("--sizes", "10") == 1
+    assert "no model" in capsys.readouterr().out
