@@ -30,7 +30,8 @@ def answer_text(answer: Answer, field: str | None) -> str:
         return answer.outcome
     value = answer.outputs.get(field) if field is not None else None
     if isinstance(value, float):
-        return f"{value:.10g}"
+        # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
+        return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
     return str(value if value is not None else ", ".join(f"{name}: {one}" for name, one in answer.outputs.items()))
 
 

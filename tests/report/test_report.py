@@ -14,6 +14,7 @@ from dspy.utils import DummyLM
 import dspy_finetune
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
 from dspy_finetune.evaluation import metrics
+from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.report import (
     Report,
@@ -352,6 +353,14 @@ def test_cards_tell_of_the_items_and_of_each_prompt_once():
     assert "Likes bees." in card["system"]
     assert card["answer"] == "liked: true, false"
     assert cards["Prompt of few-shot"]["demonstrations"] == "1"
+
+
+def test_free_texts_are_counted_not_listed_and_figures_are_cut():
+    rows = [dspy.Example(q=f"q{n}", a=f"a long answer {n}").with_inputs("q") for n in range(5)]
+    told = compare({"a": lambda q: dspy.Prediction(a="x")}, rows, [metrics.exact_match("a")])
+    assert told.cards["Data"]["a"] == "5 different ones"
+    answers = [Answer(outcome="answered", outputs={"p": p}, latency_ms=1.0) for p in (276.3912128, 45.0, 0.00012345)]
+    assert [items.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
 
 
 def test_what_answers_cost_is_shown_where_prices_are_known():
