@@ -10,12 +10,13 @@ SECOND := $(VENV)/openai-2
 # Threads of one test process: the machine is shared between the workers.
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-fast test-openai-2 check format bench clean
+.PHONY: help install quickstart test test-fast test-openai-2 record check format bench clean
 
 help:
 	@echo "make quickstart   set up and run the main job (SIZE=small for the short one)"
 	@echo "make test         set up and run all tests"
 	@echo "make check        format, lint and types"
+	@echo "make record       record the local host's answers anew that tests play"
 	@echo "make bench        the benchmarks, as ratios measured side by side"
 	@echo "make clean        remove the environment and build results"
 
@@ -50,6 +51,10 @@ $(SECOND)/.installed: $(STAMP) Makefile
 	@rm -rf $(SECOND)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SECOND) "openai==2.54.0" distro sniffio
 	@touch $@
+
+# Records the exchanges of tests/jobs/test_recorded.py anew, with the real local host on a toy model.
+record: $(STAMP)
+	DSPY_FINETUNE_RECORD=1 $(BIN)/python -m pytest tests/jobs/test_recorded.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,71 +12,94 @@ tuned = ft.OpenAIPredictor(prompt, job.wait())
 report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train, label="is_favorite")}, test,
                     [ft.metrics.accuracy("is_favorite")])
 print(report.table())
+
+A name is imported when it is first used: `import dspy_finetune` alone costs next to nothing, and does not import dspy.
 """
 
-from dspy_finetune import errors, prompts
-from dspy_finetune.data import (
-    deduplicate,
-    find_conflicts,
-    find_leakage,
-    iter_examples,
-    load_examples,
-    make_pairs,
-    split,
-    swap,
-)
-from dspy_finetune.errors import (
-    AmbiguousJobError,
-    AnswerError,
-    BudgetError,
-    DataError,
-    EmptyDatasetError,
-    FileError,
-    FinetuneError,
-    HostError,
-    JobCancelledError,
-    JobError,
-    JobFailedError,
-    JobTimeoutError,
-    LeakageError,
-    LogprobsError,
-    MissingExtraError,
-    ModelGoneError,
-    PromptMismatchError,
-    RowError,
-    RowsError,
-    TrainingClosedError,
-    UsageError,
-)
-from dspy_finetune.evaluation import baselines, metrics
-from dspy_finetune.export import (
-    CheckReport,
-    Dataset,
-    check,
-    convert,
-    export_dpo,
-    export_sft,
-    fix,
-    lint,
-    preferences_from_corrections,
-    preferences_from_mistakes,
-    preferences_from_program,
-)
-from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, FinetuneProvider, Job, Plan, PreferenceFinetune, attach, jobs, plan
-from dspy_finetune.predictors import (
-    Cascade,
-    DPOPredictor,
-    Ensemble,
-    OpenAIPredictor,
-    PairwisePredictor,
-    calibrate,
-    load_predictor,
-    rank,
-    replace,
-)
-from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dspy_finetune import errors, prompts
+    from dspy_finetune.data import (
+        deduplicate,
+        find_conflicts,
+        find_leakage,
+        iter_examples,
+        load_examples,
+        make_pairs,
+        split,
+        swap,
+    )
+    from dspy_finetune.errors import (
+        AmbiguousJobError,
+        AnswerError,
+        BudgetError,
+        DataError,
+        EmptyDatasetError,
+        FileError,
+        FinetuneError,
+        HostError,
+        JobCancelledError,
+        JobError,
+        JobFailedError,
+        JobTimeoutError,
+        LeakageError,
+        LogprobsError,
+        MissingExtraError,
+        ModelGoneError,
+        PromptMismatchError,
+        RowError,
+        RowsError,
+        TrainingClosedError,
+        UsageError,
+    )
+    from dspy_finetune.evaluation import baselines, metrics
+    from dspy_finetune.export import (
+        CheckReport,
+        Dataset,
+        check,
+        convert,
+        export_dpo,
+        export_sft,
+        fix,
+        lint,
+        preferences_from_corrections,
+        preferences_from_mistakes,
+        preferences_from_program,
+    )
+    from dspy_finetune.hosts import Host
+    from dspy_finetune.jobs import (
+        FinetunedModel,
+        FinetuneProvider,
+        Job,
+        Plan,
+        PreferenceFinetune,
+        WandB,
+        attach,
+        jobs,
+        plan,
+        sft_then_dpo,
+    )
+    from dspy_finetune.predictors import (
+        Cascade,
+        DecisionLM,
+        DPOPredictor,
+        Ensemble,
+        OpenAIPredictor,
+        PairwisePredictor,
+        calibrate,
+        calibrate_interval,
+        load_predictor,
+        rank,
+        replace,
+    )
+    from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.report import CurveReport, Migration, Report, compare, learning_curve, migrate, write_html
 
 __version__ = "0.1.0"
 
@@ -90,6 +113,7 @@ __all__ = [
     "DPOPredictor",
     "DataError",
     "Dataset",
+    "DecisionLM",
     "EmptyDatasetError",
     "Ensemble",
     "FileError",
@@ -105,6 +129,7 @@ __all__ = [
     "JobTimeoutError",
     "LeakageError",
     "LogprobsError",
+    "Migration",
     "MissingExtraError",
     "ModelGoneError",
     "OpenAIPredictor",
@@ -118,10 +143,12 @@ __all__ = [
     "RowsError",
     "TrainingClosedError",
     "UsageError",
+    "WandB",
     "__version__",
     "attach",
     "baselines",
     "calibrate",
+    "calibrate_interval",
     "check",
     "compare",
     "convert",
@@ -140,6 +167,7 @@ __all__ = [
     "load_predictor",
     "make_pairs",
     "metrics",
+    "migrate",
     "plan",
     "preferences_from_corrections",
     "preferences_from_mistakes",
@@ -147,7 +175,65 @@ __all__ = [
     "prompts",
     "rank",
     "replace",
+    "sft_then_dpo",
     "split",
     "swap",
     "write_html",
 ]
+
+_ROOMS = {
+    "data": "deduplicate find_conflicts find_leakage iter_examples load_examples make_pairs split swap",
+    "errors": (
+        "AmbiguousJobError AnswerError BudgetError DataError EmptyDatasetError FileError FinetuneError HostError "
+        "JobCancelledError JobError JobFailedError JobTimeoutError LeakageError LogprobsError MissingExtraError "
+        "ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
+    ),
+    "evaluation": "baselines metrics",
+    "export": (
+        "CheckReport Dataset check convert export_dpo export_sft fix lint preferences_from_corrections "
+        "preferences_from_mistakes preferences_from_program"
+    ),
+    "hosts": "Host",
+    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
+    "predictors": (
+        "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
+        "load_predictor rank replace"
+    ),
+    "prompts": "PromptFormat",
+    "report": "CurveReport Migration Report compare learning_curve migrate write_html",
+}
+"""The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
+
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+
+class _Door(ModuleType):
+    """This package as a module: `jobs` is the function, also when the room of that name has been imported."""
+
+    @property
+    def jobs(self) -> Any:
+        return importlib.import_module("dspy_finetune.jobs").jobs
+
+    @jobs.setter
+    def jobs(self, value: object) -> None:
+        # Python binds an imported room to its package here; `from dspy_finetune.jobs import ...` does not need that.
+        pass
+
+
+sys.modules[__name__].__class__ = _Door
+
+
+if not TYPE_CHECKING:  # type checkers would take any name for granted
+
+    def __getattr__(name: str) -> Any:
+        if name in _ROOM_OF:
+            value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _ROOMS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a crowded machine drawing an example can take a second, which says nothing about the test.
+settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("crowded")
 
 # Before DSPy is imported anywhere: its disk cache would carry answers from one run of the tests to the next, and its
 # price list would be looked up on the network.

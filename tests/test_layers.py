@@ -19,7 +19,10 @@ ALLOWED = {
     ("cli", "local"),
     ("cli", "quickstart"),
 }
-HEAVY = ["openai", "litellm", "torch", "tiktoken", "pandas", "pyarrow", "datasets", "sklearn", "scipy", "rich", "typer"]
+HEAVY = [
+    "openai", "litellm", "torch", "tiktoken", "pandas", "pyarrow", "datasets", "sklearn", "scipy", "rich", "typer",
+    "numpy", "dspy",
+]  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -66,6 +69,20 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, dspy_finetune; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_each_layer_can_be_imported_first() -> None:
+    """Names are imported when they are used, so any layer may come first: none leans on another's import."""
+    code = f"""
+import importlib, sys
+for layer in {LAYERS!r}:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dspy_finetune"]:
+        del sys.modules[name]
+    importlib.import_module("dspy_finetune." + layer)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "done", done.stderr
 
 
 def test_each_module_opens_with_its_contract() -> None:

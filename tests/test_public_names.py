@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +26,9 @@ PARAMETERS = {
     "plan": [
         "train", "validation", "base_model", "method", "host", "hyperparameters", "suffix", "seed", "metadata",
     ],
+    "sft_then_dpo": ["pairs", "sft", "base_model", "host", "sft_hyperparameters", "dpo_hyperparameters"],
+    "migrate": ["model", "to", "host", "base_model", "train", "hyperparameters"],
+    "WandB": ["project", "name", "entity", "tags"],
     "attach": ["job_id", "host"],
     "jobs": ["host"],
     "FinetuneProvider": ["host", "method", "suffix", "seed", "validation", "hyperparameters", "on_progress"],
@@ -33,6 +41,7 @@ PARAMETERS = {
     "DPOPredictor": ["prompt", "model", "host", "both_orders"],
     "load_predictor": ["path", "host"],
     "calibrate": ["predictor", "examples", "how", "threshold_for"],
+    "calibrate_interval": ["predictor", "examples", "level", "how"],
     "Ensemble": ["members", "weights", "how"],
     "Cascade": ["members", "min_confidence"],
     "rank": ["items", "predictor", "budget", "seed", "checkpoint"],
@@ -47,6 +56,7 @@ ATTRIBUTES = {
     "FinetuneProvider": ["lm", "finetune"],
     "PreferenceFinetune": ["compile"],
     "Job": ["status", "events", "metrics", "checkpoints", "pause", "resume", "cancel", "wait"],
+    "Migration": ["start", "compare", "new_predictor"],
     "Report": ["table", "verdict", "to_html", "to_json"],
 }
 FIELDS = {
@@ -80,3 +90,53 @@ def test_the_presets_and_every_public_name_are_there() -> None:
     assert {"binary", "pairwise", "explained_pairwise", "answer", "number"} <= set(dir(ft.prompts))
     for name in ft.__all__:
         assert getattr(ft, name) is not None
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    """The imports that only type checkers read, the rooms' names and `__all__` agree."""
+    tree = ast.parse(Path(str(ft.__file__)).read_text(encoding="utf-8"))
+    shown = {
+        f"{node.module}.{alias.name}".removeprefix("dspy_finetune.")
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    rooms = {f"{room}.{name}" for room, names in ft._ROOMS.items() for name in names.split()}
+    assert shown == rooms | {"errors", "prompts"}
+    assert sorted(ft.__all__) == sorted({name.rpartition(".")[2] for name in shown} | {"__version__"})
+    assert set(ft.__all__) <= set(dir(ft))
+
+
+def test_an_unknown_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'OpenAIPredicter'"):
+        _ = ft.OpenAIPredicter  # type: ignore[attr-defined]  # it is not there, which is the test
+    with pytest.raises(ImportError):
+        from dspy_finetune import nothing  # type: ignore[attr-defined]  # noqa: F401  # likewise
+
+
+def test_a_name_is_the_same_by_every_road() -> None:
+    """Plain import, star import, a room by attribute; `jobs` is the function, also after its room was imported."""
+    code = """
+import dspy_finetune as ft
+assert ft.predictors.OpenAIPredictor is ft.OpenAIPredictor
+assert ft.report.compare is ft.compare
+import dspy_finetune.jobs.submit
+from dspy_finetune import jobs
+from dspy_finetune.jobs import jobs as function
+assert jobs is ft.jobs is function and callable(jobs)
+space = {}
+exec("from dspy_finetune import *", space)
+assert set(ft.__all__) <= set(space)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "done", done.stderr
+
+
+def test_public_functions_and_classes_can_be_pickled() -> None:
+    for name in ft.__all__:
+        value = getattr(ft, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert pickle.loads(pickle.dumps(value)) is value

@@ -26,6 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "train",
     "jobs",
     "models",
+    "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
 

@@ -56,7 +56,7 @@ def train(
     wandb: WandbProject = None,
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
     allow_unknown_price: Annotated[
-        bool, typer.Option("--allow-unknown-price", help="With --max-usd: start although nobody knows the price.")
+        bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
@@ -93,6 +93,8 @@ def train(
                 print_json(job.facts.to_dict())
             else:
                 out().print(f"dspy-finetune jobs follow {job.id} {host_option(made.host)}", highlight=False)
+            if made.host.stops_with_process():
+                talk().print("the local host stops with this command; that one starts it again with its job")
             return
         tell_model(follow(job, made.host, talk(), timeout), as_json=as_json)
     finally:

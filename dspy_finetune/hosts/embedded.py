@@ -139,6 +139,12 @@ def ensure_server(root: Path, *, model: str | None = None, timeout_seconds: floa
         return _start(root, model, timeout_seconds)
 
 
+def is_started_here(root: Path) -> bool:
+    """Whether this process started the root's server, and so stops it at its own end."""
+    process = _STARTED.get(str(root.expanduser().absolute()))
+    return process is not None and process.poll() is None
+
+
 def stop_server(root: Path, *, timeout_seconds: float = STOP_SECONDS) -> None:
     """Stop the server of this root, if this process started it."""
     with _GUARD:

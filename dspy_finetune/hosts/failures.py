@@ -15,6 +15,8 @@ from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError
 RETRYABLE_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 _KEY_SHAPE = re.compile(r"\b(?:sk|sess|pk)-[A-Za-z0-9_\-*.]{6,}")
+# Ids of organisations and projects, as OpenAI's messages about limits name them.
+_ID_SHAPE = re.compile(r"\b(?:org-|proj_)[A-Za-z0-9]{16,}")
 _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 
 CLOSED_SINCE = (
@@ -28,7 +30,8 @@ CLOSED_ELSEWHERE = (
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Take keys out of a text: the given ones, whatever has a key's shape, and user names in addresses.
+    """Take keys out of a text: the given ones, whatever has the shape of a key or of an organisation's id, and user
+    names in addresses.
 
     >>> redact("Incorrect API key provided: sk-abcdef123456")
     'Incorrect API key provided: ***'
@@ -36,7 +39,34 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if len(secret) >= 4:
             text = text.replace(secret, "***")
-    return _URL_SECRET.sub("", _KEY_SHAPE.sub("***", text))
+    return _URL_SECRET.sub("", _ID_SHAPE.sub("***", _KEY_SHAPE.sub("***", text)))
+
+
+def scrub(exception: BaseException, secrets: Iterable[str] = ()) -> None:
+    """Take keys out of an exception that others raised, and out of those behind it, in place.
+
+    A host that refuses a key may repeat it, and a traceback shows the client's own exception beside ours.
+    """
+    known, seen = tuple(secrets), set[int]()
+    behind: list[BaseException | None] = [exception]
+    while behind:
+        one = behind.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.args = tuple(_scrubbed(value, known) for value in one.args)
+        for name, value in list(vars(one).items()):
+            if isinstance(value, (str, dict, list)):
+                setattr(one, name, _scrubbed(value, known))
+        behind += [one.__cause__, one.__context__]
+
+
+def _scrubbed(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, dict):
+        return {name: _scrubbed(item, secrets) for name, item in value.items()}
+    return [_scrubbed(item, secrets) for item in value] if isinstance(value, list) else value
 
 
 def describe_failure(exception: BaseException, *, host: str, doing: str = "", secrets: Iterable[str] = ()) -> HostError:
@@ -46,8 +76,10 @@ def describe_failure(exception: BaseException, *, host: str, doing: str = "", se
         exception: What the client raised.
         host: The host's name, for the message.
         doing: What was asked, for the message: "upload train.jsonl".
-        secrets: Texts that must not appear in the message.
+        secrets: Texts that must not appear in the message, nor in the exception's own.
     """
+    secrets = tuple(secrets)
+    scrub(exception, secrets)
     status = _first(exception, "status_code", "status")
     status = status if isinstance(status, int) else None
     body = getattr(exception, "body", None)

@@ -24,10 +24,11 @@ from dspy_finetune.hosts.embedded import (
     default_root,
     ensure_server,
     is_alive,
+    is_started_here,
     read_server,
     stop_server,
 )
-from dspy_finetune.hosts.failures import describe_failure, redact
+from dspy_finetune.hosts.failures import describe_failure, redact, scrub
 from dspy_finetune.hosts.kinds import KINDS, HostKind, KindName
 
 if TYPE_CHECKING:
@@ -299,6 +300,10 @@ class Host:
             return True
         return self._server is not None and is_alive(self._server.pid)
 
+    def stops_with_process(self) -> bool:
+        """True for the embedded server that this process started: its jobs go on when it is started again."""
+        return self._kind == "local" and self._url is None and self.root is not None and is_started_here(self.root)
+
     def client(self, **options: Any) -> OpenAI:
         """An `openai.OpenAI` client for this host; options such as `max_retries` and `timeout` go to it.
 
@@ -393,10 +398,19 @@ class Host:
             exception: What `openai` raised.
             doing: What was asked, for the message.
         """
-        secrets = [self._given_key or "", self._server.key if self._server else ""]
+        return describe_failure(exception, host=self._name, doing=doing, secrets=self._secrets())
+
+    def scrub(self, exception: BaseException) -> None:
+        """Take this host's keys out of an exception, and out of those behind it, in place."""
+        scrub(exception, self._secrets())
+
+    def _secrets(self) -> list[str]:
+        """What must never be shown: the keys, and whose they are."""
         variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
-        secrets += [os.environ.get(variable, "") for variable in variables if variable]
-        return describe_failure(exception, host=self._name, doing=doing, secrets=secrets)
+        variables = (*variables, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+        given = [self._given_key or "", self._server.key if self._server else ""]
+        # "local" is no secret: it is what the embedded server takes where no key was set.
+        return [*(key for key in given if key != "local"), *(os.environ.get(name, "") for name in variables)]
 
     @contextlib.contextmanager
     def talking(self, doing: str) -> Iterator[None]:

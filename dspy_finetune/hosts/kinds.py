@@ -26,6 +26,8 @@ class HostKind:
     """A tuned model answers only after a deployment outside this API."""
     lists_models: bool
     """GET /models/{id} tells whether a tuned model answers yet."""
+    has_structured_output: bool
+    """It can hold answers to a JSON schema (`response_format`)."""
     poll_seconds: tuple[float, float]
     """The first and the longest pause between two looks at a job."""
     base_model: str | None
@@ -40,6 +42,7 @@ KINDS: dict[KindName, HostKind] = {
         listing_lag_seconds=60.0,
         needs_deployment=False,
         lists_models=True,
+        has_structured_output=True,
         poll_seconds=(5.0, 60.0),
         base_model="gpt-4.1-mini-2025-04-14",
     ),
@@ -49,6 +52,7 @@ KINDS: dict[KindName, HostKind] = {
         listing_lag_seconds=60.0,
         needs_deployment=True,
         lists_models=False,
+        has_structured_output=True,
         poll_seconds=(10.0, 60.0),
         base_model="gpt-4.1-mini-2025-04-14",
     ),
@@ -59,6 +63,7 @@ KINDS: dict[KindName, HostKind] = {
         listing_lag_seconds=5.0,
         needs_deployment=False,
         lists_models=True,
+        has_structured_output=False,
         poll_seconds=(0.5, 2.0),
         base_model="smollm2-135m-instruct",
     ),
@@ -68,6 +73,7 @@ KINDS: dict[KindName, HostKind] = {
         listing_lag_seconds=60.0,
         needs_deployment=False,
         lists_models=False,
+        has_structured_output=True,
         poll_seconds=(5.0, 60.0),
         base_model=None,
     ),

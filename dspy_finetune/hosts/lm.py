@@ -1,21 +1,28 @@
 """The dspy.LM of a host: DSPy's native route, the host's key at the last moment, and a cache of its own.
 
-In: a host and a model id. Out: a `dspy.LM` that predictors and programs use. Three things a plain dspy.LM does not do:
+In: a host and a model id. Out: a `dspy.LM` that predictors and programs use. Four things a plain dspy.LM does not do:
 
 - DSPy's cache key holds the model's name but not the address, so two hosts with a model of one name would share
   answers. Hosts other than OpenAI's own mix their identity into `rollout_id`, the field of the key that is not sent.
 - With OPENAI_BASE_URL or OPENAI_API_BASE set, DSPy's "auto" leaves the native engine; here it is asked for by name.
 - A pickled dspy.LM holds its key; this one drops key and address and asks its host again.
+- DSPy's table of what models can do has no row for a tuned id, so its JSONAdapter would send a tuned model no schema
+  where it sends its base one: collecting data and serving would differ. A tuned model can do what its base can.
 
 Kept apart from host.py because it imports dspy, which costs most of a second.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
+
+from dspy_finetune.hosts.catalog import parse_model_id
+from dspy_finetune.hosts.engine import HostEngine
 
 if TYPE_CHECKING:
     from dspy_finetune.hosts.host import Host
@@ -36,6 +43,8 @@ class HostLM(dspy.LM):
     def __init__(self, model: str, *, host: Host, **kwargs: Any) -> None:
         self._host = host
         self._cache_tag = host.cache_namespace()
+        # An engine of its own holds the connection, and DSPy lets nothing about it into the settings then.
+        self._has_own_engine = not isinstance(kwargs.get("engine", ""), str)
         self._is_connected = False
         if "engine" not in kwargs and not (_NOT_NATIVE & kwargs.keys()) and kwargs.get("model_type", "chat") != "text":
             kwargs["engine"] = "lm15"
@@ -46,17 +55,53 @@ class HostLM(dspy.LM):
         """Where the model answers."""
         return self._host
 
+    @property
+    def supports_function_calling(self) -> bool:
+        """As dspy.LM; of a tuned model: whether its base does."""
+        return super().supports_function_calling or self._base.supports_function_calling
+
+    @property
+    def supports_reasoning(self) -> bool:
+        """As dspy.LM; of a tuned model: whether its base does."""
+        return super().supports_reasoning or self._base.supports_reasoning
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """As dspy.LM; of a tuned model: whether its base does."""
+        return super().supports_response_schema or self._base.supports_response_schema
+
+    @property
+    def supported_params(self) -> set[str]:
+        """As dspy.LM; of a tuned model: those of its base too."""
+        own: set[str] = super().supported_params
+        return own | self._base.supported_params
+
+    @property
+    def _base(self) -> _Abilities:
+        named = parse_model_id(self.model)
+        return _abilities(named.base) if named.is_tuned and self.model_type == "chat" else _Abilities()
+
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM: a Request gives a Response, other calls a list."""
         self._connect()
-        return super().__call__(prompt, **self._with_tag(kwargs))
+        try:
+            return super().__call__(prompt, **self._with_tag(kwargs))
+        except Exception as error:  # whatever it is goes on to the caller, without the key that a host repeated in it
+            self._host.scrub(error)
+            raise
 
     async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM.acall."""
         self._connect()
-        return await super().acall(prompt, **self._with_tag(kwargs))
+        try:
+            return await super().acall(prompt, **self._with_tag(kwargs))
+        except Exception as error:  # as above
+            self._host.scrub(error)
+            raise
 
     def _connect(self) -> None:
+        if self._has_own_engine:
+            return
         if not self._is_connected or not self._host.is_connected():
             base_url, key = self._host.connection()
             # One assignment, so that another thread sees the old connection or the new one.
@@ -79,6 +124,10 @@ class HostLM(dspy.LM):
         state: dict[str, Any] = super().dump_state()
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         plain = {name: "dspy.clients.lm.LM" if value == own else value for name, value in state.items()}
+        if isinstance(self.engine, HostEngine):
+            # A way to ask, not a part of the model: saved is the route that asks the same.
+            del plain["async_engine"]
+            plain |= {"engine": "lm15"} | ({} if self.engine.timeout is None else {"timeout": self.engine.timeout})
         return {name: value for name, value in plain.items() if name not in _CONNECTION}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,6 +135,26 @@ class HostLM(dspy.LM):
         state["kwargs"] = {name: value for name, value in state["kwargs"].items() if name not in _CONNECTION}
         state["_is_connected"] = False
         return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Abilities:
+    supports_function_calling: bool = False
+    supports_reasoning: bool = False
+    supports_response_schema: bool = False
+    supported_params: frozenset[str] = frozenset()
+
+
+@functools.lru_cache(maxsize=64)
+def _abilities(base: str) -> _Abilities:
+    """What DSPy knows of a base model; little where it does not know it."""
+    lm = dspy.LM(f"openai/{base}", engine="lm15")
+    return _Abilities(
+        supports_function_calling=lm.supports_function_calling,
+        supports_reasoning=lm.supports_reasoning,
+        supports_response_schema=lm.supports_response_schema,
+        supported_params=frozenset(lm.supported_params),
+    )
 
 
 def _tagged(namespace: str, rollout_id: Any) -> int:

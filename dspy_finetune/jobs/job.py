@@ -345,7 +345,11 @@ def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK
     noted = _noted(job_id, host)
     if host is None:
         if "host" not in noted:
-            raise UsageError(f"the journal does not know {job_id}; say where it runs: attach({job_id!r}, host=...)")
+            raise UsageError(
+                f"this machine's journal does not know the job {job_id}; say where it runs:"
+                f" attach({job_id!r}, host=...), or dspy-finetune jobs show {job_id} --host openai;"
+                " `dspy-finetune jobs list --host ...` shows a host's jobs"
+            )
         host = Host.from_dict(noted["host"])
     job = Job(
         job_id,
@@ -358,7 +362,18 @@ def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK
         journal=journal_of(host) if "intent" in noted else None,
         clock=clock,
     )
-    job.refresh()
+    try:
+        job.refresh()
+    except HostError as error:
+        if error.status != 404:
+            raise
+        raise HostError(
+            f"{host.name} does not know the job {job_id}; check the id (jobs(host=...), or dspy-finetune jobs list"
+            " --host ..., shows the host's jobs) and that the key belongs to the project that started it",
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+        ) from error
     return job
 
 

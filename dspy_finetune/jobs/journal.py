@@ -20,7 +20,9 @@ from dspy_finetune._files import file_error
 from dspy_finetune.errors import JobError
 from dspy_finetune.hosts.locks import process_lock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: paths as they were given, so that a process in another folder could not find the files. 2: whole paths, and in the
+intent the suffix and the seed, so that `migrate` can make the model again. Older journals are read as they stand."""
 
 logger = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ class Plan:
         Args:
             max_usd: Refuse a plan that costs more.
             new: Make another job although this plan has one.
-            allow_unknown_price: With `max_usd`, start although nobody knows the price.
+            allow_unknown_price: Start although nobody knows the price.
             journal: Where the steps are written down; beside the embedded server's data, or in the user's data.
             clock: For tests.
 
@@ -173,14 +173,9 @@ class Plan:
         )
 
     def _check_budget(self, max_usd: float | None, allow_unknown_price: bool) -> None:
-        if max_usd is None:
-            return
         if self.cost_usd is None and not allow_unknown_price:
-            raise BudgetError(
-                f"nobody knows what {self.base_model} costs to train on {self.host.name}, so ${max_usd:,.2f} cannot be"
-                " kept; add its price to the catalog ($DSPY_FINETUNE_CATALOG) or start with allow_unknown_price=True"
-            )
-        if self.cost_usd is not None and self.cost_usd > max_usd:
+            raise unknown_price(self.base_model, self.host, max_usd)
+        if max_usd is not None and self.cost_usd is not None and self.cost_usd > max_usd:
             raise BudgetError(
                 f"the plan costs ${self.cost_usd:,.2f}, more than the allowed ${max_usd:,.2f}; train on fewer rows or"
                 " epochs, on a cheaper model, or allow more"
@@ -210,8 +205,10 @@ class Plan:
                 "host": self.host.to_dict(),
                 "base_model": self.base_model,
                 "method": self.method,
-                "train": str(self.train.path),
-                "validation": str(self.validation.path) if self.validation else None,
+                "train": str(self.train.path.absolute()),
+                "validation": str(self.validation.path.absolute()) if self.validation else None,
+                "suffix": self.suffix,
+                "seed": self.seed,
                 "hyperparameters": {one.name: one.value for one in self.hyperparameters},
                 "data_sha256": self.train.sha256,
                 "prompt_digest": self.train.prompt_digest,
@@ -303,6 +300,15 @@ def plan(
         cost_usd=cost.cost_usd,
         eta_seconds=estimate_seconds(journal_of(host), host.name, base, n_tokens),
         warnings=tuple(notes),
+    )
+
+
+def unknown_price(model: str, host: Host, max_usd: float | None) -> BudgetError:
+    """What is said where nobody knows a price, with a budget or without one."""
+    unkept = "" if max_usd is None else f", so ${max_usd:,.2f} cannot be kept"
+    return BudgetError(
+        f"nobody knows what {model} costs to train on {host.name}{unkept}; add its price to the catalog"
+        " ($DSPY_FINETUNE_CATALOG), or start all the same with allow_unknown_price=True (--allow-unknown-price)"
     )
 
 

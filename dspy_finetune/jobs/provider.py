@@ -28,7 +28,7 @@ from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
 from dspy_finetune.jobs.hyperparameters import Method
 from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import Plan, plan
+from dspy_finetune.jobs.plan import Plan, plan, unknown_price
 from dspy_finetune.jobs.pricing import catalog_name, journal_of
 from dspy_finetune.jobs.progress import Progress
 from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
@@ -87,7 +87,7 @@ class FinetuneProvider(Provider):
         validation: Rows to measure on while training: a file, or the share of the rows, such as 0.1, that is held out.
         hyperparameters: `n_epochs` and so on; an optimizer's `train_kwargs` go before them.
         max_usd: A training that costs more is not started.
-        allow_unknown_price: With `max_usd`, train although nobody knows the price.
+        allow_unknown_price: Train although nobody knows the price.
         on_progress: Is told after each look at the job.
         timeout_seconds: Stop waiting after so long; the job is left alive.
         new: Train again although the same was trained before.
@@ -185,7 +185,7 @@ class FinetuneProvider(Provider):
             JobError: The job failed or was cancelled, or its model does not answer.
             HostError: The host refused, or did not answer.
         """
-        rows = [dict(row) for row in train_data]
+        rows = _answered(train_data)
         method = self._method_of(rows, train_data_format)
         train, validation = self.write_rows(rows, method, base_model=model)
         settled = self.plan(
@@ -271,16 +271,12 @@ class FinetuneProvider(Provider):
 
     def check_budget(self, plans: Sequence[Plan | SequencePlan]) -> None:
         """Several plans as one sum. Raises BudgetError."""
-        if self.max_usd is None:
-            return
         unknown = [settled for settled in plans if settled.cost_usd is None]
         if unknown and not self.allow_unknown_price:
-            raise BudgetError(
-                f"nobody knows what this costs on {self.host.name}, so ${self.max_usd:,.2f} cannot be kept"
-                f" ({unknown[0]}); allow_unknown_price=True trains all the same"
-            )
+            first = unknown[0].sft if isinstance(unknown[0], SequencePlan) else unknown[0]
+            raise unknown_price(first.base_model, self.host, self.max_usd)
         total = sum(settled.cost_usd or 0.0 for settled in plans)
-        if total > self.max_usd:
+        if self.max_usd is not None and total > self.max_usd:
             raise BudgetError(
                 f"the training costs ${total:,.2f}, more than the allowed ${self.max_usd:,.2f}; train on"
                 " fewer rows or epochs, on a cheaper model, or allow more"
@@ -358,6 +354,16 @@ def systems_of(rows: Sequence[Mapping[str, Any]]) -> frozenset[str | None]:
         if len(found) > MAX_SYSTEMS:
             return frozenset()
     return frozenset(found)
+
+
+def _answered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that hold an answer to train on: an optimizer gives those of unreadable answers too."""
+    answered = [dict(row) for row in rows if not row.get("messages") or row["messages"][-1].get("role") == "assistant"]
+    if len(answered) < len(rows):
+        logger.warning(
+            "%d of %d rows are left out: the program's answer could not be read", len(rows) - len(answered), len(rows)
+        )
+    return answered
 
 
 def _tell(warnings: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dspy_finetune.hosts.failures import redact
+
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})
 """After these nothing changes any more. Every other status, known or not, means: still going."""
@@ -140,7 +142,7 @@ def job_facts(value: Any) -> JobFacts:
         seed=_whole(job.get("seed")),
         metadata={str(name): str(value) for name, value in (job.get("metadata") or {}).items()},
         error_code=_text(error.get("code")),
-        error_message=_text(error.get("message")),
+        error_message=redact(str(error["message"])) if error.get("message") else None,
         error_param=_text(error.get("param")),
     )
 
@@ -153,7 +155,7 @@ def event(value: Any) -> Event:
         id=str(seen.get("id") or ""),
         created_at=_whole(seen.get("created_at")),
         level=str(seen.get("level") or "info"),
-        message=str(seen.get("message") or ""),
+        message=redact(str(seen.get("message") or "")),
         type=str(seen.get("type") or "message"),
         data=dict(data) if isinstance(data, Mapping) else {},
     )

@@ -1,13 +1,13 @@
-"""SFT, then DPO: the recommended order, as one plan with one budget.
+"""SFT, then DPO: the recommended order, as one plan with one budget; and any other row of jobs on one model.
 
-In: a preference file. Out: a plan of two jobs; the second starts from the first one's model. Interrupted anywhere, the
-same call goes on where it was: each of the two is found again as any plan is.
+In: a preference file, or plans. Out: a plan of jobs, each from the model of the one before. Interrupted anywhere, the
+same call goes on where it was: each of the jobs is found again as any plan is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from dspy_finetune.errors import BudgetError, RowError
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
-from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import Plan, plan
+from dspy_finetune.jobs.plan import Plan, plan, unknown_price
 from dspy_finetune.jobs.progress import Progress
 from dspy_finetune.jobs.training_file import Source, path_of
 
@@ -70,7 +69,7 @@ class SequencePlan:
         Args:
             max_usd: For both together.
             new: Make other jobs although this plan has some.
-            allow_unknown_price: With `max_usd`, start although nobody knows the price.
+            allow_unknown_price: Start although nobody knows the price.
             clock: For tests.
 
         Raises:
@@ -78,48 +77,58 @@ class SequencePlan:
             JobError: As `Plan.start`.
             HostError: As `Plan.start`.
         """
+        if self.cost_usd is None and not allow_unknown_price:
+            # Before the first job, not between the two.
+            raise unknown_price(self.sft.base_model, self.sft.host, max_usd)
         if max_usd is not None and self.cost_usd is not None and self.cost_usd > max_usd:
             raise BudgetError(f"the two jobs cost ${self.cost_usd:,.2f}, more than the allowed ${max_usd:,.2f}")
         options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
-        return SequenceJob(self, self.sft.start(max_usd, **options), max_usd, options)
+        return SequenceJob((self.sft, self.dpo), max_usd, options)
 
 
 class SequenceJob:
-    """The two jobs on their way."""
+    """Jobs on their way, of which each starts from the model of the one before; the first is started here.
 
-    def __init__(self, planned: SequencePlan, sft: Job, max_usd: float | None, options: Mapping[str, Any]) -> None:
-        self.sft = sft
-        self.dpo: Job | None = None
-        self._plan = planned
+    Raises:
+        JobError: As `Plan.start`.
+        HostError: As `Plan.start`.
+    """
+
+    def __init__(self, plans: Sequence[Plan], max_usd: float | None, options: Mapping[str, Any]) -> None:
+        self._plans = tuple(plans)
         self._max_usd = max_usd
         self._options = dict(options)
+        self.jobs = [self._plans[0].start(max_usd, **self._options)]
+        """Those that were started, in their order."""
 
     @property
     def id(self) -> str:
         """The id of the job that is running."""
-        return self.dpo.id if self.dpo is not None else self.sft.id
+        return self.jobs[-1].id
 
     def wait(
         self, timeout_seconds: float | None = None, on_progress: Callable[[Progress], object] | None = None
     ) -> FinetunedModel:
-        """Follow the first job, start the second from its model, follow that.
+        """Follow the first job, start the next from its model, follow that, and so on; gives the last one's model.
 
         Args:
-            timeout_seconds: For each of the two.
+            timeout_seconds: For each of the jobs.
             on_progress: Is told after each look.
 
         Raises:
-            JobError: As `Job.wait`; BudgetError if the first cost so much that the second would go above the budget.
+            JobError: As `Job.wait`; BudgetError if one cost so much that the next would go above the budget.
             HostError: As `Job.wait`.
         """
-        first = self.sft.wait(timeout_seconds, on_progress)
-        if self.dpo is None:
-            left = self._max_usd
+        left = self._max_usd
+        for number, planned in enumerate(self._plans, start=1):
+            model = self.jobs[number - 1].wait(timeout_seconds, on_progress)
             if left is not None:
-                paid = first.cost_usd if first.cost_usd is not None else self._plan.sft.cost_usd
+                paid = model.cost_usd if model.cost_usd is not None else planned.cost_usd
                 left = max(left - (paid or 0.0), 0.0)
-            self.dpo = replace(self._plan.dpo, base_model=first.id).start(left, **self._options)
-        return self.dpo.wait(timeout_seconds, on_progress)
+            if number == len(self.jobs) < len(self._plans):
+                following = replace(self._plans[number], base_model=model.id)
+                self.jobs.append(following.start(left, **self._options))
+        return model
 
 
 def sft_then_dpo(

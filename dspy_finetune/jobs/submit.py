@@ -17,8 +17,10 @@ AmbiguousJobError, and never a second job.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +167,10 @@ class Submission:
             raise self._ambiguous("has several jobs of this very plan", of_attempt)
         return of_attempt[0] if of_attempt else None
 
-    def _settle(self, creating: Entry, attempt: int) -> JobFacts | None:
+    def _settle(self, creating: Entry, attempt: int, *, lost_at: float | None = None) -> JobFacts | None:
         """Find out what became of a request whose reply is not known; None if it made no job."""
-        deadline = creating.at + self._host.kind.listing_lag_seconds
+        # Counted from when the reply was given up: the host may have made the job only then.
+        deadline = (creating.at if lost_at is None else lost_at) + self._host.kind.listing_lag_seconds
         pause = 0.5
         while True:
             try:
@@ -241,7 +244,7 @@ class Submission:
                     return self._adopt(found, attempt)[0]
                 if not error.retryable or number == CREATE_TRIES - 1:
                     raise
-                self._clock.sleep(_retry_after(error, number))
+                self._clock.sleep(_retry_after(error, number, self._clock.now()))
                 continue
             self._write("created", attempt=attempt, job_id=job.id)
             return job
@@ -253,7 +256,7 @@ class Submission:
             self._write("not_created", attempt=attempt, why=f"HTTP {error.status}" if error.status else "not sent")
             return None
         logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
-        return self._settle(creating, attempt)
+        return self._settle(creating, attempt, lost_at=self._clock.now())
 
     # ---- files
 
@@ -340,11 +343,13 @@ def _made_no_job(error: HostError) -> bool:
     return error.status in range(400, 500) and error.status not in {408, 409}
 
 
-def _retry_after(error: HostError, number: int) -> float:
-    """How long to wait: as the host says, up to two minutes, else 1, 2, 4, 8 seconds."""
+def _retry_after(error: HostError, number: int, now: float) -> float:
+    """How long to wait: as the host says, in seconds or by a date, up to two minutes; else 1, 2, 4, 8 seconds."""
     response = getattr(error.__cause__, "response", None)
-    given = response.headers.get("retry-after") if response is not None else None
+    given = (response.headers.get("retry-after") if response is not None else None) or ""
     try:
-        return min(max(float(given or ""), 0.0), 120.0)
+        is_number = re.fullmatch(r"\s*\d+(\.\d+)?\s*", given)
+        wanted = float(given) if is_number else parsedate_to_datetime(given).timestamp() - now
     except ValueError:
         return min(2.0**number, 30.0)
+    return min(max(wanted, 0.0), 120.0)

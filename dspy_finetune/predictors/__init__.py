@@ -10,25 +10,30 @@
 from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
 from dspy_finetune.predictors.calibration import Calibration, calibrate
 from dspy_finetune.predictors.cascade import Cascade, CascadeChoice
+from dspy_finetune.predictors.decisions import DecisionLM
 from dspy_finetune.predictors.dpo import DPOPredictor
 from dspy_finetune.predictors.ensemble import Ensemble
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor
 from dspy_finetune.predictors.ranking import RankedItem, Ranking, rank
 from dspy_finetune.predictors.replacing import replace
+from dspy_finetune.predictors.residuals import Residuals, calibrate_interval
 
 __all__ = [
     "Calibration",
     "Cascade",
     "CascadeChoice",
     "DPOPredictor",
+    "DecisionLM",
     "Ensemble",
     "FinetunedPredictor",
     "OpenAIPredictor",
     "PairwisePredictor",
     "RankedItem",
     "Ranking",
+    "Residuals",
     "calibrate",
+    "calibrate_interval",
     "load_predictor",
     "rank",
     "replace",

@@ -13,7 +13,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +31,11 @@ from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 2
-"""The newest saved file that is read. 1: without calibration. 2: with one, which a reader of 1 would ignore."""
+STATE_VERSION = 3
+"""The newest saved file that is read. A reader of an older one would ignore what came later, and answer otherwise.
+
+1: nothing fitted. 2: a calibration. 3: residuals of a number.
+"""
 
 TOP_LOGPROBS = 20
 """How many tokens are asked for at each position: the most that OpenAI's API gives."""
@@ -108,7 +111,9 @@ class FinetunedPredictor(dspy.Module, Parameter):
             return self._given_lm
         if self._lm is None:
             assert self.host is not None
-            self._lm = self.host.lm(self.model, **self.lm_options)
+            from dspy_finetune.hosts.engine import engines_for  # imported late, as in _request
+
+            self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
         return self._lm
 
     @lm.setter
@@ -139,10 +144,17 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 max_tokens=self.max_tokens or self.prompt.max_tokens or self.default_max_tokens,
                 temperature=temperature,
                 stop=(*(self.prompt.stop or ()), *self.stop),
-                response_format=self.prompt.response_format,
+                response_format=self._response_format(),
                 logprobs=TOP_LOGPROBS if asks else None,
             ),
         )
+
+    def _response_format(self) -> dict[str, Any] | None:
+        wire = self.prompt.response_format
+        if wire is None or (self.host is not None and not self.host.kind.has_structured_output):
+            return None
+        # A Request has OpenAI's fields one level higher; on the wire they are OpenAI's again.
+        return {"type": wire["type"], **wire["json_schema"]}
 
     def _ask(self, inputs: dict[str, Any], **sample: Any) -> Any:
         request, options = self._prepared(inputs, **sample)
@@ -200,7 +212,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """Everything that the predictor is, as JSON values; never a key."""
         return {
             "predictor": type(self).__name__,
-            "version": 1 if self.calibration is None else 2,
+            "version": self._state_version(),
             "model": self.model,
             "host": self.host.to_dict() if self.host is not None else None,
             "prompt": self.prompt.to_dict(),
@@ -214,6 +226,9 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def _own_state(self) -> dict[str, Any]:
         return {}
+
+    def _state_version(self) -> int:
+        return 1 if self.calibration is None else 2
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> FinetunedPredictor:
         """Take over a saved state.
@@ -294,19 +309,30 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
         raise DataError(
             f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
         ) from error
-    kind = state.get("predictor") if isinstance(state, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(state, dict) or str(state.get("predictor")) not in _KINDS:
         raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
-    _check_state(state, str(kind))
+    return predictor_of(state, host=host)
+
+
+def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> FinetunedPredictor:
+    """The predictor that `dump_state` described.
+
+    Raises:
+        DataError: It is of an unknown kind, or of a newer version.
+    """
+    kind = str(state.get("predictor"))
+    if kind not in _KINDS:
+        raise DataError(f"a saved predictor of an unknown kind: {kind}")
+    _check_state(state, kind)
     place = host or (Host.from_dict(state["host"]) if state.get("host") else None)
-    predictor = _KINDS[str(kind)](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
+    predictor = _KINDS[kind](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
     predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
     if host is not None:
         predictor.host = host
     return predictor
 
 
-def _check_state(state: dict[str, Any], kind: str) -> None:
+def _check_state(state: Mapping[str, Any], kind: str) -> None:
     if state.get("predictor") != kind:
         raise DataError(f"the saved state is of a {state.get('predictor')}, not of a {kind}")
     if state.get("version", 0) > STATE_VERSION:

@@ -6,7 +6,7 @@ curve is fitted by scikit-learn (extra `eval`), and applying it needs nothing.
 
 How many examples: at least 20 for "temperature" (one number is fitted), 50 for "platt" (two), 200 for "isotonic" (a
 curve), and at least 5 of each label. Below that the fit would be noise, and `calibrate` refuses.
-Not covered: numbers and texts.
+Not covered: numbers (residuals.py) and texts.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _ordered_labels(predictor: Any) -> list[Any]:
     if getattr(getattr(predictor, "prompt", None), "labels", None) is None or not hasattr(predictor, "calibration"):
         raise UsageError(
             "calibrate needs a tuned predictor whose first output has labels (bool, Literal, Enum), "
-            f"found {type(predictor).__name__}"
+            f"found {type(predictor).__name__}; for a number there is calibrate_interval"
         )
     labels = list(predictor.prompt.labels)
     return [True, False] if is_yes_no(labels) else labels

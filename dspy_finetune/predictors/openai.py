@@ -19,6 +19,7 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
 from dspy_finetune.predictors.reading import in_threads, is_yes_no
+from dspy_finetune.predictors.residuals import Residuals
 from dspy_finetune.prompts import PromptFormat
 
 _MOST_THREADS = 16
@@ -45,6 +46,9 @@ class OpenAIPredictor(FinetunedPredictor):
       It says how much the model varies, not how often it is right: check its coverage on held-out examples;
     - `samples`: the numbers, in the order of asking;
     - `n_unreadable`: samples that were no number; where that is half of them or more, AnswerError is raised.
+
+    After `calibrate_interval(predictor, held_out)` a number always carries an `interval`, of one request or many, and
+    it is that of the held-out errors: it holds the truth as often as its level says.
 
     Args:
         prompt: The format that the model was trained with.
@@ -91,8 +95,7 @@ class OpenAIPredictor(FinetunedPredictor):
                 "samples: n_samples must be at least 1, temperature above 0 and interval_level between 0 and 1; "
                 f"found {n_samples}, {temperature} and {interval_level}"
             )
-        kinds = [field.annotation for field in prompt.signature.output_fields.values()]
-        if n_samples > 1 and kinds not in ([int], [float]):
+        if n_samples > 1 and self.number_field is None:
             raise UsageError(
                 "n_samples is for a prompt with one output of type int or float; labels have their probability instead"
             )
@@ -100,6 +103,13 @@ class OpenAIPredictor(FinetunedPredictor):
         self.n_samples = n_samples
         self.temperature = temperature
         self.interval_level = interval_level
+        self.residuals: Residuals | None = None
+
+    @property
+    def number_field(self) -> str | None:
+        """The one output, where it is an int or a float; else None."""
+        kinds = [field.annotation for field in self.prompt.signature.output_fields.values()]
+        return self.prompt.output_fields[0] if kinds in ([int], [float]) else None
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Ask the model once, or `n_samples` times at the same time."""
@@ -121,7 +131,19 @@ class OpenAIPredictor(FinetunedPredictor):
 
     def _own_state(self) -> dict[str, Any]:
         names = ("threshold", "n_samples", "temperature", "interval_level")
-        return {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in names}
+        return state if self.residuals is None else {**state, "residuals": self.residuals.to_dict()}
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> OpenAIPredictor:
+        """Take over a saved state. Raises as `FinetunedPredictor.load_state`."""
+        saved = state.get("residuals")
+        residuals = None if saved is None else Residuals.from_dict(saved)
+        super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        self.residuals = residuals
+        return self
+
+    def _state_version(self) -> int:
+        return super()._state_version() if self.residuals is None else 3
 
     def _read_samples(self, responses: Sequence[Any]) -> dspy.Prediction:
         field = self.prompt.output_fields[0]
@@ -141,9 +163,10 @@ class OpenAIPredictor(FinetunedPredictor):
         tail = (1.0 - self.interval_level) / 2
         # For an int the value must be an int too: of an even number of samples, the lower one of the two in the middle.
         middle = statistics.median_low(rank) if isinstance(rank[0], int) else statistics.median(rank)
+        by_samples = (_quantile(rank, tail), _quantile(rank, 1.0 - tail))
         return dspy.Prediction(
             **{field: middle},
-            interval=(_quantile(rank, tail), _quantile(rank, 1.0 - tail)),
+            interval=by_samples if self.residuals is None else self.residuals.interval(middle),
             samples=samples,
             n_unreadable=len(unread),
         )
@@ -151,6 +174,8 @@ class OpenAIPredictor(FinetunedPredictor):
     def _read(self, response: Any) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
         values = self.prompt.parse(response.text or "")
+        if self.residuals is not None:
+            return dspy.Prediction(**values, interval=self.residuals.interval(values[self.prompt.output_fields[0]]))
         labels, field = self.prompt.labels, self.prompt.label_field
         if labels is None or field is None:
             return dspy.Prediction(**values)

@@ -20,7 +20,8 @@ from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.completion import JsonLayout
-from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of
+from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
+from dspy_finetune.prompts.identity import digest_of
 from dspy_finetune.prompts.render import field_text
 from dspy_finetune.prompts.schema import dump_signature, load_signature
 from dspy_finetune.prompts.values import checked_text, codec_of, plain_value
@@ -127,7 +128,7 @@ class AdapterPrompt(PromptFormat):
     def _render(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         return as_dicts(self._adapter.format(self._signature, [dict(demo) for demo in self._demos], inputs))
 
-    def text_renderers(self) -> None:
+    def columns(self) -> None:
         """None: adapters render whole conversations."""
 
     def completion(self, example: Mapping[str, Any] | dspy.Example) -> str:
@@ -273,8 +274,14 @@ class PromptAdapter(dspy.ChatAdapter):
         inputs: dict[str, Any],
         outputs: dict[str, Any],
     ) -> dict[str, list[Any]]:
-        """One training row with the prompt's messages and completion."""
+        """One training row with the prompt's messages and completion; without one where the answer was unreadable.
+
+        BootstrapFinetune scores such an answer -1 and keeps it, as it keeps every score but 0: a row that ends with the
+        question is left out by `FinetuneProvider`.
+        """
         self._check(signature)
+        if hasattr(outputs, "completion_text"):  # dspy.teleprompt.bootstrap_trace.FailedPrediction
+            return {"messages": self.prompt.messages(inputs)}
         answer = {"role": "assistant", "content": self.prompt.completion(outputs)}
         return {"messages": [*self.prompt.messages(inputs), answer]}
 

@@ -138,7 +138,8 @@ class CurveReport:
 
 
 def _as_report(run: Callable[P, LearningCurve]) -> Callable[P, CurveReport]:
-    @functools.wraps(run)
+    # All but __module__: it is found, and pickled, here.
+    @functools.wraps(run, assigned=("__name__", "__qualname__", "__doc__"))
     def learning_curve(*args: P.args, **kwargs: P.kwargs) -> CurveReport:
         with ProgressLine() as line:
             if kwargs.get("on_progress") is None:

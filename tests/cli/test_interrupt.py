@@ -109,6 +109,8 @@ def test_train_leaves_its_job_to_go_on_and_says_how(tmp_path: Path, toy: Path) -
     assert code == 130, told
     assert "Traceback" not in told
     assert "dspy-finetune jobs follow ftjob-" in told
+    # It stops with the command, so nothing goes on by itself.
+    assert "the local host stops with this command" in told
     assert processes(tmp_path) == []
     assert not (root / "server.json").exists()
     (job,) = jobs(root)

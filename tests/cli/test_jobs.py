@@ -127,7 +127,11 @@ def test_a_job_of_this_machine_needs_no_host(
         assert run("jobs", command, "ftjob-0001") == 0
         assert capsys.readouterr().out
     assert run("jobs", "show", "ftjob-9999") == 2
-    assert "host=" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "dspy-finetune jobs show ftjob-9999 --host openai" in told
+    assert "jobs list" in told
+    assert run("jobs", "show", "ftjob-9999", "--host", "openai") == 1
+    assert "jobs list" in capsys.readouterr().err
 
 
 def test_models_tells_until_when_they_answer(fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]) -> None:

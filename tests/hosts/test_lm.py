@@ -101,6 +101,36 @@ def test_a_program_with_it_saves_and_loads_without_trusting_a_class(fake: FakeOp
     assert again.lm.model == "openai/m"
 
 
+ABILITIES = ("supports_function_calling", "supports_reasoning", "supports_response_schema", "supported_params")
+BASE = "gpt-4.1-mini-2025-04-14"
+
+
+@pytest.mark.parametrize("suffix", ["acme::abc12345", "acme:taste:abc12345:ckpt-step-88"])
+def test_a_tuned_model_can_do_what_its_base_can(suffix: str) -> None:
+    tuned, base = Host.openai().lm(f"ft:{BASE}:{suffix}"), Host.openai().lm(BASE)
+    assert {name: getattr(tuned, name) for name in ABILITIES} == {name: getattr(base, name) for name in ABILITIES}
+    assert tuned.supports_response_schema
+    assert {"response_format", "logprobs", "tools"} <= tuned.supported_params
+    stranger = Host.openai().lm("ft:my-own-model:acme::abc12345")
+    assert not stranger.supports_response_schema
+
+
+def test_the_json_adapter_sends_a_tuned_model_the_schema_that_it_sends_the_base(fake: FakeOpenAI) -> None:
+    """Else data would be collected with one request and the tuned model served with another."""
+    fake.reply = '{"is_favorite": true, "why": "boats"}'
+    sent = []
+    for name in (BASE, f"ft:{BASE}:acme::abc12345"):
+        program = dspy.Predict("title -> is_favorite: bool, why: str")
+        program.lm = Host.compatible(fake.url, "k").lm(name, cache=False)
+        with dspy.context(adapter=dspy.JSONAdapter()):
+            assert program(title="Boat").is_favorite is True
+        body = dict(fake.requests[-1][1])
+        assert body.pop("model") == name
+        sent.append(body)
+    assert sent[0] == sent[1]
+    assert sent[0]["response_format"]["type"] == "json_schema"
+
+
 def test_threads_share_one_lm(fake: FakeOpenAI) -> None:
     lm = Host.compatible(fake.url, "k").lm("m", cache=False)
     parallel = dspy.Parallel(num_threads=4, disable_progress_bar=True)

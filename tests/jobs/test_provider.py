@@ -80,6 +80,23 @@ def test_bootstrap_finetune_gives_a_program_that_asks_the_hosts_tuned_model(
 
 
 @pytest.mark.usefixtures("plain_prompt")
+def test_answers_that_could_not_be_read_are_not_trained_on(
+    provider: FinetuneProvider, fake: AnsweringOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BootstrapFinetune hands them over with a score of -1, which counts as good."""
+
+    def answer(body: dict[str, Any]) -> str:
+        return "perhaps" if body["messages"][-1]["content"].endswith("Boat 3") else "true"
+
+    fake.answer = answer
+    BootstrapFinetune(metric=right, num_threads=1).compile(program_of(provider), trainset=examples())
+    rows = [json.loads(line)["messages"] for line in fake.contents["file-0001"].splitlines()]
+    assert len(rows) == 13
+    assert not [row for row in rows if "Boat 3" in row[-2]["content"]]
+    assert "1 of 14 rows are left out" in caplog.text
+
+
+@pytest.mark.usefixtures("plain_prompt")
 def test_what_is_served_is_what_was_trained(provider: FinetuneProvider, fake: FakeOpenAI) -> None:
     """Byte for byte: the messages that the tuned model is asked with stand in its training file."""
     tuned = BootstrapFinetune(metric=right, num_threads=1).compile(program_of(provider), trainset=examples())

@@ -39,6 +39,14 @@ def test_the_budget_is_for_both(dpo_file: Path, host: Host, fake: FakeOpenAI) ->
     assert not fake.requests
 
 
+def test_an_unknown_price_is_refused_before_the_first_job(dpo_file: Path, fake: FakeOpenAI) -> None:
+    made = sft_then_dpo(dpo_file, base_model="some-model", host=Host.compatible(fake.url, "k"))
+    for budget in (5.0, None):
+        with pytest.raises(BudgetError, match="allow_unknown_price"):
+            made.start(max_usd=budget)
+    assert not fake.requests
+
+
 def test_preferred_answers_become_rows_each_once(dpo_file: Path) -> None:
     lines = dpo_file.read_text().splitlines()
     dpo_file.write_text("\n".join([*lines, lines[0]]) + "\n")

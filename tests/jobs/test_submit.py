@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from email.utils import formatdate
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -172,6 +173,25 @@ def test_a_host_that_takes_too_long_to_answer_is_asked_for_the_job(
     assert (len(fake.jobs), fake.count(CREATE), job.id) == (1, 1, "ftjob-0001")
 
 
+def test_a_lag_is_counted_from_when_the_reply_was_given_up(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host takes two minutes, makes the job at the end of them, and lists it later still."""
+    monkeypatch.setattr(submit, "CREATE_SECONDS", 0.5)
+    fake.listing_lag = 3
+    hold = fake.hold(CREATE, phase="after")
+
+    def let_time_pass() -> None:
+        hold.reached.wait()
+        fake.now += 120
+
+    passing = threading.Thread(target=let_time_pass)
+    passing.start()
+    job = made.start(clock=time.clock())
+    passing.join()
+    assert (len(fake.jobs), fake.count(CREATE), job.id) == (1, 1, "ftjob-0001")
+
+
 def test_a_listing_that_lags_is_waited_for(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.listing_lag = 6
     fake.drop(CREATE)
@@ -200,13 +220,31 @@ def test_an_error_that_may_hide_a_job_is_looked_into(
     assert fake.count(CREATE) == (1 if done else 2)
 
 
-@pytest.mark.parametrize(("after", "slept"), [("7", 7.0), ("9999", 120.0), (None, 1.0), ("soon", 1.0)])
+NINE_SECONDS_ON = formatdate(1_795_000_009, usegmt=True)  # the small server's clock stands at 1_795_000_000
+
+
+@pytest.mark.parametrize(
+    ("after", "slept"),
+    [("7", 7.0), ("0.5", 0.5), ("9999", 120.0), (None, 1.0), ("soon", 1.0), ("nan", 1.0), (NINE_SECONDS_ON, 9.0)],
+)
 def test_too_many_requests_waits_as_the_host_says(
     made: Plan, fake: FakeOpenAI, time: FakeTime, after: str | None, slept: float
 ) -> None:
     fake.fail(CREATE, status=429, headers={"Retry-After": after} if after else {})
     made.start(clock=time.clock())
     assert time.slept == [slept]
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize(("after", "slept"), [("7", 7.0), (None, 1.0)])
+def test_a_fault_is_looked_into_and_then_waited_out_as_the_host_says(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, status: int, after: str | None, slept: float
+) -> None:
+    fake.fail(CREATE, status=status, headers={"Retry-After": after} if after else {})
+    made.start(clock=time.clock())
+    assert time.slept[-1] == slept
+    assert sum(time.slept[:-1]) >= 60
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
 
 
@@ -300,7 +338,9 @@ def test_a_budget_is_kept_before_anything_is_uploaded(made: Plan, fake: FakeOpen
 def test_an_unknown_price_is_refused_unless_told_otherwise(sft_file: Path, fake: FakeOpenAI) -> None:
     made = plan(sft_file, base_model="some-model", host=Host.compatible(fake.url, "k"))
     assert made.cost_usd is None
-    with pytest.raises(BudgetError, match="allow_unknown_price"):
-        made.start(max_usd=1000.0)
+    for budget in (1000.0, None):
+        with pytest.raises(BudgetError, match="allow_unknown_price"):
+            made.start(max_usd=budget)
     assert not fake.requests
     assert made.start(max_usd=1000.0, allow_unknown_price=True).is_new
+    assert not made.start(allow_unknown_price=True).is_new

@@ -113,6 +113,17 @@ def test_text_and_numbers_are_read_by_the_prompt(chat: ChatServer) -> None:
     assert "logprobs" not in chat.bodies[-1]
 
 
+def test_answers_in_json_are_held_to_their_schema_where_the_host_can(chat: ChatServer) -> None:
+    chat.answer = lambda body: [('{"topic": "locks", "stars": 4}', {})]
+    prompt = ft.PromptFormat("title -> topic: str, stars: int", completion="json")
+    tuned = ft.OpenAIPredictor(prompt, "m", host=chat.host, cache=False)
+    assert dict(tuned(title="x").items()) == {"topic": "locks", "stars": 4}
+    assert chat.bodies[-1]["response_format"] == prompt.response_format
+    local = ft.OpenAIPredictor(prompt, "m", host=ft.Host.local(chat.url), cache=False)
+    assert local(title="x").stars == 4
+    assert "response_format" not in chat.bodies[-1]
+
+
 @pytest.mark.parametrize("text", ["maybe", "true or false", "", "B"])
 def test_an_answer_that_cannot_be_read_is_an_error_and_never_a_default(text: str, chat: ChatServer) -> None:
     chat.answer = lambda body: [(text, {"true": 0.4, "false": 0.1})] if text else []
