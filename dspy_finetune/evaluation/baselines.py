@@ -4,7 +4,7 @@ In: training examples, the names of the text fields and of the label. Out: a cal
 name and returns a `dspy.Prediction` with the label field, like any program. Label baselines add `probability` (of True
 for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic,
 can be pickled, and need no model and no network.
-Not covered: baselines that ask a model (few-shot with nearest neighbours, the untuned model).
+`nearest_few_shot` and `untuned` ask a model; they are at home in model_baselines.py.
 
     >>> import dspy
     >>> from dspy_finetune.evaluation import baselines
@@ -27,7 +27,21 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.evaluation.model_baselines import NearestFewShot, nearest_few_shot, untuned
 from dspy_finetune.evaluation.reading import label_text, to_number
+
+__all__ = [
+    "LabelBaseline",
+    "NearestFewShot",
+    "NumberBaseline",
+    "majority",
+    "median",
+    "nearest_few_shot",
+    "tfidf_logistic",
+    "tfidf_pairs",
+    "tfidf_ridge",
+    "untuned",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,11 @@ from dspy_finetune.evaluation.curve_fit import Measured
 from dspy_finetune.evaluation.curve_jobs import Cell, CurveProgress, Tell, Trained, Trainer, check_budget, write_parts
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.metric_types import AnyMetric, SetMetric
+from dspy_finetune.evaluation.model_baselines import predictor_for
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, FinetunedModel, plan
-from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 
 MORE_ROWS = 100
@@ -139,19 +139,10 @@ def learning_curve(
         tell=on_progress or (lambda progress: None),
     )
     trained = trainer.run(cells)
-    make = predictor or (lambda model: usual_predictor(prompt, model, host=host))
+    make = predictor or (lambda model: predictor_for(prompt, model, host=host))
     answers = _ask(trained, items, make, place, n_threads, on_progress)
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds))
-    return _summary(trained, answers, items, metric, how, tuple(seeds))
-
-
-def usual_predictor(prompt: PromptFormat, model: FinetunedModel, *, host: Host) -> Program:
-    """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one."""
-    try:
-        kind = PairwisePredictor if len(prompt.output_fields) == 1 else DPOPredictor
-        return kind(prompt, model, host=host)
-    except UsageError:  # not a pairwise prompt
-        return OpenAIPredictor(prompt, model, host=host)
+    return _summary(trained, answers, items, metric, how, tuple(seeds), n_threads)
 
 
 def _checked_sizes(
@@ -225,8 +216,9 @@ def _summary(
     metric: AnyMetric,
     how: Resampling,
     seeds: tuple[int, ...],
+    n_threads: int,
 ) -> LearningCurve:
-    facts, scored = _scores(metric, items, answers, how)
+    facts, scored = _scores(metric, items, answers, how, n_threads)
     runs = tuple(_run(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
     groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
     for place, run in enumerate(runs):
@@ -279,13 +271,17 @@ def _summary(
 
 
 def _scores(
-    metric: AnyMetric, items: Sequence[Any], answers: Mapping[int, tuple[Answer, ...]], how: Resampling
+    metric: AnyMetric,
+    items: Sequence[Any],
+    answers: Mapping[int, tuple[Answer, ...]],
+    how: Resampling,
+    n_threads: int,
 ) -> tuple[MetricFacts, dict[int, Scored]]:
     if isinstance(metric, SetMetric):
         facts = scoring.describe(metric, is_proportion=False)
         return facts, {place: scoring.score_set(metric, items, given, how) for place, given in answers.items()}
-    scores = {place: scoring.item_scores(metric, items, given) for place, given in answers.items()}
-    seen = {score for one in scores.values() for score in one if score is not None}
+    scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
+    seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
     return facts, {place: scoring.score_items(one, facts.kind, how) for place, one in scores.items()}
 

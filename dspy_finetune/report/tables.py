@@ -115,6 +115,10 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
 
 def verdict_sentence(comparison: Comparison) -> str:
     """The finding, with what it rests on and what follows."""
+    return " ".join(filter(None, (_finding(comparison), comparison.advice)))
+
+
+def _finding(comparison: Comparison) -> str:
     one, metric = comparison.decisive, comparison.main_metric
     candidate, other = comparison.candidate, comparison.reference
     if one is None or other is None:

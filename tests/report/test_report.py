@@ -1,6 +1,7 @@
 """The report: says the verdict, keeps every fact in JSON, and shows text from data as text."""
 
 import dataclasses
+import inspect
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -373,3 +374,16 @@ def test_what_answers_cost_is_shown_where_prices_are_known():
     assert "a 2.0000 USD" in priced.html()
     unpriced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")])
     assert plots.cost(unpriced.comparison, "x") is None
+
+
+def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
+    """Two signatures, so that help and editors show every option where users meet it; they must not part."""
+    from dspy_finetune.evaluation import compare_programs
+
+    ours, theirs = (inspect.signature(one).parameters for one in (compare, compare_programs))
+    assert {name: (ours[name].kind, ours[name].default, ours[name].annotation) for name in theirs} == {
+        name: (one.kind, one.default, one.annotation) for name, one in theirs.items()
+    }
+    assert {"title", "cards"} <= set(ours) - set(theirs)
+    told = compare.__doc__ or ""
+    assert [name for name in ours if f"        {name}: " not in told] == []
