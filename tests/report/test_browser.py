@@ -56,6 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows,
         [metrics.accuracy("liked"), metrics.roc_auc("liked")],
         n_resamples=100,
+        subgroups={"long": lambda row: len(row.title) > 20},
+        noise_floor=5,
         title="Titles",
         cards={"Prompt": {"system": EVIL}},
         training={"sft": [(1, 2.0), (2, 1.5), (3, 1.1)]},

@@ -387,3 +387,37 @@ def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
     assert {"title", "cards"} <= set(ours) - set(theirs)
     told = compare.__doc__ or ""
     assert [name for name in ours if f"        {name}: " not in told] == []
+
+
+def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
+    rows = [
+        dspy.Example(
+            title_a="x" * (n + 1),
+            title_b="y" * 5,
+            price_a=n,
+            price_b=5.5,
+            preferred="AB"[n % 2],
+            kind=["even", "odd"][n % 2],
+        ).with_inputs("title_a", "title_b")
+        for n in range(12)
+    ]
+
+    def dearer(title_a: str, title_b: str) -> dspy.Prediction:
+        return dspy.Prediction(preferred="A" if len(title_a) > 6 else "B")
+
+    told = compare(
+        {"dearer": dearer, "first": lambda title_a, title_b: dspy.Prediction(preferred="A")},
+        rows,
+        [metrics.pairwise_accuracy()],
+        subgroups=["kind"],
+        noise_floor=True,
+    )
+    table = items.leanings(told.comparison)
+    assert table is not None
+    assert table.head == ("program", "prefers the first", "prefers the longer", "prefers the dearer")
+    assert {row[0]: row[3].split()[0] for row in table.rows}["dearer"] == "1.000"
+    for shown in (told.html(), told.markdown()):
+        assert "By parts of the items" in shown
+        assert "kind: odd" in shown
+        assert "Each program against itself" in shown
+        assert "prefers the dearer" in shown
