@@ -137,14 +137,14 @@ def noise_table(comparison: Comparison) -> Table | None:
     if not comparison.noise_floor:
         return None
     percent = f"{comparison.confidence:.0%}"
-    head = ("program", "asked twice", "answers that changed", f"second minus first [{percent}]", "")
+    head = ("program", "asked twice", "answers that changed", f"second minus first [{percent}]", "remark")
     rows = tuple(
         (
             one.program,
             count(one.n),
             count(one.n_changed),
             with_interval(one.difference, sign=True),
-            "from a cache: not measured" if one.is_from_cache else "",
+            "from a cache: not measured" if one.is_from_cache else MISSING,
         )
         for one in comparison.noise_floor
     )
