@@ -55,6 +55,18 @@ def compare_command(
     margin: Annotated[
         float | None, typer.Option(help="A difference that does not matter; allows 'equivalent'.")
     ] = None,
+    group_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group-by", help="A column whose equal values are no independent evidence; repeat it for pairs."
+        ),
+    ] = None,
+    subgroup: Annotated[
+        list[str] | None, typer.Option(help="A column by whose values the first metric is told apart; may be repeated.")
+    ] = None,
+    noise_floor: Annotated[
+        int, typer.Option("--noise-floor", min=0, help="Ask every program a second time about the first so many rows.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
     n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
@@ -102,6 +114,9 @@ def compare_command(
             [metric_named(name, label) for name in metric or [usual_metric(prompt, label)]],
             reference=reference,
             margin=margin,
+            group_by=group_by or None,
+            subgroups=subgroup or (),
+            noise_floor=noise_floor,
             n_threads=n_threads,
             checkpoint=checkpoint,
             on_progress=_shown(display),

@@ -12,6 +12,7 @@ programs are tested too, and their p-values are corrected together (Holm).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,12 +22,11 @@ import numpy as np
 
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import clusters, scoring, stats
+from dspy_finetune.evaluation import clusters, noise, scoring, stats
 from dspy_finetune.evaluation.answers import Answer, Program, jsonable
 from dspy_finetune.evaluation.collect import Collected, Progress, collect
-from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, NoiseFloor, ProgramRow
+from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
 from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.noise import uncached
 from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.subgroups import Subgroups, parts_of, subgroup_rows
@@ -35,9 +35,6 @@ from dspy_finetune.evaluation.verdict import decide, n_more_items
 
 Columns = dict[str, dict[str, Scored]]
 """Scores by metric and program."""
-
-AGAIN = " (asked again)"
-"""What a program's name ends in where its second answers stand."""
 
 
 def compare_programs(
@@ -78,10 +75,14 @@ def compare_programs(
         "retry_failed": retry_failed,
         "on_progress": on_progress,
     }
-    collected = collect(programs, inputs, **options)
+    prices = usd_per_million_tokens or {}
+    collected = {
+        name: dataclasses.replace(one, answers=tuple(answer.priced(prices.get(name)) for answer in one.answers))
+        for name, one in collect(programs, inputs, **options).items()
+    }
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
     n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
-    again = _ask_again(programs, inputs[:n_twice], options) if n_twice else {}
+    again = noise.ask_again(programs, inputs[:n_twice], options) if n_twice else {}
     facts, columns = _score(metrics, rows, collected, how, n_threads, on_progress)
     others = [name for name in programs if name != candidate]
     chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
@@ -90,10 +91,7 @@ def compare_programs(
         reference=chosen,
         is_reference_chosen=reference is None and chosen is not None,
         metrics=facts,
-        programs=tuple(
-            _program_row(name, collected[name], facts, columns, (usd_per_million_tokens or {}).get(name))
-            for name in programs
-        ),
+        programs=tuple(_program_row(name, collected[name], facts, columns) for name in programs),
         differences=tuple(
             one
             for fact in facts
@@ -116,7 +114,7 @@ def compare_programs(
         seed=seed,
         not_checked=_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
         n_groups=len(set(groups)) if groups is not None else None,
-        noise_floor=_noise(
+        noise_floor=noise.noise_floors(
             metrics[0],
             facts[0],
             columns[facts[0].name],
@@ -176,59 +174,6 @@ def _checked(
                 "or load them with load_examples(..., inputs=[...])"
             )
     return candidate, rows
-
-
-def _ask_again(
-    programs: Mapping[str, Program], inputs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> dict[str, Collected]:
-    """Each program's second answers, past DSPy's cache, under names of their own in the checkpoint."""
-    twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
-    found = collect(twins, inputs, **options)
-    return {name: found[name + AGAIN] for name in programs}
-
-
-def _noise(
-    metric: AnyMetric,
-    fact: MetricFacts,
-    column: Mapping[str, Scored],
-    rows: Sequence[Any],
-    collected: Mapping[str, Collected],
-    again: Mapping[str, Collected],
-    how: Resampling,
-    n_threads: int,
-) -> tuple[NoiseFloor, ...]:
-    found = []
-    for name, second in again.items():
-        first = collected[name].answers[: len(rows)]
-        if isinstance(metric, SetMetric):
-            later, earlier = (scoring.score_set(metric, rows, one, how) for one in (second.answers, first))
-        else:
-            scores = column[name].scores
-            assert scores is not None
-            given = [
-                scoring.item_scores(metric, rows, second.answers, n_threads=n_threads),
-                scoring.ItemScores(scores=scores[: len(rows)]),
-            ]
-            later, earlier = (scoring.score_items(one, fact.kind, how) for one in given)
-        reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
-        found.append(
-            NoiseFloor(
-                program=name,
-                n=len(rows),
-                n_changed=sum(
-                    _said(one, fact.field) != _said(other, fact.field)
-                    for one, other in zip(first, second.answers, strict=True)
-                ),
-                difference=scoring.paired(later, earlier, fact.kind, how).interval,
-                is_from_cache=reported == [True, False],
-            )
-        )
-    return tuple(found)
-
-
-def _said(answer: Answer, field: str | None) -> tuple[str, Any]:
-    """What counts of an answer when two are compared: latency and tokens do not."""
-    return answer.outcome, answer.outputs.get(field) if field is not None else dict(answer.outputs)
 
 
 def _score(
@@ -338,7 +283,6 @@ def _program_row(
     collected: Collected,
     facts: Sequence[MetricFacts],
     columns: Columns,
-    prices: tuple[float, float] | None,
 ) -> ProgramRow:
     answers = collected.answers
     answered = [answer for answer in answers if answer.outcome == "answered"]
@@ -346,7 +290,7 @@ def _program_row(
     p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (None, None)
     sent = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     received = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
-    cost = (sum(sent) * prices[0] + sum(received) * prices[1]) / 1e6 if prices is not None and sent else None
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
     return ProgramRow(
         name=name,
         n=len(answers),
@@ -358,7 +302,7 @@ def _program_row(
         latency_p95_ms=p95,
         prompt_tokens=sum(sent) if sent else None,
         completion_tokens=sum(received) if received else None,
-        cost_usd=cost,
+        cost_usd=sum(costs) if costs else None,
         scores={fact.name: columns[fact.name][name].interval for fact in facts},
         n_unjudged={fact.name: n for fact in facts if (n := columns[fact.name][name].n_unjudged)},
     )

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune.data import find_leakage
+from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import curve_fit, scoring, stats
+from dspy_finetune.evaluation import clusters, curve_fit, scoring, stats
 from dspy_finetune.evaluation.answers import Answer, Program, jsonable
 from dspy_finetune.evaluation.collect import Progress, collect
 from dspy_finetune.evaluation.comparison import MetricFacts
@@ -61,6 +62,7 @@ def learning_curve(
     n_threads: int = 8,
     retry_failed: bool = False,
     on_progress: Tell | None = None,
+    group_by: By | None = None,
     confidence: float = 0.95,
     n_resamples: int = 1000,
     clock: Clock = SYSTEM_CLOCK,
@@ -81,7 +83,7 @@ def learning_curve(
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
-        allow_unknown_price: With `max_usd`, start although nobody knows a price.
+        allow_unknown_price: Start although nobody knows a price.
         method: sft or dpo.
         hyperparameters: For every job, besides the epochs.
         suffix: A part of the new models' names.
@@ -92,6 +94,7 @@ def learning_curve(
         n_threads: Calls at once when a model is asked.
         retry_failed: Make a new job for one that had failed or was cancelled.
         on_progress: Called at each sign of progress.
+        group_by: What test items share that makes them no independent evidence, as for `compare`.
         confidence: Of the intervals.
         n_resamples: Bootstrap draws.
         clock: For tests.
@@ -108,6 +111,7 @@ def learning_curve(
     rows, items = list(train), list(test)
     sizes = _checked_sizes(sizes, rows, items, epochs, seeds, n_jobs_at_once)
     find_leakage(rows, items).raise_if_any()
+    groups = clusters.groups_of(items, group_by) if group_by is not None else None
     stats.wilson(0, 1)  # a missing extra is told now, not after an hour of training
     place = Path(folder) if folder is not None else home() / "curves" / _digest(rows, prompt, method)
     cells = [
@@ -141,7 +145,7 @@ def learning_curve(
     trained = trainer.run(cells)
     make = predictor or (lambda model: predictor_for(prompt, model, host=host))
     answers = _ask(trained, items, make, place, n_threads, on_progress)
-    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds))
+    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds), groups=groups)
     return _summary(trained, answers, items, metric, how, tuple(seeds), n_threads)
 
 
@@ -302,7 +306,10 @@ def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured
             kept = known[indices]
             return float(values[indices][kept].mean()) if kept.any() else float("nan")
 
-        draws = stats.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
+        if how.groups is None:
+            draws = stats.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
+        else:
+            draws = clusters.resample(how.groups, mean, n_resamples=how.n_resamples, seed=how.seed)
     return Measured(
         n_rows=run.n_rows, seed=run.seed, value=scored.interval.value, draws=draws, interval=scored.interval
     )

@@ -125,14 +125,14 @@ def write_parts(
 
 def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_price: bool) -> None:
     """Refuse jobs that cost more together than allowed. Raises BudgetError, which tells what each size costs."""
-    if max_usd is None:
-        return
     unknown = sorted({cell.plan.base_model for cell in cells if cell.plan.cost_usd is None})
     if unknown and not allow_unknown_price:
         raise BudgetError(
-            f"nobody knows what {', '.join(unknown)} costs to train on {cells[0].plan.host.name}, so ${max_usd:,.2f} "
-            "cannot be kept; add its price to the catalog ($DSPY_FINETUNE_CATALOG) or pass allow_unknown_price=True"
+            f"nobody knows what {', '.join(unknown)} costs to train on {cells[0].plan.host.name}; add its price to the "
+            "catalog ($DSPY_FINETUNE_CATALOG), or start all the same with allow_unknown_price=True"
         )
+    if max_usd is None:
+        return
     total = sum(cell.plan.cost_usd or 0.0 for cell in cells)
     if total > max_usd:
         by_size: dict[int, float] = {}

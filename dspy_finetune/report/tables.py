@@ -73,6 +73,11 @@ def program_table(comparison: Comparison) -> Table:
     columns += [
         ("unreadable", [count(row.n_unreadable) for row in rows]),
         ("failed", [count(row.n_failed) for row in rows]),
+        *(
+            [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]
+            if any(row.n_unjudged for row in rows)
+            else []
+        ),
         ("seconds", [f"{row.seconds:,.1f}" for row in rows]),
         ("ms p50", [count(row.latency_p50_ms) for row in rows]),
         ("ms p95", [count(row.latency_p95_ms) for row in rows]),

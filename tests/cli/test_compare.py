@@ -119,6 +119,18 @@ def test_what_was_not_compared_with_is_told(rows, capsys):
     assert "not compared with: majority and TF-IDF baselines (--train); the untuned model (--base-model)" in told
 
 
+def test_groups_parts_and_the_noise_floor_can_be_asked_for(tmp_path, rows, capsys):
+    lines = [{**row, "ten": number // 10, "kind": str(row["title"]).split()[0]} for number, row in enumerate(ROWS)]
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--group-by", "ten", "--subgroup", "kind", "--noise-floor", "5", "--json")
+    assert run(str(path), "--program", "a=50.json", "--program", "b=2.json", *options) in {0, 3}
+    found = json.loads(capsys.readouterr().out)["comparison"]
+    assert found["n_groups"] == 4
+    assert {row["value"] for row in found["subgroups"]} == {"tides", "taxes"}
+    assert [(one["program"], one["n"], one["n_changed"]) for one in found["noise_floor"]] == [("a", 5, 0), ("b", 5, 0)]
+
+
 def test_pairs_get_the_baseline_for_pairs(tmp_path, monkeypatch):
     class SavedPairs:
         prompt = pairwise()
