@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy_finetune import errors, prompts
+    from dspy_finetune import bulk, errors, prompts
     from dspy_finetune.data import (
         deduplicate,
         find_conflicts,
@@ -149,6 +149,7 @@ __all__ = [
     "__version__",
     "attach",
     "baselines",
+    "bulk",
     "calibrate",
     "calibrate_interval",
     "check",
@@ -186,6 +187,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "bulk": "",
     "data": "deduplicate find_conflicts find_leakage iter_examples load_examples make_pairs split swap",
     "errors": (
         "AmbiguousJobError AnswerError BudgetError DataError EmptyDatasetError FileError FinetuneError HostError "

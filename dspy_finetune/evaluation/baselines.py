@@ -71,11 +71,11 @@ class LabelBaseline:
         if shares is None:
             features = _features(self.vectorizer, [_texts(inputs, self.text)], self.is_difference)
             shares = tuple(map(float, self.model.predict_proba(features)[0]))
-        by_label = {label_text(label): share for label, share in zip(self.labels, shares, strict=True)}
+        # As the predictors have it: keyed by the label's value; of True for yes/no labels, else of the label returned.
+        by_label = dict(zip(self.labels, shares, strict=True))
         best = self.labels[max(range(len(shares)), key=shares.__getitem__)]
-        # As the predictors have it: of True for yes/no labels, otherwise of the label returned.
-        is_yes_no = set(by_label) <= {"true", "false"}
-        probability = by_label.get("true", 0.0) if is_yes_no else max(shares)
+        by_text = {label_text(label): share for label, share in by_label.items()}
+        probability = by_text.get("true", 0.0) if set(by_text) <= {"true", "false"} else max(shares)
         return dspy.Prediction(**{self.label: best}, probability=probability, probabilities=by_label)
 
 
