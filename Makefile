@@ -10,7 +10,7 @@ SECOND := $(VENV)/openai-2
 # Threads of one test process: the machine is shared between the workers.
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-fast test-openai-2 record check format bench clean
+.PHONY: help install quickstart test test-fast test-ray test-openai-2 record check format bench clean
 
 help:
 	@echo "make quickstart   set up and run the main job (SIZE=small for the short one)"
@@ -39,13 +39,18 @@ quickstart: $(STAMP)
 test: $(STAMP) test-openai-2
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
+# Ray is 80 MB that few need; its test is skipped where it is not installed.
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[ray]"
+	$(BIN)/python -m pytest tests/bulk/test_ray.py
+
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local"
 
 # The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
 test-openai-2: $(SECOND)/.installed
 	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" \
-	  tests/hosts tests/jobs tests/predictors tests/local/test_jobs.py
+	  tests/hosts tests/jobs tests/predictors tests/bulk tests/local/test_jobs.py
 
 $(SECOND)/.installed: $(STAMP) Makefile
 	@rm -rf $(SECOND)

@@ -1,8 +1,9 @@
 """Exporting titles: rows per second beside DSPy's own formatting, and memory above the import baseline.
 
-Both sides run in turn in the same process on the same examples and are measured in seconds of processor time; a ratio
-is taken within each round and the median of the rounds counts, so that what else the machine does matters little.
-Memory is measured in child processes, one for each figure.
+Both sides run in turn in the same process on the same examples. Each is measured in processor time and on the clock; a
+ratio is taken within each round, and the median of the rounds is reported. The targets are held to the ratios of
+processor time, which what else the machine does changes little. Memory is measured in child processes, one for each
+figure.
 
     python benchmarks/export_speed.py [--rows 100000] [--rounds 3] [--json]
 """
@@ -10,6 +11,7 @@ Memory is measured in child processes, one for each figure.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -27,7 +29,6 @@ from dspy_finetune import prompts
 from dspy_finetune.export import export_dpo, export_sft
 
 BASE_MODEL = "gpt-4.1-mini-2025-04-14"
-N_DSPY_ROWS = 10_000
 TARGETS = {"sft": 50.0, "sft with tokens": 10.0}
 MAX_MEMORY_MB = 20.0
 RUBRIC = (
@@ -67,33 +68,38 @@ class Favourite(dspy.Signature):
     is_favorite: bool = dspy.OutputField()
 
 
-def dspy_seconds(examples: list[dspy.Example]) -> float:
+def export_with_dspy(examples: list[dspy.Example]) -> None:
     """DSPy's own way: format each example with the adapter, then save all rows."""
     from dspy.clients.utils_finetune import save_data
 
     adapter = dspy.ChatAdapter()
     signature = Favourite.with_instructions(f"{Favourite.instructions}\n\n{RUBRIC}")
-    start = time.process_time()
-    rows = [
-        adapter.format_finetune_data(
-            signature=signature, demos=[], inputs=dict(example.inputs()), outputs=dict(example.labels())
-        )
-        for example in examples
-    ]
-    save_data(rows)
-    return time.process_time() - start
+    save_data(
+        [
+            adapter.format_finetune_data(
+                signature=signature, demos=[], inputs=dict(example.inputs()), outputs=dict(example.labels())
+            )
+            for example in examples
+        ]
+    )
 
 
-def rounds_of(rounds: int, tasks: dict[str, tuple[int, Callable[[], float]]]) -> list[dict[str, float]]:
-    """Rows per second of each task in each round; the tasks take turns."""
-    return [{name: n / task() for name, (n, task) in tasks.items()} for _ in range(rounds)]
-
-
-def seconds(task: Callable[[], object]) -> float:
-    """How long a task takes."""
-    start = time.process_time()
+def seconds(task: Callable[[], object]) -> tuple[float, float]:
+    """Processor time and time on the clock of a task. What earlier tasks left behind is collected before."""
+    gc.collect()
+    processor, clock = time.process_time(), time.perf_counter()
     task()
-    return time.process_time() - start
+    return time.process_time() - processor, time.perf_counter() - clock
+
+
+def medians(
+    rounds: list[dict[str, tuple[float, float]]], n: int, which: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Rows per second of each task, and how many times DSPy's: by processor time (0) or the clock (1)."""
+    names = list(rounds[0])
+    rates = {name: n / statistics.median(turn[name][which] for turn in rounds) for name in names}
+    ratios = {name: statistics.median(turn["dspy"][which] / turn[name][which] for turn in rounds) for name in names}
+    return rates, ratios
 
 
 MEMORY = """
@@ -141,41 +147,39 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DSPY_FINETUNEDIR"] = folder
         examples, title_pairs = titles(n), pairs(n)
-        few = examples[:N_DSPY_ROWS]
         sft, dpo = prompts.binary(RUBRIC), prompts.pairwise(RUBRIC)
         path = Path(folder) / "train.jsonl"
-        export_sft(few, sft, path, base_model=BASE_MODEL)  # loads the token table once, outside the clock
-        found = rounds_of(
-            options.rounds,
-            {
-                "dspy": (len(few), lambda: dspy_seconds(few)),
-                "sft": (n, lambda: seconds(lambda: export_sft(examples, sft, path))),
-                "sft with tokens": (n, lambda: seconds(lambda: export_sft(examples, sft, path, base_model=BASE_MODEL))),
-                "dpo": (n, lambda: seconds(lambda: export_dpo(title_pairs, dpo, path))),
-                "dpo with tokens": (
-                    n,
-                    lambda: seconds(lambda: export_dpo(title_pairs, dpo, path, base_model=BASE_MODEL)),
-                ),
-            },
-        )
+        export_sft(examples[:1000], sft, path, base_model=BASE_MODEL)  # loads the token table once, outside the clock
+        tasks: dict[str, Callable[[], object]] = {
+            "dspy": lambda: export_with_dspy(examples),
+            "sft": lambda: export_sft(examples, sft, path),
+            "sft with tokens": lambda: export_sft(examples, sft, path, base_model=BASE_MODEL),
+            "dpo": lambda: export_dpo(title_pairs, dpo, path),
+            "dpo with tokens": lambda: export_dpo(title_pairs, dpo, path, base_model=BASE_MODEL),
+        }
+        rounds = [{name: seconds(task) for name, task in tasks.items()} for _ in range(options.rounds)]
         memory = {
             "sft": memory_mb(n, folder),
             "sft with tokens": memory_mb(n, folder, BASE_MODEL),
             "sft, ten times the rows": memory_mb(10 * n, folder),
         }
-    rates = {name: statistics.median(turn[name] for turn in found) for name in found[0]}
-    ratios = {name: statistics.median(turn[name] / turn["dspy"] for turn in found) for name in found[0]}
+    rates, ratios = medians(rounds, n, 0)
+    _, ratios_on_clock = medians(rounds, n, 1)
     missed = [name for name, least in TARGETS.items() if ratios[name] < least]
     missed += ["memory"] if memory["sft"] >= MAX_MEMORY_MB else []
     if options.json:
         machine = {"python": platform.python_version(), "dspy": dspy.__version__, "cpus": os.cpu_count()}
-        figures = {"rows": n, "rows_per_second": rates, "ratio": ratios, "memory_mb": memory, "machine": machine}
+        figures = {"rows": n, "rows_per_second": rates, "ratio": ratios, "ratio_on_clock": ratios_on_clock}
+        figures |= {"memory_mb": memory, "machine": machine}
         print(json.dumps(figures))
     else:
-        print(f"{n:,} rows, median of {options.rounds} rounds, checks and manifest included")
+        print(f"{n:,} rows, median of {options.rounds} rounds, processor time, checks and manifest included")
         for name, rate in rates.items():
             target = f"   target {TARGETS[name]:.0f}x" if name in TARGETS else ""
-            print(f"  {name:<24} {rate:>10,.0f} rows/s   {ratios[name]:>6.1f}x{target}")
+            print(
+                f"  {name:<24} {rate:>10,.0f} rows/s   {ratios[name]:>6.1f}x   "
+                f"{ratios_on_clock[name]:>6.1f}x on the clock{target}"
+            )
         for name, size in memory.items():
             print(f"  {name:<24} {size:>10.1f} MB above the import baseline")
     for name in missed:

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy_finetune import errors, prompts
+    from dspy_finetune import bulk, errors, prompts
     from dspy_finetune.data import (
         deduplicate,
         find_conflicts,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         JobError,
         JobFailedError,
         JobTimeoutError,
+        JudgeError,
         LeakageError,
         LogprobsError,
         MissingExtraError,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         TrainingClosedError,
         UsageError,
     )
-    from dspy_finetune.evaluation import baselines, metrics
+    from dspy_finetune.evaluation import baselines, in_both_orders, load_optimized, metrics
     from dspy_finetune.export import (
         CheckReport,
         Dataset,
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     )
     from dspy_finetune.predictors import (
         Cascade,
+        DecisionLM,
         DPOPredictor,
         Ensemble,
         OpenAIPredictor,
@@ -112,6 +114,7 @@ __all__ = [
     "DPOPredictor",
     "DataError",
     "Dataset",
+    "DecisionLM",
     "EmptyDatasetError",
     "Ensemble",
     "FileError",
@@ -125,6 +128,7 @@ __all__ = [
     "JobError",
     "JobFailedError",
     "JobTimeoutError",
+    "JudgeError",
     "LeakageError",
     "LogprobsError",
     "Migration",
@@ -145,6 +149,7 @@ __all__ = [
     "__version__",
     "attach",
     "baselines",
+    "bulk",
     "calibrate",
     "calibrate_interval",
     "check",
@@ -157,11 +162,13 @@ __all__ = [
     "find_conflicts",
     "find_leakage",
     "fix",
+    "in_both_orders",
     "iter_examples",
     "jobs",
     "learning_curve",
     "lint",
     "load_examples",
+    "load_optimized",
     "load_predictor",
     "make_pairs",
     "metrics",
@@ -180,13 +187,14 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "bulk": "",
     "data": "deduplicate find_conflicts find_leakage iter_examples load_examples make_pairs split swap",
     "errors": (
         "AmbiguousJobError AnswerError BudgetError DataError EmptyDatasetError FileError FinetuneError HostError "
-        "JobCancelledError JobError JobFailedError JobTimeoutError LeakageError LogprobsError MissingExtraError "
-        "ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
+        "JobCancelledError JobError JobFailedError JobTimeoutError JudgeError LeakageError LogprobsError "
+        "MissingExtraError ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
     ),
-    "evaluation": "baselines metrics",
+    "evaluation": "baselines in_both_orders load_optimized metrics",
     "export": (
         "CheckReport Dataset check convert export_dpo export_sft fix lint preferences_from_corrections "
         "preferences_from_mistakes preferences_from_program"
@@ -194,8 +202,8 @@ _ROOMS = {
     "hosts": "Host",
     "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
     "predictors": (
-        "Cascade DPOPredictor Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval load_predictor "
-        "rank replace"
+        "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
+        "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
     "report": "CurveReport Migration Report compare learning_curve migrate write_html",

@@ -98,7 +98,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        with os.fdopen(handle, "wb", buffering=1 << 20) as stream:
+        with os.fdopen(handle, "wb", buffering=1 << 16) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dspy_finetune"
-LAYERS = ["data", "prompts", "export", "hosts", "jobs", "predictors", "evaluation", "report", "cli"]
-SHARED = {"errors", "_optional", "_files"}
+LAYERS = ["data", "prompts", "export", "hosts", "jobs", "predictors", "bulk", "evaluation", "report", "cli"]
+SHARED = {"errors", "_optional", "_files", "_progress"}
 ALLOWED = {
     # The catalog is data about models and limits; the checks of a file need it before there is a host.
     ("export", "hosts.catalog"),

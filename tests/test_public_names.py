@@ -50,6 +50,7 @@ PARAMETERS = {
     "learning_curve": ["train", "sizes", "models", "epochs", "host", "test", "prompt", "metric", "max_usd"],
 }  # fmt: skip
 ATTRIBUTES = {
+    "bulk": ["predict", "BulkResult", "Progress"],
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],
     "Host": ["openai", "azure", "local", "compatible"],
     "Plan": ["start"],
@@ -104,7 +105,7 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
         for alias in node.names
     }
     rooms = {f"{room}.{name}" for room, names in ft._ROOMS.items() for name in names.split()}
-    assert shown == rooms | {"errors", "prompts"}
+    assert shown == rooms | {"bulk", "errors", "prompts"}
     assert sorted(ft.__all__) == sorted({name.rpartition(".")[2] for name in shown} | {"__version__"})
     assert set(ft.__all__) <= set(dir(ft))
 

@@ -20,6 +20,7 @@ COMMANDS: tuple[str, ...] = (
     "serve",
     "export",
     "convert",
+    "predict",
     "compare",
     "curve",
     "plan",

@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
         form = prompt_named(preset, prompt, rubric)
         examples = iter_examples(
             data,
-            rename=_renames(rename or []),
+            rename=renames(rename or []),
             signature=form.signature,
             split=split,
             limit=limit,
@@ -128,13 +128,14 @@ def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> 
     return prompts.PromptFormat.from_dict(values)
 
 
-def _renames(pairs: list[str]) -> dict[str, str]:
+def renames(pairs: list[str]) -> dict[str, str]:
+    """The columns of `--rename old=new`. Raises UsageError."""
     from dspy_finetune.errors import UsageError
 
-    renames = {}
+    found = {}
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
             raise UsageError(f"--rename {pair}: write it as old=new, such as headline=title")
-        renames[old] = new
-    return renames
+        found[old] = new
+    return found

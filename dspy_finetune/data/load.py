@@ -49,18 +49,18 @@ class ExampleStream(Iterator[dspy.Example]):
     With `on_error="raise"`, no example follows a bad row: the stream reads on to list the other bad rows, then raises.
     """
 
-    def __init__(
-        self, source: Source, plan: RowPlan, *, limit: int | None, on_error: OnError, n_kept: int | None = MAX_LISTED
-    ) -> None:
+    def __init__(self, source: Source, plan: RowPlan, *, limit: int | None, on_error: OnError) -> None:
         self.source = source.name
         """The path, "<stdin>", the data set's name, or the kind of object."""
         self.skipped: list[RowError] = []
-        """Why rows were left out: the first 10,000 of them."""
+        """Why rows were left out: the first `max_kept` of them."""
+        self.max_kept: int | None = MAX_LISTED
+        """How many reasons are kept; None keeps all."""
         self.n_skipped = 0
         """How many rows were left out so far."""
         self.n_examples = 0
         """How many examples were given so far."""
-        self._rows = self._read(source, plan, limit, on_error, n_kept)
+        self._rows = self._read(source, plan, limit, on_error)
 
     def __iter__(self) -> ExampleStream:
         return self
@@ -72,14 +72,12 @@ class ExampleStream(Iterator[dspy.Example]):
         """A few lines for people: how many rows were given so far, how many skipped, and why."""
         return _summary(self.source, self.n_examples, self.n_skipped, self.skipped, shown)
 
-    def _read(
-        self, source: Source, plan: RowPlan, limit: int | None, on_error: OnError, n_kept: int | None
-    ) -> Iterator[dspy.Example]:
+    def _read(self, source: Source, plan: RowPlan, limit: int | None, on_error: OnError) -> Iterator[dspy.Example]:
         for number, row in source.rows:
             made = plan.example(row, source.path, number)
             if isinstance(made, RowError):
                 self.n_skipped += 1
-                if n_kept is None or len(self.skipped) < n_kept:
+                if self.max_kept is None or len(self.skipped) < self.max_kept:
                     self.skipped.append(made)
                 if on_error == "raise" and self.n_skipped == MAX_LISTED:
                     break
@@ -141,10 +139,18 @@ def load_examples(
         UsageError: An argument is wrong, such as a column that no row has.
         DataError: The whole file is wrong: its encoding, its header, its format.
     """
-    plan = RowPlan(inputs=inputs, rename=rename, types=types, signature=signature)
-    _check_options(limit, on_error)
-    opened = open_source(source, format=format, split=split)
-    stream = ExampleStream(opened, plan, limit=limit, on_error=on_error, n_kept=None)
+    stream = iter_examples(
+        source,
+        inputs=inputs,
+        rename=rename,
+        types=types,
+        signature=signature,
+        format=format,
+        split=split,
+        limit=limit,
+        on_error=on_error,
+    )
+    stream.max_kept = None  # a list holds all rows; it can hold what was wrong with the others
     return Examples(stream, source=stream.source, skipped=stream.skipped)
 
 

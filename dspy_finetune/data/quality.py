@@ -144,7 +144,8 @@ def deduplicate(
     ]
     gone = {duplicate.row for duplicate in duplicates}
     if conflicts:
-        _log.warning("%d items have contradicting labels; the first: %s", len(conflicts), conflicts[0])
+        what = "1 item has" if len(conflicts) == 1 else f"{len(conflicts)} items have"
+        _log.warning("%s contradicting labels; the first: %s", what, conflicts[0])
     kept = [row for number, row in enumerate(rows, start=1) if number not in gone]
     return Deduplicated(kept, duplicates=duplicates, conflicts=conflicts)
 

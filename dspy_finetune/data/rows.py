@@ -16,6 +16,7 @@ from dspy_finetune.data.coerce import Converter, Unreadable, accepts_none, check
 from dspy_finetune.errors import RowError, UsageError
 
 _MAX_COLUMNS_SHOWN = 40
+_CLASH_REMEDY = "choose another name, or rename that one too"
 
 
 class MarkedRow(dict[str, Any]):
@@ -47,6 +48,7 @@ class RowPlan:
         self._columns: dict[str, None] = {}
         self._found: set[str] = set()
         self._is_any_row_complete = False
+        self._clash: tuple[str, str] | None = None
 
     def example(self, row: dict[str, Any] | RowError, path: str | None, line: int) -> dspy.Example | RowError:
         """Make the row's example, or say why it cannot be made."""
@@ -71,8 +73,12 @@ class RowPlan:
         return example if inputs is None else example.with_inputs(*inputs)
 
     def check_columns(self, source: str) -> None:
-        """Call after the last row: refuse a name that no row had. Raises UsageError."""
-        if self._is_any_row_complete or not self._columns:
+        """Call after the last row: refuse names that no row had, or could take. Raises UsageError."""
+        if self._is_any_row_complete:
+            return
+        if self._clash is not None:
+            raise UsageError(f"{source}: the column {self._clash[0]!r} {self._clash[1]}; {_CLASH_REMEDY}")
+        if not self._columns:
             return
         for name in [*self._rename, *self._required]:
             if name not in self._found and name not in self._rename.values():
@@ -92,8 +98,8 @@ class RowPlan:
                 return self._missing(old, row, path, line)
             if new in row and new not in self._rename:
                 problem = f"cannot be renamed to {new!r}, which is there already"
-                remedy = "choose another name, or rename that one too"
-                return RowError(problem, path=path, line=line, field=old, value=row[old], remedy=remedy)
+                self._clash = self._clash or (old, problem)
+                return RowError(problem, path=path, line=line, field=old, value=row[old], remedy=_CLASH_REMEDY)
         return {self._rename.get(name, name): value for name, value in row.items()}
 
     def _missing(self, name: str, row: dict[str, Any], path: str | None, line: int) -> RowError:

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +22,8 @@ from dspy_finetune.data.encoding import Row
 from dspy_finetune.errors import DataError, FileError, UsageError
 
 _BATCH_ROWS = 1024
+_PATIENCE_SECONDS = 8.0
+"""How long the hub may take to answer."""
 
 
 def library_of(source: object) -> str:
@@ -147,11 +153,13 @@ def open_dataset(place: str, name: str, split: str | None) -> Any:
         raise FileError(f"cannot read {name}: no such folder; check the path", path=str(folder))
     try:
         with _quiet(datasets):
+            path, config = (str(folder.resolve()), None) if is_path else _hub_name(place, name)
             if is_path and any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
                 return pick_split(datasets.load_from_disk(str(folder)), name, split)
-            path, config = (str(folder.resolve()), None) if is_path else _hub_name(place, name)
+            if not is_path:
+                _check_hub(name)
             return pick_split(datasets.load_dataset(path, config, streaming=True), name, split)
-    except UsageError:
+    except (UsageError, FileError):
         raise
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -161,6 +169,45 @@ def open_dataset(place: str, name: str, split: str | None) -> Any:
             else "check the name, the network and HF_TOKEN"
         )
         raise FileError(f"cannot read {name}: {reason}; {remedy}", path=place) from error
+
+
+def _check_hub(name: str) -> None:
+    """See whether the hub answers at all; the `datasets` package tries for more than a minute to find out.
+
+    Raises:
+        FileError: It does not.
+    """
+    import huggingface_hub.constants as hub  # lazy: it comes with the `datasets` package
+
+    if hub.HF_HUB_OFFLINE:  # then only what is in the cache is read
+        return
+    problems: list[str] = []
+    # In a thread: looking up a host's name has no timeout of its own.
+    asked = threading.Thread(target=_ask, args=(hub.ENDPOINT, problems), daemon=True)
+    asked.start()
+    asked.join(_PATIENCE_SECONDS + 1)
+    if asked.is_alive():
+        problems.append("it does not answer")
+    if problems:
+        raise FileError(
+            f"cannot read {name}: {hub.ENDPOINT} cannot be reached ({problems[0]}); check the network, or set "
+            "HF_HUB_OFFLINE=1 to read a copy from the cache, or give a local folder",
+            path=name,
+        )
+
+
+def _ask(url: str, problems: list[str]) -> None:
+    """Add to the problems why nobody answers at an address. An answer of any kind is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        # A certificate that Python does not know may be known to the package that asks next.
+        if not isinstance(reason, ssl.SSLError):
+            problems.append(" ".join(str(reason).split())[:200] or type(reason).__name__)
 
 
 def _hub_name(place: str, name: str) -> tuple[str, str | None]:

@@ -1,112 +1,203 @@
 """The checks between rows: duplicates, contradictions, rows on both sides of a split.
 
-In: two 64-bit hashes and a line number per row, 20 bytes in all, so that files of millions of rows fit. Out: issues.
+In: two 64-bit hashes and a line number per row. Out: issues. Memory is bounded: beyond `_IN_MEMORY` rows the hashes
+(20 bytes a row) wait in a temporary file, and the rows that may stand twice are looked at some at a time.
 Hashes are Python's own, keyed anew in each process; two different rows of two million meet by chance once in ten
 million files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import IO
 
 from dspy_finetune.export.check_report import IssueLog
 
-_PER_BUCKET = 50_000
-"""Rows looked at together: a dict of that many hashes takes 8 MB, of two million 300 MB."""
-_AT_ONCE = 150_000
+_IN_MEMORY = 250_000
+"""Rows whose hashes are kept in memory; 5 MB."""
+_AT_ONCE = 50_000
+"""Rows whose hashes are compared together: a dict of that many takes 8 MB, of two million 300 MB."""
+_MARKS = 1 << 22
+"""Most bytes of the marks that tell which prompts may stand twice."""
+
+_IN_A_SET = 150_000
 """Up to so many rows are first asked together whether any prompt stands twice: a set of their hashes takes 10 MB."""
+
+Seen = tuple[int, int, int]
+"""A row: the hash of its prompt, that of its output, its line."""
+
+
+def pair_hash(chosen: int, rejected: int) -> int:
+    """One hash of two outputs, the same in both orders but for its last bit, which says which came first.
+
+    So a duplicate and a reversed preference are told apart without a third hash.
+    """
+    if chosen < rejected:
+        return hash((chosen, rejected)) | 1
+    return hash((rejected, chosen)) & ~1
 
 
 class SeenRows:
     """The hashes of the rows seen so far."""
 
     def __init__(self) -> None:
-        self._prompts = array("q")
-        self._outputs = array("q")
-        self._lines = array("I")
+        self._columns = _columns()
+        self._spilled: IO[bytes] | None = None
+        self._pieces: list[int] = []  # rows of each piece of the temporary file
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return sum(self._pieces) + len(self._columns[0])
 
     def add(self, line: int, prompt: int, outputs: tuple[int, ...]) -> None:
-        """Remember a row.
-
-        Two outputs become one hash that is the same in both orders but for its last bit, which says which came first:
-        so a duplicate and a reversed preference are told apart without a third hash.
-        """
-        if len(outputs) == 2:
-            low, high = sorted(outputs)
-            output = (hash((low, high)) & ~1) | (outputs[0] == low)
-        else:
-            output = outputs[0] if outputs else 0
-        self.add_hashes(line, prompt, output)
+        """Remember a row: the hashes of its prompt, and of its output or of the preferred and the rejected one."""
+        self.add_hashes(line, prompt, pair_hash(*outputs) if len(outputs) == 2 else outputs[0] if outputs else 0)
 
     def add_hashes(self, line: int, prompt: int, output: int) -> None:
-        """Remember a row whose hashes are made already."""
-        self._prompts.append(prompt)
-        self._outputs.append(output)
-        self._lines.append(line & 0xFFFFFFFF)
+        """Remember a row whose outputs are one hash already."""
+        prompts, answers, lines = self._columns
+        prompts.append(prompt)
+        answers.append(output)
+        lines.append(line & 0xFFFFFFFF)
+        if len(prompts) >= _IN_MEMORY:
+            self._spill()
 
-    def add_many(self, line: int, prompts: list[int], outputs: list[int]) -> None:
-        """Remember rows of consecutive lines whose hashes are made already."""
-        self._prompts.extend(prompts)
-        self._outputs.extend(outputs)
-        self._lines.extend(range(line, line + len(prompts)))
+    def add_many(self, line: int, prompts: Iterable[int], outputs: Iterable[int], n: int) -> None:
+        """Remember n rows of consecutive lines whose outputs are one hash already."""
+        for column, values in zip(self._columns, (prompts, outputs, range(line, line + n)), strict=True):
+            column.extend(values)
+        if len(self._columns[0]) >= _IN_MEMORY:
+            self._spill()
 
-    def _buckets(self, n: int) -> Iterator[list[int]]:
-        """Indexes of the rows, those of equal prompts in the same bucket."""
-        if n == 1:
-            yield list(range(len(self._prompts)))
-            return
-        for bucket in range(n):
-            yield [i for i, prompt in enumerate(self._prompts) if prompt % n == bucket]
+    def _spill(self) -> None:
+        # Without room for a temporary file the hashes stay where they are: the check goes on, in more memory.
+        with contextlib.suppress(OSError):
+            if self._spilled is None:
+                self._spilled = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the rows
+                weakref.finalize(self, self._spilled.close)
+            self._spilled.seek(20 * sum(self._pieces))
+            for column in self._columns:
+                self._spilled.write(column.tobytes())
+            self._spilled.flush()
+            self._pieces.append(len(self._columns[0]))
+            self._columns = _columns()
+
+    def _parts(self) -> Iterator[tuple[array[int], array[int], array[int]]]:
+        """The columns, piece by piece, in the order of the rows."""
+        if self._spilled is not None:
+            self._spilled.seek(0)
+            for n in self._pieces:
+                columns = _columns()
+                for column in columns:
+                    column.frombytes(self._spilled.read(n * column.itemsize))
+                yield columns
+        yield self._columns
+
+    def _prompts(self) -> Iterator[int]:
+        for prompts, _, _ in self._parts():
+            yield from prompts
+
+    def _rows(self, marks: _Marks, bucket: int, n_buckets: int) -> list[Seen]:
+        """Those rows of a bucket whose prompts may stand twice."""
+        return [
+            (prompt, output, line)
+            for part in self._parts()
+            for prompt, output, line in zip(*part, strict=True)
+            if prompt % n_buckets == bucket and marks.is_repeated(prompt)
+        ]
 
     def report(self, log: IssueLog, *, preferences: bool) -> None:
         """Report duplicates and contradictions."""
-        if len(self._prompts) <= _AT_ONCE and len(set(self._prompts)) == len(self._prompts):
+        prompts = self._columns[0]
+        if not self._pieces and len(prompts) <= _IN_A_SET and len(set(prompts)) == len(prompts):
             return
-        n = len(self._prompts) // _PER_BUCKET + 1
-        for bucket in self._buckets(n):
-            if len({self._prompts[i] for i in bucket}) < len(bucket):
-                self._report_bucket(log, bucket, preferences=preferences)
-
-    def _report_bucket(self, log: IssueLog, bucket: list[int], *, preferences: bool) -> None:
-        groups: dict[int, dict[int, int]] = {}
-        for i in bucket:
-            line, output = self._lines[i], self._outputs[i]
-            group = groups.setdefault(self._prompts[i], {})
-            if output in group:
-                log.add(line, "", "duplicate-row", f"the row is the same as line {group[output]}")
-                continue
-            if preferences and output ^ 1 in group:
-                found = f"the outputs that line {group[output ^ 1]} prefers and rejects are reversed here"
-                log.add(line, "", "preference-reversed", found)
-            elif group and not preferences:
-                first = next(iter(group.values()))
-                log.add(line, "", "conflicting-rows", f"line {first} has the same prompt and another output")
-            group[output] = line
+        marks = _Marks(len(self))
+        n_buckets = _n_buckets(marks.add(self._prompts()))
+        for bucket in range(n_buckets):
+            _report_rows(log, self._rows(marks, bucket, n_buckets), preferences=preferences)
 
     def report_overlap(self, log: IssueLog, validation: SeenRows) -> None:
         """Report the rows and prompts that are in the validation rows as well."""
-        n = max(len(self), len(validation)) // _PER_BUCKET + 1
-        for mine, theirs in zip(self._buckets(n), validation._buckets(n), strict=True):
-            known: dict[int, dict[int, int]] = {}
-            for i in theirs:
-                known.setdefault(validation._prompts[i], {}).setdefault(validation._outputs[i], validation._lines[i])
-            for i in mine:
-                outputs = known.get(self._prompts[i])
-                if outputs is None:
-                    continue
-                line = outputs.get(self._outputs[i])
-                if line is not None:
-                    log.add(
-                        self._lines[i],
-                        "",
-                        "train-validation-overlap",
-                        f"the row is also line {line} of the validation file",
-                    )
-                else:
-                    line = next(iter(outputs.values()))
-                    found = f"line {line} of the validation file has the same prompt and another output"
-                    log.add(self._lines[i], "", "train-validation-same-prompt", found)
+        marks = _Marks(len(self) + len(validation))
+        n_buckets = _n_buckets(marks.add(validation._prompts()) + marks.add(self._prompts()))
+        for bucket in range(n_buckets):
+            _report_overlap(log, self._rows(marks, bucket, n_buckets), validation._rows(marks, bucket, n_buckets))
+
+
+def _n_buckets(n_repeated: int) -> int:
+    """How many parts to look at one after the other, where so many prompts were marked before."""
+    # The first row of each repeated prompt was not counted.
+    return 2 * n_repeated // _AT_ONCE + 1 if n_repeated else 0
+
+
+class _Marks:
+    """Two bits for each of some slots; a prompt's hash names its slot.
+
+    Different prompts may share a slot, and then look repeated: marks say which prompts need no closer look.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        size = 1
+        while size < min(4 * n_rows, _MARKS):
+            size *= 2
+        self._bits = bytearray(size)
+        self._mask = size - 1
+
+    def add(self, prompts: Iterable[int]) -> int:
+        """Mark prompts; how many of them found their slot marked."""
+        bits, mask, n_repeated = self._bits, self._mask, 0
+        for prompt in prompts:
+            # Four slots to a byte, two bits each: seen, and seen again.
+            at, seen = (prompt >> 2) & mask, 1 << ((prompt & 3) << 1)
+            found = bits[at]
+            if found & seen:
+                n_repeated += 1
+                bits[at] = found | seen << 1
+            else:
+                bits[at] = found | seen
+        return n_repeated
+
+    def is_repeated(self, prompt: int) -> bool:
+        """Whether a prompt's slot was marked twice."""
+        return bool(self._bits[(prompt >> 2) & self._mask] & 2 << ((prompt & 3) << 1))
+
+
+def _columns() -> tuple[array[int], array[int], array[int]]:
+    return array("q"), array("q"), array("I")
+
+
+def _report_rows(log: IssueLog, rows: list[Seen], *, preferences: bool) -> None:
+    groups: dict[int, dict[int, int]] = {}
+    for prompt, output, line in rows:
+        group = groups.setdefault(prompt, {})
+        if output in group:
+            log.add(line, "", "duplicate-row", f"the row is the same as line {group[output]}")
+            continue
+        if preferences and output ^ 1 in group:
+            found = f"the outputs that line {group[output ^ 1]} prefers and rejects are reversed here"
+            log.add(line, "", "preference-reversed", found)
+        elif group and not preferences:
+            first = next(iter(group.values()))
+            log.add(line, "", "conflicting-rows", f"line {first} has the same prompt and another output")
+        group[output] = line
+
+
+def _report_overlap(log: IssueLog, mine: list[Seen], theirs: list[Seen]) -> None:
+    known: dict[int, dict[int, int]] = {}
+    for prompt, output, line in theirs:
+        known.setdefault(prompt, {}).setdefault(output, line)
+    for prompt, output, line in mine:
+        outputs = known.get(prompt)
+        if outputs is None:
+            continue
+        same = outputs.get(output)
+        if same is not None:
+            found = f"the row is also line {same} of the validation file"
+            log.add(line, "", "train-validation-overlap", found)
+        else:
+            first = next(iter(outputs.values()))
+            found = f"line {first} of the validation file has the same prompt and another output"
+            log.add(line, "", "train-validation-same-prompt", found)

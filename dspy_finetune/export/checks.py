@@ -19,9 +19,6 @@ from dspy_finetune.export.row_checker import RowChecker, method_named
 
 __all__ = ["CheckReport", "CheckStats", "Issue", "RowChecker", "TokenStats", "check", "method_named"]
 
-DEFAULT_MODEL = "gpt-4.1-mini-2025-04-14"
-"""Its token table and context are used where a file is checked for OpenAI or Azure and no model is named."""
-
 
 def check(
     path: str | os.PathLike[str],
@@ -39,11 +36,11 @@ def check(
     Args:
         path: The file, in whatever state.
         method: `sft`, `dpo` or `rft`; None reads it off the first row.
-        base_model: Whose limits apply and whose tokens are counted. None counts with OpenAI's current table
-            and context where the host is OpenAI or Azure.
+        base_model: Whose limits apply and whose tokens are counted. None counts none; for OpenAI and Azure, rows are
+            then held to the training context that their models share.
         host: Whose limits apply: `openai`, `azure`, `fireworks`, `together`, `trl`, `local` or any other name.
         validation: The validation file: it is checked as well, and compared with this one.
-        count: Count tokens; the slow half of a check.
+        count: Count tokens where a model or a tokenizer is named; the slow half of a check.
         tokenizer: Counts the tokens of a text, for models without a known table.
         lint: Look for what spoils training without being an error.
 
@@ -53,9 +50,8 @@ def check(
     """
     held: CheckReport | None = None
     theirs: RowChecker | None = None
-    count_as = DEFAULT_MODEL if host in ("openai", "azure") and tokenizer is None else None
     options: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "count": count}
-    options |= {"count_as": count_as, "tokenizer": tokenizer, "lint": lint}
+    options |= {"tokenizer": tokenizer, "lint": lint}
     if validation is not None:
         theirs = RowChecker(role="validation", **options)
         held = _check_file(theirs, validation, host)

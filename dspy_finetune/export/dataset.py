@@ -67,12 +67,5 @@ class Dataset:
                 f"{manifest.sha256[:12]}...); export the data again"
             )
         prompt = PromptFormat.from_dict(manifest.prompt) if manifest.prompt is not None else None
-        # As at the export: without a model named, tokens are not counted.
-        report = check(
-            path,
-            method=manifest.method,
-            base_model=manifest.base_model,
-            host=manifest.dialect,
-            count=manifest.base_model is not None,
-        )
+        report = check(path, method=manifest.method, base_model=manifest.base_model, host=manifest.dialect)
         return cls(path=Path(path), manifest=manifest, report=report, prompt=prompt)

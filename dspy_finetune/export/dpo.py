@@ -7,14 +7,17 @@ Not covered: where preferences come from (preferences.py), the file's faults (ch
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.errors import FinetuneError, RowError
+from dspy_finetune.export.blocks import Block, chunks
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.preferences import Preference, as_preference, render_preference
+from dspy_finetune.export.dialects import dialect_named
+from dspy_finetune.export.preferences import Answer, Preference, as_preference, render_preference
 from dspy_finetune.export.rows import Row, row_error
 from dspy_finetune.export.sft import tool_keys
 from dspy_finetune.export.tokens import Tokenizer
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.render import Columns
 
 
 def export_dpo(
@@ -72,7 +76,12 @@ def export_dpo(
         UsageError: An argument is not one of the accepted values.
     """
     progress = Progress()
-    rows = _rows(pairs, prompt, tool_keys(tools, parallel_tool_calls), progress, random.Random(seed))
+    extra = tool_keys(tools, parallel_tool_calls)
+    if prompt is None:
+        rows: Iterable[Row | Block | RowError] = _ready_rows(pairs, extra, progress)
+    else:
+        columns = None if extra or dedupe or not dialect_named(dialect).messages else prompt.columns()
+        rows = _rows(pairs, prompt, columns, extra, progress, random.Random(seed))
     return write_dataset(
         rows,
         path,
@@ -89,24 +98,76 @@ def export_dpo(
 
 
 def _rows(
-    pairs: Iterable[Any], prompt: PromptFormat | None, extra: Row, progress: Progress, rng: random.Random
-) -> Iterator[Row | RowError]:
+    pairs: Iterable[Any],
+    prompt: PromptFormat,
+    columns: Columns | None,
+    extra: Row,
+    progress: Progress,
+    rng: random.Random,
+) -> Iterator[Row | Block | RowError]:
+    """The rows: in blocks where they are plain and can all be rendered, else one by one."""
+    for chunk in chunks(pairs):
+        found = [_preference(pair, prompt, rng) for pair in chunk]
+        block = None if columns is None else _block(found, columns, progress.n_rows_in + 1)
+        if block is not None:
+            progress.n_rows_in += len(chunk)
+            yield block
+            continue
+        for preference in found:
+            progress.n_rows_in += 1
+            yield _row(preference, prompt, extra, progress.n_rows_in)
+
+
+def _preference(pair: Any, prompt: PromptFormat, rng: random.Random) -> Preference | FinetuneError:
+    try:
+        return as_preference(pair, prompt, rng=rng)
+    except FinetuneError as error:
+        return error
+
+
+def _block(preferences: list[Preference | FinetuneError], columns: Columns, first: int) -> Block | None:
+    """The preferences' rows; None where one is an error, or cannot be rendered."""
+    made = [preference for preference in preferences if isinstance(preference, Preference)]
+    if len(made) < len(preferences):
+        return None
+    try:
+        questions = columns.questions([preference.inputs for preference in made])
+        chosen = _answers([preference.chosen for preference in made], columns)
+        rejected = _answers([preference.rejected for preference in made], columns)
+    except FinetuneError:
+        return None
+    if any(map(operator.eq, chosen, rejected)):
+        return None
+    return Block(system=columns.system, first=first, questions=questions, answers=chosen, rejected=rejected)
+
+
+def _answers(answers: list[Answer], columns: Columns) -> list[str]:
+    """The texts of answers, of which those that are texts already stay as they are. Raises FinetuneError."""
+    rendered = iter(columns.answers([answer for answer in answers if not isinstance(answer, str)]))
+    return [answer if isinstance(answer, str) else next(rendered) for answer in answers]
+
+
+def _row(preference: Preference | FinetuneError, prompt: PromptFormat, extra: Row, number: int) -> Row | RowError:
+    try:
+        if isinstance(preference, FinetuneError):
+            raise preference
+        messages, chosen, rejected = render_preference(preference, prompt)
+    except FinetuneError as error:
+        return row_error(error, number)
+    return {
+        "input": {"messages": messages, **extra},
+        "preferred_output": [{"role": "assistant", "content": chosen}],
+        "non_preferred_output": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def _ready_rows(pairs: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
     for number, pair in enumerate(pairs, start=1):
         progress.n_rows_in = number
         try:
-            if prompt is None:
-                yield _ready(pair, extra)
-                continue
-            preference = as_preference(pair, prompt, rng=rng)
-            messages, chosen, rejected = render_preference(preference, prompt)
+            yield _ready(pair, extra)
         except FinetuneError as error:
             yield row_error(error, number)
-            continue
-        yield {
-            "input": {"messages": messages, **extra},
-            "preferred_output": [{"role": "assistant", "content": chosen}],
-            "non_preferred_output": [{"role": "assistant", "content": rejected}],
-        }
 
 
 def _ready(pair: Any, extra: Row) -> Row:

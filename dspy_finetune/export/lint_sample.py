@@ -7,6 +7,7 @@ grow with the file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, count
 from typing import NamedTuple
 
 MAX_ROWS = 20_000
@@ -59,12 +60,19 @@ class Sample:
             self.is_constant = False
         self.n_rows += 1
 
-    def add_many(self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[str]) -> None:
-        """Keep rows of consecutive lines, with one answer each, and note their common system prompt."""
-        for at, (question, answer) in enumerate(zip(questions, answers, strict=True), start=line):
-            if not self.is_open:
-                break
-            self.add(at, question, (answer,))
+    def add_many(
+        self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[tuple[str, ...]]
+    ) -> None:
+        """Keep rows of consecutive lines, and note their common system prompt."""
+        if self.is_open:
+            n_chars = self._chars + sum(map(len, questions)) + sum(map(len, chain.from_iterable(answers)))
+            if len(self.rows) + len(questions) <= MAX_ROWS and n_chars <= MAX_CHARS:
+                self.rows += map(Sampled, count(line), questions, answers)
+                self._chars, self.last_line = n_chars, line + len(questions) - 1
+            else:
+                for at, question, texts in zip(count(line), questions, answers, strict=False):  # count has no end
+                    if self.is_open:
+                        self.add(at, question, texts)
         self.add_system(system)
         self.n_rows += len(questions) - 1
 

@@ -95,7 +95,7 @@ def lint_sample(sample: Sample, *, labels: dict[str, int] | None) -> list[Issue]
 def measure(rows: Sequence[Sampled], labels: dict[str, int] | None) -> LintFigures:
     """The figures of the rows."""
     pairs = [row.answers for row in rows if len(row.answers) == 2]
-    choices = [choice for row in rows if (choice := choice_of(row.answers[0])) and pair_of(row.question)]
+    choices = [choice for row, choice in zip(rows, choices_of(rows), strict=True) if choice and pair_of(row.question)]
     is_enough = len(pairs) >= MIN_ROWS
     lengths = [(len(chosen), len(rejected)) for chosen, rejected in pairs]
     n_labelled = sum(labels.values()) if labels else 0
@@ -217,11 +217,16 @@ def binomial_p(k: int, n: int) -> float:
     return min(1.0, 2 * math.fsum(terms))
 
 
+def choices_of(rows: Sequence[Sampled]) -> list[str | None]:
+    """`A`, `B` or None for each row's answer; each distinct answer is read once, since labels repeat."""
+    known = {answer: choice_of(answer) for answer in {row.answers[0] for row in rows}}
+    return [known[row.answers[0]] for row in rows]
+
+
 def graph_of(rows: Sequence[Sampled]) -> PairGraph:
     """The preferences that the rows state: between the texts of a pairwise question, or two outputs of one prompt."""
     graph = PairGraph()
-    for row in rows:
-        choice = choice_of(row.answers[0])
+    for row, choice in zip(rows, choices_of(rows), strict=True):
         pair = pair_of(row.question) if choice else None
         if pair:
             winner, loser = pair if choice == "A" else pair[::-1]

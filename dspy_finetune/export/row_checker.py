@@ -1,7 +1,11 @@
 """Check rows one by one, while they are read or written, and report on all of them.
 
-In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line
-number stay (20 bytes), of each code at most 1000 issues, and for the lint the texts of the first rows, up to a bound.
+In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
+kept, in a temporary file from 250,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
+first rows, up to a bound.
+
+Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
+training context that all of their models share: only a row of so many bytes that it may exceed it is counted.
 Not covered: what the host's moderation thinks of the texts, and whether the answers are right.
 """
 
@@ -10,13 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
+from itertools import repeat
 from typing import Any
 
 from dspy_finetune.errors import UsageError
+from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.check_messages import is_trained, text_of
+from dspy_finetune.export.check_plain import head_hash, plain_row
 from dspy_finetune.export.check_report import CheckReport, CheckStats, IssueLog, TokenStats
 from dspy_finetune.export.check_rows import METHOD_OF, RowFacts, check_row, sniff
-from dspy_finetune.export.check_sets import SeenRows
+from dspy_finetune.export.check_sets import SeenRows, pair_hash
 from dspy_finetune.export.check_text import kind
 from dspy_finetune.export.check_tokens import fast_counter
 from dspy_finetune.export.dialects import from_any
@@ -29,7 +36,8 @@ from dspy_finetune.hosts.catalog import load_catalog
 METHODS = {"sft": "sft", "supervised": "sft", "dpo": "dpo", "preference": "dpo", "rft": "rft", "reinforcement": "rft"}
 """The names of the methods: the library's and the hosts' own."""
 
-_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
+_CONTEXT_OF = "gpt-4.1-mini-2025-04-14"
+"""Its training context is that of every model OpenAI and Azure still train; rows are held to it where none is named."""
 _MAX_RFT_ROWS = {"train": 50_000, "validation": 1_000}
 _MAX_LABELS = 20
 _MAX_LABEL_CHARS = 100
@@ -63,7 +71,6 @@ class RowChecker:
         host: str = "openai",
         role: str = "train",
         count: bool = True,
-        count_as: str | None = None,
         tokenizer: Callable[[str], int] | None = None,
         lint: bool = True,
     ) -> None:
@@ -75,9 +82,9 @@ class RowChecker:
             host: Whose limits apply: a name of the catalog; another host's name has no limits.
             role: `train` or `validation`, which have different limits.
             count: Count tokens, where a table or a tokenizer is known. Rows that come with their count are not
-            counted again. count_as: The model whose token table and context are used where no `base_model` is named.
+                counted again.
             tokenizer: Counts the tokens of a text, for models without a known table.
-            afterwards. lint: Look for what spoils training without being an error.
+            lint: Look for what spoils training without being an error.
         """
         catalog = load_catalog()
         self._method = method_named(method)
@@ -86,11 +93,15 @@ class RowChecker:
         self._model_facts = catalog.model(base_model) if base_model is not None else None
         self._host_facts = catalog.host(host)
         self._model_methods = catalog.methods(base_model, host) if base_model is not None else None
-        self._count_as = base_model or count_as
-        limits = catalog.model(self._count_as) if self._count_as is not None else None
+        is_held = base_model is None and tokenizer is None and count and host in ("openai", "azure")
+        self._context_of = _CONTEXT_OF if is_held else base_model
+        limits = catalog.model(self._context_of) if self._context_of is not None else None
         self._limit = limits.train_context_tokens if limits is not None else None
+        # No text has more tokens than bytes; half of the context leaves room for images, which have few.
+        self._short_bytes = self._limit // 2 if is_held and self._limit is not None else None
         self._max_images = self._host_facts.max_images_per_row if self._host_facts is not None else None
-        self._counter = fast_counter(self._count_as, tokenizer) if count else None
+        self._counter = fast_counter(base_model, tokenizer) if count else None
+        self._long_counter: TokenCounter | None = None
         self._is_counting = count
         self._sample = Sample() if lint else None
         self.log = IssueLog()
@@ -106,7 +117,7 @@ class RowChecker:
         Args:
             line: Its line in the file.
             row: The parsed row, in any shape: what is not an object is an issue.
-            raw_size: Bytes of the line, where the size of the file will not be given to `finish`.
+            raw_size: Bytes of the line; 0 where it was not one plain line.
             n_tokens: Its tokens, where they have been counted already.
         """
         self._n_rows += 1
@@ -121,6 +132,17 @@ class RowChecker:
             self._add_tokens(line, row, n_tokens)
         elif self._counter is not None:
             self._add_tokens(line, row, self._counter.row(row))
+        elif self._short_bytes is not None and (raw_size or len(repr(row))) > self._short_bytes:
+            self._hold_to_context(line, row)
+
+    def _hold_to_context(self, line: int, row: dict[str, Any]) -> None:
+        """Check the length of a row whose tokens are not to be counted in the figures."""
+        self._long_counter = self._long_counter or fast_counter(self._context_of, None)
+        assert self._long_counter is not None
+        assert self._limit is not None
+        n_tokens = self._long_counter.row(row)
+        if n_tokens > self._limit:
+            self._check_length(line, row, n_tokens)
 
     def _add_tokens(self, line: int, row: dict[str, Any], n_tokens: int) -> None:
         self._tokens[n_tokens] += 1
@@ -135,74 +157,56 @@ class RowChecker:
         """Count a line that is no row, so that it is not missed in the number of examples."""
         self._n_unreadable += 1
 
-    def plain_rows(
-        self,
-        line: int,
-        system: str | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        *,
-        n_tokens: Sequence[int] | None = None,
-    ) -> bool:
-        """Check SFT rows of consecutive lines at once: one system prompt or none, one question and one answer each.
+    def block(self, line: int, block: Block, *, n_tokens: Sequence[int] | None = None) -> bool:
+        """Check the rows of a block, which stand on consecutive lines, at once.
 
-        Their form holds by construction, so that only their texts are looked at. False where a text is blank: then
-        nothing is taken, and the rows are to be given to `row`.
+        Their form holds by construction, so that only their texts are looked at. False where a text is blank, or so
+        long that it is to be counted: then nothing is taken, and the rows are to be given to `row`.
         """
-        texts_are_whole = all(map(str.strip, questions)) and all(map(str.strip, answers))
-        if self._method != "sft" or not texts_are_whole or (system is not None and not system.strip()):
+        system, questions, columns = block.system, block.questions, block.columns
+        if self._method != ("sft" if block.rejected is None else "dpo"):
             return False
-        self._n_rows += len(questions)
-        roles = ("user", "assistant") if system is None else ("system", "user", "assistant")
-        self._shapes[roles] += len(questions)
-        if system is None:
-            prompts = [hash((roles, question)) for question in questions]
-        else:
-            prompts = [hash((roles, system, question)) for question in questions]
-        self.seen.add_many(line, prompts, list(map(hash, answers)))
+        if not all(all(map(str.strip, column)) for column in columns) or (system is not None and not system.strip()):
+            return False
+        if n_tokens is None and self._short_bytes is not None:
+            longest = sum(max(map(len, column)) for column in columns) + len(system or "")
+            if 4 * longest > self._short_bytes:  # a character has up to four bytes
+                return False
+        self._n_rows += len(block)
+        asked = ("user",) if system is None else ("system", "user")
+        answered = ("assistant",) * (len(columns) - 1)
+        self._shapes[asked + answered] += len(block)
+        head = head_hash(asked, () if system is None else (system,))
+        outputs = map(hash, block.answers)
+        if block.rejected is not None:
+            outputs = map(pair_hash, outputs, map(hash, block.rejected))
+        self.seen.add_many(line, map(hash, zip(repeat(head), questions)), outputs, len(block))
         if self._labels is not None:
-            for text, n in Counter(answers).items():
+            for text, n in Counter(block.answers).items():
                 self._count_label(text, n)
         if self._sample is not None:
-            self._sample.add_many(line, system, questions, answers)
+            self._sample.add_many(line, system, questions, list(zip(*columns[1:], strict=True)))
         if n_tokens is not None:
             self._tokens.update(n_tokens)
             if self._limit is not None and max(n_tokens) > self._limit:
                 for i, n in enumerate(n_tokens):
                     if n > self._limit:
-                        texts = [questions[i], answers[i]] if system is None else [system, questions[i], answers[i]]
-                        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-                        self._check_length(line + i, {"messages": messages}, n)
+                        self._check_length(line + i, block.row(i), n)
         return True
 
     def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
-        """Take a row of plain text messages with the answer last, which has no fault; nearly all rows are such."""
-        messages = row.get("messages")
-        if self._method != "sft" or len(row) != 1 or type(messages) is not list:
+        """Take a row of nothing but text, which has no fault; nearly all rows are such."""
+        plain = plain_row(row, self._method)
+        if plain is None:
             return False
-        shape: list[str] = []
-        texts: list[str] = []
-        for message in messages:
-            if type(message) is not dict or len(message) != 2:
-                return False
-            role, text = message.get("role"), message.get("content")
-            if type(text) is not str or not text or text.isspace() or type(role) is not str or role not in _PLAIN_ROLES:
-                return False
-            shape.append(role)
-            texts.append(text)
-        if not shape or shape[-1] != "assistant":
-            return False
-        roles = tuple(shape)
-        self._shapes[roles] += 1
-        self.seen.add_hashes(line, hash((roles, *texts[:-1])), hash(texts[-1]))
+        self._shapes[plain.roles] += 1
+        self.seen.add_hashes(line, plain.prompt_hash, plain.output_hash)
         if self._labels is not None:
-            self._count_label(texts[-1])
+            self._count_label(plain.answers[0])
         if self._sample is not None:
-            system = texts[0] if roles[0] == "system" else None
             if self._sample.is_open:
-                users = [text for role, text in zip(roles, texts, strict=True) if role == "user"]
-                self._sample.add(line, users[-1] if users else "", (texts[-1],))
-            self._sample.add_system(system)
+                self._sample.add(line, plain.question, plain.answers)
+            self._sample.add_system(plain.system)
         return True
 
     def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +252,7 @@ class RowChecker:
                 self._labels = None
 
     def _check_length(self, line: int, row: dict[str, Any], n_tokens: int) -> None:
-        limit, counter = self._limit, self._counter or TokenCounter.for_model(self._count_as)
+        limit, counter = self._limit, self._counter or self._long_counter or TokenCounter.for_model(self._context_of)
         assert limit is not None
         if counter is None:
             found = f"{n_tokens:,} tokens; the training context is {limit:,}: the last {n_tokens - limit:,} are cut off"
@@ -363,16 +367,16 @@ class RowChecker:
             self.log.add(None, "", "model-shut-down", f"{model} was shut down on {facts.shutdown_date}")
 
     def _not_checked(self) -> list[str]:
-        reasons = []
+        reasons, model = [], self._base_model
         if not self._tokens and self._n_rows:
-            why = (
-                "no base model is named" if self._count_as is None else f"no token table is known for {self._count_as}"
-            )
-            reasons.append(f"tokens and context length: {why if self._is_counting else 'counting was switched off'}")
+            why = "no base model is named" if model is None else f"no token table is known for {model}"
+            if self._short_bytes is None:
+                why = why if self._is_counting else "counting was switched off"
+                reasons.append(f"tokens and context length: {why}")
+            else:
+                reasons.append(f"tokens: {why} (rows are held to the training context of {self._context_of})")
         elif self._limit is None and self._n_rows:
             reasons.append("context length: the model's training context is not known")
-        elif self._base_model is None and self._tokens:
-            reasons.append(f"the base model: none is named, so tokens and context are those of {self._count_as}")
         if self._sample is not None and not self._sample.is_open:
             reasons.append(f"shortcuts and preference cycles behind line {self._sample.last_line}")
         return reasons

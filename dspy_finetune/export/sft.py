@@ -7,12 +7,11 @@ Not covered: splitting and cleaning (data/), the file's faults (checks.py, run i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.errors import FinetuneError, RowError
-from dspy_finetune.export.blocks import BLOCK_ROWS, Block
+from dspy_finetune.export.blocks import Block, chunks
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import dialect_named
 from dspy_finetune.export.rows import Row, row_error
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
-
-Renderers = tuple[str | None, Callable[[Any], str], Callable[[Any], str]]
-"""What `PromptFormat.text_renderers` gives."""
+    from dspy_finetune.prompts.render import Columns
 
 
 def export_sft(
@@ -67,13 +64,11 @@ def export_sft(
     """
     extra = tool_keys(tools, parallel_tool_calls)
     progress = Progress()
-    renderers = prompt.text_renderers() if prompt is not None else None
     if prompt is None:
         rows: Iterable[Row | Block | RowError] = _ready_rows(examples, extra, progress)
-    elif renderers is None or extra or dedupe or not dialect_named(dialect).messages:
-        rows = _rows(examples, prompt, extra, progress)
     else:
-        rows = _blocks(examples, prompt, renderers, progress)
+        columns = None if extra or dedupe or not dialect_named(dialect).messages else prompt.columns()
+        rows = _rows(examples, prompt, columns, extra, progress)
     return write_dataset(
         rows,
         path,
@@ -89,44 +84,39 @@ def export_sft(
     )
 
 
-def _blocks(
-    examples: Iterable[Any], prompt: PromptFormat, renderers: Renderers, progress: Progress
+def _rows(
+    examples: Iterable[Any], prompt: PromptFormat, columns: Columns | None, extra: Row, progress: Progress
 ) -> Iterator[Row | Block | RowError]:
-    """The rows in blocks; a block with a row that cannot be rendered comes row by row."""
-    system, question, answer = renderers
-    source = iter(examples)
-    while chunk := list(islice(source, BLOCK_ROWS)):
-        first = progress.n_rows_in + 1
-        try:
-            block = Block(
-                system=system,
-                first=first,
-                questions=[question(example) for example in chunk],
-                answers=[answer(example) for example in chunk],
-            )
-        except FinetuneError:
-            yield from _rows(chunk, prompt, {}, progress)
+    """The rows: in blocks where they are plain and can all be rendered, else one by one."""
+    for chunk in chunks(examples):
+        block = None if columns is None else _block(chunk, columns, progress.n_rows_in + 1)
+        if block is not None:
+            progress.n_rows_in += len(chunk)
+            yield block
             continue
-        progress.n_rows_in += len(chunk)
-        yield block
+        for example in chunk:
+            progress.n_rows_in += 1
+            try:
+                messages = prompt.training_messages(example)
+            except FinetuneError as error:
+                yield row_error(error, progress.n_rows_in)
+                continue
+            yield {"messages": messages, **extra}
+
+
+def _block(examples: list[Any], columns: Columns, first: int) -> Block | None:
+    """The examples' rows; None where one cannot be rendered."""
+    try:
+        questions, answers = columns.questions(examples), columns.answers(examples)
+    except FinetuneError:
+        return None
+    return Block(system=columns.system, first=first, questions=questions, answers=answers)
 
 
 def _ready_rows(examples: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
     for number, example in enumerate(examples, start=1):
         progress.n_rows_in = number
         yield _ready(example, extra, number)
-
-
-def _rows(examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: Progress) -> Iterator[Row | RowError]:
-    training_messages = prompt.training_messages
-    for number, example in enumerate(examples, start=progress.n_rows_in + 1):
-        progress.n_rows_in = number
-        try:
-            messages = training_messages(example)
-        except FinetuneError as error:
-            yield row_error(error, number)
-            continue
-        yield {"messages": messages, **extra} if extra else {"messages": messages}
 
 
 def _ready(example: Any, extra: Row, number: int) -> Row | RowError:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,15 +88,12 @@ class TokenCounter:
         self.n_billed_tokens += n if limit is None or n <= limit else limit
         return n
 
-    def add_pairs(self, n_before: int, questions: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """Count rows that share all but the texts of a question and an answer, and add them to the sums."""
-        text, repeated = self._count, self._repeated
-        counts = [
-            n_before
-            + (text(question) if len(question) > _CACHED_CHARS else repeated(question))
-            + (text(answer) if len(answer) > _CACHED_CHARS else repeated(answer))
-            for question, answer in zip(questions, answers, strict=True)
-        ]
+    def add_columns(self, n_before: int, columns: Sequence[Sequence[str]]) -> list[int]:
+        """Count rows that share all but some texts, given as one column for each, and add them to the sums."""
+        counts = [n_before] * len(columns[0])
+        for column in columns:
+            known = {text: self._count(text) for text in set(column)}  # labels repeat
+            counts = list(map(operator.add, counts, map(known.__getitem__, column)))
         limit = self._max_row_tokens
         self.n_tokens += sum(counts)
         self.n_billed_tokens += sum(counts) if limit is None else sum(min(n, limit) for n in counts)

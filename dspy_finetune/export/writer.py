@@ -135,8 +135,8 @@ class _Lines:
         data = block.encode()
         line = self._sink.n_lines + 1
         n_tokens = block.count(self._counter) if self._counter is not None else None
-        self._sink.add_lines(data, len(block.questions))
-        if not self._checker.plain_rows(line, block.system, block.questions, block.answers, n_tokens=n_tokens):
+        self._sink.add_lines(data, len(block))
+        if not self._checker.block(line, block, n_tokens=n_tokens):
             for i, row in enumerate(block.rows()):
                 self._checker.row(line + i, row, n_tokens=n_tokens[i] if n_tokens is not None else None)
 
@@ -148,7 +148,7 @@ class _Lines:
             self._seen.add(digest)
         self._sink.add(line)
         n_tokens = self._counter.add(row) if self._counter is not None else None
-        self._checker.row(self._sink.n_lines, row, n_tokens=n_tokens)
+        self._checker.row(self._sink.n_lines, row, len(line), n_tokens=n_tokens)
         return True
 
 

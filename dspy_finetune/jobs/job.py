@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.catalog import load_catalog, parse_model_id, strip_model_id
@@ -17,6 +18,7 @@ from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.notebook import facts_table
 from dspy_finetune.jobs.pricing import billed_cost, catalog_name, journal_of
 from dspy_finetune.jobs.progress import Progress, make_progress
 from dspy_finetune.jobs.records import CANCELLED, FAILED, SUCCEEDED, Checkpoint, Event, JobFacts
@@ -67,6 +69,27 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.host!r})"
+
+    def _repr_html_(self) -> str:
+        # The last look: showing a job must neither wait for the host nor fail with it.
+        facts = self._facts
+        if facts is None:
+            return facts_table(f"Job {self.id}", {"host": self.host.name}, ["not looked at yet: job.refresh() does"])
+        return facts_table(
+            f"Job {self.id}: {facts.status}",
+            {
+                "host": self.host.name,
+                "method": facts.method,
+                "base model": facts.model,
+                "tuned model": facts.fine_tuned_model,
+                "trained tokens": None if facts.trained_tokens is None else f"{facts.trained_tokens:,}",
+                "hyperparameters": ", ".join(f"{name}={value}" for name, value in facts.hyperparameters.items())
+                or None,
+                "seed": facts.seed,
+                "error": facts.error_message,
+            },
+            () if facts.is_final else ("as of the last look; job.refresh() asks again",),
+        )
 
     # ---- looking
 
@@ -176,7 +199,7 @@ class Job:
 
         Args:
             timeout_seconds: Give up after so long; None waits for ever.
-            on_progress: Is told after each look.
+            on_progress: Is told after each look; without it a line on stderr tells the status now and then.
             poll_seconds: The longest pause between two looks; the host's own pace by default.
 
         Raises:
@@ -185,9 +208,12 @@ class Job:
             JobTimeoutError: The time is over.
             HostError: The host refused, or did not answer for an hour.
         """
-        for progress in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=on_progress is not None):
-            if on_progress is not None:
-                on_progress(progress)
+        with ProgressLine() as line:
+            for look in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=on_progress is not None):
+                if on_progress is not None:
+                    on_progress(look)
+                else:
+                    line.show(f"{self.id} on {self.host.name}: {look.status}, {look.elapsed_seconds:,.0f} s")
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:

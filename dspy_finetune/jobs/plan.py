@@ -23,6 +23,7 @@ from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.lifetime import lifetime_warnings, model_warnings, shutdown_date
 from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.notebook import facts_table
 from dspy_finetune.jobs.options import WandB, check_metadata, check_seed, check_suffix
 from dspy_finetune.jobs.pricing import catalog_name, estimate_seconds, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission
@@ -154,6 +155,21 @@ class Plan:
         return (
             f"{self.method} of {self.base_model} on {self.host.name}: {self.train.n_rows:,} rows,"
             f" {self.n_epochs} epoch{'s' if self.n_epochs != 1 else ''}, {tokens}, {cost}"
+        )
+
+    def _repr_html_(self) -> str:
+        return facts_table(
+            str(self),
+            {
+                "training file": self.train.path,
+                "validation file": self.validation.path if self.validation else None,
+                "hyperparameters": ", ".join(map(str, self.hyperparameters)),
+                "suffix": self.suffix,
+                "seed": self.seed,
+                "cost": None if self.cost_usd is None else f"${self.cost_usd:,.2f}",
+                "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s, by earlier jobs",
+            },
+            self.warnings,
         )
 
     def _check_budget(self, max_usd: float | None, allow_unknown_price: bool) -> None:

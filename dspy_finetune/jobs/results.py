@@ -30,7 +30,8 @@ def parse_metrics(content: bytes) -> list[Row]:
     """
     text = _text(content)
     rows = []
-    for line in csv.DictReader(io.StringIO(text)):
+    # A file with NUL characters is no table; Python 3.10's reader would raise at them.
+    for line in csv.DictReader(io.StringIO(text)) if "\0" not in text else ():
         row: Row = {name: _number(value) for name, value in line.items() if name}
         step = row.get("step")
         if isinstance(step, float):

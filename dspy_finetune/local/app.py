@@ -1,10 +1,11 @@
-"""The endpoints: OpenAI's files, fine_tuning.jobs, models and chat.completions, over the store, scheduler and engine.
+"""The endpoints: OpenAI's files, fine_tuning.jobs, models, chat.completions and batches, over store and engine.
 
 In: HTTP requests. Out: OpenAI's object shapes and error bodies, so that OpenAI's own client cannot tell.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hmac
 import logging
@@ -26,6 +27,7 @@ from starlette.exceptions import HTTPException
 from dspy_finetune._files import read_jsonl
 from dspy_finetune.errors import FileError, FinetuneError, RowError
 from dspy_finetune.local import chat_api
+from dspy_finetune.local.batches import Batches, CreateBatch
 from dspy_finetune.local.models import base_folder, base_name, check_base
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import ApiError, ChatRequest, CreateJob, JobRecord
@@ -35,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES = 512 * 2**20
 """As OpenAI's /files."""
+
+
+PURPOSES = ("fine-tune", "batch")
+"""What files may be uploaded for."""
 
 
 class Host:
@@ -59,6 +65,7 @@ class Host:
         self.dtype = dtype
         self.max_models = max_models
         self.started_at = int(time.time())
+        self.batches = Batches(store, complete=self.complete, check_model=self.check_model)
         self._engine: Any = None
         self._starting = threading.Lock()
 
@@ -110,8 +117,17 @@ class Host:
         folder = base_folder(tuned.base if tuned else self.base(model) or model, progress=logger.warning)
         return Source(folder=folder, adapters=tuple(self.store.adapters(model)))
 
+    async def complete(self, body: ChatRequest) -> dict[str, Any]:
+        """The whole answer to a chat."""
+        chat_api.check_request(body)
+        self.check_model(body.model)
+        # The engine's first start imports torch: in a thread, so that other requests are answered meanwhile.
+        engine = await asyncio.to_thread(lambda: self.engine)
+        return await chat_api.complete(engine, body)
+
     def close(self) -> None:
-        """Stop the workers and the engine."""
+        """Stop the batches, the workers and the engine."""
+        self.batches.close()
         self.scheduler.close()
         if self._engine is not None:
             self._engine.close()
@@ -123,6 +139,7 @@ def create_app(host: Host) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         host.scheduler.start()
+        host.batches.start()
         yield
         host.close()
 
@@ -131,6 +148,7 @@ def create_app(host: Host) -> FastAPI:
     _add_files(app, host)
     _add_jobs(app, host)
     _add_models(app, host)
+    _add_batches(app, host)
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:
@@ -212,8 +230,8 @@ def _add_files(app: FastAPI, host: Host) -> None:
 
     @app.post("/v1/files")
     def upload(file: UploadFile, purpose: Annotated[str, Form()]) -> dict[str, Any]:
-        if purpose != "fine-tune":
-            raise ApiError(400, f"'{purpose}' is not one of ['fine-tune'] - 'purpose'", param="purpose")
+        if purpose not in PURPOSES:
+            raise ApiError(400, f"'{purpose}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose")
         if (file.size or 0) > MAX_UPLOAD_BYTES:
             raise ApiError(413, "The file is larger than 512 MB.", code="file_too_large", param="file")
         if not file.size:
@@ -250,6 +268,24 @@ def _add_files(app: FastAPI, host: Host) -> None:
     def delete_file(file_id: str) -> dict[str, Any]:
         store.delete_file(file_id)
         return {"id": file_id, "object": "file", "deleted": True}
+
+
+def _add_batches(app: FastAPI, host: Host) -> None:
+    @app.post("/v1/batches")
+    def create_batch(body: CreateBatch) -> dict[str, Any]:
+        return host.batches.create(body)
+
+    @app.get("/v1/batches")
+    def list_batches(after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+        return _page(host.batches.all(), after, limit)
+
+    @app.get("/v1/batches/{batch_id}")
+    def retrieve_batch(batch_id: str) -> dict[str, Any]:
+        return host.batches.retrieve(batch_id)
+
+    @app.post("/v1/batches/{batch_id}/cancel")
+    def cancel_batch(batch_id: str) -> dict[str, Any]:
+        return host.batches.cancel(batch_id)
 
 
 def _not_jsonl(line: int | None) -> ApiError:
@@ -358,10 +394,9 @@ def _add_models(app: FastAPI, host: Host) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest) -> Response:
+        if not body.stream:
+            return JSONResponse(await host.complete(body))
         chat_api.check_request(body)
         host.check_model(body.model)
-        # The engine's first start imports torch: in a thread, so that other requests are answered meanwhile.
         engine = await run_in_threadpool(lambda: host.engine)
-        if body.stream:
-            return StreamingResponse(await chat_api.stream(engine, body), media_type="text/event-stream")
-        return JSONResponse(await chat_api.complete(engine, body))
+        return StreamingResponse(await chat_api.stream(engine, body), media_type="text/event-stream")

@@ -10,6 +10,7 @@
 from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
 from dspy_finetune.predictors.calibration import Calibration, calibrate
 from dspy_finetune.predictors.cascade import Cascade, CascadeChoice
+from dspy_finetune.predictors.decisions import DecisionLM
 from dspy_finetune.predictors.dpo import DPOPredictor
 from dspy_finetune.predictors.ensemble import Ensemble
 from dspy_finetune.predictors.openai import OpenAIPredictor
@@ -23,6 +24,7 @@ __all__ = [
     "Cascade",
     "CascadeChoice",
     "DPOPredictor",
+    "DecisionLM",
     "Ensemble",
     "FinetunedPredictor",
     "OpenAIPredictor",

@@ -13,7 +13,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +48,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     Args:
         prompt: The format that the model was trained with.
-        model: The tuned model's id, or the `FinetunedModel` of a finished job.
+        model: The tuned model's id, or the `FinetunedModel` of a finished job: its job, base, data and hyperparameters
+            are then kept as `provenance`, and saved.
         host: Where the model is served; by default the host of the `FinetunedModel`, else OpenAI.
         lm: A ready language model to ask instead (an ensemble of hosts, a test double); it is used as it is.
         logprobs: True: log-probabilities must come, or LogprobsError. None: use them if they come; if not, say so once
@@ -92,6 +93,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             host = host or model.host
         self.prompt = prompt
         self.model = str(model)
+        self.provenance: dict[str, Any] | None = model.to_dict() if isinstance(model, FinetunedModel) else None
         self.host = host if host is not None or lm is not None else Host.openai()
         self.logprobs = logprobs
         self.max_tokens = max_tokens
@@ -221,6 +223,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            **({} if self.provenance is None else {"provenance": self.provenance}),
             **self._own_state(),
         }
 
@@ -249,6 +252,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.max_tokens = state["max_tokens"]
         self.stop = tuple(state.get("stop", ()))
         self._lm = None
+        self.provenance = state.get("provenance")
         calibration = state.get("calibration")
         self.calibration = None if calibration is None else Calibration.from_dict(calibration)
         for name in self._own_state():
@@ -309,19 +313,30 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
         raise DataError(
             f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
         ) from error
-    kind = state.get("predictor") if isinstance(state, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(state, dict) or str(state.get("predictor")) not in _KINDS:
         raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
-    _check_state(state, str(kind))
+    return predictor_of(state, host=host)
+
+
+def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> FinetunedPredictor:
+    """The predictor that `dump_state` described.
+
+    Raises:
+        DataError: It is of an unknown kind, or of a newer version.
+    """
+    kind = str(state.get("predictor"))
+    if kind not in _KINDS:
+        raise DataError(f"a saved predictor of an unknown kind: {kind}")
+    _check_state(state, kind)
     place = host or (Host.from_dict(state["host"]) if state.get("host") else None)
-    predictor = _KINDS[str(kind)](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
+    predictor = _KINDS[kind](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
     predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
     if host is not None:
         predictor.host = host
     return predictor
 
 
-def _check_state(state: dict[str, Any], kind: str) -> None:
+def _check_state(state: Mapping[str, Any], kind: str) -> None:
     if state.get("predictor") != kind:
         raise DataError(f"the saved state is of a {state.get('predictor')}, not of a {kind}")
     if state.get("version", 0) > STATE_VERSION:

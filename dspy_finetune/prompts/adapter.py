@@ -20,7 +20,8 @@ from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.completion import JsonLayout
-from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of
+from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
+from dspy_finetune.prompts.identity import digest_of
 from dspy_finetune.prompts.render import field_text
 from dspy_finetune.prompts.schema import dump_signature, load_signature
 from dspy_finetune.prompts.values import checked_text, codec_of, plain_value
@@ -127,7 +128,7 @@ class AdapterPrompt(PromptFormat):
     def _render(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         return as_dicts(self._adapter.format(self._signature, [dict(demo) for demo in self._demos], inputs))
 
-    def text_renderers(self) -> None:
+    def columns(self) -> None:
         """None: adapters render whole conversations."""
 
     def completion(self, example: Mapping[str, Any] | dspy.Example) -> str:

@@ -18,9 +18,6 @@ message as text. A host of one's own must tokenise message contents without read
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args, get_origin
@@ -28,18 +25,18 @@ from typing import Any, get_args, get_origin
 import dspy
 
 from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.prompts.building import loaded_labels, make_codecs, saved_labels, system_source
 from dspy_finetune.prompts.completion import JsonLayout, TemplateLayout, default_source, title
+from dspy_finetune.prompts.identity import difference, digest_of
 from dspy_finetune.prompts.labels import LabelSet
 from dspy_finetune.prompts.number_text import NumberFormat
-from dspy_finetune.prompts.render import renderer, user_parts
+from dspy_finetune.prompts.render import Columns, column_renderer, renderer, user_parts
 from dspy_finetune.prompts.schema import dump_signature, load_signature
-from dspy_finetune.prompts.template import Template, literal
-from dspy_finetune.prompts.values import Codec, codec_of, is_structured
+from dspy_finetune.prompts.template import Template
+from dspy_finetune.prompts.values import is_structured
 
 RENDERING_VERSION = 1
 """Changes whenever the same prompt would give other bytes; part of every digest."""
-
-_RUBRIC_HEADING = "Taste rubric:\n"
 
 
 class PromptFormat:
@@ -82,7 +79,7 @@ class PromptFormat:
         self._saved_signature = dump_signature(self._signature)
         self.rubric = rubric
         self._number = number
-        self._codecs = self._make_codecs(labels, number)
+        self._codecs = make_codecs(self._signature, labels, number)
         self._images = frozenset(
             name for name, field in self._signature.input_fields.items() if _holds_image(field.annotation)
         )
@@ -91,7 +88,7 @@ class PromptFormat:
             for name, field in self._signature.input_fields.items()
             if name not in self._images and is_structured(field.annotation)
         ]
-        source = self._system_source(system, rubric)
+        source = system_source(self._signature, system, rubric)
         self._system = Template(source, self.input_fields, what="system", structured=structured)
         source = "\n".join(f"{title(name)}: {{{name}}}" for name in self.input_fields) if user is None else user
         self._user = Template(source, self.input_fields, what="user", structured=structured)
@@ -185,15 +182,15 @@ class PromptFormat:
         """The messages with the completion as the assistant's. Raises RowError."""
         return [*self.messages(example), {"role": "assistant", "content": self.completion(example)}]
 
-    def text_renderers(self) -> tuple[str | None, Callable[[Any], str], Callable[[Any], str]] | None:
-        """(system text, question of an example, answer of an example): the parts of `training_messages`, for bulk use.
+    def columns(self) -> Columns | None:
+        """The parts of `training_messages` for many examples at once.
 
         None where the system message depends on the example, or the user message is not plain text.
         """
         if self._images or (self._has_system and self._fixed_system is None):
             return None
         system = None if self._fixed_system is None else str(self._fixed_system)
-        return system, self._render_user, self._layout.write
+        return Columns(system, column_renderer(self._user), self._layout.write_all)
 
     def parse(self, text: str) -> dict[str, Any]:
         """The output values of an answer; `parse(completion(x))` gives x back.
@@ -232,7 +229,7 @@ class PromptFormat:
             "rubric": self.rubric,
             "user": self.user,
             "completion": self._layout.source,
-            "labels": self._saved_labels(),
+            "labels": saved_labels(self._codecs),
             "number": None if self._number is None else dict(vars(self._number)),
         }
 
@@ -261,7 +258,7 @@ class PromptFormat:
                 system=data["system"],
                 user=data["user"],
                 completion=data["completion"],
-                labels=_loaded_labels(signature, data["labels"]),
+                labels=loaded_labels(signature, data["labels"]),
                 number=None if number is None else NumberFormat(**number),
             )
             prompt.rubric = data["rubric"]
@@ -290,16 +287,7 @@ class PromptFormat:
 
     def diff(self, other: PromptFormat) -> str:
         """What differs, as a unified diff from this prompt to the other; empty if nothing does."""
-        if self == other:
-            return ""
-        lines = difflib.unified_diff(
-            _lines(self._identity()),
-            _lines(other._identity()),
-            f"prompt {self.digest[:12]}",
-            f"prompt {other.digest[:12]}",
-            lineterm="",
-        )
-        return "\n".join(lines)
+        return difference(self._identity(), other._identity())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PromptFormat) and self.digest == other.digest
@@ -323,42 +311,6 @@ class PromptFormat:
 
     # How it is built
 
-    def _make_codecs(self, labels: Any, number: NumberFormat | None) -> dict[str, Codec]:
-        annotations = {name: field.annotation for name, field in self._signature.output_fields.items()}
-        codecs: dict[str, Codec] = {}
-        for name, annotation in annotations.items():
-            is_number = number is not None and codec_of(annotation).kind == "number"
-            codecs[name] = codec_of(annotation, number=number if is_number else None)
-        if number is not None and not any(codec.kind == "number" for codec in codecs.values()):
-            raise UsageError("number: no output is int, float or Decimal")
-        if labels is None:
-            return codecs
-        target = next((name for name, codec in codecs.items() if codec.kind == "label"), self.output_fields[0])
-        codecs[target] = codec_of(annotations[target], labels=_custom_labels(labels, codecs[target], target))
-        return codecs
-
-    def _system_source(self, system: str | None, rubric: str | None) -> str:
-        source = literal(self._signature.instructions) if system is None else system
-        # Only author's texts go in here; what an example holds is inserted later, by slots.
-        words = {"instructions": self._signature.instructions, "rubric": rubric}
-        for name, text in words.items():
-            placeholder = f"{{{name}}}"
-            is_asked = _has_placeholder(source, name)
-            if name in self.input_fields:
-                if name == "rubric" and rubric is not None:
-                    raise UsageError(
-                        'rubric: the signature has an input "rubric" too; rename the field, or write the rubric '
-                        "into system"
-                    )
-                continue
-            if is_asked and text is None:
-                raise UsageError("system: {rubric} stands in the template, but no rubric is given")
-            if is_asked and text is not None:
-                source = _fill(source, placeholder, literal(text))
-            elif name == "rubric" and text is not None:
-                source = "\n\n".join(part for part in (source, _RUBRIC_HEADING + literal(text)) if part)
-        return source
-
     def _check_inputs(self) -> None:
         used = {*self._system.names, *self._user.names}
         for name in self.input_fields:
@@ -381,78 +333,12 @@ class PromptFormat:
             "system": self.system,
             "user": self.user,
             "completion": self._layout.source,
-            "labels": self._saved_labels(),
+            "labels": saved_labels(self._codecs),
             "number": None if self._number is None else dict(vars(self._number)),
             "inputs": {field["name"]: field["type"] for field in self._saved_signature["inputs"]},
             "outputs": [[field["name"], field["type"]] for field in self._saved_signature["outputs"]],
         }
 
-    def _saved_labels(self) -> list[list[Any]] | None:
-        """Value and text of each label of the one output that labels were given for, if they are not its type's own."""
-        for codec in self._codecs.values():
-            if codec.labels is not None and codec.labels != LabelSet.of(codec.annotation):
-                return [[getattr(value, "value", value), text] for value, text in codec.labels.items()]
-        return None
-
 
 def _holds_image(annotation: Any) -> bool:
     return annotation is dspy.Image or (get_origin(annotation) is list and get_args(annotation) == (dspy.Image,))
-
-
-def _has_placeholder(source: str, name: str) -> bool:
-    return f"{{{name}}}" in source.replace("{{", "").replace("}}", "")
-
-
-def _fill(source: str, placeholder: str, text: str) -> str:
-    """Replace a placeholder, but not the same letters between doubled braces."""
-    return text.join(
-        piece.replace("\0", "{{").replace("\1", "}}")
-        for piece in source.replace("{{", "\0").replace("}}", "\1").split(placeholder)
-    )
-
-
-def _custom_labels(labels: Any, codec: Codec, name: str) -> LabelSet:
-    if not isinstance(labels, Mapping):
-        labels = {text: text for text in labels}
-    made = labels if isinstance(labels, LabelSet) else LabelSet(labels)
-    own = LabelSet.of(codec.annotation)
-    if own is not None and set(map(repr, own)) != set(map(repr, made)):
-        raise UsageError(f"labels: the output {name} has the values {list(own)}, the labels are for {list(made)}")
-    if own is None and (codec.annotation is not str or not all(isinstance(value, str) for value in made)):
-        raise UsageError(
-            f"labels: the output {name} is of type {codec.annotation!r}; labels are for bool, Literal, Enum and str"
-        )
-    return made
-
-
-def _loaded_labels(signature: type[dspy.Signature], saved: list[list[Any]] | None) -> Mapping[Any, str] | None:
-    """Saved labels; the members of a rebuilt Enum stand for their values."""
-    if saved is None:
-        return None
-    for field in signature.output_fields.values():
-        own = LabelSet.of(field.annotation)
-        if own is not None:
-            members = {repr(getattr(value, "value", value)): value for value in own}
-            return {members[repr(value)]: text for value, text in saved}
-    return dict(map(tuple, saved))
-
-
-def digest_of(identity: dict[str, Any]) -> str:
-    """SHA-256 of JSON types, whatever the order of keys."""
-    text = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _lines(identity: dict[str, Any]) -> list[str]:
-    """One readable line per fact, texts line by line."""
-    lines: list[str] = []
-    for key, value in identity.items():
-        if isinstance(value, str):
-            lines += [f"{key}: {line}" for line in value.split("\n")]
-        elif isinstance(value, list):
-            lines += [f"{key}: {json.dumps(item, ensure_ascii=False)}" for item in value]
-        elif isinstance(value, dict):
-            lines += [f"{key}.{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items()]
-        else:
-            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
-    return lines

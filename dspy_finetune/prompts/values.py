@@ -75,7 +75,7 @@ def is_structured(annotation: Any) -> bool:
 
 def checked_text(text: str) -> str:
     """The text itself. Raises RowError for half a surrogate pair, which neither a UTF-8 file nor a host can carry."""
-    if text.isprintable() or text.isascii():
+    if text.isascii():  # which is known without looking at it
         return text
     try:
         text.encode("utf-8")

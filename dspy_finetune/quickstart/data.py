@@ -47,7 +47,8 @@ def read_titles(
 ) -> tuple[list[dspy.Example], str]:
     """Return the titles of a file of the user's own with their rubric, or the packaged ones where there is no file.
 
-    The fields come out as `title` and `is_favorite`, whatever the file calls them.
+    The fields come out as `title` and `is_favorite`, whatever the file calls them; a field that has one of these names
+    and was not chosen is left out.
 
     Raises:
         UsageError: A rubric without a file, or one that is not UTF-8.
@@ -58,13 +59,14 @@ def read_titles(
         if rubric is not None:
             raise UsageError("--rubric belongs to data of your own: give --data too")
         return load_titles(), load_rubric()
-    examples = load_examples(
-        path, inputs=["title"], rename={text: "title", label: "is_favorite"}, types={"is_favorite": bool}
-    )
+    examples = [
+        dspy.Example(**{**row.toDict(), "title": row[text], "is_favorite": row[label]}).with_inputs("title")
+        for row in load_examples(path, inputs=[text], types={label: bool})
+    ]
     if rubric is None:
-        return list(examples), ""
+        return examples, ""
     try:
-        return list(examples), Path(rubric).read_text(encoding="utf-8").strip()
+        return examples, Path(rubric).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise file_error(error, rubric, "read") from error
     except UnicodeDecodeError as error:

@@ -330,15 +330,15 @@ def _compare(
                 on_progress=tell,
                 seed=seed,
                 n_threads=N_THREADS,
-                cards=_cards(material, prompts),
+                cards=_cards(material),
             )
         )
         clock.lap(f"compare on {name}")
     return reports[0], reports[1]
 
 
-def _cards(material: Material, prompts: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What was trained on and asked, for the report."""
+def _cards(material: Material) -> dict[str, dict[str, str]]:
+    """What was trained on, for the report."""
     return {
         "Data": {
             "training titles": str(len(material.train)),
@@ -348,7 +348,6 @@ def _cards(material: Material, prompts: Mapping[str, Any]) -> dict[str, dict[str
             "test pairs": str(len(material.test_pairs)),
             "on two sides": "no title, pairs were made after the split",
         },
-        "Prompts": {name: f"{_system(prompt)} (digest {prompt.digest[:12]})" for name, prompt in prompts.items()},
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from dspy_finetune._files import atomic_writer, read_lines, write_json
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import curve as running
 from dspy_finetune.evaluation.curve_result import CurvePoint, LearningCurve, MarginalValue
@@ -22,18 +23,6 @@ from dspy_finetune.report import curve_plot, plots, tables
 from dspy_finetune.report.tables import MISSING, Table
 
 P = ParamSpec("P")
-
-_STYLE = (
-    ":root{color-scheme:light dark;--ink:#1b1f24;--faint:#6b7280;--back:#fff;"
-    "--series-0:#0b62c4;--series-1:#b4500a;--series-2:#197a3e;--series-3:#8a2be2;"
-    "--series-4:#a1123c;--series-5:#5b5b00;--series-6:#00707a;--series-7:#5a4634}"
-    "@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--faint:#9aa3ad;--back:#14171a;"
-    "--series-0:#6db3ff;--series-1:#ffa257;--series-2:#5fd38d;--series-3:#c79bff;"
-    "--series-4:#ff8fab;--series-5:#d6d66a;--series-6:#5cd6e0;--series-7:#d3b8a0}}"
-    "body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:60rem;margin:auto;"
-    "padding:1rem}.wide{overflow-x:auto}table{border-collapse:collapse}th,td{padding:.25rem .75rem;text-align:right;"
-    "border-bottom:1px solid var(--faint)}th:first-child,td:first-child{text-align:left}figure{margin:1rem 0}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +71,12 @@ class CurveReport:
 
     def html(self) -> str:
         """One self-contained HTML page. Raises MissingExtraError without the extra `report`."""
+        style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Learning curve</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_STYLE}</style></head><body><main>{self._repr_html_()}</main></body></html>\n"
+            '<meta name="color-scheme" content="light dark">'
+            f"<style>{style}</style></head><body><main>{self._repr_html_()}</main></body></html>\n"
         )
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -140,7 +131,8 @@ class CurveReport:
         open_questions = "".join(f"<li>{escape(one)}</li>" for one in self.curve.not_checked)
         return (
             f"<h1>Learning curve: {escape(metric)}</h1>{told}{figure}"
-            f'<div class="wide">{_html_table(curve_table(self.curve))}</div>'
+            '<div class="scroll" role="region" aria-label="Scores" tabindex="0">'
+            f"{_html_table(curve_table(self.curve))}</div>"
             f"<h2>Not checked</h2><ul>{open_questions}</ul>"
         )
 
@@ -149,7 +141,12 @@ def _as_report(run: Callable[P, LearningCurve]) -> Callable[P, CurveReport]:
     # All but __module__: it is found, and pickled, here.
     @functools.wraps(run, assigned=("__name__", "__qualname__", "__doc__"))
     def learning_curve(*args: P.args, **kwargs: P.kwargs) -> CurveReport:
-        return CurveReport(curve=run(*args, **kwargs))
+        with ProgressLine() as line:
+            if kwargs.get("on_progress") is None:
+                kwargs["on_progress"] = lambda look: line.show(
+                    f"{look.stage} {look.run}: {look.note}", look.n_done, look.n_total
+                )
+            return CurveReport(curve=run(*args, **kwargs))
 
     learning_curve.__annotations__ = {**run.__annotations__, "return": "CurveReport"}
     return learning_curve

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,9 +17,8 @@ from dspy_finetune.errors import DataError
 from dspy_finetune.evaluation.comparison import Comparison, Difference, ProgramRow
 from dspy_finetune.evaluation.verdict import Verdict
 from dspy_finetune.report import tables
-
-Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""Training-loss curves: a name, and its rows of (step, loss)."""
+from dspy_finetune.report.curves import Curves, Training, loss_curves
+from dspy_finetune.report.number_plots import NEAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,10 @@ class Report:
     """Heading of the report, or of its section in a report on several tasks."""
     cards: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Facts to show below the numbers, such as {"Data": {"source": "titles.jsonl"}, "Prompt": {"system": "..."}}."""
+    training: Curves = field(default_factory=dict)
+    """Losses of the training: a name, and its rows of (step, loss)."""
+    near: tuple[float, float] = NEAR
+    """For numbers: (share of the true one, distance in its unit); an answer is near within the wider of the two."""
 
     @property
     def verdict(self) -> str:
@@ -69,18 +72,25 @@ class Report:
         return f"{self.title}\n{self.table()}\n{self.verdict}"
 
     def markdown(self) -> str:
-        """The report as Markdown, without the items."""
-        return tables.as_report_markdown(self.title, self.comparison, self.cards)
+        """The report as Markdown: all numbers, and the first items on which the programs disagree."""
+        from dspy_finetune.report import markdown  # it reads this module's class
 
-    def html(self, *, training: Curves | None = None) -> str:
-        """The report as one HTML page. Raises MissingExtraError without the extra `report`."""
+        return markdown.render(self)
+
+    def html(self, *, training: Training | None = None) -> str:
+        """The report as one HTML page, by default with its own loss curves.
+
+        Raises:
+            MissingExtraError: The extra `report` is not installed.
+            HostError: A job in `training` cannot be asked for its figures.
+        """
         # jinja2 and matplotlib are optional and slow to load.
         from dspy_finetune.report import html
 
-        return html.render([self], title=self.title, training=training)
+        return html.render([self], title=self.title, training=self.training if training is None else training)
 
-    def to_html(self, path: str | os.PathLike[str], *, training: Curves | None = None) -> None:
-        """Write one self-contained HTML file. Raises FileError, and MissingExtraError without the extra `report`."""
+    def to_html(self, path: str | os.PathLike[str], *, training: Training | None = None) -> None:
+        """Write one self-contained HTML file. Raises FileError, and as `html`."""
         page = self.html(training=training)
         with atomic_writer(path) as stream:
             stream.write(page.encode("utf-8", "replace"))
@@ -93,8 +103,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with every item and answer."""
-        cards = {name: dict(card) for name, card in self.cards.items()}
-        return {"title": self.title, "verdict": self.verdict, "cards": cards, "comparison": self.comparison.to_dict()}
+        return {
+            "title": self.title,
+            "verdict": self.verdict,
+            "cards": {name: dict(card) for name, card in self.cards.items()},
+            "training": {name: [list(row) for row in rows] for name, rows in self.training.items()},
+            "near": list(self.near),
+            "comparison": self.comparison.to_dict(),
+        }
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON; `from_json` reads it back. Raises FileError."""
@@ -105,8 +121,18 @@ class Report:
         """From what `to_dict` gave. Raises DataError when it is something else."""
         if not isinstance(values, Mapping) or not {"title", "cards", "comparison"} <= set(values):
             raise DataError('this is not a report: it has no "title", "cards" and "comparison"')
-        comparison = Comparison.from_dict(values["comparison"])
-        return cls(comparison=comparison, title=values["title"], cards=values["cards"])
+        try:
+            share, distance = values.get("near", NEAR)
+            training = loss_curves(values.get("training", {}))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f'this is not a report: "near" or "training" cannot be read ({error})') from error
+        return cls(
+            comparison=Comparison.from_dict(values["comparison"]),
+            title=values["title"],
+            cards=values["cards"],
+            training=training,
+            near=(float(share), float(distance)),
+        )
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Report:

@@ -1,9 +1,9 @@
-"""Pictures as inline SVG: intervals, ROC curves, probability histograms, calibration, training curves.
+"""Pictures as inline SVG: how they are drawn, and those of any comparison: intervals, latency, cost, loss curves.
 
 In: a `Comparison`, or rows of (step, loss). Out: an `<svg>` element as text, or None where there is nothing to draw.
 Drawn by matplotlib without a display, with text kept as text and the colours exchanged for the page's CSS variables,
-so that one picture serves light and dark. The same numbers give the same bytes. Not covered: titles and alt texts,
-which the page gives.
+so that one picture serves light and dark. The same numbers give the same bytes. Not covered: probabilities
+(probability_plots.py), numbers (number_plots.py), titles and alt texts, which the page gives.
 """
 
 from __future__ import annotations
@@ -15,20 +15,33 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspy_finetune._optional import require
-from dspy_finetune.errors import AnswerError
-from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.evaluation.comparison import Comparison
 from dspy_finetune.evaluation.curve_result import LearningCurve
-from dspy_finetune.evaluation.reading import read_probability, same_label
 from dspy_finetune.report import curve_plot
 
 # Colours that no picture uses by chance, and the CSS variables they stand for.
 INK, FAINT, BACK = "#010203", "#010204", "#010205"
+GOOD, FAIR, BAD = "#010206", "#010207", "#010208"
 SERIES = tuple(f"#0102{16 + index:02x}" for index in range(8))
-_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", BACK: "var(--back)"} | {
-    colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
+# The page's own colours; what follows the comma serves where there is no such page, as in a notebook.
+_VARIABLES = {
+    INK: "var(--ink, currentColor)",
+    FAINT: "var(--faint, #8a929b)",
+    BACK: "var(--back, none)",
+    GOOD: "var(--right, #0b6b3a)",
+    FAIR: "var(--none, #9a5b00)",
+    BAD: "var(--wrong, #a3261b)",
+} | {
+    colour: f"var(--series-{index}, {plain})"
+    for index, (colour, plain) in enumerate(
+        zip(
+            SERIES,
+            ("#1f5fbf", "#c2500a", "#177a4b", "#8b3fb0", "#a8224f", "#4a6572", "#7a6a00", "#00707f"),
+            strict=True,
+        )
+    )
 }
-_STYLES = ("-", "--", "-.", ":")  # so that curves can be told apart without colour
+STYLES = ("-", "--", "-.", ":")  # so that curves can be told apart without colour
 WIDTH = 4.8  # inches: narrow, so that a phone shows the pictures with readable text
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -49,7 +62,12 @@ _SETTINGS = {
 }
 
 
-def _draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
+def draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
+    """An `<svg>` element of so many inches, painted by `paint(axes)`; `name` makes its ids unique on the page.
+
+    Raises:
+        MissingExtraError: The extra `report` is not installed.
+    """
     matplotlib = require("matplotlib", "report", "a report with pictures")
     figures = require("matplotlib.figure", "report", "a report with pictures")
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
@@ -104,142 +122,80 @@ def _intervals(
             axes.plot([value], [place], marker="o", markersize=7, color=colour)
         if zero:
             axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(rows)), [_short(label) for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(axis)
-        axes.grid(axis="x")
+        _rows(axes, [label for label, *_ in rows], axis)
 
-    return _draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
+    return draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A name that fits beside a picture."""
     return label if len(label) <= 24 else label[:23] + "…"
 
 
-def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
-    """Per program: (1.0 where the positive label is true, else 0.0; its probability), for the items that have one."""
-    field = next((metric.field for metric in comparison.metrics if metric.field), None)
-    found: dict[str, list[tuple[float, float]]] = {}
-    if field is None or comparison.positive is None:
-        return found
-    for name, answers in comparison.answers.items():
-        pairs = []
-        for item, answer in zip(comparison.items, answers, strict=True):
-            share = positive_share(answer, comparison.positive, field)
-            if share is not None and field in item.labels:
-                pairs.append((float(same_label(item.labels[field], comparison.positive)), share))
-        if pairs:
-            found[name] = pairs
-    return found
-
-
-def positive_share(answer: Answer, positive: Any, field: str) -> float | None:
-    """The probability of the positive label in an answer; None where it gives none."""
-    try:
-        return read_probability(answer.outputs, positive, field) if answer.outcome == "answered" else None
-    except AnswerError:
+def latency(comparison: Comparison, name: str) -> str | None:
+    """Each program's time of one call, from the median to the 95th percentile."""
+    rows = [(one.name, one.latency_p50_ms, one.latency_p95_ms) for one in comparison.programs]
+    known = [(label, p50, p95 if p95 is not None else p50) for label, p50, p95 in rows if p50 is not None]
+    if not known:
         return None
+    # A baseline answers in microseconds, a model in seconds: a linear axis would show one of them only.
+    floor = 0.1
+    spread = max(p95 for _, _, p95 in known) / max(min(p50 for _, p50, _ in known), floor)
+
+    def paint(axes: Any) -> None:
+        for place, (label, p50, p95) in enumerate(known):
+            colour = SERIES[_place(comparison, label) % len(SERIES)]
+            axes.plot([max(p50, floor), max(p95, floor)], [place, place], color=colour, linewidth=2)
+            axes.plot([max(p50, floor)], [place], marker="o", markersize=7, color=colour)
+        if spread > 30:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_major_locator(_few_ticks(is_log=spread > 30))
+        _rows(axes, [label for label, *_ in known], "milliseconds for one answer")
+
+    return draw(name, (WIDTH, 0.9 + 0.38 * len(known)), paint)
 
 
-def roc_points(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(false, true positive rate) at every threshold, from (0, 0) to (1, 1); empty with one label only."""
-    n_positive = sum(truth for truth, _ in pairs)
-    n_negative = len(pairs) - n_positive
-    if not n_positive or not n_negative:
-        return []
-    points, hits, misses = [(0.0, 0.0)], 0.0, 0.0
-    ranked = sorted(pairs, key=lambda pair: -pair[1])
-    for index, (truth, probability) in enumerate(ranked):
-        hits, misses = hits + truth, misses + 1 - truth
-        if index + 1 == len(ranked) or ranked[index + 1][1] != probability:
-            points.append((misses / n_negative, hits / n_positive))
-    return points
-
-
-def roc(comparison: Comparison, name: str) -> str | None:
-    """ROC curves of all programs that give probabilities."""
-    order = [row.name for row in comparison.programs]
-    curves = {program: roc_points(pairs) for program, pairs in probabilities(comparison).items()}
-    curves = {program: points for program, points in curves.items() if points}
-    if not curves:
+def cost(comparison: Comparison, name: str) -> str | None:
+    """What a thousand answers of each program cost, for those whose price was given."""
+    known = [(one.name, 1000 * one.cost_usd / one.n) for one in comparison.programs if one.cost_usd is not None]
+    if not known:
         return None
 
     def paint(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
-        for program, points in curves.items():
-            index = order.index(program)
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                color=SERIES[index % len(SERIES)],
-                linestyle=_STYLES[index % len(_STYLES)],
-                linewidth=1.8,
-                label=_short(program),
-            )
-        axes.set_xlabel("false positive rate")
-        axes.set_ylabel("true positive rate")
-        axes.set_aspect("equal")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+        for place, (label, usd) in enumerate(known):
+            axes.barh(place, usd, height=0.5, color=SERIES[_place(comparison, label) % len(SERIES)])
+        axes.set_xlim(left=0)
+        _rows(axes, [label for label, _ in known], "USD for 1,000 answers")
 
-    return _draw(name, (WIDTH, 4.3 + 0.25 * math.ceil(len(curves) / 2)), paint)
+    return draw(name, (WIDTH, 0.9 + 0.38 * len(known)), paint)
 
 
-def histogram(comparison: Comparison, name: str) -> str | None:
-    """The candidate's probabilities, apart for the items where the positive label is true and where it is not."""
-    pairs = probabilities(comparison).get(comparison.candidate)
-    if not pairs:
-        return None
-    edges = [index / 20 for index in range(21)]
-
-    def paint(axes: Any) -> None:
-        groups = [[share for truth, share in pairs if truth == wanted] for wanted in (1.0, 0.0)]
-        names = [f"label is {comparison.positive}", "label is another"]
-        axes.hist(groups, bins=edges, color=[SERIES[0], SERIES[1]], label=names, stacked=True, edgecolor=BACK)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel(f"probability of {comparison.positive}")
-        axes.set_ylabel("items")
-        axes.grid(axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
-
-    return _draw(name, (WIDTH, 3.2), paint)
+def _few_ticks(*, is_log: bool) -> Any:
+    """Ticks whose numbers do not run into one another."""
+    ticker = require("matplotlib.ticker", "report", "a report with pictures")
+    return ticker.LogLocator(numticks=6) if is_log else ticker.MaxNLocator(nbins=4)
 
 
-def calibration(comparison: Comparison, name: str, n_bins: int = 10) -> str | None:
-    """How often the positive label was true, against the candidate's probability, in bins of equal width."""
-    pairs = probabilities(comparison).get(comparison.candidate)
-    if not pairs:
-        return None
-    bins: dict[int, list[tuple[float, float]]] = {}
-    for truth, share in pairs:
-        bins.setdefault(min(int(share * n_bins), n_bins - 1), []).append((truth, share))
-    points = [
-        (math.fsum(share for _, share in one) / len(one), math.fsum(truth for truth, _ in one) / len(one), len(one))
-        for _, one in sorted(bins.items())
-    ]
+def _place(comparison: Comparison, program: str) -> int:
+    """A program has one colour in all pictures."""
+    return [row.name for row in comparison.programs].index(program)
 
-    def paint(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=SERIES[0], linewidth=1)
-        areas = [20 + 280 * n / len(pairs) for _, _, n in points]
-        axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], s=areas, color=SERIES[0])
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(f"mean probability of {comparison.positive}")
-        axes.set_ylabel("share that was")
-        axes.set_aspect("equal")
-        axes.grid()
 
-    return _draw(name, (WIDTH, 4.3), paint)
+def _rows(axes: Any, labels: Sequence[str], axis: str) -> None:
+    axes.set_yticks(range(len(labels)), [short(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(axis)
+    axes.grid(axis="x")
 
 
 def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> str | None:
-    """Training loss over steps, one line per curve."""
-    known = {
-        label: [(step, loss) for step, loss in rows if loss is not None and math.isfinite(loss)]
-        for label, rows in curves.items()
-    }
+    """Loss over steps, one line per curve; a curve of a few points, such as a validation loss, shows them as dots."""
+    known = {label: finite(rows) for label, rows in curves.items()}
     known = {label: rows for label, rows in known.items() if rows}
     if not known:
         return None
@@ -250,22 +206,27 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> 
                 [step for step, _ in rows],
                 [loss for _, loss in rows],
                 color=SERIES[index % len(SERIES)],
-                linestyle=_STYLES[index % len(_STYLES)],
+                linestyle=STYLES[index % len(STYLES)],
                 linewidth=1.6,
-                marker="o" if len(rows) == 1 else None,
-                label=_short(label),
+                marker="o" if len(rows) <= 12 else None,
+                label=short(label),
             )
         axes.set_xlabel("step")
-        axes.set_ylabel("training loss")
+        axes.set_ylabel("loss")
         axes.set_ylim(bottom=0)
         axes.grid()
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
-    return _draw(name, (WIDTH, 3.2), paint)
+    return draw(name, (WIDTH, 3.2 + 0.25 * math.ceil(len(known) / 2)), paint)
+
+
+def finite(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The rows whose loss is a number."""
+    return [(step, loss) for step, loss in rows if loss is not None and math.isfinite(loss)]
 
 
 def learning_curve(curve: LearningCurve, name: str) -> str | None:
     """Score over training size, one line per model and number of epochs; None without a point."""
     if not curve.points:
         return None
-    return _draw(name, (WIDTH, 3.6), lambda axes: curve_plot.paint(axes, curve, SERIES))
+    return draw(name, (WIDTH, 3.6), lambda axes: curve_plot.paint(axes, curve, SERIES))

@@ -1,14 +1,14 @@
-"""The numbers as words: verdict sentence, plain-text table, Markdown, a small HTML table for notebooks.
+"""The numbers as words: verdict sentence, tables as plain text, as Markdown, and as small HTML for notebooks.
 
 In: a `Comparison`. Out: text. Figures carry three decimals for shares and four digits for everything else.
-Not covered: the full HTML page (html.py).
+Not covered: whole documents (html.py, markdown.py).
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspy_finetune.evaluation.comparison import Comparison, Difference
@@ -73,6 +73,11 @@ def program_table(comparison: Comparison) -> Table:
     columns += [
         ("unreadable", [count(row.n_unreadable) for row in rows]),
         ("failed", [count(row.n_failed) for row in rows]),
+        *(
+            [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]
+            if any(row.n_unjudged for row in rows)
+            else []
+        ),
         ("seconds", [f"{row.seconds:,.1f}" for row in rows]),
         ("ms p50", [count(row.latency_p50_ms) for row in rows]),
         ("ms p95", [count(row.latency_p95_ms) for row in rows]),
@@ -113,8 +118,50 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
     )
 
 
+def subgroup_table(comparison: Comparison) -> Table | None:
+    """One row per part of the items: each program's figure, and candidate minus reference; None without parts."""
+    if not comparison.subgroups:
+        return None
+    names = [row.name for row in comparison.programs]
+    head = ("part", "n", *names, "difference", "p (Holm)")
+    rows = tuple(
+        (
+            f"{one.field}: {one.value}",
+            count(one.n),
+            *(with_interval(one.scores[name]) if name in one.scores else MISSING for name in names),
+            MISSING if one.difference is None else with_interval(one.difference, sign=True),
+            p_text(one.p_holm),
+        )
+        for one in comparison.subgroups
+    )
+    return Table(head=head, rows=rows)
+
+
+def noise_table(comparison: Comparison) -> Table | None:
+    """One row per program that was asked twice; None where none was."""
+    if not comparison.noise_floor:
+        return None
+    percent = f"{comparison.confidence:.0%}"
+    head = ("program", "asked twice", "answers that changed", f"second minus first [{percent}]", "remark")
+    rows = tuple(
+        (
+            one.program,
+            count(one.n),
+            count(one.n_changed),
+            with_interval(one.difference, sign=True),
+            "from a cache: not measured" if one.is_from_cache else MISSING,
+        )
+        for one in comparison.noise_floor
+    )
+    return Table(head=head, rows=rows)
+
+
 def verdict_sentence(comparison: Comparison) -> str:
     """The finding, with what it rests on and what follows."""
+    return " ".join(filter(None, (_finding(comparison), comparison.advice)))
+
+
+def _finding(comparison: Comparison) -> str:
     one, metric = comparison.decisive, comparison.main_metric
     candidate, other = comparison.candidate, comparison.reference
     if one is None or other is None:
@@ -170,20 +217,6 @@ def escape_markdown(text: str) -> str:
     for character in "\\`*_|[]#":
         text = text.replace(character, f"\\{character}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def as_report_markdown(title: str, comparison: Comparison, cards: Mapping[str, Mapping[str, str]]) -> str:
-    """The whole report as Markdown, without the items."""
-    sentence = escape_markdown(verdict_sentence(comparison))
-    parts = [f"# {escape_markdown(title)}", sentence, as_markdown(program_table(comparison)), footnote(comparison)]
-    if comparison.differences:
-        heading = f"## Differences: {escape_markdown(comparison.candidate)} minus …"
-        parts += [heading, as_markdown(difference_table(comparison))]
-    for name, card in cards.items():
-        facts = "\n".join(f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in card.items())
-        parts += [f"## {escape_markdown(name)}", facts]
-    parts += ["## Not checked", "\n".join(f"- {escape_markdown(one)}" for one in comparison.not_checked)]
-    return "\n\n".join(parts) + "\n"
 
 
 def footnote(comparison: Comparison) -> str:

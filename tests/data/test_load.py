@@ -113,8 +113,10 @@ def test_loading_never_changes_what_it_was_given() -> None:
 
 def test_names_can_be_exchanged_but_not_doubled() -> None:
     assert load_examples([{"a": 1, "b": 2}], rename={"a": "b", "b": "a"})[0].toDict() == {"b": 1, "a": 2}
-    with pytest.raises(RowsError, match="which is there already"):
-        load_examples([{"a": 1, "b": 2}], rename={"a": "b"})
+    with pytest.raises(UsageError, match="'a' cannot be renamed to 'b', which is there already"):
+        load_examples([{"a": 1, "b": 2}] * 3, rename={"a": "b"})
+    with pytest.raises(RowsError, match=r"row 2: .*which is there already"):
+        load_examples([{"a": 1}, {"a": 1, "b": 2}], rename={"a": "b"})
     with pytest.raises(UsageError, match="more than one column"):
         load_examples([{"a": 1, "b": 2}], rename={"a": "c", "b": "c"})
 

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import io
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,30 @@ def test_what_is_no_dataset_is_told(rows_folder: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at the address; the `datasets` package, which would try again and again, is not asked."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FileError, match=r"hf://owner/name: http://127.0.0.1:9 cannot be reached \(.*check the network"):
+        load_examples("hf://owner/name")
+
+
+def test_a_hub_whose_name_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+    monkeypatch.setattr("dspy_finetune.data.tables._PATIENCE_SECONDS", -0.9)
+
+    def open_late(*_: Any, **__: Any) -> io.BytesIO:
+        is_over.wait()
+        return io.BytesIO()
+
+    monkeypatch.setattr("urllib.request.urlopen", open_late)
+    with pytest.raises(FileError, match=r"cannot be reached \(it does not answer\)"):
+        load_examples("hf://owner/name")
+    is_over.set()
+
+
+def test_what_the_hub_says_against_a_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach 'owner/name' on the Hub")
 
@@ -169,6 +194,7 @@ def test_a_hub_name_may_carry_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((path, config, streaming))
         return {"train": ROWS}
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", fake)
     assert len(load_examples("hf://owner/name/main", split="train", limit=3)) == 3
     assert asked == [("owner/name", "main", True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import statistics
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.export import RowChecker, check
 from dspy_finetune.export.check_codes import CODES
 from dspy_finetune.export.check_report import KEPT_PER_CODE
+from dspy_finetune.export.check_sets import SeenRows
 from dspy_finetune.export.check_tokens import PieceCounter
 from dspy_finetune.export.encodings import load_encoding
 from dspy_finetune.export.tokens import TokenCounter
@@ -228,12 +230,62 @@ def test_rows_checked_while_written_give_the_same_report_as_the_file(tmp_path: P
     assert streamed == check(path, method="sft", base_model="gpt-4.1-mini-2025-04-14")
 
 
-def test_large_sets_are_compared_in_buckets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dspy_finetune.export.check_sets._PER_BUCKET", 7)
-    train = write(tmp_path / "train.jsonl", [chat(i % 40) for i in range(50)])
-    validation = write(tmp_path / "validation.jsonl", [chat(i) for i in range(30, 60)])
-    report = check(train, validation=validation, count=False)
-    assert report.counts == {"duplicate-row": 10, "train-validation-overlap": 10}
+@pytest.mark.parametrize("has_room", [True, False])
+def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_room: bool) -> None:
+    """Spilled to a temporary file, few slots for many rows, a few rows at a time: the same issues as all at once."""
+    train = write(tmp_path / "train.jsonl", [chat(i % 40, content=f"{i % 3}") for i in range(500)])
+    validation = write(tmp_path / "validation.jsonl", [chat(i, content="0") for i in range(30, 600)])
+    whole = check(train, validation=validation, count=False)
+    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
+    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_A_SET", 0)
+    monkeypatch.setattr("dspy_finetune.export.check_sets._AT_ONCE", 7)
+    monkeypatch.setattr("dspy_finetune.export.check_sets._MARKS", 1)
+    if not has_room:
+
+        def full() -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
+    pieces = check(train, validation=validation, count=False)
+    assert set(pieces.issues) == set(whole.issues)
+    assert pieces.counts == whole.counts
+    assert {
+        "duplicate-row",
+        "conflicting-rows",
+        "train-validation-overlap",
+        "train-validation-same-prompt",
+    } <= whole.codes
+    assert pieces.counts["duplicate-row"] == 500 - 120
+
+
+@pytest.mark.parametrize("n_rows", [3, 300])
+def test_two_hashes_and_a_line_come_back_from_the_temporary_file(monkeypatch: pytest.MonkeyPatch, n_rows: int) -> None:
+    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
+    rows = [(hash(("prompt", i)), hash(("output", i)), i + 1) for i in range(n_rows)]
+    seen = SeenRows()
+    for prompt, output, line in rows[:70]:
+        seen.add_hashes(line, prompt, output)
+    for start in range(70, n_rows, 100):
+        some = rows[start : start + 100]
+        seen.add_many(some[0][2], [row[0] for row in some], [row[1] for row in some], len(some))
+    assert len(seen) == n_rows
+    found = [row for part in seen._parts() for row in zip(*part, strict=True)]
+    assert found == rows
+
+
+def test_without_a_model_rows_are_held_to_the_context_alone(tmp_path: Path) -> None:
+    """Tokens are counted where a model is named; a row that is too long for every model is named in any case."""
+    rows = [chat(i) for i in range(11)] + [chat(99, content="word " * 70_000)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    report = check(path)
+    assert report.stats.tokens is None
+    assert any("no base model is named" in reason for reason in report.not_checked)
+    [issue] = [issue for issue in report.issues if issue.code == "context-length"]
+    [same] = [issue for issue in check(path, base_model="gpt-4.1-mini").issues if issue.code == "context-length"]
+    assert issue == same
+    assert issue.line == 12
+    assert not check(path, host="together").codes & {"context-length"}
+    assert not check(path, count=False).codes & {"context-length"}
 
 
 ascii_texts = st.text(st.characters(max_codepoint=127), max_size=60)
@@ -242,6 +294,7 @@ written_texts = st.lists(st.sampled_from([" ", "\n", "\r", "'S", "'re", "Word", 
 )
 
 
+@settings(deadline=None)  # the first text waits for the token table
 @given(ascii_texts | written_texts | st.text(max_size=20))
 def test_texts_have_the_tokens_that_tiktoken_counts(text: str) -> None:
     encoding = load_encoding("o200k_base")

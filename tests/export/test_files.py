@@ -359,6 +359,57 @@ def test_blocks_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> 
     assert [row["row"] for row in fast.manifest.skipped_rows] == [4]
 
 
+def test_blocks_of_preferences_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> None:
+    """Every spelling of a pair, bad and blank ones among them, over more rows than a block holds."""
+    prompt = explained_pairwise("Likes bees.")
+    rows: list[Any] = [
+        {"title_a": f'Title {n} "é"', "title_b": f"Other {n}\nx", "preferred": "AB"[n % 2], "explanation": f"why {n}"}
+        for n in range(1700)
+    ]
+    rows[5] = {**rows[5], "rejected_explanation": "another reason"}
+    rows[6] = {**rows[6], "rejected": "B: a text of its own", "chosen": {"preferred": "A", "explanation": "so"}}
+    rows[7] = Preference(inputs=rows[7], chosen="A: a text", rejected="B: a text")
+    rows[600] = {**rows[600], "preferred": "C"}
+    rows[601] = Preference(inputs=rows[601], chosen="same", rejected="same")
+    rows[1200] = Preference(inputs=rows[1200], chosen="A: x", rejected="  ")
+    rows[1690] = rows[1691]
+    rows[1692] = {**rows[1691], "preferred": "AB"[1692 % 2]}
+    model = "gpt-4.1-mini"
+    fast = export_dpo(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
+    assert [row["row"] for row in fast.manifest.skipped_rows] == [601, 602]
+    slow = export_dpo(lines(fast.path), None, tmp_path / "b.jsonl", base_model=model)
+    one = export_dpo(iter([*rows[:600], *rows[602:]]), prompt, tmp_path / "c.jsonl", base_model=model, dedupe=True)
+    assert fast.path.read_bytes() == slow.path.read_bytes()
+    assert one.n_rows == fast.n_rows - 1
+    assert (fast.n_tokens, fast.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
+    assert replace(fast.report, path=None) == replace(slow.report, path=None)
+    assert {"duplicate-row", "preference-reversed", "output-empty"} <= fast.report.codes
+    assert fast.report == check(fast.path, method="dpo", base_model=model)
+    for row, example in zip(lines(fast.path)[8:12], rows[8:12], strict=True):
+        assert row["input"]["messages"] == prompt.messages(example)
+        assert row["preferred_output"][0]["content"] == prompt.completion(example)
+        assert row["non_preferred_output"][0]["content"][1:] == prompt.completion(example)[1:]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=6))
+def test_many_examples_are_rendered_as_each_one_is(texts: list[tuple[str, str]]) -> None:
+    rows = [
+        {"question": a, "answer": b, "title_a": a, "title_b": b, "preferred": "A", "explanation": b} for a, b in texts
+    ]
+    for prompt in (answer("Be brief."), explained_pairwise(), PromptFormat("title_a, title_b -> preferred, answer")):
+        columns = prompt.columns()
+        assert columns is not None
+        try:
+            each = [prompt.training_messages(row) for row in rows]
+        except RowError:
+            with pytest.raises(RowError):
+                list(map(list, (columns.questions(rows), columns.answers(rows))))
+            continue
+        assert columns.questions(rows) == [messages[-2]["content"] for messages in each]
+        assert columns.answers(rows) == [messages[-1]["content"] for messages in each]
+
+
 def test_a_broken_system_prompt_is_named_for_each_row(tmp_path: Path) -> None:
     with pytest.raises((RowsError, UsageError), match="surrogate"):
         export_sft(titles(), binary("half \ud800 a pair"), tmp_path / "a.jsonl")
@@ -402,10 +453,7 @@ def test_the_report_is_the_same_as_checking_the_file(
         rows.append(dspy.Example(title_a=TITLES[0], title_b=TITLES[0][::-1], preferred="B"))
     export = export_sft if method == "sft" else export_dpo
     dataset = export(rows, prompt, tmp_path / "s.jsonl", dialect=dialect, base_model=base_model)
-    report = check(dataset.path, method=method, host=dialect, base_model=base_model, count=base_model is not None)
-    # Without a model the two say in other words why tokens were not counted.
-    assert dataset.report == replace(report, not_checked=dataset.report.not_checked)
-    assert base_model is None or dataset.report.not_checked == report.not_checked
+    assert dataset.report == check(dataset.path, method=method, host=dialect, base_model=base_model)
     assert dataset.manifest.issues == dataset.report.counts
     assert dataset.report.counts
     if base_model is not None:

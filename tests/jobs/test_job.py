@@ -259,3 +259,17 @@ def test_whatever_fields_a_job_has_it_is_read(values: dict[str, object], error: 
 def test_an_empty_error_is_none(error: object) -> None:
     facts = job_facts({"id": "j", "status": "running", "error": error})
     assert (facts.error_code, facts.error_message, facts.error_param) == (None, None, None)
+
+
+def test_a_notebook_shows_the_last_look_without_asking_again(job: Job, host: Host, fake: FakeOpenAI) -> None:
+    before = len(fake.requests)
+    assert "job.refresh() asks again" in job._repr_html_()
+    assert "not looked at yet" in Job("ftjob-<b>", host)._repr_html_()
+    assert "<b>ftjob" not in Job("ftjob-<b>", host)._repr_html_()
+    assert len(fake.requests) == before
+    fake.script = ["failed"]
+    job.refresh()
+    shown = job._repr_html_()
+    assert f"Job {job.id}: failed" in shown
+    assert "<th>error</th>" in shown
+    assert "asks again" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,14 @@ def test_the_intent_changes_with_all_that_decides_and_with_nothing_else(
 def test_the_journal_of_the_embedded_server_lies_in_its_folder(tmp_path: Path, host: Host) -> None:
     assert journal_of(Host.local(root=tmp_path / "root")).path == tmp_path / "root" / "journal.jsonl"
     assert isinstance(journal_of(host), Journal)
+
+
+def test_a_notebook_shows_the_plan_with_its_texts_escaped(sft_file: Path, host: Host) -> None:
+    made = plan(sft_file, base_model=BASE, host=host, suffix="taste", seed=7, metadata={"note": "<b>"})
+    shown = made._repr_html_()
+    assert str(made) in shown
+    assert "<th>seed</th><td>7</td>" in shown
+    assert "n_epochs=5 (rule)" in shown
+    strange = replace(made, warnings=("<script>alert(1)</script>",))
+    assert "&lt;script&gt;" in strange._repr_html_()
+    assert "<script>" not in strange._repr_html_()

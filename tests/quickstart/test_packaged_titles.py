@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles
+from dspy_finetune.errors import UsageError
+from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles, read_titles
 
 EXAMPLES = load_titles()
 TITLES = [example.title for example in EXAMPLES]
@@ -103,3 +105,14 @@ def test_no_single_word_separates_the_sides() -> None:
         accuracy = (liked[word] + n_disliked - disliked[word]) / (n_liked + n_disliked)
         best = max(best, accuracy, 1 - accuracy)
     assert best < 0.6
+
+
+def test_the_label_that_was_chosen_counts_whatever_else_the_file_holds(tmp_path: Path) -> None:
+    """A file of the user's own may hold a field with the name that the main job gives to the label."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"headline": "Bees", "title": "x", "is_favorite": false, "liked": "yes", "reason": "so"}\n')
+    [example], rubric = read_titles(path, text="headline", label="liked", rubric=None)
+    assert (example.title, example.is_favorite, example.reason, rubric) == ("Bees", True, "so", "")
+    assert example.inputs().toDict() == {"title": "Bees"}
+    with pytest.raises(UsageError, match="no column 'lied'"):
+        read_titles(path, text="headline", label="lied", rubric=None)

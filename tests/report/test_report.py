@@ -1,5 +1,7 @@
 """The report: says the verdict, keeps every fact in JSON, and shows text from data as text."""
 
+import dataclasses
+import inspect
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -8,10 +10,26 @@ from typing import Any
 import dspy
 import pytest
 import sklearn.metrics
+from dspy.utils import DummyLM
 
+import dspy_finetune
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
 from dspy_finetune.evaluation import metrics
-from dspy_finetune.report import Report, compare, html, plots, tables, write_html
+from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.predictors import OpenAIPredictor
+from dspy_finetune.report import (
+    Report,
+    compare,
+    html,
+    items,
+    number_plots,
+    plots,
+    probability_plots,
+    tables,
+    write_html,
+)
+from dspy_finetune.report.cards import prompt_cards
+from dspy_finetune.report.curves import loss_curves
 
 EVIL = "<script>alert(1)</script> | *bold* & $x$"
 ROWS = [dspy.Example(title=EVIL if n == 3 else f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(30)]
@@ -92,6 +110,15 @@ def test_text_from_data_shows_as_text(report, tmp_path):
     assert "tuned &lt;b&gt;" in fragment
 
 
+def test_nothing_is_checked_after_what_was_not(report):
+    """The page ends with what was not checked, for each report."""
+    page = html.render([report, report], title="x", training={"sft": [(1, 2.0), (2, 1.0)]})
+    after = page[page.index(">Not checked</h2>") :]
+    assert page.index("Loss over the steps") < page.index(">Not checked</h2>")
+    assert after.count("<li>") == 2 * len(report.comparison.not_checked)
+    assert "<h2" not in after[5:]
+
+
 def test_the_page_needs_no_network_and_its_ids_are_unique(report):
     page = html.render([report, report], title="Two", training={"sft": [(1, 2.0), (2, 1.0)]})
     assert not re.findall(r'(?:src|href)="(?!#)[^"]+"', page.replace("xlink:href", "href").replace('href="#', 'x="#'))
@@ -113,21 +140,23 @@ def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
     for svg in (
         plots.scores(report.comparison, "a"),
         plots.differences(report.comparison, "b"),
-        plots.roc(report.comparison, "c"),
-        plots.histogram(report.comparison, "d"),
-        plots.calibration(report.comparison, "e"),
+        probability_plots.roc(report.comparison, "c"),
+        probability_plots.histogram(report.comparison, "d"),
+        probability_plots.calibration(report.comparison, "e"),
         plots.training({"x": [(1, 0.5)]}, "f"),
+        plots.latency(report.comparison, "g"),
+        probability_plots.precision_recall(report.comparison, "h"),
     ):
         assert svg is not None
         ElementTree.fromstring(svg)
-        assert "var(--ink)" in svg
+        assert "var(--ink, currentColor)" in svg
         assert "#0102" not in svg
 
 
 def test_there_is_no_picture_without_numbers(report):
     silent = compare({"a": lambda title: dspy.Prediction(liked=True)}, ROWS, [metrics.accuracy("liked")]).comparison
-    assert plots.roc(silent, "a") is None
-    assert plots.histogram(silent, "a") is None
+    assert probability_plots.roc(silent, "a") is None
+    assert probability_plots.histogram(silent, "a") is None
     assert plots.differences(silent, "a") is None
     assert plots.training({"x": []}, "a") is None
     assert html.render([Report(comparison=silent)], title="x")
@@ -135,17 +164,17 @@ def test_there_is_no_picture_without_numbers(report):
 
 def test_the_roc_curve_encloses_the_roc_auc():
     pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
-    points = plots.roc_points(pairs)
+    points = probability_plots.roc_points(pairs)
     expected = sklearn.metrics.roc_auc_score([truth for truth, _ in pairs], [share for _, share in pairs])
     assert sklearn.metrics.auc([x for x, _ in points], [y for _, y in points]) == pytest.approx(expected)
 
 
 def test_the_confusion_table_counts_every_item(report):
-    table = html.confusion(report.comparison)
+    table = items.confusion(report.comparison)
     assert table is not None
     assert sum(cell["n"] for row in table["rows"] for cell in row["cells"]) == len(ROWS)
     rival = compare({"rival": Guesses(3)}, ROWS, [metrics.accuracy("liked")])
-    table = html.confusion(rival.comparison)
+    table = items.confusion(rival.comparison)
     assert table is not None
     assert table["columns"] == ["false", "true", "unreadable"]
 
@@ -172,9 +201,12 @@ def test_markdown_escapes_what_would_be_markup(report, tmp_path):
     assert text.startswith("# Titles &amp; more\n")
     assert "tuned &lt;b&gt;" in text
     assert "rival \\| one" in text
-    assert "## Not checked" in text
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()[4:8]}
     assert len(widths) == 1
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings[-1] == "## Not checked"
+    assert "## Where the programs disagree: 12 of 30 items" in headings
+    assert "- rival | one, unreadable 1 ×: AnswerError: not a label: &lt;i&gt;hm&lt;/i&gt;".replace("|", "\\|") in text
 
 
 def test_several_reports_share_one_page(report, tmp_path):
@@ -197,3 +229,195 @@ def test_figures_are_short(value: Any, text: str):
 
 def test_the_template_travels_with_the_package():
     assert (Path(html.__file__).parent / "page.html.jinja").is_file()
+
+
+# ---- numbers
+
+
+@pytest.fixture(scope="module")
+def prices() -> Report:
+    """Prices from 10 to 1000; the answers are off by 0, 30, 60, 90 ... in turn; two are no numbers."""
+    rows = [dspy.Example(product=f"pump {n}", price=10.0 + 10 * n).with_inputs("product") for n in range(100)]
+
+    def guess(product: str) -> dspy.Prediction:
+        n = int(product.removeprefix("pump "))
+        if n in (50, 51):
+            return dspy.Prediction(price="dear")
+        return dspy.Prediction(price=10.0 + 10 * n + 30 * (n % 4))
+
+    def flat(product: str) -> dspy.Prediction:
+        return dspy.Prediction(price="$100.00")
+
+    wanted = [metrics.mean_absolute_error("price"), metrics.within("price", absolute=40, relative=0.2)]
+    return compare({"tuned": guess, "flat": flat}, rows, wanted)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "expected"),
+    [
+        (100, 140, "near"),
+        (100, 141, "fair"),
+        (100, 20, "fair"),
+        (100, 19, "far"),
+        (500, 599, "near"),
+        (500, 701, "far"),
+    ],
+)
+def test_a_number_is_near_within_20_percent_or_40(truth: float, predicted: float, expected: str):
+    assert number_plots.band(truth, predicted) == expected
+
+
+def test_as_many_are_near_as_the_metric_within_counts(prices):
+    counts = number_plots.counts(number_plots.guesses(prices.comparison, "tuned"))
+    share = prices.rows[0].scores["within 20% or 40"].value
+    assert counts["near"] == round(share * 100)
+    assert sum(counts.values()) == 98
+    page = prices.html()
+    assert f"Of 98 answers {counts['near']} (" in page
+    assert "2 answers that are no numbers are not shown" in page
+    assert f"| tuned | {counts['near']} | {counts['fair']} | {counts['far']} |" in prices.markdown()
+
+
+def test_the_scatter_holds_a_point_for_each_number_in_its_bands_colour(prices):
+    svg = number_plots.scatter(prices.comparison, "tuned", "s")
+    assert svg is not None
+    counts = number_plots.counts(number_plots.guesses(prices.comparison, "tuned"))
+    looks: list[tuple[str, number_plots.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
+    for variable, band in looks:
+        drawn = len(re.findall(rf"<use [^>]*style=\"[^\"]*var\({variable},", svg))
+        # The legend shows one more of each band.
+        assert drawn == counts[band] + 1
+    assert number_plots.number_field(prices.comparison) == "price"
+
+
+def test_labels_are_no_numbers(report):
+    assert number_plots.number_field(report.comparison) is None
+    assert number_plots.scatter(report.comparison, "tuned <b>", "s") is None
+
+
+def test_what_counts_as_near_is_the_users_to_say(prices, tmp_path):
+    strict = dataclasses.replace(prices, near=(0.0, 1.0))
+    strict.to_json(tmp_path / "strict.json")
+    again = Report.from_json(tmp_path / "strict.json")
+    assert again == strict
+    assert "| tuned | 25 | 0 | 73 |" in again.markdown()
+
+
+# ---- curves, cards, spending
+
+
+def test_the_precision_recall_curve_is_scikit_learns():
+    pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
+    points = probability_plots.precision_recall_points(pairs)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(
+        [truth for truth, _ in pairs], [share for _, share in pairs]
+    )
+    # Ours begins at the highest threshold and has no point at recall 0.
+    expected = list(zip(recall.tolist(), precision.tolist(), strict=True))[:-1][::-1]
+    assert points == [pytest.approx(one) for one in expected]
+
+
+class Trained:
+    """Stands for a job that has ended."""
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [
+            {"step": 1, "train_loss": 2.0, "valid_loss": None},
+            {"step": 2, "train_loss": float("nan"), "valid_loss": 1.5},
+            {"step": 3, "train_loss": 1.0, "valid_loss": 1.25},
+        ]
+
+
+def test_a_job_gives_its_training_and_validation_loss(report, tmp_path):
+    known = {"sft": ((1.0, 2.0), (3.0, 1.0)), "sft, validation": ((2.0, 1.5), (3.0, 1.25))}
+    assert loss_curves({"sft": Trained()}) == known
+    told = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")], training={"sft": Trained()})
+    assert told.training == known
+    told.to_json(tmp_path / "told.json")
+    assert Report.from_json(tmp_path / "told.json") == told
+    assert "sft, validation from 1.5 to 1.25 in 3 steps" in told.html()
+    assert "- sft from 2 to 1 in 3 steps" in told.markdown()
+
+
+def test_cards_tell_of_the_items_and_of_each_prompt_once():
+    prompt = dspy_finetune.prompts.binary("Likes bees.", output="liked")
+    tuned, untuned = (OpenAIPredictor(prompt, name, lm=DummyLM([{}])) for name in ("ft:mini:x", "mini"))
+    program = dspy.ChainOfThought(dspy.Signature("title -> liked: bool", "Would they like it?"))
+    program.predict.demos = [dspy.Example(title="Bees", liked=True)]
+    comparison = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")], cards={"Data": {"items": "mine"}})
+    assert comparison.cards["Data"]["items"] == "mine"
+    assert comparison.cards["Data"]["liked"] == "True: 15, False: 15"
+    cards = prompt_cards({"tuned": tuned, "untuned": untuned, "few-shot": program, "rule": Guesses(2)})
+    assert set(cards) == {"Prompt of tuned", "Prompt of few-shot"}
+    card = cards["Prompt of tuned"]
+    assert (card["asked by"], card["models"]) == ("tuned, untuned", "ft:mini:x, mini")
+    assert "Likes bees." in card["system"]
+    assert card["answer"] == "liked: true, false"
+    assert cards["Prompt of few-shot"]["demonstrations"] == "1"
+
+
+def test_free_texts_are_counted_not_listed_and_figures_are_cut():
+    rows = [dspy.Example(q=f"q{n}", a=f"a long answer {n}").with_inputs("q") for n in range(5)]
+    told = compare({"a": lambda q: dspy.Prediction(a="x")}, rows, [metrics.exact_match("a")])
+    assert told.cards["Data"]["a"] == "5 different ones"
+    answers = [Answer(outcome="answered", outputs={"p": p}, latency_ms=1.0) for p in (276.3912128, 45.0, 0.00012345)]
+    assert [items.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
+
+
+def test_what_answers_cost_is_shown_where_prices_are_known():
+    def answers(title: str) -> dspy.Prediction:
+        prediction = dspy.Prediction(liked=True)
+        prediction.set_lm_usage({"m": {"prompt_tokens": 1000, "completion_tokens": 0}})
+        return prediction
+
+    priced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")], usd_per_million_tokens={"a": (2.0, 8.0)})
+    assert "a 2.0000 USD" in priced.html()
+    unpriced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")])
+    assert plots.cost(unpriced.comparison, "x") is None
+
+
+def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
+    """Two signatures, so that help and editors show every option where users meet it; they must not part."""
+    from dspy_finetune.evaluation import compare_programs
+
+    ours, theirs = (inspect.signature(one).parameters for one in (compare, compare_programs))
+    assert {name: (ours[name].kind, ours[name].default, ours[name].annotation) for name in theirs} == {
+        name: (one.kind, one.default, one.annotation) for name, one in theirs.items()
+    }
+    assert {"title", "cards"} <= set(ours) - set(theirs)
+    told = compare.__doc__ or ""
+    assert [name for name in ours if f"        {name}: " not in told] == []
+
+
+def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
+    rows = [
+        dspy.Example(
+            title_a="x" * (n + 1),
+            title_b="y" * 5,
+            price_a=n,
+            price_b=5.5,
+            preferred="AB"[n % 2],
+            kind=["even", "odd"][n % 2],
+        ).with_inputs("title_a", "title_b")
+        for n in range(12)
+    ]
+
+    def dearer(title_a: str, title_b: str) -> dspy.Prediction:
+        return dspy.Prediction(preferred="A" if len(title_a) > 6 else "B")
+
+    told = compare(
+        {"dearer": dearer, "first": lambda title_a, title_b: dspy.Prediction(preferred="A")},
+        rows,
+        [metrics.pairwise_accuracy()],
+        subgroups=["kind"],
+        noise_floor=True,
+    )
+    table = items.leanings(told.comparison)
+    assert table is not None
+    assert table.head == ("program", "prefers the first", "prefers the longer", "prefers the dearer")
+    assert {row[0]: row[3].split()[0] for row in table.rows}["dearer"] == "1.000"
+    for shown in (told.html(), told.markdown()):
+        assert "By parts of the items" in shown
+        assert "kind: odd" in shown
+        assert "Each program against itself" in shown
+        assert "prefers the dearer" in shown

@@ -1,0 +1,190 @@
+"""Batches: cut within the limits, joined by custom id, at most one for each file, across every kind of end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dspy_finetune as ft
+from dspy_finetune.bulk import batch_api
+from dspy_finetune.bulk.progress import Prices
+from dspy_finetune.bulk.tokens import Tokens
+from dspy_finetune.errors import BudgetError, HostError, UsageError
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs.clock import Clock
+from tests.bulk.fake_batches import FakeBatches
+
+CREATE = "POST /*"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeBatches]:
+    server = FakeBatches()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def clock(fake: FakeBatches) -> Clock:
+    def sleep(seconds: float) -> None:
+        fake.now += seconds
+
+    return Clock(now=lambda: fake.now, sleep=sleep)
+
+
+def predictor(fake: FakeBatches, **options: Any) -> ft.OpenAIPredictor:
+    host = Host.compatible(fake.url, "sk-secret-key-12345", name="fake")
+    return ft.OpenAIPredictor(ft.prompts.binary("Bees."), "ft:m", host=host, logprobs=False, **options)
+
+
+def titles(n: int) -> list[dict[str, Any]]:
+    return [{"title": f"title {number}"} for number in range(n)]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.says = lambda body: (200, "true" if body["messages"][-1]["content"].endswith("7") else "false")
+    rows: list[Any] = [*titles(25), {"titel": "x"}]
+    looks: list[Any] = []
+    done = batch_api.predict(
+        predictor(fake), iter(rows), tmp_path / "out.jsonl", max_requests=10, clock=clock, on_progress=looks.append
+    )
+    assert (done.n_rows, done.n_answered, done.n_bad_rows, done.n_input_tokens) == (26, 25, 1, 250)
+    found = read(tmp_path / "out.jsonl")
+    assert [row["title"] for row in found[:25]] == [row["title"] for row in titles(25)]
+    assert [row["is_favorite"] for row in found] == [number % 10 == 7 for number in range(25)] + [None]
+    uploads = [fake.contents[batch["input_file_id"]] for batch in fake.batches.values()]
+    assert [content.count(b"\n") for content in uploads] == [10, 10, 5]
+    first = json.loads(uploads[0].splitlines()[0])
+    assert (first["custom_id"], first["method"], first["url"]) == ("row-0-0", "POST", "/v1/chat/completions")
+    assert first["body"]["messages"] == predictor(fake).render(title="title 0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]
+    assert (looks[-1].n_done, looks[-1].n_total) == (26, 26)
+    # By size, too.
+    n_before = len(fake.batches)
+    done = batch_api.predict(predictor(fake), titles(10), tmp_path / "two.jsonl", max_bytes=2000, clock=clock)
+    assert done.n_answered == 10
+    assert all(len(fake.contents[batch["input_file_id"]]) <= 2000 for batch in [*fake.batches.values()][n_before:])
+    assert len(fake.batches) - n_before > 1
+
+
+def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.orders = ["expired"]
+    tries: dict[str, int] = {}
+
+    def says(body: dict[str, Any]) -> tuple[int, str]:
+        question = body["messages"][-1]["content"]
+        tries[question] = tries.get(question, 0) + 1
+        if question.endswith("3"):
+            return 400, "too long"
+        return (500, "oops") if question.endswith("4") and tries[question] < 2 else (200, "true")
+
+    fake.says = says
+    done = batch_api.predict(predictor(fake), titles(9), tmp_path / "out.jsonl", clock=clock)
+    assert (done.n_answered, done.n_failed) == (8, 1)
+    assert "too long" in read(tmp_path / "out.jsonl")[3]["error"]
+    # Not one that had its answer was asked again.
+    assert {question: n for question, n in tries.items() if n > 1} == {"Title: title 4": 2}
+
+
+def test_a_full_queue_is_waited_for(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.orders = ["completed", "queue_full", "queue_full", "completed"]
+    began = fake.now
+    done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", max_requests=2, clock=clock)
+    assert done.n_answered == 4
+    assert [batch["status"] for batch in fake.batches.values()] == ["completed", "failed", "failed", "completed"]
+    assert fake.now - began >= 180
+    assert len(fake.asked) == 4
+
+
+def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.orders = ["failed"]
+    with pytest.raises(HostError, match="no: failed"):
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", clock=clock)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_an_answer_that_is_lost_makes_no_second_batch(
+    is_done: bool, fake: FakeBatches, clock: Clock, tmp_path: Path
+) -> None:
+    fake.drop(CREATE, done=is_done)
+    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+    assert done.n_answered == 3
+    assert len(fake.batches) == 1
+    assert len(fake.asked) == 3
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as Python allows; nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
+    step: int, fake: FakeBatches, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dspy_finetune.jobs.journal import Journal
+
+    append = Journal.append
+    n_written = 0
+
+    def dying(self: Journal, *arguments: Any, **facts: Any) -> Any:
+        nonlocal n_written
+        n_written += 1
+        if n_written == step // 2 + 1:
+            if step % 2:
+                append(self, *arguments, **facts)
+            raise Killed
+        return append(self, *arguments, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", dying)
+        with pytest.raises(Killed):
+            batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+    assert done.n_answered == 3
+    assert len(fake.batches) == 1
+    assert len(fake.asked) == 3
+
+
+def test_another_run_is_refused_and_no_key_is_written(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.orders = ["failed"]
+    with pytest.raises(HostError):
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", clock=clock)
+    with pytest.raises(UsageError, match="its options differs"):
+        batch_api.predict(predictor(fake, threshold=0.9), titles(2), tmp_path / "out.jsonl", clock=clock)
+    files = [path for path in (tmp_path / "out.jsonl.batch").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    assert all(b"secret" not in path.read_bytes() for path in files)
+    with pytest.raises(UsageError, match=r"use bulk\.predict"):
+        batch_api.predict(lambda title: None, titles(2), tmp_path / "x.jsonl")  # type: ignore[arg-type]
+
+
+def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: FakeBatches, tmp_path: Path) -> None:
+    name = "ft:gpt-4.1-mini-2025-04-14:acme::abcd1234"
+    dear = ft.OpenAIPredictor(ft.prompts.binary("Bees."), name, host=Host.openai("sk-x"))
+    used = Tokens(n_input=1_000_000, n_output=1_000_000)
+    whole, half = Prices(dear).usd(used), Prices(dear, is_batch=True).usd(used)
+    assert whole is not None
+    assert half == pytest.approx(whole / 2)
+    with pytest.raises(BudgetError, match="cannot be kept"):
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0)
+    assert fake.files == {}
+
+
+def test_both_orders_stand_in_one_part(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    fake.says = lambda body: (200, "A")
+    host = Host.compatible(fake.url, "k", name="fake")
+    pairwise = ft.PairwisePredictor(ft.prompts.pairwise("Bees."), "m", host=host, logprobs=False)
+    pairs = [{"title_a": f"one {number}", "title_b": "two"} for number in range(5)]
+    done = batch_api.predict(pairwise, pairs, tmp_path / "out.jsonl", max_requests=5, clock=clock)
+    assert (done.n_answered, done.n_requests) == (5, 10)
+    assert [content.count(b"\n") for content in fake.contents.values() if b"POST" in content] == [4, 4, 2]
+    assert all(row["is_tie"] for row in read(tmp_path / "out.jsonl"))
