@@ -43,6 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def local(server: None, request: pytest.FixtureRequest) -> Iterator[Host]:
     one = Host.local(f"http://127.0.0.1:{PORT}/v1")
     name = request.node.name.removeprefix("test_").replace("_", "-")
+    if IS_RECORDING:
+        (FOLDER / f"{name}.json").unlink(missing_ok=True)  # vcrpy keeps what a new recording does not ask again
     with recorder("all" if IS_RECORDING else "none").use_cassette(f"{name}.json") as cassette:
         yield one
         one.close()
