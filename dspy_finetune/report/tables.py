@@ -187,7 +187,8 @@ def _finding(comparison: Comparison) -> str:
 def _what_would_decide(one: Difference) -> str:
     if one.n_more_items is None:
         return "No difference was seen, so no number of further items can be named that would show one."
-    return f"About {one.n_more_items:,} more items would decide, if the difference stays as seen."
+    many = f"About {one.n_more_items:,}" if one.n_more_items > 1 else "A few"
+    return f"{many} more items would decide, if the difference stays as seen."
 
 
 def as_text(table: Table) -> str:
