@@ -50,7 +50,7 @@ test-fast: $(STAMP)
 # The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
 test-openai-2: $(SECOND)/.installed
 	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" \
-	  tests/hosts tests/jobs tests/predictors tests/local/test_jobs.py
+	  tests/hosts tests/jobs tests/predictors tests/bulk tests/local/test_jobs.py
 
 $(SECOND)/.installed: $(STAMP) Makefile
 	@rm -rf $(SECOND)

@@ -9,13 +9,13 @@ the imports. The promise: the last line's peak is within 20 MB of the first one'
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-
-import loopback_server
 
 RUNNER = """
 import json, sys, time
@@ -44,6 +44,16 @@ print(json.dumps({
 """
 
 
+@contextlib.contextmanager
+def server(*options: str) -> Iterator[str]:
+    """The address of a loopback server that ends with the block."""
+    command = [sys.executable, str(Path(__file__).parent / "support" / "loopback.py"), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
 def measure(url: str, n_rows: int) -> dict[str, float]:
     """One run in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +69,6 @@ def measure(url: str, n_rows: int) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    with loopback_server.running(has_logprobs=False) as url:
+    with server("--plain") as url:
         for n_rows in parser.parse_args().rows:
             print(json.dumps(measure(url, n_rows)), flush=True)

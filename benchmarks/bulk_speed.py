@@ -1,7 +1,7 @@
 """Throughput of predictors and of `bulk.predict` against the plain `openai` client, side by side in one run.
 
 Run: python benchmarks/bulk_speed.py [--rounds 5] [--calls 1500] [--callers 32 256]. One loopback server in a process of
-its own answers everything (loopback_server/). In each round each way makes the same number of calls (bulk four times
+its own answers everything (support/loopback.py). In each round each way makes the same number of calls (bulk four times
 as many), one way after the other, so that a busy machine slows all of them; a ratio is taken within its round, and the
 median of the rounds is shown. Prints a JSON line for each way: calls per second, milliseconds of processor time a call,
 p50 and p99 in milliseconds, and the ratios to the plain client of the same kind (sync, async). Bulk is held against the
@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import loopback_server
 import openai
 
 import dspy_finetune as ft
@@ -78,6 +80,16 @@ class Ways:
         return client.chat.completions.create(messages=messages, **self.request)
 
 
+@contextlib.contextmanager
+def server(*options: str) -> Iterator[str]:
+    """The address of a loopback server that ends with the block."""
+    command = [sys.executable, str(Path(__file__).parent / "support" / "loopback.py"), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
 def threads(n_calls: int, n_callers: int, call: Callable[[int], Any]) -> Measured:
     """Calls from so many threads."""
     taken: list[float] = []
@@ -118,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     names = ("openai_sync", "predictor_sync", "openai_async", "predictor_async", "bulk")
     against = {"predictor_sync": "openai_sync", "predictor_async": "openai_async", "bulk": "openai_sync"}
-    with loopback_server.running() as url:
+    with server() as url:
         ways = Ways(url)
         for n_callers in options.callers:
             for name in names:  # connections, imports and caches are there before the first round

@@ -1,8 +1,8 @@
 """The server of the call benchmarks: the least that answers a chat completion, in a process of its own.
 
 Started by the benchmarks: it prints its address, and serves until its standard input is closed.
-It answers every request with one label and its log-probabilities (20 listed), as `logprobs` asks, and spends as little
-as Python can: no framework, no parsing of the body, one fixed answer.
+It answers every request with one label and its log-probabilities (20 listed), as `logprobs` asks (with `--plain`: the
+label alone), and spends as little as Python can: no framework, no parsing of the body, one fixed answer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import sys
 LISTED = {"true": 0.8, "false": 0.15} | {f" word{number}": 0.05 / 18 for number in range(18)}
 
 
-def answer() -> bytes:
+def answer(*, has_logprobs: bool) -> bytes:
     """The whole HTTP response."""
     top = [
         {"token": token, "logprob": math.log(share), "bytes": list(token.encode())} for token, share in LISTED.items()
     ]
+    logprobs = {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
     body = json.dumps(
         {
             "id": "chatcmpl-1",
@@ -31,7 +32,7 @@ def answer() -> bytes:
                     "index": 0,
                     "finish_reason": "stop",
                     "message": {"role": "assistant", "content": "true", "refusal": None},
-                    "logprobs": {"content": [{**top[0], "top_logprobs": top}], "refusal": None},
+                    "logprobs": logprobs if has_logprobs else None,
                 }
             ],
             "usage": {"prompt_tokens": 31, "completion_tokens": 1, "total_tokens": 32},
@@ -44,7 +45,7 @@ def answer() -> bytes:
 class Connection(asyncio.Protocol):
     """One kept-alive connection; counts Content-Length bytes and answers."""
 
-    whole = answer()
+    whole = answer(has_logprobs="--plain" not in sys.argv)
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -262,7 +262,9 @@ def _differences(
         )
         more = None
         if verdict == "undecided" and test.interval.value is not None:
-            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=alpha)
+            # Of the smallest of the p-values that are corrected together, so much is asked by Holm's rule.
+            strict = alpha / max(len(tested), 1)
+            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=strict)
         found.append(
             Difference(
                 metric=fact.name,

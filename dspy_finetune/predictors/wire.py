@@ -87,8 +87,10 @@ def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], li
         fixed["stop"] = stop
     if predictor.logprobs is not False and prompt.labels is not None:
         fixed |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-    if prompt.response_format is not None:
-        fixed["response_format"] = prompt.response_format
+    if predictor._response_format() is not None:  # not every host can be held to a schema
+        wire = prompt.response_format or {}
+        # In the order in which DSPy writes it: a host's cache of prompts goes by bytes.
+        fixed["response_format"] = {"type": wire["type"], "json_schema": dict(sorted(wire["json_schema"].items()))}
     # `openai/` is DSPy's prefix, not a part of the host's name for the model.
     model = predictor.model.removeprefix("openai/")
 

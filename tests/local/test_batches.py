@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+import dspy_finetune as ft
 from dspy_finetune.local.batches import Batches, BatchRecord
 from dspy_finetune.local.store import Store
 from tests.local.toy_server import ToyServer, start_server
@@ -70,6 +71,19 @@ def test_a_batch_gives_the_answers_that_single_chats_give(server: ToyServer) -> 
     assert batch.id in [one.id for one in client.batches.list()]
     with pytest.raises(openai.BadRequestError, match="completed"):
         client.batches.cancel(batch.id)
+
+
+def test_a_predictor_by_batches_says_what_it_says_one_by_one(server: ToyServer, tmp_path: Path) -> None:
+    predictor = ft.OpenAIPredictor(ft.prompts.binary("Bees."), "toy", host=ft.Host.local(server.url))
+    rows = [{"title": f"title {number}"} for number in range(7)]
+    one_by_one, by_batches = tmp_path / "one.jsonl", tmp_path / "batch.jsonl"
+    ft.bulk.predict(predictor, rows, one_by_one)
+    ft.bulk.batch_api.predict(predictor, rows, by_batches, max_requests=3, poll_seconds=0.1)
+    found, expected = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (by_batches, one_by_one)
+    )
+    for name in ("title", "is_favorite", "status", "answer_text"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
 
 
 def test_what_is_wrong_fails_the_request_or_the_batch(server: ToyServer) -> None:
