@@ -55,14 +55,15 @@ def posterior(comparisons: Sequence[tuple[int, int, float]], found: Fit, seed: i
         seed: Of the sampling.
     """
     numpy = require("numpy", "ranking", "rank(items, predictor)")
+    sparse = require("scipy.sparse", "ranking", "rank(items, predictor)")
     generator = numpy.random.default_rng(seed)
     n, has_position = len(found.scores), found.position is not None
     first, second, share = (numpy.array(column) for column in zip(*comparisons, strict=True))
-    rows = numpy.arange(len(share))
-    design = numpy.zeros((len(share), n + has_position))  # (comparisons, unknowns)
-    design[rows, first], design[rows, second] = 1.0, -1.0
-    if has_position:
-        design[:, n] = 1.0
+    rows, ones = numpy.arange(len(share)), numpy.ones(len(share))
+    cells = [(first, ones), (second, -ones)] + [(numpy.full(len(share), n), ones)] * has_position
+    columns, entries = (numpy.concatenate(part) for part in zip(*cells, strict=True))
+    places = (numpy.tile(rows, len(cells)), columns)
+    design = sparse.csr_matrix((entries, places), (len(share), n + has_position))  # (comparisons, unknowns)
     values = numpy.append(found.scores, found.position) if has_position else numpy.array(found.scores)
     weight = 1.0 / _dispersion(numpy, design @ values, share, n)
     pull = design.T @ (weight * (share - 0.5))
@@ -76,7 +77,7 @@ def posterior(comparisons: Sequence[tuple[int, int, float]], found: Fit, seed: i
     variances: list[Any] = []
     for draw in range(-(n_draws // 5), n_draws):
         omega = _polya_gamma(numpy, generator, weight, design @ values)
-        precision = (design.T * omega) @ design
+        precision = (design.T @ sparse.diags(omega) @ design).toarray()
         prior = numpy.full(n + has_position, PRIOR_DEVIATION**-2.0)
         prior[:n] = spread**-2.0
         covariance = numpy.linalg.inv(precision + numpy.diag(prior))
