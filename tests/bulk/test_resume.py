@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_again_and_again_asks_for_each_answered_row_once(
     assert not kept.exists()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n_rows=st.integers(1, 40),
     bad=st.sets(st.integers(0, 39)),
