@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         JobError,
         JobFailedError,
         JobTimeoutError,
+        JudgeError,
         LeakageError,
         LogprobsError,
         MissingExtraError,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         TrainingClosedError,
         UsageError,
     )
-    from dspy_finetune.evaluation import baselines, metrics
+    from dspy_finetune.evaluation import baselines, in_both_orders, load_optimized, metrics
     from dspy_finetune.export import (
         CheckReport,
         Dataset,
@@ -127,6 +128,7 @@ __all__ = [
     "JobError",
     "JobFailedError",
     "JobTimeoutError",
+    "JudgeError",
     "LeakageError",
     "LogprobsError",
     "Migration",
@@ -160,11 +162,13 @@ __all__ = [
     "find_conflicts",
     "find_leakage",
     "fix",
+    "in_both_orders",
     "iter_examples",
     "jobs",
     "learning_curve",
     "lint",
     "load_examples",
+    "load_optimized",
     "load_predictor",
     "make_pairs",
     "metrics",
@@ -187,10 +191,10 @@ _ROOMS = {
     "data": "deduplicate find_conflicts find_leakage iter_examples load_examples make_pairs split swap",
     "errors": (
         "AmbiguousJobError AnswerError BudgetError DataError EmptyDatasetError FileError FinetuneError HostError "
-        "JobCancelledError JobError JobFailedError JobTimeoutError LeakageError LogprobsError MissingExtraError "
-        "ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
+        "JobCancelledError JobError JobFailedError JobTimeoutError JudgeError LeakageError LogprobsError "
+        "MissingExtraError ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
     ),
-    "evaluation": "baselines metrics",
+    "evaluation": "baselines in_both_orders load_optimized metrics",
     "export": (
         "CheckReport Dataset check convert export_dpo export_sft fix lint preferences_from_corrections "
         "preferences_from_mistakes preferences_from_program"

@@ -8,6 +8,7 @@
     │   └── LeakageError                    the same item stands on two sides of a split
     ├── PromptMismatchError (ValueError)    the model was trained on another prompt; shows the difference
     ├── AnswerError (ValueError)            the model's answer cannot be read; keeps the text
+    │   └── JudgeError                      a judge gave no verdict that can be read
     ├── UsageError (ValueError)             an argument is wrong; says which and what is accepted
     ├── FileError (OSError)                 a file or folder cannot be read or written; path and remedy
     ├── JobError (RuntimeError)             a fine-tuning job
@@ -107,6 +108,10 @@ class AnswerError(FinetuneError, ValueError):
     def __init__(self, problem: str, *, text: str) -> None:
         super().__init__(problem)
         self.text = text
+
+
+class JudgeError(AnswerError):
+    """A judge of answers failed, or its verdict cannot be read: a fault of the measuring, not of what is measured."""
 
 
 class UsageError(FinetuneError, ValueError):

@@ -35,7 +35,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(n_train=20, n_validation=5, n_test=10, curve=(10, 20), n_epochs=1),
+    "small": Size(n_train=16, n_validation=5, n_test=8, curve=(10, 16), n_epochs=1),
     "full": Size(n_train=200, n_validation=50, n_test=100, curve=(25, 50, 100, 200), n_epochs=1),
 }
 

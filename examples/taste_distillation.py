@@ -9,6 +9,7 @@ small` takes about two minutes on two cores. Your own titles: `--data titles.jso
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import dspy
 
 import dspy_finetune as ft
-from dspy_finetune.jobs import Progress, attach_adapter
+from dspy_finetune.jobs import Progress
 from dspy_finetune.quickstart import load_rubric, load_titles
 
 # A base model that both supervised tuning and DPO are offered for.
@@ -108,17 +109,19 @@ def main(
         jobs[name] = plan.start(max_usd=5)
         models[name] = start = follow(jobs[name])
 
-    tuned = ft.OpenAIPredictor(binary, models["binary"], host=host)
+    # No cache: the ensemble asks what was asked before, and its time is part of the verdict.
+    tuned = ft.OpenAIPredictor(binary, models["binary"], host=host, cache=False)
     tuned_pairs = ft.PairwisePredictor(pairwise, models["pairwise"], host=host)
     tuned_why = (ft.DPOPredictor if has_reasons else ft.PairwisePredictor)(
         why, models["dpo"], host=host, max_tokens=32 if has_reasons else None
     )
     tuned.save(folder / "binary.predictor.json")
-    # DSPy's own way with the same data: demonstrations in the prompt of the untuned model, asked as the tuned one is.
-    program = dspy.Predict(binary.signature)
+    # DSPy's own way with the same data: the same instructions, and demonstrations, in the prompt of the untuned model.
+    program = dspy.Predict(binary.signature.with_instructions(binary.system))
     few_shot = dspy.LabeledFewShot(k=4).compile(program, trainset=train)
-    few_shot.set_lm(host.lm(base_model, max_tokens=4, temperature=0.0))
-    attach_adapter(few_shot, ft.prompts.as_adapter(binary))
+    few_shot.set_lm(host.lm(base_model, max_tokens=32, temperature=0.0, cache=False))
+    # A small untuned model earns many remarks on single answers; the report counts them.
+    logging.getLogger("dspy").setLevel(logging.ERROR)
 
     titles: dict[str, Callable[..., Any]] = {
         "tuned": tuned,

@@ -17,12 +17,14 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.evaluation.answers import Answer, Program
 from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.evaluation.usual import usual_metric
-from dspy_finetune.predictors import load_predictor
+from dspy_finetune.predictors import FinetunedPredictor, load_predictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report import compare
 
-METRICS = tuple(name for name in metrics.__all__ if name.islower() and name != "within")
+_NEED_MORE = {"within", "per_class", "order_agreement", "rubric_preference", "rubric_score", "semantic_similarity"}
+METRICS = tuple(name for name in metrics.__all__ if name.islower() and name not in _NEED_MORE)
 """The metrics that need nothing but a field."""
 
 
@@ -33,9 +35,17 @@ def register(app: typer.Typer) -> None:
 
 def compare_command(
     data: Annotated[str, typer.Argument(help="Labelled rows: JSONL, JSON, CSV, Parquet.")],
-    program: Annotated[list[str], typer.Option(help="NAME=FILE of a saved predictor; repeat it. The first is judged.")],
+    program: Annotated[
+        list[str], typer.Option(help="NAME=FILE of a saved predictor or DSPy program; repeat it. The first is judged.")
+    ],
     train: Annotated[
         str | None, typer.Option(help="The rows the model was trained on: adds majority and TF-IDF baselines.")
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model", help="Adds this untuned model, on the first program's host; with --train also few-shot."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help=f"Repeat it; the first decides. {', '.join(METRICS)}.")
@@ -45,6 +55,18 @@ def compare_command(
     margin: Annotated[
         float | None, typer.Option(help="A difference that does not matter; allows 'equivalent'.")
     ] = None,
+    group_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group-by", help="A column whose equal values are no independent evidence; repeat it for pairs."
+        ),
+    ] = None,
+    subgroup: Annotated[
+        list[str] | None, typer.Option(help="A column by whose values the first metric is told apart; may be repeated.")
+    ] = None,
+    noise_floor: Annotated[
+        int, typer.Option("--noise-floor", min=0, help="Ask every program a second time about the first so many rows.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
     n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
@@ -63,17 +85,28 @@ def compare_command(
         # Missed only when the page is written, after all programs were asked, they would cost the answers.
         require("jinja2", "report", "an HTML report")
         require("matplotlib", "report", "an HTML report")
-    saved = {name: load_predictor(path) for name, path in map(_named, program)}
-    if len(saved) < len(program):
+    files = dict(map(_named, program))
+    if len(files) < len(program):
         raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
-    prompt = next(iter(saved.values())).prompt
+    saved = {name: load_predictor(path) for name, path in files.items() if not is_dspy_program(path)}
+    if not saved:
+        raise UsageError("--program: at least one file must be a saved predictor, which holds the prompt and the host")
+    first = next(iter(saved.values()))
+    prompt = first.prompt
     examples = load_examples(data, signature=prompt.signature, limit=limit)
     label = field or prompt.label_field or prompt.output_fields[0]
-    programs: dict[str, Program] = dict(saved)
+    lm = first.host.lm(base_model) if base_model is not None and first.host is not None else None
+    programs: dict[str, Program] = {
+        name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=lm)
+        for name, path in files.items()
+    }
     if train is not None:
         training = load_examples(train, signature=prompt.signature)
         _tell_overlap(training, examples, prompt)
         programs |= _baselines(training, prompt, label)
+    if base_model is not None:
+        programs |= _of_base_model(base_model, first, training if train is not None else [])
+    _tell_missing(train is not None, base_model is not None)
     with Display(talk()) as display:
         report = compare(
             programs,
@@ -81,6 +114,9 @@ def compare_command(
             [metric_named(name, label) for name in metric or [usual_metric(prompt, label)]],
             reference=reference,
             margin=margin,
+            group_by=group_by or None,
+            subgroups=subgroup or (),
+            noise_floor=noise_floor,
             n_threads=n_threads,
             checkpoint=checkpoint,
             on_progress=_shown(display),
@@ -153,6 +189,25 @@ def _baselines(train: Sequence[Any], prompt: PromptFormat, label: str) -> dict[s
         "TF-IDF + logistic": fit(train, text=text, label=label),
         "majority": baselines.majority(train, label=label),
     }
+
+
+def _of_base_model(name: str, saved: FinetunedPredictor, train: Sequence[Any]) -> dict[str, Program]:
+    """The model before its training, with the same prompt; and with the nearest examples in DSPy's own."""
+    programs: dict[str, Program] = {f"{name}, untuned": baselines.untuned(saved.prompt, name, host=saved.host)}
+    if len(train):
+        if saved.host is None:
+            raise UsageError("--base-model: the first program names no host to ask the untuned model on")
+        few_shot = baselines.nearest_few_shot(train, saved.prompt.signature, lm=saved.host.lm(name))
+        programs[f"{name}, nearest few-shot"] = few_shot
+    return programs
+
+
+def _tell_missing(has_train: bool, has_base_model: bool) -> None:
+    """What the tuned model was not held against: a verdict without it says less."""
+    missing = [] if has_train else ["majority and TF-IDF baselines (--train)"]
+    missing += [] if has_base_model else ["the untuned model (--base-model)"]
+    if missing:
+        talk().print(f"not compared with: {'; '.join(missing)}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _shown(display: Display) -> Callable[[Progress], None]:

@@ -46,7 +46,7 @@ def curve_command(
     root: RootPath = None,
     max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, help="For all jobs together.")] = None,
     allow_unknown_price: Annotated[
-        bool, typer.Option("--allow-unknown-price", help="With --max-usd: start although nobody knows a price.")
+        bool, typer.Option("--allow-unknown-price", help="Start although nobody knows a price.")
     ] = False,
     metric: Annotated[
         str | None, typer.Option(help="As for `compare`; the usual one for the field without it.")

@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         else:
             dataset = export_dpo(examples, form, to, seed=seed, **options)
         if examples.n_skipped:
-            talk().print(f"{examples.n_skipped} rows could not be read and were left out", highlight=False)
+            talk().print(examples.summary(), highlight=False, markup=False)
         show_dataset(dataset, as_json=as_json)
 
 

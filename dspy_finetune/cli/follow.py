@@ -47,11 +47,11 @@ def follow(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds
         return job.wait(timeout_seconds, show)
     except KeyboardInterrupt:
         if host.stops_with_process():
-            told = "the local host stops with this command; start it again, and its job goes on, with"
+            how = "the local host stops with this command; start it again, and its job goes on, with"
         else:
-            told = "the job goes on; follow it again with"
+            how = "the job goes on; follow it again with"
         command = f"dspy-finetune jobs follow {job.id} {host_option(host)}"
-        console.print(f"{told}:\n  {command}", highlight=False, soft_wrap=True)
+        console.print(f"{how}:\n  {command}", highlight=False, soft_wrap=True)
         raise
 
 

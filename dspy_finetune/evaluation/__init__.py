@@ -17,13 +17,22 @@
 
 from dspy_finetune.evaluation import baselines, metrics, stats
 from dspy_finetune.evaluation.answers import Answer, Outcome, Program
-from dspy_finetune.evaluation.bias import PairwiseBias, pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.bias import PairwiseBias, in_both_orders, pairwise_bias, swap_agreement
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
-from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
+from dspy_finetune.evaluation.comparison import (
+    Comparison,
+    Difference,
+    Item,
+    MetricFacts,
+    NoiseFloor,
+    ProgramRow,
+    SubgroupRow,
+)
 from dspy_finetune.evaluation.curve import learning_curve
 from dspy_finetune.evaluation.curve_jobs import CurveProgress
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
+from dspy_finetune.evaluation.saved_programs import load_optimized
 from dspy_finetune.evaluation.stats import Interval
 from dspy_finetune.evaluation.verdict import Verdict
 
@@ -39,15 +48,19 @@ __all__ = [
     "LearningCurve",
     "MarginalValue",
     "MetricFacts",
+    "NoiseFloor",
     "Outcome",
     "PairwiseBias",
     "Program",
     "ProgramRow",
     "Progress",
+    "SubgroupRow",
     "Verdict",
     "baselines",
     "compare_programs",
+    "in_both_orders",
     "learning_curve",
+    "load_optimized",
     "metrics",
     "pairwise_bias",
     "stats",

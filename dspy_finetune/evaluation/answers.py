@@ -43,12 +43,21 @@ class Answer:
     """Tokens sent, as the model reported them; None where no model reported (a baseline, an answer from the cache)."""
     completion_tokens: int | None = None
     """Tokens received; None as above."""
+    cost_usd: float | None = None
+    """Its tokens times the prices given to `compare`; None without prices or tokens."""
     error: str | None = None
     """Why it is unreadable or failed: the error's kind and first line, cut to 300 characters."""
 
     def prediction(self) -> dspy.Prediction | None:
         """The outputs as a prediction, for metrics; None when there is nothing to score."""
         return dspy.Prediction(**self.outputs) if self.outcome == "answered" else None
+
+    def priced(self, usd_per_million: tuple[float, float] | None) -> Answer:
+        """The same with its cost, by the price of a million prompt tokens and of a million completion tokens."""
+        if usd_per_million is None or self.prompt_tokens is None:
+            return self
+        cost = self.prompt_tokens * usd_per_million[0] + (self.completion_tokens or 0) * usd_per_million[1]
+        return dataclasses.replace(self, cost_usd=cost / 1e6)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -4,7 +4,7 @@ In: training examples, the names of the text fields and of the label. Out: a cal
 name and returns a `dspy.Prediction` with the label field, like any program. Label baselines add `probability` (of True
 for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic,
 can be pickled, and need no model and no network.
-Not covered: baselines that ask a model (few-shot with nearest neighbours, the untuned model).
+`nearest_few_shot` and `untuned` ask a model; they are at home in model_baselines.py.
 
     >>> import dspy
     >>> from dspy_finetune.evaluation import baselines
@@ -27,7 +27,21 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.evaluation.model_baselines import NearestFewShot, nearest_few_shot, untuned
 from dspy_finetune.evaluation.reading import label_text, to_number
+
+__all__ = [
+    "LabelBaseline",
+    "NearestFewShot",
+    "NumberBaseline",
+    "majority",
+    "median",
+    "nearest_few_shot",
+    "tfidf_logistic",
+    "tfidf_pairs",
+    "tfidf_ridge",
+    "untuned",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +71,11 @@ class LabelBaseline:
         if shares is None:
             features = _features(self.vectorizer, [_texts(inputs, self.text)], self.is_difference)
             shares = tuple(map(float, self.model.predict_proba(features)[0]))
-        by_label = {label_text(label): share for label, share in zip(self.labels, shares, strict=True)}
+        # As the predictors have it: keyed by the label's value; of True for yes/no labels, else of the label returned.
+        by_label = dict(zip(self.labels, shares, strict=True))
         best = self.labels[max(range(len(shares)), key=shares.__getitem__)]
-        # As the predictors have it: of True for yes/no labels, otherwise of the label returned.
-        is_yes_no = set(by_label) <= {"true", "false"}
-        probability = by_label.get("true", 0.0) if is_yes_no else max(shares)
+        by_text = {label_text(label): share for label, share in by_label.items()}
+        probability = by_text.get("true", 0.0) if set(by_text) <= {"true", "false"} else max(shares)
         return dspy.Prediction(**{self.label: best}, probability=probability, probabilities=by_label)
 
 

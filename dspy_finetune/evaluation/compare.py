@@ -12,6 +12,7 @@ programs are tested too, and their p-values are corrected together (Holm).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,14 +20,17 @@ from typing import Any
 import dspy
 import numpy as np
 
+from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import scoring, stats
+from dspy_finetune.evaluation import clusters, noise, scoring, stats
 from dspy_finetune.evaluation.answers import Answer, Program, jsonable
 from dspy_finetune.evaluation.collect import Collected, Progress, collect
 from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
 from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
 from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.subgroups import Subgroups, parts_of, subgroup_rows
+from dspy_finetune.evaluation.tuned import is_tuned
 from dspy_finetune.evaluation.verdict import decide, n_more_items
 
 Columns = dict[str, dict[str, Scored]]
@@ -41,6 +45,9 @@ def compare_programs(
     candidate: str | None = None,
     reference: str | None = None,
     margin: float | None = None,
+    group_by: By | None = None,
+    subgroups: Subgroups = (),
+    noise_floor: bool | int = False,
     n_threads: int = 8,
     checkpoint: str | os.PathLike[str] | None = None,
     retry_failed: bool = True,
@@ -58,13 +65,25 @@ def compare_programs(
         MissingExtraError: scipy is not installed.
     """
     candidate, rows = _checked(programs, examples, metrics, candidate, reference, confidence)
+    parts = parts_of(rows, subgroups)
+    groups = clusters.groups_of(rows, group_by) if group_by is not None else None
     stats.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
     inputs = [dict(row.inputs().items()) for row in rows]
-    collected = collect(
-        programs, inputs, n_threads=n_threads, checkpoint=checkpoint, retry_failed=retry_failed, on_progress=on_progress
-    )
-    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed)
-    facts, columns = _score(metrics, rows, collected, how)
+    options: dict[str, Any] = {
+        "n_threads": n_threads,
+        "checkpoint": checkpoint,
+        "retry_failed": retry_failed,
+        "on_progress": on_progress,
+    }
+    prices = usd_per_million_tokens or {}
+    collected = {
+        name: dataclasses.replace(one, answers=tuple(answer.priced(prices.get(name)) for answer in one.answers))
+        for name, one in collect(programs, inputs, **options).items()
+    }
+    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
+    n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
+    again = noise.ask_again(programs, inputs[:n_twice], options) if n_twice else {}
+    facts, columns = _score(metrics, rows, collected, how, n_threads, on_progress)
     others = [name for name in programs if name != candidate]
     chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
     return Comparison(
@@ -72,10 +91,7 @@ def compare_programs(
         reference=chosen,
         is_reference_chosen=reference is None and chosen is not None,
         metrics=facts,
-        programs=tuple(
-            _program_row(name, collected[name], facts, columns, (usd_per_million_tokens or {}).get(name))
-            for name in programs
-        ),
+        programs=tuple(_program_row(name, collected[name], facts, columns) for name in programs),
         differences=tuple(
             one
             for fact in facts
@@ -96,7 +112,30 @@ def compare_programs(
         confidence=confidence,
         margin=margin,
         seed=seed,
-        not_checked=_not_checked(inputs, facts, columns, margin),
+        not_checked=_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
+        n_groups=len(set(groups)) if groups is not None else None,
+        noise_floor=noise.noise_floors(
+            metrics[0],
+            facts[0],
+            columns[facts[0].name],
+            rows[:n_twice],
+            collected,
+            again,
+            how.on(range(n_twice)),
+            n_threads,
+        ),
+        subgroups=subgroup_rows(
+            parts,
+            metrics[0],
+            facts[0],
+            columns[facts[0].name],
+            rows,
+            {name: collected[name].answers for name in programs},
+            (candidate, chosen) if chosen is not None else None,
+            how,
+        ),
+        tuned=tuple(name for name, program in programs.items() if is_tuned(program) is True),
+        untuned=tuple(name for name, program in programs.items() if is_tuned(program) is False),
     )
 
 
@@ -138,7 +177,12 @@ def _checked(
 
 
 def _score(
-    metrics: Sequence[AnyMetric], rows: Sequence[Any], collected: Mapping[str, Collected], how: Resampling
+    metrics: Sequence[AnyMetric],
+    rows: Sequence[Any],
+    collected: Mapping[str, Collected],
+    how: Resampling,
+    n_threads: int,
+    on_progress: Callable[[Progress], None] | None,
 ) -> tuple[tuple[MetricFacts, ...], Columns]:
     facts: list[MetricFacts] = []
     columns: Columns = {}
@@ -147,13 +191,45 @@ def _score(
             fact = scoring.describe(metric, is_proportion=False)
             column = {name: scoring.score_set(metric, rows, one.answers, how) for name, one in collected.items()}
         else:
-            scores = {name: scoring.item_scores(metric, rows, one.answers) for name, one in collected.items()}
-            seen = {score for one in scores.values() for score in one if score is not None}
+            scores = {
+                name: scoring.item_scores(
+                    metric,
+                    rows,
+                    one.answers,
+                    n_threads=n_threads,
+                    on_scored=_told(on_progress, metric, name, len(rows)),
+                )
+                for name, one in collected.items()
+            }
+            seen = {score for one in scores.values() for score in one.scores if score is not None}
             fact = scoring.describe(metric, is_proportion=seen <= {0.0, 1.0})
             column = {name: scoring.score_items(one, fact.kind, how) for name, one in scores.items()}
         facts.append(fact)
         columns[fact.name] = column
     return tuple(facts), columns
+
+
+def _told(
+    on_progress: Callable[[Progress], None] | None, metric: AnyMetric, name: str, n_items: int
+) -> Callable[[int], object]:
+    """Tells how far a metric is that asks a model, as a program of its own."""
+
+    def tell(n_done: int) -> None:
+        if on_progress is not None:
+            on_progress(
+                Progress(
+                    program=f"{scoring.metric_name(metric)} of {name}",
+                    n_done=n_done,
+                    n_total=n_items,
+                    n_asked=n_done,
+                    n_items=n_items,
+                    n_unreadable=0,
+                    n_failed=0,
+                    n_resumed=0,
+                )
+            )
+
+    return tell
 
 
 def _best(names: Sequence[str], fact: MetricFacts, column: Mapping[str, Scored]) -> str:
@@ -186,7 +262,9 @@ def _differences(
         )
         more = None
         if verdict == "undecided" and test.interval.value is not None:
-            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=alpha)
+            # Of the smallest of the p-values that are corrected together, so much is asked by Holm's rule.
+            strict = alpha / max(len(tested), 1)
+            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=strict)
         found.append(
             Difference(
                 metric=fact.name,
@@ -207,7 +285,6 @@ def _program_row(
     collected: Collected,
     facts: Sequence[MetricFacts],
     columns: Columns,
-    prices: tuple[float, float] | None,
 ) -> ProgramRow:
     answers = collected.answers
     answered = [answer for answer in answers if answer.outcome == "answered"]
@@ -215,7 +292,7 @@ def _program_row(
     p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (None, None)
     sent = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     received = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
-    cost = (sum(sent) * prices[0] + sum(received) * prices[1]) / 1e6 if prices is not None and sent else None
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
     return ProgramRow(
         name=name,
         n=len(answers),
@@ -227,8 +304,9 @@ def _program_row(
         latency_p95_ms=p95,
         prompt_tokens=sum(sent) if sent else None,
         completion_tokens=sum(received) if received else None,
-        cost_usd=cost,
+        cost_usd=sum(costs) if costs else None,
         scores={fact.name: columns[fact.name][name].interval for fact in facts},
+        n_unjudged={fact.name: n for fact in facts if (n := columns[fact.name][name].n_unjudged)},
     )
 
 
@@ -257,27 +335,40 @@ def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
 
 
 def _not_checked(
-    inputs: Sequence[Mapping[str, Any]], facts: Sequence[MetricFacts], columns: Columns, margin: float | None
+    inputs: Sequence[Mapping[str, Any]],
+    facts: Sequence[MetricFacts],
+    columns: Columns,
+    margin: float | None,
+    *,
+    is_grouped: bool,
+    n_twice: int,
 ) -> tuple[str, ...]:
     """What the numbers do not tell, in sentences."""
     told = ["Whether these items resemble those that the program will meet in use."]
-    told.append("The noise floor: no program was asked twice about the same item.")
+    if not n_twice:
+        told.append("The noise floor: no program was asked twice about the same item.")
     owners: dict[str, set[int]] = {}
     for index, row in enumerate(inputs):
         for value in row.values():
             if isinstance(value, str) and value.strip():
                 owners.setdefault(value, set()).add(index)
     n_shared = len(set().union(*(indices for indices in owners.values() if 1 < len(indices) < len(inputs)), set()))
-    if n_shared:
+    if n_shared and not is_grouped:
         told.append(
             f"Dependence between items: {n_shared} of {len(inputs)} share a text with another item; the intervals take "
-            "the items as independent and are too narrow for that."
+            "the items as independent and are too narrow for that; group_by=... takes them as they are."
         )
     if margin is None:
         told.append("Equivalence: no margin was given, so a small difference can only be undecided.")
     for fact in facts:
         for name, one in columns[fact.name].items():
             n_out = len(inputs) - sum(one.is_scored)
+            if one.n_unjudged:
+                told.append(
+                    f"{fact.name} of {name}: the judge gave no verdict that could be read for {one.n_unjudged} of "
+                    f"{len(inputs)} items, which are left out ({one.judge_error})."
+                )
+                n_out -= one.n_unjudged
             if n_out:
                 told.append(
                     f"{fact.name} of {name} leaves out {n_out} of {len(inputs)} items, which could not be scored."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune.errors import DataError
@@ -75,6 +75,8 @@ class ProgramRow:
     """Tokens times the prices given; None without prices or tokens."""
     scores: Mapping[str, Interval]
     """The figure of each metric, by the metric's name; `n` counts the items that could be scored."""
+    n_unjudged: Mapping[str, int] = field(default_factory=dict)
+    """By metric, items for which its judge gave no verdict that could be read; only metrics that have such items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,45 @@ class Difference:
     """Seen from the candidate, by `p_holm`."""
     n_more_items: int | None
     """For an undecided difference: about how many items more would decide, if it stays as seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """One program against itself: asked the same items a second time, past DSPy's cache."""
+
+    program: str
+    """As the user called it."""
+    n: int
+    """Items asked twice."""
+    n_changed: int
+    """Of those, the ones whose second answer differs from the first, in outcome or in the field that is scored."""
+    difference: Interval
+    """Second minus first by the first metric; a difference between programs within this interval may be mere noise."""
+    is_from_cache: bool
+    """True where the second answers reported no tokens though the first did: some cache gave them, and the noise is
+    not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubgroupRow:
+    """The programs on a part of the items, by the first metric."""
+
+    field: str
+    """What the items are parted by."""
+    value: str
+    """The part: a value, a range of numbers, or the rare values together."""
+    n: int
+    """Items in it."""
+    scores: Mapping[str, Interval]
+    """By program."""
+    difference: Interval | None
+    """Candidate minus reference; None with one program."""
+    p_holm: float | None
+    """Two-sided, corrected for the number of parts of this field (Holm); None where there is nothing to test."""
+
+    def with_p(self, p_holm: float) -> SubgroupRow:
+        """The same with its p-value."""
+        return dataclasses.replace(self, p_holm=p_holm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +172,16 @@ class Comparison:
     """Of the resampling."""
     not_checked: tuple[str, ...]
     """What this comparison does not tell, in sentences."""
+    n_groups: int | None = None
+    """Groups of items that intervals and tests take as independent; None: each item is taken so."""
+    noise_floor: tuple[NoiseFloor, ...] = ()
+    """Each program asked twice; empty where that was not asked for."""
+    subgroups: tuple[SubgroupRow, ...] = ()
+    """By field and value; empty where that was not asked for."""
+    tuned: tuple[str, ...] = ()
+    """Programs that are known to hold a tuned model."""
+    untuned: tuple[str, ...] = ()
+    """Programs that are known to hold none: baselines, untuned models, optimized prompts."""
 
     @property
     def main_metric(self) -> MetricFacts:
@@ -141,6 +192,27 @@ class Comparison:
     def decisive(self) -> Difference | None:
         """The difference that decides: candidate against reference by the first metric."""
         return next((one for one in self.differences_of(self.main_metric.name) if one.other == self.reference), None)
+
+    @property
+    def advice(self) -> str | None:
+        """Plain words where the candidate is tuned and something without tuning does as well; else None.
+
+        The strongest finding comes first: a program that is better, then one that is equivalent within the margin, then
+        one that is not shown to be worse and did at least as well on these items.
+        """
+        if self.candidate not in self.tuned:
+            return None
+        found = {one.other: one for one in self.differences_of(self.main_metric.name) if one.other in self.untuned}
+        for verdict, words in (("worse", "is better"), ("equivalent", "is as good, within the margin")):
+            names = [name for name, one in found.items() if one.verdict == verdict]
+            if names:
+                return f"Do not fine-tune: {names[0]}, which needs no training, {words}."
+        sign = 1 if self.main_metric.higher_is_better else -1
+        values = {name: one.interval.value for name, one in found.items() if one.verdict == "undecided"}
+        level = [name for name, value in values.items() if value is not None and sign * value <= 0]
+        if level:
+            return f"Do not fine-tune on this evidence: {level[0]}, needing no training, did as well on these items."
+        return None
 
     def differences_of(self, metric: str) -> tuple[Difference, ...]:
         """The differences by one metric."""
@@ -179,6 +251,12 @@ class Comparison:
                 for metric, by_program in given["item_scores"].items()
             }
             given["not_checked"] = tuple(given["not_checked"])
+            given["noise_floor"] = tuple(
+                NoiseFloor(**{**one, "difference": Interval(**one["difference"])})
+                for one in given.get("noise_floor", ())
+            )
+            given["tuned"], given["untuned"] = tuple(given.get("tuned", ())), tuple(given.get("untuned", ()))
+            given["subgroups"] = tuple(_subgroup(one) for one in given.get("subgroups", ()))
             return cls(**given)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"this is not a comparison of format {FORMAT} ({type(error).__name__}: {error})") from error
@@ -187,3 +265,9 @@ class Comparison:
 def _program_row(values: Mapping[str, Any]) -> ProgramRow:
     scores = {name: Interval(**one) for name, one in values["scores"].items()}
     return ProgramRow(**{**values, "scores": scores})
+
+
+def _subgroup(values: Mapping[str, Any]) -> SubgroupRow:
+    scores = {name: Interval(**one) for name, one in values["scores"].items()}
+    difference = None if values["difference"] is None else Interval(**values["difference"])
+    return SubgroupRow(**{**values, "scores": scores, "difference": difference})

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune.data import find_leakage
+from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import curve_fit, scoring, stats
+from dspy_finetune.evaluation import clusters, curve_fit, scoring, stats
 from dspy_finetune.evaluation.answers import Answer, Program, jsonable
 from dspy_finetune.evaluation.collect import Progress, collect
 from dspy_finetune.evaluation.comparison import MetricFacts
@@ -24,11 +25,11 @@ from dspy_finetune.evaluation.curve_fit import Measured
 from dspy_finetune.evaluation.curve_jobs import Cell, CurveProgress, Tell, Trained, Trainer, check_budget, write_parts
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.metric_types import AnyMetric, SetMetric
+from dspy_finetune.evaluation.model_baselines import predictor_for
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, FinetunedModel, plan
-from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 
 MORE_ROWS = 100
@@ -61,6 +62,7 @@ def learning_curve(
     n_threads: int = 8,
     retry_failed: bool = False,
     on_progress: Tell | None = None,
+    group_by: By | None = None,
     confidence: float = 0.95,
     n_resamples: int = 1000,
     clock: Clock = SYSTEM_CLOCK,
@@ -81,7 +83,7 @@ def learning_curve(
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
-        allow_unknown_price: With `max_usd`, start although nobody knows a price.
+        allow_unknown_price: Start although nobody knows a price.
         method: sft or dpo.
         hyperparameters: For every job, besides the epochs.
         suffix: A part of the new models' names.
@@ -92,6 +94,7 @@ def learning_curve(
         n_threads: Calls at once when a model is asked.
         retry_failed: Make a new job for one that had failed or was cancelled.
         on_progress: Called at each sign of progress.
+        group_by: What test items share that makes them no independent evidence, as for `compare`.
         confidence: Of the intervals.
         n_resamples: Bootstrap draws.
         clock: For tests.
@@ -108,6 +111,7 @@ def learning_curve(
     rows, items = list(train), list(test)
     sizes = _checked_sizes(sizes, rows, items, epochs, seeds, n_jobs_at_once)
     find_leakage(rows, items).raise_if_any()
+    groups = clusters.groups_of(items, group_by) if group_by is not None else None
     stats.wilson(0, 1)  # a missing extra is told now, not after an hour of training
     place = Path(folder) if folder is not None else home() / "curves" / _digest(rows, prompt, method)
     cells = [
@@ -139,19 +143,10 @@ def learning_curve(
         tell=on_progress or (lambda progress: None),
     )
     trained = trainer.run(cells)
-    make = predictor or (lambda model: usual_predictor(prompt, model, host=host))
+    make = predictor or (lambda model: predictor_for(prompt, model, host=host))
     answers = _ask(trained, items, make, place, n_threads, on_progress)
-    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds))
-    return _summary(trained, answers, items, metric, how, tuple(seeds))
-
-
-def usual_predictor(prompt: PromptFormat, model: FinetunedModel, *, host: Host) -> Program:
-    """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one."""
-    try:
-        kind = PairwisePredictor if len(prompt.output_fields) == 1 else DPOPredictor
-        return kind(prompt, model, host=host)
-    except UsageError:  # not a pairwise prompt
-        return OpenAIPredictor(prompt, model, host=host)
+    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds), groups=groups)
+    return _summary(trained, answers, items, metric, how, tuple(seeds), n_threads)
 
 
 def _checked_sizes(
@@ -225,8 +220,9 @@ def _summary(
     metric: AnyMetric,
     how: Resampling,
     seeds: tuple[int, ...],
+    n_threads: int,
 ) -> LearningCurve:
-    facts, scored = _scores(metric, items, answers, how)
+    facts, scored = _scores(metric, items, answers, how, n_threads)
     runs = tuple(_run(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
     groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
     for place, run in enumerate(runs):
@@ -279,13 +275,17 @@ def _summary(
 
 
 def _scores(
-    metric: AnyMetric, items: Sequence[Any], answers: Mapping[int, tuple[Answer, ...]], how: Resampling
+    metric: AnyMetric,
+    items: Sequence[Any],
+    answers: Mapping[int, tuple[Answer, ...]],
+    how: Resampling,
+    n_threads: int,
 ) -> tuple[MetricFacts, dict[int, Scored]]:
     if isinstance(metric, SetMetric):
         facts = scoring.describe(metric, is_proportion=False)
         return facts, {place: scoring.score_set(metric, items, given, how) for place, given in answers.items()}
-    scores = {place: scoring.item_scores(metric, items, given) for place, given in answers.items()}
-    seen = {score for one in scores.values() for score in one if score is not None}
+    scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
+    seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
     return facts, {place: scoring.score_items(one, facts.kind, how) for place, one in scores.items()}
 
@@ -306,7 +306,10 @@ def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured
             kept = known[indices]
             return float(values[indices][kept].mean()) if kept.any() else float("nan")
 
-        draws = stats.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
+        if how.groups is None:
+            draws = stats.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
+        else:
+            draws = clusters.resample(how.groups, mean, n_resamples=how.n_resamples, seed=how.seed)
     return Measured(
         n_rows=run.n_rows, seed=run.seed, value=scored.interval.value, draws=draws, interval=scored.interval
     )

@@ -16,6 +16,7 @@ from dspy_finetune.errors import BudgetError, JobCancelledError, JobFailedError
 from dspy_finetune.evaluation.reading import label_text
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.jobs import Clock, FinetunedModel, Job, Plan
+from dspy_finetune.jobs.plan import unknown_price
 from dspy_finetune.prompts import PromptFormat
 
 
@@ -125,16 +126,11 @@ def write_parts(
 
 def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_price: bool) -> None:
     """Refuse jobs that cost more together than allowed. Raises BudgetError, which tells what each size costs."""
-    if max_usd is None:
-        return
     unknown = sorted({cell.plan.base_model for cell in cells if cell.plan.cost_usd is None})
     if unknown and not allow_unknown_price:
-        raise BudgetError(
-            f"nobody knows what {', '.join(unknown)} costs to train on {cells[0].plan.host.name}, so ${max_usd:,.2f} "
-            "cannot be kept; add its price to the catalog ($DSPY_FINETUNE_CATALOG) or pass allow_unknown_price=True"
-        )
+        raise unknown_price(", ".join(unknown), cells[0].plan.host, max_usd)
     total = sum(cell.plan.cost_usd or 0.0 for cell in cells)
-    if total > max_usd:
+    if max_usd is not None and total > max_usd:
         by_size: dict[int, float] = {}
         for cell in cells:
             by_size[cell.n_rows] = by_size.get(cell.n_rows, 0.0) + (cell.plan.cost_usd or 0.0)

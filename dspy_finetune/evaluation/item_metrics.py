@@ -18,6 +18,9 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation.metric_types import Metric
 from dspy_finetune.evaluation.reading import same_label, to_number
 
+ORDERS_AGREE = "orders_agree"
+"""The field in which `in_both_orders` notes whether both answers name the same text."""
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -85,6 +88,26 @@ def pairwise_accuracy(field: str = "preferred") -> Metric:
     Unreadable answers count as not right.
     """
     return Metric(name="pairwise accuracy", field=field, function=label_match, if_unreadable=0.0, is_proportion=True)
+
+
+def order_agreement() -> Metric:
+    """Share of pairs in which the same text is preferred in both orders, 0 to 1; a coin gives 0.5, 1 is the best.
+
+    For programs in `in_both_orders(program)`, which asks twice and notes whether the answers agree. Unreadable answers
+    count 0. Raises UsageError, on call, for a prediction of another program.
+    """
+    return Metric(
+        name="order agreement",
+        field=ORDERS_AGREE,
+        function=_is_true,
+        reads="item",
+        if_unreadable=0.0,
+        is_proportion=True,
+    )
+
+
+def _is_true(example: Any, agree: Any) -> float:
+    return float(agree is True)
 
 
 def exact_match(field: str) -> Metric:

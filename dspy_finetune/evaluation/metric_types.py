@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.errors import AnswerError, JudgeError, UsageError
 from dspy_finetune.evaluation.reading import (
     positive_label,
     read_answer,
@@ -23,10 +23,11 @@ from dspy_finetune.evaluation.reading import (
     to_number,
 )
 
-Reads: TypeAlias = Literal["answer", "number", "probability"]
+Reads: TypeAlias = Literal["answer", "number", "probability", "item"]
 """What a metric looks at.
 
-The output field's value, that value as a number, or the probability of the positive label.
+The output field's value, that value as a number, the probability of the positive label; or ("item", for metrics of one
+item) the whole example beside the value, for a judge that needs the question.
 """
 
 
@@ -36,6 +37,7 @@ class Metric:
 
     Raises:
         AnswerError: On call, when the prediction holds nothing that can be scored and `if_unreadable` is None.
+        JudgeError: On call, when the metric asks a judge and the judge gives nothing that can be read.
         UsageError: On call, when the example or the prediction has no such field.
     """
 
@@ -44,11 +46,16 @@ class Metric:
     field: str
     """The output field it reads, in the example and in the prediction."""
     function: Callable[[Any, Any], float]
-    """The plain function on values: (expected, predicted). For `reads="probability"`: (1 or 0, probability)."""
+    """The plain function on values: (expected, predicted).
+
+    For `reads="probability"`: (1 or 0, probability). For `reads="item"`: (example, predicted).
+    """
     reads: Reads = "answer"
     """What of the prediction it looks at."""
     higher_is_better: bool = True
     """False for errors and losses."""
+    asks_a_model: bool = False
+    """True when a score costs a call to a model, so that `compare` scores with threads and tells how far it is."""
     if_unreadable: float | None = None
     """The score of an item whose answer could not be read or failed.
 
@@ -61,7 +68,7 @@ class Metric:
 
     def __call__(self, example: Any, prediction: Any, trace: object = None) -> float:
         """The score of one item."""
-        expected = read_field(example, self.field, "example", self.name)
+        expected = example if self.reads == "item" else read_field(example, self.field, "example", self.name)
         try:
             if self.reads != "probability":
                 return float(self.function(expected, read_answer(prediction, self.field, self.name)))
@@ -69,6 +76,8 @@ class Metric:
             return float(
                 self.function(float(same_label(expected, positive)), read_probability(prediction, positive, self.field))
             )
+        except JudgeError:  # says nothing about the answer
+            raise
         except AnswerError:
             if self.if_unreadable is None:
                 raise

@@ -19,24 +19,29 @@ from dspy_finetune.evaluation.item_metrics import (
     exact_match,
     log_loss,
     mean_absolute_error,
+    order_agreement,
     pairwise_accuracy,
     token_f1,
     within,
 )
+from dspy_finetune.evaluation.judge import rubric_preference, rubric_score
 from dspy_finetune.evaluation.metric_types import Metric, SetMetric
 from dspy_finetune.evaluation.set_metrics import (
     average_precision,
     balanced_accuracy,
     ece,
     f1,
+    kendall_tau,
     mcc,
     median_absolute_error,
+    per_class,
     precision,
     recall,
     roc_auc,
     root_mean_squared_error,
     root_mean_squared_log_error,
 )
+from dspy_finetune.evaluation.text_metrics import rouge_l, semantic_similarity
 
 __all__ = [
     "Metric",
@@ -48,16 +53,23 @@ __all__ = [
     "ece",
     "exact_match",
     "f1",
+    "kendall_tau",
     "log_loss",
     "mcc",
     "mean_absolute_error",
     "median_absolute_error",
+    "order_agreement",
     "pairwise_accuracy",
+    "per_class",
     "precision",
     "recall",
     "roc_auc",
     "root_mean_squared_error",
     "root_mean_squared_log_error",
+    "rouge_l",
+    "rubric_preference",
+    "rubric_score",
+    "semantic_similarity",
     "token_f1",
     "within",
 ]

@@ -8,15 +8,18 @@ Not covered: asking (collect.py), which differences are looked at and what they 
 
 from __future__ import annotations
 
+import contextvars
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dspy_finetune.errors import AnswerError, UsageError
-from dspy_finetune.evaluation import stats
+from dspy_finetune.errors import AnswerError, JudgeError, UsageError
+from dspy_finetune.evaluation import clusters, stats
 from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.evaluation.comparison import Kind, MetricFacts
 from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
@@ -33,6 +36,13 @@ class Resampling:
     """Draws of the bootstrap; the sign-flip test takes ten times as many, they cost less."""
     seed: int
     """Of both."""
+    groups: tuple[int, ...] | None = None
+    """Each item's group, where items share one; None takes the items as independent."""
+
+    def on(self, places: Sequence[int]) -> Resampling:
+        """The same for a part of the items."""
+        groups = None if self.groups is None else tuple(self.groups[place] for place in places)
+        return dataclasses.replace(self, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,10 @@ class Scored:
     """The bootstrap distribution, for set metrics: the same items are drawn for every program."""
     is_scored: tuple[bool, ...]
     """Per item, whether it counts."""
+    n_unjudged: int = 0
+    """Items for which a judge gave no verdict that could be read."""
+    judge_error: str | None = None
+    """Why, for the first of them."""
 
 
 def describe(metric: AnyMetric, is_proportion: bool) -> MetricFacts:
@@ -65,23 +79,62 @@ def metric_name(metric: AnyMetric) -> str:
     return getattr(metric, "__name__", type(metric).__name__).replace("_", " ")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """What an item metric says of one program's answers."""
+
+    scores: tuple[float | None, ...]
+    """Per item; None where it cannot be scored."""
+    n_unjudged: int = 0
+    """Of those, the ones for which a judge gave no verdict that could be read."""
+    judge_error: str | None = None
+    """Why, for the first of them."""
+
+
 def item_scores(
-    metric: Metric | Callable[..., Any], examples: Sequence[Any], answers: Sequence[Answer]
-) -> tuple[float | None, ...]:
-    """Each item's score by an item metric; None where it cannot be scored.
+    metric: Metric | Callable[..., Any],
+    examples: Sequence[Any],
+    answers: Sequence[Answer],
+    *,
+    n_threads: int = 1,
+    on_scored: Callable[[int], object] = lambda n_done: None,
+) -> ItemScores:
+    """Each item's score by an item metric.
 
     Items without an answer get the metric's `if_unreadable`; under a user's own function they count 0, as in
-    dspy.Evaluate.
+    dspy.Evaluate. A metric that asks a model is asked with threads, and `on_scored` is told after each item.
     """
     without_answer = metric.if_unreadable if isinstance(metric, Metric) else 0.0
-    scores: list[float | None] = []
-    for example, answer in zip(examples, answers, strict=True):
+    errors: list[str] = []
+
+    def score(example: Any, answer: Answer) -> float | None:
         prediction = answer.prediction()
         try:
-            scores.append(without_answer if prediction is None else score_value(metric(example, prediction)))
+            return without_answer if prediction is None else score_value(metric(example, prediction))
+        except JudgeError as error:
+            errors.append(str(error))
+            return None
         except AnswerError:
-            scores.append(without_answer)
-    return tuple(scores)
+            return without_answer
+
+    if not (isinstance(metric, Metric) and metric.asks_a_model):
+        scores = tuple(map(score, examples, answers))
+    else:
+        with ThreadPoolExecutor(max_workers=max(1, n_threads), thread_name_prefix="score") as pool:
+            futures = [
+                # A copy of the caller's context each, so that `with dspy.context(...)` reaches the metric.
+                pool.submit(contextvars.copy_context().run, score, example, answer)
+                for example, answer in zip(examples, answers, strict=True)
+            ]
+            found: list[float | None] = []
+            try:
+                for future in futures:
+                    found.append(future.result())
+                    on_scored(len(found))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        scores = tuple(found)
+    return ItemScores(scores=scores, n_unjudged=len(errors), judge_error=errors[0] if errors else None)
 
 
 def score_value(value: Any) -> float:
@@ -101,14 +154,37 @@ def score_value(value: Any) -> float:
     return score
 
 
-def score_items(scores: tuple[float | None, ...], kind: Kind, how: Resampling) -> Scored:
+def score_items(given: ItemScores, kind: Kind, how: Resampling) -> Scored:
     """The mean of item scores: Wilson's interval when all are 0 or 1, else Student's t."""
+    scores = given.scores
     known = [score for score in scores if score is not None]
+    groups = _groups_of_known(scores, how)
     if kind == "proportion":
-        interval = stats.wilson(round(sum(known)), len(known), how.confidence)
+        interval = (
+            stats.wilson(round(sum(known)), len(known), how.confidence)
+            if groups is None
+            else clusters.proportion_interval(known, groups, how.confidence)
+        )
     else:
-        interval = stats.mean_interval(known, how.confidence)
-    return Scored(scores=scores, interval=interval, draws=None, is_scored=tuple(one is not None for one in scores))
+        interval = (
+            stats.mean_interval(known, how.confidence)
+            if groups is None
+            else clusters.mean_interval(known, groups, how.confidence)
+        )
+    return Scored(
+        scores=scores,
+        interval=interval,
+        draws=None,
+        is_scored=tuple(one is not None for one in scores),
+        n_unjudged=given.n_unjudged,
+        judge_error=given.judge_error,
+    )
+
+
+def _groups_of_known(scores: Sequence[object], how: Resampling) -> list[int] | None:
+    if how.groups is None:
+        return None
+    return [group for group, score in zip(how.groups, scores, strict=True) if score is not None]
 
 
 def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answer], how: Resampling) -> Scored:
@@ -121,7 +197,10 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
         return metric.over([expected[i] for i in indices], [predicted[i] for i in indices])
 
     # All items are drawn from, also those that cannot be scored, so that every program sees the same draws.
-    draws = stats.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
+    if how.groups is None:
+        draws = stats.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
+    else:
+        draws = clusters.resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
     interval = stats.percentile_interval(value, draws, sum(counted), how.confidence)
     return Scored(scores=None, interval=interval, draws=draws, is_scored=counted)
 
@@ -152,6 +231,9 @@ def paired(one: Scored, other: Scored, kind: Kind, how: Resampling) -> PairedTes
     both = [(a, b) for a, b in zip(one.scores, other.scores, strict=True) if a is not None and b is not None]
     first, second = [a for a, _ in both], [b for _, b in both]
     differences = [a - b for a, b in both]
+    if how.groups is not None:
+        known = [None if a is None or b is None else a - b for a, b in zip(one.scores, other.scores, strict=True)]
+        return _paired_groups(differences, _groups_of_known(known, how) or [], how, narrow)
     deviation = float(np.std(differences, ddof=1)) if len(both) > 1 else math.nan
     if kind == "proportion":
         n_first, n_second = sum(a > b for a, b in both), sum(a < b for a, b in both)
@@ -168,6 +250,20 @@ def paired(one: Scored, other: Scored, kind: Kind, how: Resampling) -> PairedTes
         p_value=stats.sign_flip(differences, n_resamples=10 * how.n_resamples - 1, seed=how.seed) if both else None,
         test="sign-flip permutation",
         deviation=deviation,
+    )
+
+
+def _paired_groups(differences: Sequence[float], groups: Sequence[int], how: Resampling, narrow: float) -> PairedTest:
+    error = clusters.standard_error(differences, groups)
+    return PairedTest(
+        interval=clusters.mean_interval(differences, groups, how.confidence),
+        narrow=clusters.mean_interval(differences, groups, narrow),
+        p_value=clusters.sign_flip(differences, groups, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
+        if differences
+        else None,
+        test="sign-flip permutation of groups",
+        # As if the items were independent and spread so much: more items are then counted as of more groups.
+        deviation=error * math.sqrt(len(differences)),
     )
 
 

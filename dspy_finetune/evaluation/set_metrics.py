@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dspy_finetune._optional import require
+from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation.metric_types import SetMetric
 from dspy_finetune.evaluation.reading import label_text
 
@@ -55,9 +56,15 @@ def _from_counts(score: str, both: int, named: int, true: int) -> float:
 
 
 def _label_metric(
-    score: str, name: str, field: str, positive: Any, average: Literal["macro", "micro"] | None
+    score: str,
+    name: str,
+    field: str,
+    positive: Any,
+    average: Literal["macro", "micro"] | None,
+    *,
+    names_label: bool = False,
 ) -> SetMetric:
-    suffix = f", {average}" if average else "" if positive is True else f" of {positive}"
+    suffix = f", {average}" if average else "" if positive is True and not names_label else f" of {positive}"
     return SetMetric(
         name=name + suffix,
         field=field,
@@ -85,6 +92,20 @@ def recall(field: str, *, positive: Any = True, average: Literal["macro", "micro
     Unreadable counts as not named.
     """
     return _label_metric("recall", "recall", field, positive, average)
+
+
+def per_class(field: str, labels: Sequence[Any]) -> list[SetMetric]:
+    """Precision, recall and F1 of each label, as a list to put into `compare(metrics=[..., *per_class(...)])`.
+
+    Each is 0 to 1; 0 where a label is never named or never true. Raises UsageError without labels.
+    """
+    if not labels:
+        raise UsageError("per_class needs the labels, such as per_class('topic', ['politics', 'sports'])")
+    return [
+        _label_metric(score, name, field, label, None, names_label=True)
+        for label in labels
+        for score, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    ]
 
 
 def _balanced_accuracy(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -200,3 +221,17 @@ def root_mean_squared_log_error(field: str) -> SetMetric:
 def median_absolute_error(field: str) -> SetMetric:
     """Median of |predicted - expected|, from 0 up, in the label's unit. No number: left out and counted."""
     return _number_metric("median absolute error", field, "median")
+
+
+def _kendall(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    if len(expected) < 2:
+        return math.nan
+    return float(require("scipy.stats", "eval", "Kendall's tau").kendalltau(expected, predicted).statistic)
+
+
+def kendall_tau(field: str) -> SetMetric:
+    """Kendall's tau-b between the true and the predicted numbers or ranks, -1 to 1; 0 for a random order.
+
+    NaN for fewer than two items or where one side is constant. Answers that are no number are left out and counted.
+    """
+    return SetMetric(name="Kendall tau", field=field, function=_kendall, reads="number")

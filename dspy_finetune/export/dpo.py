@@ -86,6 +86,7 @@ def export_dpo(
         rows,
         path,
         progress=progress,
+        source=pairs,
         method="dpo",
         dialect=dialect,
         base_model=base_model,

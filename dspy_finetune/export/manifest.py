@@ -41,13 +41,13 @@ class Manifest:
     base_model: str | None
     """The model whose token table and limits were used."""
     n_rows_in: int
-    """Examples that were read."""
+    """Examples that were given, with those that their loader left out."""
     n_rows_out: int
     """Lines that were written."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason -> number of examples left out for it."""
     skipped_rows: list[dict[str, Any]] = field(default_factory=list)
-    """The first skipped examples: their row number (from 1) and what was wrong."""
+    """The first skipped examples: their row number (from 1; of rows that could not be read, in their file) and why."""
     sha256: str
     """Of the data file's bytes."""
     size_bytes: int

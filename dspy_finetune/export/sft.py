@@ -73,6 +73,7 @@ def export_sft(
         rows,
         path,
         progress=progress,
+        source=examples,
         method="sft",
         dialect=dialect,
         base_model=base_model,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune._files import BOM, atomic_writer
+from dspy_finetune.data import Examples, ExampleStream
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.checks import RowChecker
@@ -66,9 +67,24 @@ class _Skipped:
             self.rows.append({"row": number, "reason": reason})
 
     def add_error(self, number: int, error: RowError) -> None:
-        self.add(number, f"{error.field}: {error.problem}" if error.field else error.problem)
+        self.add(number, _reason(error))
         if len(self.errors) < _MAX_ERRORS:
             self.errors.append(error)
+
+    def add_unread(self, examples: object) -> int:
+        """The rows that the loader left out before they came here; returns how many."""
+        if not isinstance(examples, Examples | ExampleStream):
+            return 0
+        for error in examples.skipped:
+            self.add(error.line or 0, _reason(error))
+        n = examples.n_skipped if isinstance(examples, ExampleStream) else len(examples.skipped)
+        if n > len(examples.skipped):
+            self.reasons["other reasons"] = self.reasons.get("other reasons", 0) + n - len(examples.skipped)
+        return n
+
+
+def _reason(error: RowError) -> str:
+    return f"{error.field}: {error.problem}" if error.field else error.problem
 
 
 class _Sink:
@@ -157,6 +173,7 @@ def write_dataset(
     path: str | os.PathLike[str],
     *,
     progress: Progress,
+    source: object = None,
     method: Method,
     dialect: str = "openai",
     base_model: str | None = None,
@@ -167,6 +184,8 @@ def write_dataset(
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """Write the rows and hand back the finished file; export_sft, export_dpo and convert are this with their own rows.
+
+    `source` is where the rows were made from: what its loader left out is told in the manifest too.
 
     Raises:
         RowsError: With `on_error="raise"`: every example that could not be rendered; nothing is written.
@@ -198,6 +217,7 @@ def write_dataset(
                 continue
             _write_one(lines, row, progress.number, skipped)
         sink.flush()
+        n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
             raise RowsError(skipped.errors)
         if not sink.n_lines:
@@ -210,7 +230,7 @@ def write_dataset(
         method=method,
         dialect=form.name,
         base_model=base_model,
-        n_rows_in=progress.n_rows_in,
+        n_rows_in=progress.n_rows_in + n_unread,
         n_rows_out=sink.n_lines,
         skipped=skipped.reasons,
         skipped_rows=skipped.rows,

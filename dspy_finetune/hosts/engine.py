@@ -92,7 +92,7 @@ class HostEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return self._connected().complete(_bare(request))
+        return _thin(self._connected().complete(_bare(request)))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer, event by event."""
@@ -128,7 +128,7 @@ class AsyncHostEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return await (await self._connected()).complete(_bare(request))
+        return _thin(await (await self._connected()).complete(_bare(request)))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The same answer, event by event."""
@@ -172,3 +172,11 @@ def _wire(router: type[LMRouter] | type[AsyncLMRouter], config: RouterConfig) ->
 def _bare(request: Request) -> Request:
     # DSPy writes openai/<id>; the host knows the id.
     return dataclasses.replace(request, model=request.model.removeprefix("openai/"))
+
+
+def _thin(response: Response) -> Response:
+    # Log-probabilities stand in the response, and once more in the raw answer that DSPy's cache and history keep beside
+    # it: a third of the objects that 10,000 answers hold in memory, which the garbage collector goes through.
+    for choice in (response.provider_data or {}).get("choices", ()):
+        choice.pop("logprobs", None)
+    return response

@@ -165,7 +165,7 @@ def _facts(named: str, host: Host, job_id: str | None, notes: list[str], *, is_k
     except HostError as error:
         if not is_known:
             raise
-        notes.append(f"{host.name} was not asked for the job ({error}); the journal of this machine was enough")
+        notes.append(f"{host.name} could not be asked for the job ({error}); what this machine's journal knows is used")
         return None
 
 

@@ -48,7 +48,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     Args:
         prompt: The format that the model was trained with.
-        model: The tuned model's id, or the `FinetunedModel` of a finished job.
+        model: The tuned model's id, or the `FinetunedModel` of a finished job: its job, base, data and hyperparameters
+            are then kept as `provenance`, and saved.
         host: Where the model is served; by default the host of the `FinetunedModel`, else OpenAI.
         lm: A ready language model to ask instead (an ensemble of hosts, a test double); it is used as it is.
         logprobs: True: log-probabilities must come, or LogprobsError. None: use them if they come; if not, say so once
@@ -92,6 +93,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             host = host or model.host
         self.prompt = prompt
         self.model = str(model)
+        self.provenance: dict[str, Any] | None = model.to_dict() if isinstance(model, FinetunedModel) else None
         self.host = host if host is not None or lm is not None else Host.openai()
         self.logprobs = logprobs
         self.max_tokens = max_tokens
@@ -221,6 +223,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            **({} if self.provenance is None else {"provenance": self.provenance}),
             **self._own_state(),
         }
 
@@ -249,6 +252,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.max_tokens = state["max_tokens"]
         self.stop = tuple(state.get("stop", ()))
         self._lm = None
+        self.provenance = state.get("provenance")
         calibration = state.get("calibration")
         self.calibration = None if calibration is None else Calibration.from_dict(calibration)
         for name in self._own_state():

@@ -12,10 +12,7 @@ from typing import Any, ClassVar
 import dspy
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.pairwise import PairwisePredictor, sides
-from dspy_finetune.prompts import PromptFormat
 
 _WORD = re.compile(r"\w{4,}")
 
@@ -55,7 +52,8 @@ class DPOPredictor(PairwisePredictor):
     Args:
         prompt: An explained pairwise format: a label and at least one text output.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
-        both_orders: Ask A/B and B/A and average the probabilities: two explanations are written, one is returned.
+        both_orders: Ask A/B and B/A and average the probabilities: two explanations are written, one is returned. By
+            default False.
         margin: The largest difference of the two probabilities that counts as a tie.
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
@@ -70,34 +68,14 @@ class DPOPredictor(PairwisePredictor):
 
     default_max_tokens: ClassVar[int] = 96
 
-    def __init__(
-        self,
-        prompt: PromptFormat,
-        model: str | FinetunedModel,
-        *,
-        host: Host | None = None,
-        both_orders: bool = False,
-        margin: float = 0.0,
-        lm: dspy.BaseLM | None = None,
-        logprobs: bool | None = None,
-        max_tokens: int | None = None,
-        **lm_options: Any,
-    ) -> None:
-        super().__init__(
-            prompt,
-            model,
-            host=host,
-            both_orders=both_orders,
-            margin=margin,
-            lm=lm,
-            logprobs=logprobs,
-            max_tokens=max_tokens,
-            **lm_options,
-        )
-        if len(prompt.output_fields) < 2:
+    default_both_orders: ClassVar[bool] = False
+
+    def _check_prompt(self) -> None:
+        super()._check_prompt()
+        if len(self.prompt.output_fields) < 2:
             raise UsageError(
-                f"a DPOPredictor explains its choice: the prompt needs a text output besides {prompt.label_field!r}; "
-                "see dspy_finetune.prompts.explained_pairwise"
+                f"a DPOPredictor explains its choice: the prompt needs a text output besides "
+                f"{self.prompt.label_field!r}; see dspy_finetune.prompts.explained_pairwise"
             )
 
     def _finish(self, values: dict[str, Any], inputs: dict[str, Any], extras: dict[str, Any]) -> dspy.Prediction:

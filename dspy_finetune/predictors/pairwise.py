@@ -7,7 +7,7 @@ model leans to the first place (`position_bias`).
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import dspy
 
@@ -62,7 +62,7 @@ class PairwisePredictor(FinetunedPredictor):
     Args:
         prompt: A pairwise format: input fields ending in `_a` and `_b`, two labels.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
-        both_orders: Ask A/B and B/A and average. Twice the price, no bias to a place.
+        both_orders: Ask A/B and B/A and average: twice the price, no bias to a place. By default True.
         margin: The largest difference of the two probabilities that counts as a tie.
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
@@ -75,13 +75,15 @@ class PairwisePredictor(FinetunedPredictor):
         UsageError: The prompt is not pairwise.
     """
 
+    default_both_orders: ClassVar[bool] = True
+
     def __init__(
         self,
         prompt: PromptFormat,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,
-        both_orders: bool = True,
+        both_orders: bool | None = None,
         margin: float = 0.0,
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
@@ -89,11 +91,14 @@ class PairwisePredictor(FinetunedPredictor):
         **lm_options: Any,
     ) -> None:
         super().__init__(prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, **lm_options)
-        sides(prompt)
+        self._check_prompt()
         if not 0.0 <= margin <= 1.0:
             raise UsageError(f"margin must be between 0 and 1, found {margin}")
-        self.both_orders = both_orders
+        self.both_orders = self.default_both_orders if both_orders is None else both_orders
         self.margin = margin
+
+    def _check_prompt(self) -> None:
+        sides(self.prompt)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Ask once, or once in each order."""

@@ -28,7 +28,8 @@ import dspy
 from dspy_finetune._files import file_error, read_jsonl
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.pairwise import sides
-from dspy_finetune.predictors.ranking_fit import Fit, first_pairs, fit, next_pairs
+from dspy_finetune.predictors.ranking_fit import first_pairs, fit, next_pairs
+from dspy_finetune.predictors.ranking_posterior import Posterior, posterior
 from dspy_finetune.predictors.reading import (
     UNREADABLE,
     in_threads,
@@ -116,7 +117,7 @@ def rank(
         fields: {"title_a": "title_b"}: for programs that are not pairwise predictors.
         output: The field that holds the answer, for programs that do not tell; its first label, or "A", is the first
             item.
-        level: Of the intervals. They speak of the comparisons asked, not of whether the judge is right.
+        level: Of the intervals. They speak of the judge's own order, not of whether the judge is right.
         checkpoint: A JSONL file that keeps each answer as it comes; an existing one is continued.
         n_threads: Calls at the same time.
         on_progress: Called with (comparisons so far, comparisons planned) after each round.
@@ -162,12 +163,13 @@ def rank(
             # Half the items' pairs at a time: small enough to learn from, large enough for the threads.
             size = min(max(n // 2, 1), planned - asked.total())
             batch = next_pairs(found, asked, size, n_orders, generator) if size > 0 else []
-    return _ranking(items, found, comparisons, level, asked.total(), n_unreadable, n_resumed)
+    sure = posterior(comparisons, found, seed)
+    return _ranking(items, sure, comparisons, level, asked.total(), n_unreadable, n_resumed)
 
 
 def _ranking(
     items: Sequence[Any],
-    found: Fit,
+    found: Posterior,
     comparisons: Sequence[tuple[int, int, float]],
     level: float,
     n_asked: int,
@@ -176,7 +178,7 @@ def _ranking(
 ) -> Ranking:
     z = NormalDist().inv_cdf(0.5 + level / 2)
     scores = [float(score) for score in found.scores]
-    spans = [z * max(float(variance), 0.0) ** 0.5 for variance in found.covariance.diagonal()]
+    spans = [z * float(deviation) for deviation in found.deviations]
     counts = Counter(index for first, second, _ in comparisons for index in (first, second))
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
     position = None

@@ -33,8 +33,6 @@ class Fit:
     """Of the scores."""
     position: float | None
     """What standing first adds, in log-odds; None where it was not fitted."""
-    position_deviation: float | None
-    """Its standard error."""
 
 
 def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_position: bool) -> Fit:
@@ -63,8 +61,7 @@ def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_posi
     values = model.coef_[0]
     expected = 1.0 / (1.0 + numpy.exp(-(design @ values)))
     information = (design.T @ sparse.diags(expected * (1.0 - expected)) @ design).toarray()
-    # Each comparison counts as one toss of a coin. A probability tells more than a toss, so that for a judge who gives
-    # probabilities the intervals are wide rather than narrow.
+    # The curvature: enough to choose pairs by. How sure the scores are says ranking_posterior.py.
     covariance = numpy.linalg.inv(information + numpy.eye(len(values)) / PRIOR_DEVIATION**2)
     centre = numpy.eye(n_items) - 1.0 / n_items
     scores = values[:n_items]
@@ -72,7 +69,6 @@ def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_posi
         scores=scores - scores.mean(),
         covariance=centre @ covariance[:n_items, :n_items] @ centre,
         position=float(values[n_items]) if has_position else None,
-        position_deviation=float(covariance[n_items, n_items]) ** 0.5 if has_position else None,
     )
 
 

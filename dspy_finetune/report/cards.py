@@ -63,7 +63,7 @@ def _labels(comparison: Comparison, field: str) -> str:
         numbers = sorted(map(to_number, labels))
         return f"from {figure(numbers[0])} to {figure(numbers[-1])}, median {figure(statistics.median(numbers))}"
     counts = Counter(str(label) for label in labels)
-    if len(counts) > MAX_LABELS:
+    if len(counts) > MAX_LABELS or len(counts) == len(labels) > 2:
         return f"{len(counts):,} different ones"
     return ", ".join(f"{label}: {n:,}" for label, n in counts.most_common())
 

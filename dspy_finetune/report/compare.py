@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dspy_finetune._progress import ProgressLine
+from dspy_finetune.data.items import By
 from dspy_finetune.evaluation.answers import Program
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
 from dspy_finetune.evaluation.metric_types import AnyMetric
+from dspy_finetune.evaluation.subgroups import Subgroups
 from dspy_finetune.report.cards import make as make_cards
 from dspy_finetune.report.curves import Training, loss_curves
 from dspy_finetune.report.number_plots import NEAR
@@ -29,6 +31,9 @@ def compare(
     candidate: str | None = None,
     reference: str | None = None,
     margin: float | None = None,
+    group_by: By | None = None,
+    subgroups: Subgroups = (),
+    noise_floor: bool | int = False,
     n_threads: int = 8,
     checkpoint: str | os.PathLike[str] | None = None,
     retry_failed: bool = True,
@@ -51,9 +56,16 @@ def compare(
         programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.
         examples: Labelled `dspy.Example`s with their inputs marked.
         metrics: From `dspy_finetune.metrics`, or plain functions `metric(example, prediction, trace=None)`. The
-        first decides. candidate: The program whose worth is asked; default: the first.
+            first decides.
+        candidate: The program whose worth is asked; default: the first.
         reference: The program it has to beat; default: the one that does best among the others on these items.
         margin: A difference smaller than this, in the first metric's unit, does not matter to you; allows "equivalent".
+        group_by: What items share that makes them no independent evidence: a field (the same author), several fields
+            each of which holds an item (both titles of a pair), or a function of the example, as for `split`. Intervals
+            and tests then take the groups as independent, not the items.
+        subgroups: Fields, or names with functions of the example, by whose values the first metric is told apart.
+        noise_floor: Ask every program twice, past DSPy's cache: about all items (True) or the first so many. It costs
+            as many calls again.
         n_threads: Calls at once. Programs are asked one after the other, so their times do not disturb each other.
         checkpoint: A JSONL file that keeps every answer; run again with it to ask only what is missing. Programs are
         known
@@ -88,6 +100,9 @@ def compare(
             candidate=candidate,
             reference=reference,
             margin=margin,
+            group_by=group_by,
+            subgroups=subgroups,
+            noise_floor=noise_floor,
             n_threads=n_threads,
             checkpoint=checkpoint,
             retry_failed=retry_failed,

@@ -30,7 +30,8 @@ def answer_text(answer: Answer, field: str | None) -> str:
         return answer.outcome
     value = answer.outputs.get(field) if field is not None else None
     if isinstance(value, float):
-        return f"{value:.10g}"
+        # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
+        return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
     return str(value if value is not None else ", ".join(f"{name}: {one}" for name, one in answer.outputs.items()))
 
 
@@ -57,30 +58,44 @@ def confusion(comparison: Comparison) -> dict[str, Any] | None:
     return {"columns": columns, "rows": rows}
 
 
-def leanings(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """For pairs: how often each program, and the labels, go for the first and for the longer side."""
+def leanings(comparison: Comparison) -> tables.Table | None:
+    """For pairs: how often each program, and the labels, go for the first, the longer and the dearer side."""
     field = label_field(comparison)
     sides = _pair_fields(comparison)
     if field is None or sides is None:
-        return []
+        return None
     texts = [[str(item.inputs[side]) for item in comparison.items] for side in sides]
+    prices = [[{**item.labels, **item.inputs}.get(f"price_{side}") for item in comparison.items] for side in "ab"]
+    has_prices = any(one is not None for one in prices[0])
 
     def lean(choices: Sequence[Any]) -> PairwiseBias:
         known = [one if one is not None and label_text(one) in {"a", "b"} else None for one in choices]
-        return pairwise_bias(texts[0], texts[1], known, confidence=comparison.confidence)
+        return pairwise_bias(
+            texts[0],
+            texts[1],
+            known,
+            prices_a=prices[0] if has_prices else None,
+            prices_b=prices[1] if has_prices else None,
+            confidence=comparison.confidence,
+        )
 
     found = {"(the labels)": lean([item.labels.get(field) for item in comparison.items])}
     for name, answers in comparison.answers.items():
         found[name] = lean([answer.outputs.get(field) for answer in answers])
-    return [
-        (name, tables.with_interval(one.prefers_first), tables.with_interval(one.prefers_longer))
-        for name, one in found.items()
-    ]
+    rows = []
+    for name, one in found.items():
+        cells = [name, tables.with_interval(one.prefers_first), tables.with_interval(one.prefers_longer)]
+        if has_prices:
+            cells.append(tables.MISSING if one.prefers_dearer is None else tables.with_interval(one.prefers_dearer))
+        rows.append(tuple(cells))
+    head = ("program", "prefers the first", "prefers the longer", *(["prefers the dearer"] if has_prices else []))
+    return tables.Table(head=head, rows=tuple(rows))
 
 
 def _pair_fields(comparison: Comparison) -> tuple[str, str] | None:
+    """The two texts that are compared; prices beside them are none."""
     names = list(comparison.items[0].inputs)
-    stems = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names]
+    stems = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names and name[:-2] != "price"]
     return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
 
 

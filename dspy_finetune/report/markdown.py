@@ -35,7 +35,7 @@ def render(report: Report) -> str:
             f"## Differences: {escape_markdown(comparison.candidate)} minus …",
             as_markdown(tables.difference_table(comparison)),
         ]
-    parts += _numbers(report) + _labels(report) + _leanings(report) + _errors(report) + _training(report)
+    parts += _numbers(report) + _labels(report) + _tables(report) + _errors(report) + _training(report)
     parts += _disputed(report)
     for name, card in report.cards.items():
         facts = "\n".join(f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in card.items())
@@ -72,12 +72,13 @@ def _labels(report: Report) -> list[str]:
     ]
 
 
-def _leanings(report: Report) -> list[str]:
-    rows = items.leanings(report.comparison)
-    if not rows:
-        return []
-    head = ("program", "prefers the first", "prefers the longer")
-    return ["## Leanings", as_markdown(Table(head=head, rows=tuple(rows)))]
+def _tables(report: Report) -> list[str]:
+    known = (
+        ("By parts of the items", tables.subgroup_table(report.comparison)),
+        ("Each program against itself", tables.noise_table(report.comparison)),
+        ("Leanings", items.leanings(report.comparison)),
+    )
+    return [part for title, table in known if table is not None for part in (f"## {title}", as_markdown(table))]
 
 
 def _errors(report: Report) -> list[str]:

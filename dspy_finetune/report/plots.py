@@ -149,9 +149,10 @@ def latency(comparison: Comparison, name: str) -> str | None:
             axes.plot([max(p50, floor)], [place], marker="o", markersize=7, color=colour)
         if spread > 30:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         else:
             axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.xaxis.set_major_locator(_few_ticks(is_log=spread > 30))
         _rows(axes, [label for label, *_ in known], "milliseconds for one answer")
 
     return draw(name, (WIDTH, 0.9 + 0.38 * len(known)), paint)
@@ -170,6 +171,12 @@ def cost(comparison: Comparison, name: str) -> str | None:
         _rows(axes, [label for label, _ in known], "USD for 1,000 answers")
 
     return draw(name, (WIDTH, 0.9 + 0.38 * len(known)), paint)
+
+
+def _few_ticks(*, is_log: bool) -> Any:
+    """Ticks whose numbers do not run into one another."""
+    ticker = require("matplotlib.ticker", "report", "a report with pictures")
+    return ticker.LogLocator(numticks=6) if is_log else ticker.MaxNLocator(nbins=4)
 
 
 def _place(comparison: Comparison, program: str) -> int:

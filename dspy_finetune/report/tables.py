@@ -73,6 +73,11 @@ def program_table(comparison: Comparison) -> Table:
     columns += [
         ("unreadable", [count(row.n_unreadable) for row in rows]),
         ("failed", [count(row.n_failed) for row in rows]),
+        *(
+            [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]
+            if any(row.n_unjudged for row in rows)
+            else []
+        ),
         ("seconds", [f"{row.seconds:,.1f}" for row in rows]),
         ("ms p50", [count(row.latency_p50_ms) for row in rows]),
         ("ms p95", [count(row.latency_p95_ms) for row in rows]),
@@ -113,8 +118,50 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
     )
 
 
+def subgroup_table(comparison: Comparison) -> Table | None:
+    """One row per part of the items: each program's figure, and candidate minus reference; None without parts."""
+    if not comparison.subgroups:
+        return None
+    names = [row.name for row in comparison.programs]
+    head = ("part", "n", *names, "difference", "p (Holm)")
+    rows = tuple(
+        (
+            f"{one.field}: {one.value}",
+            count(one.n),
+            *(with_interval(one.scores[name]) if name in one.scores else MISSING for name in names),
+            MISSING if one.difference is None else with_interval(one.difference, sign=True),
+            p_text(one.p_holm),
+        )
+        for one in comparison.subgroups
+    )
+    return Table(head=head, rows=rows)
+
+
+def noise_table(comparison: Comparison) -> Table | None:
+    """One row per program that was asked twice; None where none was."""
+    if not comparison.noise_floor:
+        return None
+    percent = f"{comparison.confidence:.0%}"
+    head = ("program", "asked twice", "answers that changed", f"second minus first [{percent}]", "remark")
+    rows = tuple(
+        (
+            one.program,
+            count(one.n),
+            count(one.n_changed),
+            with_interval(one.difference, sign=True),
+            "from a cache: not measured" if one.is_from_cache else MISSING,
+        )
+        for one in comparison.noise_floor
+    )
+    return Table(head=head, rows=rows)
+
+
 def verdict_sentence(comparison: Comparison) -> str:
     """The finding, with what it rests on and what follows."""
+    return " ".join(filter(None, (_finding(comparison), comparison.advice)))
+
+
+def _finding(comparison: Comparison) -> str:
     one, metric = comparison.decisive, comparison.main_metric
     candidate, other = comparison.candidate, comparison.reference
     if one is None or other is None:
@@ -140,7 +187,8 @@ def verdict_sentence(comparison: Comparison) -> str:
 def _what_would_decide(one: Difference) -> str:
     if one.n_more_items is None:
         return "No difference was seen, so no number of further items can be named that would show one."
-    return f"About {one.n_more_items:,} more items would decide, if the difference stays as seen."
+    many = f"About {one.n_more_items:,}" if one.n_more_items > 1 else "A few"
+    return f"{many} more items would decide, if the difference stays as seen."
 
 
 def as_text(table: Table) -> str:

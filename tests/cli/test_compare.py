@@ -8,7 +8,10 @@ import pytest
 
 from dspy_finetune.cli.main import main
 from dspy_finetune.errors import AnswerError
+from dspy_finetune.hosts import Host
+from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import binary, pairwise
+from tests.jobs.answering import AnsweringOpenAI
 
 ROWS = [{"title": f"{'tides' if n % 3 else 'taxes'} {n}", "is_favorite": bool(n % 2)} for n in range(40)]
 
@@ -86,6 +89,46 @@ def test_wrong_usage_is_one_line_and_code_two(rows, capsys):
 def test_rows_that_were_trained_on_are_told(rows, capsys):
     run(rows, "--program", "a=50.json", "--train", rows)
     assert "40 of 40 rows stand in the training file too" in capsys.readouterr().err
+
+
+def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, monkeypatch, capsys):
+    server = AnsweringOpenAI()
+    server.answer = lambda body: "[[ ## is_favorite ## ]]\nTrue" if "[[ ##" in str(body) else "true"
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    try:
+        OpenAIPredictor(binary(), "ft:gpt-4.1-nano-2025-04-14:x::1", host=Host.openai()).save(tmp_path / "tuned.json")
+        for name in ("rows", "train"):
+            lines = [json.dumps({"title": f"{name} {n}", "is_favorite": n % 2 == 0}) for n in range(6)]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        options = ("--train", str(tmp_path / "train.jsonl"), "--base-model", "gpt-4.1-nano-2025-04-14", "--json")
+        assert run(str(tmp_path / "rows.jsonl"), "--program", f"tuned={tmp_path / 'tuned.json'}", *options) == 3
+        captured = capsys.readouterr()
+        rows = {row["name"]: row for row in json.loads(captured.out)["comparison"]["programs"]}
+        untuned, few_shot = "gpt-4.1-nano-2025-04-14, untuned", "gpt-4.1-nano-2025-04-14, nearest few-shot"
+        assert list(rows) == ["tuned", "TF-IDF + logistic", "majority", untuned, few_shot]
+        assert [(rows[name]["n_failed"], rows[name]["n_unreadable"]) for name in (untuned, few_shot)] == [(0, 0)] * 2
+        assert "not compared with" not in captured.err
+    finally:
+        server.close()
+
+
+def test_what_was_not_compared_with_is_told(rows, capsys):
+    run(rows, "--program", "a=50.json")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "not compared with: majority and TF-IDF baselines (--train); the untuned model (--base-model)" in told
+
+
+def test_groups_parts_and_the_noise_floor_can_be_asked_for(tmp_path, rows, capsys):
+    lines = [{**row, "ten": number // 10, "kind": str(row["title"]).split()[0]} for number, row in enumerate(ROWS)]
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--group-by", "ten", "--subgroup", "kind", "--noise-floor", "5", "--json")
+    assert run(str(path), "--program", "a=50.json", "--program", "b=2.json", *options) in {0, 3}
+    found = json.loads(capsys.readouterr().out)["comparison"]
+    assert found["n_groups"] == 4
+    assert {row["value"] for row in found["subgroups"]} == {"tides", "taxes"}
+    assert [(one["program"], one["n"], one["n_changed"]) for one in found["noise_floor"]] == [("a", 5, 0), ("b", 5, 0)]
 
 
 def test_pairs_get_the_baseline_for_pairs(tmp_path, monkeypatch):

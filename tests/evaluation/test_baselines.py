@@ -26,7 +26,7 @@ def test_the_majority_answers_the_most_frequent_label_with_its_share():
     answer = baselines.majority(TRAIN, label="liked")(title="x")
     assert answer.liked is True
     assert answer.probability == pytest.approx(40 / 60)
-    assert answer.probabilities == pytest.approx({"true": 40 / 60, "false": 20 / 60})
+    assert answer.probabilities == pytest.approx({True: 40 / 60, False: 20 / 60})
     assert baselines.majority(TRAIN[:1], label="liked")(title="x").probability == 0.0
 
 
@@ -42,7 +42,7 @@ def test_the_pair_baseline_has_no_position_bias():
     pairs = baselines.tfidf_pairs(PAIRS)
     assert pairs(title_a="owls", title_b="golf").preferred == "A"
     forward, backward = pairs(title_a="owls", title_b="golf"), pairs(title_a="golf", title_b="owls")
-    assert forward.probabilities["a"] == pytest.approx(backward.probabilities["b"])
+    assert forward.probabilities["A"] == pytest.approx(backward.probabilities["B"])
     assert forward.probability == pytest.approx(backward.probability)  # that of the side returned
 
 

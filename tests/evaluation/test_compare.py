@@ -194,6 +194,7 @@ def test_usage_is_kept_per_program_and_settings_stay_as_they_are():
     spends, free = found.programs
     assert (spends.n_failed, spends.prompt_tokens, spends.completion_tokens) == (0, 280, 80)
     assert spends.cost_usd == pytest.approx((280 + 800) / 1e6)
+    assert found.answers["a"][3].cost_usd == pytest.approx((7 + 20) / 1e6)
     assert (free.prompt_tokens, free.cost_usd) == (None, None)
 
 

@@ -139,8 +139,9 @@ def test_ctrl_c_while_training_leaves_the_jobs_to_the_next_call(fake, host):
 def test_nothing_is_started_above_the_budget(fake, host):
     with pytest.raises(BudgetError, match=r"3 jobs cost \$.*10 rows \$"):
         curve(fake, host, max_usd=0.000001)
-    with pytest.raises(BudgetError, match="unheard-of"):
-        curve(fake, host, models=["unheard-of"], max_usd=5.0)
+    for max_usd in (5.0, None):
+        with pytest.raises(BudgetError, match="unheard-of"):
+            curve(fake, host, models=["unheard-of"], max_usd=max_usd)
     assert fake.count("POST /files") == 0
     whole = sum(run.estimated_cost_usd or math.nan for run in curve(fake, host).runs)
     assert [run.error for run in curve(fake, host, max_usd=whole).runs] == [None] * 3
@@ -192,6 +193,17 @@ def test_set_metrics_and_a_program_of_ones_own_are_measured_too(fake, host):
     assert found.metric.kind == "set"
     assert found.points[0].score.value == found.points[1].score.value
     assert (found.margins[0].change.low, found.margins[0].change.high) == (0.0, 0.0)
+
+
+def test_test_items_that_share_a_group_are_taken_so(fake, host):
+    def make(model):
+        return lambda title: dspy.Prediction(is_favorite=int(title.split()[1]) % 20 < 10)
+
+    grouped = [dspy.Example(**row, ten=int(row.title.split()[1]) // 10).with_inputs("title") for row in TEST]
+    apart = curve(fake, host, sizes=[10], predictor=make).points[0].score
+    together = curve(fake, host, sizes=[10], predictor=make, test=grouped, group_by="ten").points[0].score
+    assert (apart.method, together.method) == ("Wilson", "clustered Wilson")
+    assert apart.value == together.value
 
 
 @pytest.mark.parametrize(

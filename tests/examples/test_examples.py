@@ -52,15 +52,15 @@ class TestPricer:
     ) -> None:
         report = pricer.main(tmp_path, host, size="small")
         assert {row.name for row in report.rows} == {"tuned", "untuned", "TF-IDF + ridge", "median"}
-        assert {row.n for row in report.rows} == {10}
-        assert len((tmp_path / "fine_tune_train.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+        assert {row.n for row in report.rows} == {8}
+        assert len((tmp_path / "fine_tune_train.jsonl").read_text(encoding="utf-8").splitlines()) == 16
         assert len((tmp_path / "fine_tune_validation.jsonl").read_text(encoding="utf-8").splitlines()) == 5
         page = page_of(tmp_path / "report.html")
         assert "true price" in page  # the scatter's axis
         assert "pricer, validation from" in page
         curve = page_of(tmp_path / "curve.html")
         assert "10 rows" in curve
-        assert "20 rows" in curve
+        assert "16 rows" in curve
         assert "pricer" in capsys.readouterr().out
 
 

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspy_finetune.data import iter_examples, load_examples
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, RowsError, UsageError
 from dspy_finetune.export import Dataset, Manifest, Preference, export_dpo, export_sft
 from dspy_finetune.export.checks import check
@@ -459,3 +460,31 @@ def test_the_report_is_the_same_as_checking_the_file(
     if base_model is not None:
         assert dataset.report.stats.tokens is not None
         assert dataset.report.stats.tokens.total == dataset.n_tokens
+
+
+@pytest.mark.parametrize("load", [load_examples, iter_examples], ids=["list", "stream"])
+@pytest.mark.parametrize("write", [export_sft, export_dpo], ids=["sft", "dpo"])
+def test_rows_that_the_loader_left_out_stand_in_the_manifest(load: Any, write: Any, tmp_path: Path) -> None:
+    source = tmp_path / "titles.jsonl"
+    rows = [json.dumps({"title": text, "is_favorite": n % 2 == 0}) for n, text in enumerate(TITLES)]
+    source.write_text(
+        "\n".join([*rows[:3], "{broken", *rows[3:], json.dumps({"title": "x", "is_favorite": "perhaps"})])
+    )
+    prompt = binary()
+    examples = load(source, signature=prompt.signature, on_error="skip")
+    manifest = write(examples, prompt, tmp_path / "out.jsonl").manifest
+    assert (manifest.n_rows_in, manifest.n_rows_out, manifest.n_skipped) == (14, 12, 2)
+    assert [row["row"] for row in manifest.skipped_rows] == [4, 14]
+    assert any("is_favorite" in reason for reason in manifest.skipped)
+    assert Manifest.read(tmp_path / "out.jsonl") == manifest
+
+
+def test_many_rows_that_the_loader_left_out_are_counted_all(tmp_path: Path) -> None:
+    source = tmp_path / "titles.jsonl"
+    good = [json.dumps({"title": text, "is_favorite": True}) for text in TITLES]
+    source.write_text("\n".join([*good, *["{broken"] * 1500]))
+    prompt = binary()
+    examples = iter_examples(source, signature=prompt.signature, on_error="skip")
+    examples.max_kept = 100
+    manifest = export_sft(examples, prompt, tmp_path / "out.jsonl").manifest
+    assert (manifest.n_rows_in, manifest.n_rows_out, manifest.n_skipped) == (1512, 12, 1500)

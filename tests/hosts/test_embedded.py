@@ -62,16 +62,21 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_first_use_starts_it_and_the_second_finds_it(root: Path) -> None:
     host = Host.local(root=root, base_model="toy")
     assert host.base_url is None
+    assert not host.stops_with_process()
     assert not (root / "starts").exists()
     assert host.client().models.list().data == []
     assert host.client().api_key == "token"
     other = Host.local(root=root)
     assert other.connection() == host.connection()
+    # Who follows a job says so: what runs elsewhere goes on, this does not.
+    assert host.stops_with_process()
+    assert not Host.local(str(host.base_url)).stops_with_process()
     assert (root / "starts").read_text() == "x"
     facts = json.loads((root / "server.json").read_text())
     assert facts["argv"][-2:] == ["--model", "toy"]
     assert (root / "server.log").exists()
     host.close()
+    assert not host.stops_with_process()
     assert embedded.find_server(root) is None
 
 

@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMAuthError, LMRateLimitError
 
 import dspy_finetune as ft
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.engine import AsyncHostEngine, HostEngine, engines_for
+from dspy_finetune.hosts.engine import AsyncHostEngine, HostEngine, _thin, engines_for
 from tests.fake_openai import FakeOpenAI
 
 TUNED = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
@@ -158,3 +158,32 @@ def test_a_predictor_asks_through_them(fake: FakeOpenAI, tmp_path: Path) -> None
     assert isinstance(tuned.lm.engine, HostEngine)
     assert tuned.lm.engine.timeout == 20
     assert tuned(title="x").is_favorite is True
+
+
+def test_log_probabilities_are_kept_once(fake: FakeOpenAI) -> None:
+    """In the response; the raw answer beside it, which cache and history keep too, has all the rest."""
+    wire = HostEngine(Host.compatible(fake.url, "k"))._connected()
+    raw = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "true"}, "finish_reason": "stop"}]}
+    raw["choices"][0]["logprobs"] = {"content": [{"token": "true", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
+    read = wire.response_from_openai_chat({"id": "1", "model": "m", "usage": {}, **raw}, model="m")
+    thin = _thin(read)
+    assert thin.logprobs[0].logprob == -0.1
+    assert "logprobs" not in str(thin.provider_data)
+    assert thin.provider_data["choices"][0]["message"]["content"] == "true"
+
+
+def test_a_server_that_moved_is_found_again(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an embedded server does that was killed: it comes back at another port."""
+    moved = FakeOpenAI()
+    moved.reply = "false"
+    host = Host.compatible(fake.url, "k")
+    lm = host.lm(TUNED, **engines_for(host, TUNED, {"cache": False}))
+
+    async def ask() -> str:
+        return str((await lm.acall(request(CONFIGS[0]))).text)
+
+    assert (lm(request(CONFIGS[0])).text, asyncio.run(ask())) == ("true", "true")
+    monkeypatch.setattr(host, "is_connected", lambda: False)
+    monkeypatch.setattr(host, "connection", lambda: (moved.url, "k"))
+    assert (lm(request(CONFIGS[0])).text, asyncio.run(ask())) == ("false", "false")
+    moved.close()

@@ -79,6 +79,16 @@ def test_the_first_schema_is_still_understood(
     assert (job.id, job.is_new, len(fake.jobs)) == ("ftjob-0001", False, 1)
 
 
+def test_a_journal_of_the_first_schema_is_written_on_in_the_present_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.path.write_text((Path(__file__).parent / "journal_v1.jsonl").read_text(encoding="utf-8"))
+    before = journal.entries()
+    journal.append("INTENT", "ended", at=9.0, job_id="ftjob-0001")
+    assert [json.loads(line)["v"] for line in journal.path.read_text().splitlines()] == [1] * len(before) + [2]
+    assert journal.entries("INTENT")[:-1] == before
+    assert journal.entries("INTENT")[-1].facts == {"job_id": "ftjob-0001"}
+
+
 def test_a_journal_that_cannot_be_written_stops_before_money(tmp_path: Path, sft_file: Path, host: Host) -> None:
     (tmp_path / "file").write_text("")
     made = plan(sft_file, base_model="gpt-4.1-mini-2025-04-14", host=host)

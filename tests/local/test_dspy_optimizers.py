@@ -70,7 +70,7 @@ def test_bootstrap_finetune_and_better_together_from_titles_to_a_tuned_program(h
     assert {"running", "succeeded"} <= set(statuses)
     losses = [row["train_loss"] for row in job.metrics()]
     assert losses
-    assert all(loss is None or loss > 0 for loss in losses)
+    assert all(isinstance(loss, float) and loss > 0 for loss in losses)
     # What is served is what was trained, byte for byte.
     files = [path for path in (host.root or Path()).rglob("train-sft-*.jsonl") if "training" in path.parts]
     trained = [json.loads(line)["messages"] for line in files[0].read_text(encoding="utf-8").splitlines()]

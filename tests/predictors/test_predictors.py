@@ -283,8 +283,22 @@ def test_one_file_holds_the_predictor(chat: ChatServer, tmp_path: Path, monkeypa
     assert loaded.lm.model == "openai/ft:base:org::abc"
 
 
+def test_the_file_says_where_the_model_comes_from(chat: ChatServer, tmp_path: Path) -> None:
+    prompt = ft.prompts.binary(RUBRIC)
+    model = ft.FinetunedModel(
+        id="ft:base:org::abc", base="base", host_name="loopback", host_description=chat.host.to_dict(),
+        job_id="ftjob-1", prompt_digest=prompt.digest, data_sha256="ab12", hyperparameters={"n_epochs": 3}, seed=7,
+    )  # fmt: skip
+    ft.OpenAIPredictor(prompt, model).save(tmp_path / "tuned.json")
+    loaded = ft.load_predictor(tmp_path / "tuned.json")
+    assert loaded.provenance is not None
+    assert ft.FinetunedModel.from_dict(loaded.provenance) == model
+    assert ft.OpenAIPredictor(prompt, "ft:base:org::abc").provenance is None
+
+
 @pytest.mark.parametrize(
-    "content", ["{", "{}", '{"predictor": "Nobody"}', '{"predictor": "OpenAIPredictor", "version": 99}']
+    "content",
+    ["{", "{}", '{"predictor": []}', '{"predictor": "Nobody"}', '{"predictor": "OpenAIPredictor", "version": 99}'],
 )
 def test_what_is_not_a_saved_predictor_is_said_so(content: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"

@@ -56,6 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows,
         [metrics.accuracy("liked"), metrics.roc_auc("liked")],
         n_resamples=100,
+        subgroups={"long": lambda row: len(row.title) > 20},
+        noise_floor=5,
         title="Titles",
         cards={"Prompt": {"system": EVIL}},
         training={"sft": [(1, 2.0), (2, 1.5), (3, 1.1)]},
@@ -120,7 +122,7 @@ class Opened:
         return [text.strip() for text in cells.evaluate_all("cells => cells.map(c => c.dataset.value ?? c.innerText)")]
 
 
-@pytest.mark.parametrize("name", ["labels", "numbers", "all", "curve"])
+@pytest.mark.parametrize("name", ["labels", "all", "curve"])
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_its_screen_and_keeps_the_rules_of_accessibility(

@@ -1,6 +1,7 @@
 """The report: says the verdict, keeps every fact in JSON, and shows text from data as text."""
 
 import dataclasses
+import inspect
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,6 +15,7 @@ from dspy.utils import DummyLM
 import dspy_finetune
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
 from dspy_finetune.evaluation import metrics
+from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.report import (
     Report,
@@ -354,6 +356,14 @@ def test_cards_tell_of_the_items_and_of_each_prompt_once():
     assert cards["Prompt of few-shot"]["demonstrations"] == "1"
 
 
+def test_free_texts_are_counted_not_listed_and_figures_are_cut():
+    rows = [dspy.Example(q=f"q{n}", a=f"a long answer {n}").with_inputs("q") for n in range(5)]
+    told = compare({"a": lambda q: dspy.Prediction(a="x")}, rows, [metrics.exact_match("a")])
+    assert told.cards["Data"]["a"] == "5 different ones"
+    answers = [Answer(outcome="answered", outputs={"p": p}, latency_ms=1.0) for p in (276.3912128, 45.0, 0.00012345)]
+    assert [items.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
+
+
 def test_what_answers_cost_is_shown_where_prices_are_known():
     def answers(title: str) -> dspy.Prediction:
         prediction = dspy.Prediction(liked=True)
@@ -364,3 +374,50 @@ def test_what_answers_cost_is_shown_where_prices_are_known():
     assert "a 2.0000 USD" in priced.html()
     unpriced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")])
     assert plots.cost(unpriced.comparison, "x") is None
+
+
+def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
+    """Two signatures, so that help and editors show every option where users meet it; they must not part."""
+    from dspy_finetune.evaluation import compare_programs
+
+    ours, theirs = (inspect.signature(one).parameters for one in (compare, compare_programs))
+    assert {name: (ours[name].kind, ours[name].default, ours[name].annotation) for name in theirs} == {
+        name: (one.kind, one.default, one.annotation) for name, one in theirs.items()
+    }
+    assert {"title", "cards"} <= set(ours) - set(theirs)
+    told = compare.__doc__ or ""
+    assert [name for name in ours if f"        {name}: " not in told] == []
+
+
+def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
+    rows = [
+        dspy.Example(
+            title_a="x" * (n + 1),
+            title_b="y" * 5,
+            price_a=n,
+            price_b=5.5,
+            preferred="AB"[n % 2],
+            kind=["even", "odd"][n % 2],
+        ).with_inputs("title_a", "title_b")
+        for n in range(12)
+    ]
+
+    def dearer(title_a: str, title_b: str) -> dspy.Prediction:
+        return dspy.Prediction(preferred="A" if len(title_a) > 6 else "B")
+
+    told = compare(
+        {"dearer": dearer, "first": lambda title_a, title_b: dspy.Prediction(preferred="A")},
+        rows,
+        [metrics.pairwise_accuracy()],
+        subgroups=["kind"],
+        noise_floor=True,
+    )
+    table = items.leanings(told.comparison)
+    assert table is not None
+    assert table.head == ("program", "prefers the first", "prefers the longer", "prefers the dearer")
+    assert {row[0]: row[3].split()[0] for row in table.rows}["dearer"] == "1.000"
+    for shown in (told.html(), told.markdown()):
+        assert "By parts of the items" in shown
+        assert "kind: odd" in shown
+        assert "Each program against itself" in shown
+        assert "prefers the dearer" in shown

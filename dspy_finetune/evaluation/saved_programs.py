@@ -1,0 +1,157 @@
+"""Programs that DSPy saved as JSON, from 2.5 to 3.4, loaded to be compared.
+
+In: a file that `program.save("program.json")` wrote, and the program's shape: a module like the one that was saved, or
+just the signature, for a program of one predictor. Out: a `dspy.Module`. Files hold prompts and demonstrations, never
+code, and nothing in them is run. What older files lack or have otherwise:
+
+- 2.5 wrote no `metadata` before 2.5.43, calls the predictor of a ChainOfThought "self", and repeats its signature under
+  `extended_signature`, at which DSPy from 2.6 on stops;
+- 2.6 wrote the language model's API key into the file: it is left out here; take it out of the file too;
+- all pair the saved fields with the signature's by place, whatever their number: here the number must fit.
+
+Tried on files of 2.5.6, 2.5.43, 2.6.27, 3.0.4, 3.2.0, 3.3.0 and 3.4.1, written by these versions for a Predict, a
+ChainOfThought and a module that holds a Predict. Not covered: pickles and folders, which run code when they are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from dspy_finetune._files import file_error
+from dspy_finetune.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_SECRETS = ("api_key", "headers", "extra_headers")
+
+
+def load_optimized(
+    program: dspy.Module | type[dspy.Signature] | str,
+    path: str | os.PathLike[str],
+    *,
+    lm: dspy.BaseLM | None = None,
+) -> dspy.Module:
+    """A program that DSPy saved, ready to be compared.
+
+    Args:
+        program: A module of the saved program's shape, which is copied; or a signature, for a Predict, a ChainOfThought
+            or a module that holds a single one of them.
+        path: The JSON file.
+        lm: The model to ask; None takes the one named in the file, or else DSPy's configured one. Keys come from the
+            environment.
+
+    Raises:
+        FileError: The file cannot be read.
+        DataError: It is not a saved program, or one of another shape; says which predictors it holds.
+    """
+    states = _predictors(_read(path), path)
+    if isinstance(program, dspy.Module):
+        loaded = program.deepcopy()
+        _fill(loaded, _renamed(states, loaded, path), path)
+    else:
+        loaded = _from_signature(program, states, path)
+    if lm is not None:
+        loaded.set_lm(lm)
+    return loaded
+
+
+def is_dspy_program(path: str | os.PathLike[str]) -> bool:
+    """Whether a file looks like a program that DSPy saved, rather than one of this library's predictors or none."""
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever reads it next says what is wrong
+    parts = [state, *state.values()] if isinstance(state, dict) else []
+    return any(isinstance(part, dict) and {"demos", "signature"} <= set(part) for part in parts)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    except ValueError as error:
+        raise DataError(
+            f"{os.fspath(path)} is not JSON ({error}); save the program with program.save(...json)"
+        ) from error
+    if not isinstance(state, dict):
+        raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: it holds a {type(state).__name__}")
+    state.pop("metadata", None)
+    return state
+
+
+def _predictors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """By name, the predictors' states, as the DSPy that is installed takes them; a bare Predict's name is empty."""
+    found = {"": dict(state)} if "demos" in state else dict(state)
+    for name, one in found.items():
+        signature = one.get("signature") if isinstance(one, dict) else None
+        if not isinstance(signature, dict) or not isinstance(signature.get("fields"), list) or "demos" not in one:
+            raise DataError(
+                f"{os.fspath(path)} is not a program that DSPy saved: {name or 'the file'} holds no demos and signature"
+            )
+        one.pop("extended_signature", None)
+        saved_lm = one.setdefault("lm", None)
+        if isinstance(saved_lm, dict):
+            held = [key for key in _SECRETS if saved_lm.pop(key, None)]
+            if held:
+                logger.warning("%s holds %s: take it out of the file", os.fspath(path), " and ".join(held))
+    if not found:
+        raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: it holds no predictor")
+    return found
+
+
+def _renamed(
+    states: dict[str, dict[str, Any]], program: dspy.Module, path: str | os.PathLike[str]
+) -> dict[str, dict[str, Any]]:
+    """The states under the program's own names: one predictor is that one, whatever it was called."""
+    wanted = [name for name, _ in program.named_predictors()]
+    if len(wanted) == 1 and len(states) == 1:
+        return {wanted[0]: next(iter(states.values()))}
+    # 2.5 calls the predictor of a ChainOfThought that a program holds by the holder's name alone.
+    known = {
+        name: next((key for key in (name, name.removesuffix(".predict")) if key in states), None) for name in wanted
+    }
+    missing = [name for name, key in known.items() if key is None]
+    if missing or len(wanted) != len(states):
+        raise DataError(
+            f"{os.fspath(path)} holds the predictors {', '.join(states)}; the program has {', '.join(wanted)}: "
+            "give the module that was saved"
+        )
+    return {name: states[key] for name, key in known.items() if key is not None}
+
+
+def _from_signature(
+    signature: type[dspy.Signature] | str, states: dict[str, dict[str, Any]], path: str | os.PathLike[str]
+) -> dspy.Module:
+    if len(states) != 1:
+        raise DataError(
+            f"{os.fspath(path)} holds several predictors: {', '.join(states)}; give the module that was saved "
+            "instead of its signature"
+        )
+    (state,) = states.values()
+    plain = dspy.Predict(signature)
+    n_more = len(state["signature"]["fields"]) - len(plain.signature.fields)
+    made = dspy.ChainOfThought(signature) if n_more == 1 else plain
+    _fill(made, _renamed(states, made, path), path)
+    return made
+
+
+def _fill(program: dspy.Module, states: Mapping[str, dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    for name, predictor in program.named_predictors():
+        saved, own = len(states[name]["signature"]["fields"]), list(predictor.signature.fields)
+        if saved != len(own):
+            raise DataError(
+                f"{os.fspath(path)}: a predictor of {saved} fields was saved; the program's has {len(own)}: "
+                f"{', '.join(own)}"
+            )
+        try:
+            predictor.load_state(states[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{os.fspath(path)}: DSPy cannot read it ({type(error).__name__}: {error})") from error

@@ -1,0 +1,80 @@
+"""Plain words against tuning: where a program without training does as well as the tuned candidate."""
+
+import json
+from collections.abc import Iterable
+
+import dspy
+import pytest
+
+from dspy_finetune import prompts
+from dspy_finetune.evaluation import Comparison, baselines, compare_programs, in_both_orders, metrics
+from dspy_finetune.evaluation.tuned import is_tuned
+from dspy_finetune.predictors import Ensemble, OpenAIPredictor
+from dspy_finetune.report import Report
+
+ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
+
+
+class Knows(dspy.Module):
+    """Knows the labels but for some; a model of that name stands in it."""
+
+    def __init__(self, model: str, wrong: Iterable[int] = ()) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("title -> liked: bool")
+        self.inner.lm = dspy.LM(model, api_key="k")
+        self.wrong = set(wrong)
+
+    def forward(self, title: str) -> dspy.Prediction:
+        number = int(title.split()[1])
+        return dspy.Prediction(liked=(number % 2 == 0) != (number in self.wrong))
+
+
+TUNED, PLAIN = "openai/ft:gpt-4.1-nano-2025-04-14:x::1", "openai/gpt-4.1-nano-2025-04-14"
+
+
+@pytest.mark.parametrize(
+    ("tuned_wrong", "plain_wrong", "margin", "said"),
+    [
+        (range(12), range(1), None, "Do not fine-tune: prompt, which needs no training, is better."),
+        ([1], [2], 0.2, "Do not fine-tune: prompt, which needs no training, is as good, within the margin."),
+        ([1, 2], [2], None, "Do not fine-tune on this evidence: prompt, needing no training, did as well"),
+        ([1], [2, 3], None, None),
+        ([], range(12), None, None),
+    ],
+)
+def test_the_report_says_plainly_not_to_tune(tuned_wrong, plain_wrong, margin, said):
+    programs = {"tuned": Knows(TUNED, tuned_wrong), "prompt": Knows(PLAIN, plain_wrong)}
+    found = compare_programs(programs, ROWS, [metrics.accuracy("liked")], margin=margin)
+    assert (found.tuned, found.untuned) == (("tuned",), ("prompt",))
+    assert (found.advice or "").startswith(said or "")
+    assert (found.advice is None) is (said is None)
+    assert (said or "accuracy") in Report(comparison=found).verdict
+    assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    turned = compare_programs(programs, ROWS, [metrics.accuracy("liked")], candidate="prompt")
+    assert turned.advice is None  # nobody asks whether to tune what is not tuned
+
+
+def test_lower_is_better_is_read_as_it_is():
+    def close(offset: float, model: str) -> dspy.Module:
+        class Guess(Knows):
+            def forward(self, title: str) -> dspy.Prediction:
+                return dspy.Prediction(liked=float(int(title.split()[1]) % 2 == 0) + offset)
+
+        return Guess(model)
+
+    metric = [metrics.mean_absolute_error("liked")]
+    worse = compare_programs({"tuned": close(2.0, TUNED), "prompt": close(1.0, PLAIN)}, ROWS, metric)
+    assert (worse.advice or "").endswith("is better.")
+    assert compare_programs({"tuned": close(1.0, TUNED), "prompt": close(2.0, PLAIN)}, ROWS, metric).advice is None
+
+
+def test_what_is_tuned_is_known_by_the_models_name():
+    tuned = OpenAIPredictor(prompts.binary(), "ft:gpt-4.1-nano-2025-04-14:x::1")
+    assert is_tuned(tuned) is True
+    assert is_tuned(Ensemble([tuned, tuned])) is True
+    assert is_tuned(OpenAIPredictor(prompts.binary(), "my-azure-deployment")) is True
+    assert is_tuned(baselines.untuned(prompts.binary(), "gpt-4.1-nano-2025-04-14")) is False
+    assert is_tuned(baselines.majority(ROWS, label="liked")) is False
+    assert is_tuned(baselines.nearest_few_shot(ROWS, "title -> liked: bool")) is False
+    assert is_tuned(in_both_orders(tuned)) is True
+    assert is_tuned(lambda title: {}) is None
