@@ -338,6 +338,8 @@ class _Run:
             outcome = await asker.ask(row)
             self._record(row, outcome)
             self._suspicion.check(outcome)
+            # A program that answers without ever waiting would keep the loop from writing what it has answered.
+            await asyncio.sleep(0)
 
     def _take_up(self) -> None:
         """Find the rows that earlier runs answered, before anything is asked: if one is another, nothing may be."""
