@@ -46,7 +46,7 @@ class Ways:
 
     def openai_sync(self, n_calls: int, n_callers: int) -> Measured:
         """The plain client, in threads."""
-        with openai.OpenAI(base_url=self.url, api_key="key", max_retries=0) as client:
+        with openai.OpenAI(base_url=self.url, api_key="key", max_retries=0, timeout=600.0) as client:
             return threads(n_calls, n_callers, lambda number: self._read(client, number))
 
     def predictor_sync(self, n_calls: int, n_callers: int) -> Measured:
@@ -57,7 +57,7 @@ class Ways:
         """The plain asynchronous client."""
 
         async def main() -> Measured:
-            async with openai.AsyncOpenAI(base_url=self.url, api_key="key", max_retries=0) as client:
+            async with openai.AsyncOpenAI(base_url=self.url, api_key="key", max_retries=0, timeout=600.0) as client:
                 return await tasks(n_calls, n_callers, lambda number: self._read(client, number))
 
         return asyncio.run(main())

@@ -338,6 +338,8 @@ class _Run:
             outcome = await asker.ask(row)
             self._record(row, outcome)
             self._suspicion.check(outcome)
+            # A program that answers without ever waiting would keep the loop from writing what it has answered.
+            await asyncio.sleep(0)
 
     def _take_up(self) -> None:
         """Find the rows that earlier runs answered, before anything is asked: if one is another, nothing may be."""
@@ -358,11 +360,13 @@ class _Run:
     async def _next_row(self) -> InputRow | None:
         """The next row that is to be asked; bad ones are done with on the way."""
         n_passed = 0
-        while not self._is_over:
+        while not self._has_ended():
             row = self._gaps.popleft() if self._gaps else None
-            while row is None and self._n_taken >= self._oldest + WINDOW and not self._is_over:
+            while row is None and self._n_taken >= self._oldest + WINDOW and not self._has_ended():
                 self._moved.clear()
                 await self._moved.wait()
+            if self._has_ended():
+                break  # a row from beyond the window could not be found again
             if row is None:
                 row = next(self._source, None)
                 self._n_taken += 1
@@ -377,6 +381,10 @@ class _Run:
             if n_passed % 256 == 0:
                 await asyncio.sleep(0)  # others have answers to read meanwhile
         return None
+
+    def _has_ended(self) -> bool:
+        """Whether nothing new may begin; another worker may have seen to that during any await."""
+        return self._is_over
 
     def _reuse(self, row: InputRow, entry: Entry) -> None:
         if entry.digest != row.digest:

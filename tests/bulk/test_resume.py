@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_again_and_again_asks_for_each_answered_row_once(
     assert not kept.exists()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n_rows=st.integers(1, 40),
     bad=st.sets(st.integers(0, 39)),
@@ -161,3 +161,18 @@ def test_a_crash_between_the_output_and_the_end_is_no_new_run(loopback: Loopback
     loopback.fault = lambda body, n: None
     assert bulk.predict(predictor, rows, output).n_reused == 3
     assert set(loopback.answered.values()) == {1}
+
+
+def test_a_program_that_never_waits_is_written_down_all_the_same(tmp_path: Path) -> None:
+    kept = tmp_path / "out.jsonl.checkpoint"
+    most_unwritten = 0
+
+    async def program(n: int) -> dspy.Prediction:
+        nonlocal most_unwritten
+        n_written = kept.read_bytes().count(b"\n") - 1
+        most_unwritten = max(most_unwritten, n - n_written)
+        return dspy.Prediction(twice=2 * n)
+
+    rows = [{"n": number} for number in range(300)]
+    assert bulk.predict(program, rows, tmp_path / "out.jsonl", concurrency=4).n_answered == 300
+    assert most_unwritten <= 8
