@@ -36,7 +36,6 @@ class Pace:
         self._generator = generator
         self._era = 0  # ends with each decrease: requests that left before it cause no second one
         self._n_growing = 0  # answers that count: a round of them when the limit was full, as others prove nothing
-        self._n_growing = 0  # answers that count: a round of them when the limit was full, as others prove nothing
         self._is_doubling = True
         self._n_refused_in_a_row = 0
         self._tokens_each = 0.0

@@ -166,6 +166,7 @@ class Budget:
         self._prices = prices
         self._spent = prices.usd(spent) or 0.0
         self._reserved = 0.0
+        self._n_reserved = 0
         if max_usd is not None and prices.unknown is not None:
             raise BudgetError(f"max_usd={max_usd} cannot be kept: {prices.unknown}; leave max_usd out to go on without")
 
@@ -177,17 +178,20 @@ class Budget:
         if self._spent + self._reserved + most > self.max_usd:
             return None
         self._reserved += most
+        self._n_reserved += 1
         return most
 
     @property
     def is_waiting(self) -> bool:
         """Whether answers under way may free money."""
-        return self._reserved > 0
+        return self._n_reserved > 0
 
     def settle(self, reserved: float, tokens: Tokens | None) -> None:
         """The request has ended: what it cost, or None where that is unknown, which counts as the most."""
-        self._reserved -= reserved
         if self.max_usd is not None:
+            self._n_reserved -= 1
+            # With nothing under way the sum is zero, whatever rounding has left of it.
+            self._reserved = self._reserved - reserved if self._n_reserved else 0.0
             self._spent += reserved if tokens is None else self._prices.usd(tokens) or 0.0
 
     def error(self) -> BudgetError:
