@@ -27,6 +27,16 @@ for name in [*os.environ]:
         del os.environ[name]
 
 
+# The tests share the cores with each other: PyTorch's threads are not to spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """One training at a time: two on the same cores take far longer than one after the other."""
+    if item.get_closest_marker("local"):
+        item.add_marker(pytest.mark.xdist_group("training"))
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read from or left in the developer's home."""
