@@ -7,12 +7,10 @@ own file: `--data items.jsonl --text-field description`. OpenAI: `--host openai`
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import dspy_finetune as ft
-from dspy_finetune.jobs import Progress
 
 DATA = Path(__file__).parent / "data" / "products.jsonl"
 OPENAI_MODEL = "gpt-4.1-mini-2025-04-14"
@@ -38,21 +36,6 @@ SIZES = {
     "small": Size(n_train=16, n_validation=5, n_test=8, curve=(10, 16), n_epochs=1),
     "full": Size(n_train=200, n_validation=50, n_test=100, curve=(25, 50, 100, 200), n_epochs=1),
 }
-
-
-def follow(job: ft.Job) -> ft.FinetunedModel:
-    """Wait for the job; what changes is told on stderr, so that stdout holds results only."""
-    told = ""
-
-    def show(look: Progress) -> None:
-        nonlocal told
-        loss = f", loss {look.losses[-1][1]:.2f}" if look.losses else ""
-        text = f"  {job.id} {look.status} {look.step or 0}/{look.total_steps or '?'}{loss}"
-        if text != told:
-            told = text
-            print(text, file=sys.stderr)
-
-    return job.wait(on_progress=show)
 
 
 def main(
@@ -92,7 +75,7 @@ def main(
     )
     print(plan)
     job = plan.start(max_usd=5)
-    model = follow(job)
+    model = job.wait()
     print(*(event.message for event in job.events()[-10:]), sep="\n")
     print(ft.jobs(host=host, limit=1)[0].facts.fine_tuned_model)
 

@@ -17,7 +17,6 @@ import dspy
 
 import dspy_finetune as ft
 from dspy_finetune.export import TokenCounter
-from dspy_finetune.jobs import Progress
 
 DATA = Path(__file__).parent / "data" / "questions.jsonl"
 SYSTEM = "You are a patient teacher. Answer in one sentence."
@@ -44,27 +43,12 @@ def prepare(examples: Sequence[dspy.Example], prompt: ft.PromptFormat, path: Pat
     return dataset, stats
 
 
-def follow(job: ft.Job) -> ft.FinetunedModel:
-    """Wait for the job; what changes is told on stderr, so that stdout holds results only."""
-    told = ""
-
-    def show(look: Progress) -> None:
-        nonlocal told
-        loss = f", loss {look.losses[-1][1]:.2f}" if look.losses else ""
-        text = f"  {job.id} {look.status} {look.step or 0}/{look.total_steps or '?'}{loss}"
-        if text != told:
-            told = text
-            print(text, file=sys.stderr)
-
-    return job.wait(on_progress=show)
-
-
 def train(dataset: Any, host: ft.Host, base_model: str, n_epochs: int) -> ft.Job:
     """Start the job and follow it to its end."""
     plan = ft.plan(dataset, base_model=base_model, host=host, suffix="teacher", hyperparameters={"n_epochs": n_epochs})
     print(plan)
     job = plan.start(max_usd=5)
-    follow(job)
+    job.wait()
     return job
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import dspy
 
 import dspy_finetune as ft
-from dspy_finetune.jobs import Progress
 from dspy_finetune.quickstart import load_rubric, load_titles
 
 # A base model that both supervised tuning and DPO are offered for.
@@ -46,21 +44,6 @@ SIZES = {
     "small": Size(n_titles=24, n_pairs=12, n_explained=10, n_test=8, n_epochs=1),
     "full": Size(n_titles=440, n_pairs=240, n_explained=100, n_test=150, n_epochs=2),
 }
-
-
-def follow(job: ft.Job) -> ft.FinetunedModel:
-    """Wait for the job; what changes is told on stderr, so that stdout holds results only."""
-    told = ""
-
-    def show(look: Progress) -> None:
-        nonlocal told
-        loss = f", loss {look.losses[-1][1]:.2f}" if look.losses else ""
-        text = f"  {job.id} {look.status} {look.step or 0}/{look.total_steps or '?'}{loss}"
-        if text != told:
-            told = text
-            print(text, file=sys.stderr)
-
-    return job.wait(on_progress=show)
 
 
 def main(
@@ -107,7 +90,7 @@ def main(
         )
         print(plan)
         jobs[name] = plan.start(max_usd=5)
-        models[name] = start = follow(jobs[name])
+        models[name] = start = jobs[name].wait()
 
     # No cache: the ensemble asks what was asked before, and its time is part of the verdict.
     tuned = ft.OpenAIPredictor(binary, models["binary"], host=host, cache=False)

@@ -29,9 +29,10 @@ from typing import Any, Literal
 from dspy_finetune._files import atomic_writer, read_jsonl, write_json
 from dspy_finetune.bulk.asking import RowFailedError, outcome_of
 from dspy_finetune.bulk.batch_files import ENDPOINT, MAX_BYTES, MAX_REQUESTS, Answers, Part, custom_id, cut, saved_rows
-from dspy_finetune.bulk.concurrent import BulkResult, describe
+from dspy_finetune.bulk.concurrent import describe
 from dspy_finetune.bulk.output import OutputFormat, output_format, write_output
 from dspy_finetune.bulk.progress import Meter, Prices, Progress
+from dspy_finetune.bulk.result import BulkResult
 from dspy_finetune.bulk.rows import Outcome, Rows, fingerprint
 from dspy_finetune.bulk.tokens import Tokens
 from dspy_finetune.data.sources import Format

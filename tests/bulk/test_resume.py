@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import dspy_finetune as ft
 from dspy_finetune import bulk
-from dspy_finetune.bulk import checkpoint, concurrent
+from dspy_finetune.bulk import checkpoint
+from dspy_finetune.bulk import run as under_way
 from dspy_finetune.errors import DataError, HostError
 from tests.bulk.loopback import Loopback
 
@@ -89,7 +90,7 @@ def test_order_and_content_do_not_depend_on_where_a_run_broke(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(checkpoint, "WINDOW", window)
-    monkeypatch.setattr(concurrent, "WINDOW", window)
+    monkeypatch.setattr(under_way, "WINDOW", window)
     rows = [{"n": number} if number not in bad else "no row" for number in range(n_rows)]
     answered: Counter[int] = Counter()
     until = 10**9
