@@ -328,6 +328,9 @@ LINT_CODES: dict[str, Code] = {
         "One output makes up most of the rows: answering it always would look good.",
         "balance the classes, or weigh them",
     ),
+    "input-empty": _warning(
+        'Nothing stands where other rows have an input, as in "Title: ".', "fill the field, or leave the row out"
+    ),
     "constant-system-prompt": _info(
         "All rows share one system prompt: the model must be served with exactly the same.",
         "ask through a predictor with the same PromptFormat, which sends it",

@@ -1,7 +1,7 @@
 """Check rows one by one, while they are read or written, and report on all of them.
 
 In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
-kept, in a temporary file from 250,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
+kept, in a temporary file from 100,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
 first rows, up to a bound.
 
 Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
@@ -19,6 +19,7 @@ from typing import Any
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.blocks import Block
+from dspy_finetune.export.check_inputs import EmptyInputs, may_lack
 from dspy_finetune.export.check_messages import is_trained, text_of
 from dspy_finetune.export.check_plain import head_hash, plain_row
 from dspy_finetune.export.check_report import CheckReport, CheckStats, IssueLog, TokenStats
@@ -104,6 +105,7 @@ class RowChecker:
         self._long_counter: TokenCounter | None = None
         self._is_counting = count
         self._sample = Sample() if lint else None
+        self._inputs = EmptyInputs()
         self.log = IssueLog()
         self.seen = SeenRows()
         self._shapes: Counter[tuple[str, ...]] = Counter()
@@ -186,6 +188,7 @@ class RowChecker:
                 self._count_label(text, n)
         if self._sample is not None:
             self._sample.add_many(line, system, questions, list(zip(*columns[1:], strict=True)))
+            self._inputs.look_many(line, questions, self._question_path(asked))
         if n_tokens is not None:
             self._tokens.update(n_tokens)
             if self._limit is not None and max(n_tokens) > self._limit:
@@ -207,6 +210,8 @@ class RowChecker:
             if self._sample.is_open:
                 self._sample.add(line, plain.question, plain.answers)
             self._sample.add_system(plain.system)
+            if may_lack(plain.question):
+                self._inputs.note(line, plain.question, self._question_path(plain.roles))
         return True
 
     def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -243,6 +248,14 @@ class RowChecker:
             self._sample.add_system(facts.system)
             if self._sample.is_open and facts.answers:
                 self._sample.add(line, facts.question, facts.answers)
+            # A question that is blank as a whole is told by its message.
+            if may_lack(facts.question) and facts.question.strip():
+                self._inputs.note(line, facts.question, self._question_path(facts.roles))
+
+    def _question_path(self, roles: Sequence[str]) -> str:
+        """Where the last user message stands in a row of such roles."""
+        at = max(i for i, role in enumerate(roles) if role == "user")
+        return f"{'input.' if self._method == 'dpo' else ''}messages[{at}].content"
 
     def _count_label(self, text: str, n: int = 1) -> None:
         labels = self._labels
@@ -298,6 +311,7 @@ class RowChecker:
         self.seen.report(self.log, preferences=self._method == "dpo")
         if self._sample is not None:
             self.log.extend(lint_sample(self._sample, labels=self._labels_found()))
+            self._inputs.report(self.log, [row.question for row in self._sample.rows])
         return CheckReport(
             path=path,
             method=self._method,
