@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dspy_finetune._files import read_lines, sha256_file
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dialects import dialect_named, from_any, method_of
+from dspy_finetune.export.dialects import dialect_named, from_any, is_trl, method_of, shape_named
 from dspy_finetune.export.manifest import Manifest, Method
 from dspy_finetune.export.rows import Row
 from dspy_finetune.export.tokens import Tokenizer
@@ -57,6 +58,7 @@ def convert(
 
     Raises:
         RowsError: With `on_error="raise"`: every line that could not be converted, by `path:line`.
+        RowError: The file is of another dialect than `from_` throughout.
         EmptyDatasetError: Nothing is left to write.
         FileError: A file cannot be read or written.
         UsageError: A dialect is unknown, or `out` is the input itself.
@@ -66,6 +68,8 @@ def convert(
         dialect_named(from_)
     if Path(out).exists() and os.path.samefile(path, out):
         raise UsageError(f"{os.fspath(out)} is the input itself; name another file to write to")
+    if from_ is not None:
+        _check_dialect(path, from_)
     method = _method(path, from_)
     manifest, prompt = _provenance(path)
     progress = Progress()
@@ -82,6 +86,31 @@ def convert(
         dedupe=dedupe,
         tokenizer=tokenizer,
     )
+
+
+def _check_dialect(path: str | os.PathLike[str], from_: str) -> None:
+    """See whether the first lines are of the dialect; where none is, that is one fault, not one of each line."""
+    first: tuple[int, Row] | None = None
+    for number, line in islice(read_lines(path), _MAX_LEADING_ERRORS):
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):  # not UTF-8 or not JSON: told with its line by what follows
+            continue
+        if not isinstance(row, dict):
+            continue
+        if is_trl(row) != dialect_named(from_).messages:
+            return
+        first = first or (number, row)
+    if first is not None:
+        number, row = first
+        meant = "trl" if is_trl(row) else "openai"
+        raise RowError(
+            f"the file is not in {from_}'s format: its lines are in {shape_named(row)}",
+            path=os.fspath(path),
+            line=number,
+            value=list(row),
+            remedy=f'leave out from_ / --from, or give it as "{meant}"',
+        )
 
 
 def _method(path: str | os.PathLike[str], from_: str | None) -> Method:

@@ -197,12 +197,28 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         convert(path, path, to="trl")
     with pytest.raises(FileError, match="no such file"):
         convert(tmp_path / "none.jsonl", tmp_path / "b.jsonl", to="trl")
-    with pytest.raises(RowsError, match="not trl's"):
-        convert(path, tmp_path / "b.jsonl", to="openai", from_="trl")
     with pytest.raises(RowsError, match="no assistant message"):
         convert(write(tmp_path / "c.jsonl", [{"messages": [QUESTION]}]), tmp_path / "b.jsonl", to="trl")
     with pytest.raises(EmptyDatasetError, match="holds no rows"):
         convert(write(tmp_path / "d.jsonl", []), tmp_path / "b.jsonl", to="trl")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_wrong_dialect_is_said_once(tmp_path: Path, on_error: Any) -> None:
+    path = write(tmp_path / "a.jsonl", [{"messages": [QUESTION, GOOD]}] * 30)
+    path.write_text("not json\n" + path.read_text())
+    with pytest.raises(RowError, match=r"a.jsonl:2: the file is not in trl's .* OpenAI's shape .* \"openai\"$"):
+        convert(path, tmp_path / "b.jsonl", to="openai", from_="trl", on_error=on_error)
+    turned = convert(path, tmp_path / "t.jsonl", to="trl", on_error="skip")
+    with pytest.raises(RowError, match=r"t.jsonl:1: the file is not in azure's .* TRL's shape .* \"trl\"$"):
+        convert(turned.path, tmp_path / "b.jsonl", to="openai", from_="azure", on_error=on_error)
+
+
+def test_single_lines_of_another_dialect_are_listed(tmp_path: Path) -> None:
+    mixed = [{"messages": [QUESTION, GOOD]}, {"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "a"}]
+    with pytest.raises(RowsError, match="not openai's") as caught:
+        convert(write(tmp_path / "a.jsonl", mixed), tmp_path / "b.jsonl", to="trl", from_="openai")
+    assert [error.line for error in caught.value.errors] == [2, 3]
 
 
 def test_a_conversation_for_trl_is_exported_in_turns(tmp_path: Path) -> None:
