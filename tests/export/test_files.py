@@ -273,6 +273,22 @@ def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("load", [load_examples, iter_examples])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_labelled_data_is_never_replaced(tmp_path: Path, load: Any, method: str) -> None:
+    """Under whatever name the file is given."""
+    path, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    rows = "".join(json.dumps({"title": f"Title {n}", "is_favorite": n % 2 == 0}) + "\n" for n in range(12))
+    path.write_text(rows)
+    other.symlink_to(path)
+    write = export_sft if method == "sft" else export_dpo
+    for out in (path, other):
+        with pytest.raises(UsageError, match="is the file that the examples come from"):
+            write(load(path, signature=binary().signature), binary(), out)
+    assert path.read_text() == rows
+    assert write(load(path, signature=binary().signature), binary(), tmp_path / "new.jsonl").n_rows == 12
+
+
 def test_the_old_manifest_never_describes_the_new_file(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     export_sft(titles(), binary(), path)
