@@ -68,6 +68,8 @@ def _json_line(text: str, name: str, number: int) -> dict[str, Any] | RowError:
         stripped = text.strip()
         if stripped.startswith("{'"):
             remedy = "this is Python's notation with single quotes; write the row with json.dumps"
+        elif stripped.startswith("\ufeff"):
+            remedy = "a byte-order mark stands before the row, as where files were joined; take it out"
         elif "\r" in stripped:
             remedy = "the lines end with CR alone; save the file with LF line ends"
         elif isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid control character"):

@@ -75,6 +75,9 @@ FILE_CODES: dict[str, Code] = {
         AZURE,
         fixable=True,
     ),
+    "binary-file": _error(
+        "The file is packed or binary, not text.", "unpack it, or write its rows as JSON, one per line", SERVER
+    ),
     "utf-16": _error("The file is UTF-16.", _FIX + "save it as UTF-8", JSON, fixable=True),
     "crlf": _info("Lines end with CR LF.", _FIX + "save with LF line ends", fixable=True),
     "blank-line": _warning("A line is blank.", _FIX + "delete the line", fixable=True),

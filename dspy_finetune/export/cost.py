@@ -124,7 +124,7 @@ def training_cost(
         catalog: Prices; None loads the packaged ones and the user's over them.
 
     Raises:
-        UsageError: Neither a dataset nor a base model and the number of rows were given.
+        UsageError: Neither a dataset nor a base model and the number of rows were given, or an amount is below 0.
     """
     if dataset is not None:
         base_model = base_model or dataset.manifest.base_model
@@ -134,6 +134,9 @@ def training_cost(
         n_tokens = dataset.manifest.n_billed_tokens if n_tokens is None and same else n_tokens
     if base_model is None or n_rows is None:
         raise UsageError("give base_model and either a dataset or n_rows: the cost follows from them")
+    if n_epochs is not None and n_epochs < 1:
+        raise UsageError(f"n_epochs={n_epochs}: a training has at least one")
+    _check_amounts(n_tokens=n_tokens, n_hours=n_hours)
     catalog = load_catalog() if catalog is None else catalog
     method = method or "sft"
     epochs = default_epochs(n_rows) if n_epochs is None else n_epochs
@@ -186,7 +189,13 @@ def inference_cost(
             trained.
         host: Whose bill it is.
         catalog: Prices; None loads the packaged ones and the user's over them.
+
+    Raises:
+        UsageError: An amount is below 0, or more tokens are cached than asked.
     """
+    _check_amounts(n_input_tokens=n_input_tokens, n_output_tokens=n_output_tokens, n_cached_tokens=n_cached_tokens)
+    if n_input_tokens is not None and n_cached_tokens > n_input_tokens:
+        raise UsageError(f"n_cached_tokens={n_cached_tokens}: more than all of the {n_input_tokens} input tokens")
     catalog = load_catalog() if catalog is None else catalog
     facts = catalog.model(model)
     tuned = parse_model_id(model).is_tuned if is_tuned is None else is_tuned
@@ -276,6 +285,12 @@ def evaluation_cost(
         host=host,
         catalog=catalog,
     )
+
+
+def _check_amounts(**amounts: float | None) -> None:
+    for name, amount in amounts.items():
+        if amount is not None and amount < 0:
+            raise UsageError(f"{name}={amount}: an amount that is billed cannot be below 0")
 
 
 def _row_tokens(

@@ -341,9 +341,9 @@ class RowChecker:
         n, host = self._n_rows + self._n_unreadable, self._host_facts
         least = host.min_rows if host is not None and host.min_rows is not None else 1
         most = _MAX_RFT_ROWS[self._role] if self._method == "rft" and self._host in ("openai", "azure") else None
-        if not n:
+        if not n and "binary-file" not in self.log.counts:
             self.log.add(None, "", "empty-file", "the file holds no row")
-        elif n < least and self._role == "train":
+        elif 0 < n < least and self._role == "train":
             found = f"the file has {n} example{'s' if n != 1 else ''}; {self._host} takes at least {least}"
             self.log.add(None, "", "too-few-examples", found)
         if most is not None and n > most:
@@ -382,6 +382,8 @@ class RowChecker:
 
     def _not_checked(self) -> list[str]:
         reasons, model = [], self._base_model
+        if self._host_facts is None:
+            reasons.append(f"size and number of rows: no limits of a host {self._host!r:.60} are known")
         if not self._tokens and self._n_rows:
             why = "no base model is named" if model is None else f"no token table is known for {model}"
             if self._short_bytes is None:

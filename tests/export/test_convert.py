@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import string
 import tempfile
@@ -212,6 +213,21 @@ def test_a_wrong_dialect_is_said_once(tmp_path: Path, on_error: Any) -> None:
     turned = convert(path, tmp_path / "t.jsonl", to="trl", on_error="skip")
     with pytest.raises(RowError, match=r"t.jsonl:1: the file is not in azure's .* TRL's shape .* \"trl\"$"):
         convert(turned.path, tmp_path / "b.jsonl", to="openai", from_="azure", on_error=on_error)
+
+
+def test_a_file_that_trains_nothing_is_told_once(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"title": f"Title {n}", "liked": True} for n in range(150)])
+    with pytest.raises(RowError, match=r"rows.jsonl:1: unknown .* keys liked, title; the next 99 lines are no better"):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    rows.write_text(json.dumps({"a": [1, 2]}, indent=1))
+    with pytest.raises(
+        RowError, match=r"rows.jsonl:1: not JSON .* the other 5 lines are no better: this is no training"
+    ):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    rows.write_bytes(gzip.compress(b"{}\n" * 1000))
+    with pytest.raises(RowError, match="the file is a gzip file; unpack it"):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    assert not (tmp_path / "b.jsonl").exists()
 
 
 def test_single_lines_of_another_dialect_are_listed(tmp_path: Path) -> None:

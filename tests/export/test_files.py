@@ -273,6 +273,25 @@ def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("write", [export_sft, export_dpo])
+@pytest.mark.parametrize(
+    ("examples", "prompt", "says"),
+    [
+        ("rows.jsonl", binary(), "load the file with load_examples"),
+        (Path("rows.jsonl"), binary(), "load the file with load_examples"),
+        ({"title": "Bees", "is_favorite": True}, binary(), "a list or an iterator of examples is needed, got dict"),
+        (None, binary(), "got NoneType"),
+        ([{"title": "Bees", "is_favorite": True}], "binary", "a PromptFormat is needed"),
+    ],
+)
+def test_what_is_no_list_of_examples_is_refused(
+    tmp_path: Path, write: Any, examples: Any, prompt: Any, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        write(examples, prompt, tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("load", [load_examples, iter_examples])
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_labelled_data_is_never_replaced(tmp_path: Path, load: Any, method: str) -> None:

@@ -291,6 +291,19 @@ def test_inference_cost_is_price_times_tokens() -> None:
     assert local.cost_usd == 0.0
 
 
+@pytest.mark.parametrize("wrong", [{"n_epochs": 0}, {"n_epochs": -3}, {"n_tokens": -1}, {"n_hours": -0.5}])
+def test_amounts_below_nothing_have_no_price(wrong: dict[str, Any]) -> None:
+    """Rather than a cost of 0, or one below."""
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        training_cost(base_model=MINI, **{"n_rows": 10, "n_tokens": 5, **wrong})
+    for name in ("n_input_tokens", "n_output_tokens", "n_cached_tokens"):
+        amounts = {"n_input_tokens": 1, "n_output_tokens": 1, name: -1}
+        with pytest.raises(UsageError, match=name):
+            inference_cost(MINI, n_requests=1, **amounts)
+    with pytest.raises(UsageError, match="more than all of the 3"):
+        inference_cost(MINI, n_requests=1, n_input_tokens=3, n_output_tokens=0, n_cached_tokens=4)
+
+
 def test_a_planned_evaluation_is_priced_by_its_own_prompts() -> None:
     prompt = binary("Likes bees.")
     cost = evaluation_cost(ROWS, prompt, MINI, is_tuned=True, n_calls_per_example=2)
