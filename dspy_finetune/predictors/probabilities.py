@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-Position = tuple[str, Mapping[str, float]]
-"""The token that the model chose, and the log-probability of each listed token (the chosen one among them)."""
+from dspy_finetune.hosts.logprobs import Position
 
 
 def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[str, float]:
