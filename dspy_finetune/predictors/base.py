@@ -26,7 +26,7 @@ from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, 
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibration import Calibration
-from dspy_finetune.predictors.probabilities import Position, label_masses
+from dspy_finetune.predictors.probabilities import Position, label_masses, spelling
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         super().__init__()
         if not isinstance(prompt, PromptFormat):
             raise UsageError(f"prompt must be a PromptFormat, found {type(prompt).__name__}; see dspy_finetune.prompts")
+        if not isinstance(model, (str, FinetunedModel)) or not str(model):
+            raise UsageError(f"model must be a tuned model's id or a FinetunedModel, found {model!r}")
         if isinstance(model, FinetunedModel):
             if model.prompt_digest and model.prompt_digest != prompt.digest:
                 raise PromptMismatchError(
@@ -191,10 +193,11 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 self._told_no_logprobs = True
                 logger.warning("%s sends no log-probabilities: probability is None", self.model)
             return None
-        positions: list[Position] = [
-            (token.token, {top.token: top.logprob for top in token.top} | {token.token: token.logprob})
-            for token in response.logprobs
-        ]
+        positions: list[Position] = []
+        for one in response.logprobs:
+            chosen = spelling(one.token, one.bytes)
+            listed = {spelling(top.token, top.bytes): top.logprob for top in one.top}
+            positions.append((chosen, listed | {chosen: one.logprob}))
         return label_masses(positions, labels.texts)
 
     def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:

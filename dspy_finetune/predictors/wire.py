@@ -24,11 +24,12 @@ _NEUTRAL_OPTIONS = frozenset({"cache", "num_retries", "timeout"})
 class TopToken:
     """A token that was listed at a place of the answer."""
 
-    __slots__ = ("logprob", "token")
+    __slots__ = ("bytes", "logprob", "token")
 
-    def __init__(self, token: str, logprob: float) -> None:
-        self.token = token
-        self.logprob = logprob
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        self.token: str = entry["token"]
+        self.logprob: float = entry["logprob"]
+        self.bytes: Sequence[int] | None = entry.get("bytes")
 
 
 class ChosenToken(TopToken):
@@ -36,9 +37,9 @@ class ChosenToken(TopToken):
 
     __slots__ = ("top",)
 
-    def __init__(self, token: str, logprob: float, top: list[TopToken]) -> None:
-        super().__init__(token, logprob)
-        self.top = top
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        super().__init__(entry)
+        self.top = [TopToken(other) for other in entry.get("top_logprobs") or ()]
 
 
 class Completion:
@@ -53,12 +54,7 @@ class Completion:
             content = "\n".join(str(part.get("text") or "") for part in content)
         self.text: str = content or ""
         listed = (choice.get("logprobs") or {}).get("content")
-        self.logprobs: list[ChosenToken] | None = [_token(one) for one in listed] if listed else None
-
-
-def _token(one: Mapping[str, Any]) -> ChosenToken:
-    top = [TopToken(other["token"], other["logprob"]) for other in one.get("top_logprobs") or ()]
-    return ChosenToken(one["token"], one["logprob"], top)
+        self.logprobs: list[ChosenToken] | None = [ChosenToken(one) for one in listed] if listed else None
 
 
 def is_wired(program: object) -> bool:
