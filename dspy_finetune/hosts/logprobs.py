@@ -46,15 +46,36 @@ def positions_of(response: Any) -> list[Position] | None:
 def positions_on_wire(content: Sequence[Mapping[str, Any]]) -> list[Position]:
     """The positions of a choice's `logprobs.content`, as OpenAI's chat completions have it."""
     return [
-        (
+        _position(
             one["token"],
-            {top["token"]: top["logprob"] for top in one.get("top_logprobs") or ()} | {one["token"]: one["logprob"]},
+            one["logprob"],
+            one.get("bytes"),
+            [(top["token"], top["logprob"], top.get("bytes")) for top in one.get("top_logprobs") or ()],
         )
         for one in content
     ]
 
 
+def spelling(token: str, codes: Sequence[int] | None) -> str:
+    """A token's text; of a part of a character, which hosts write as "bytes:..." or U+FFFD, its bytes, escaped.
+
+    >>> spelling(" true", None), spelling("bytes:f09f", [0xF0, 0x9F]).encode("utf-8", "surrogateescape")
+    (' true', b'\xf0\x9f')
+    """
+    if codes and (token.startswith("bytes:") or "\ufffd" in token):
+        return bytes(codes).decode("utf-8", "surrogateescape")
+    return token
+
+
 def _positions(tokens: Sequence[Any]) -> list[Position]:
     return [
-        (token.token, {top.token: top.logprob for top in token.top} | {token.token: token.logprob}) for token in tokens
+        _position(one.token, one.logprob, one.bytes, [(top.token, top.logprob, top.bytes) for top in one.top])
+        for one in tokens
     ]
+
+
+def _position(
+    token: str, logprob: float, codes: Sequence[int] | None, top: Sequence[tuple[str, float, Sequence[int] | None]]
+) -> Position:
+    chosen = spelling(token, codes)
+    return chosen, {spelling(text, part): share for text, share, part in top} | {chosen: logprob}

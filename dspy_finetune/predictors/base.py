@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import dspy
 from dspy.predict.parameter import Parameter
 from dspy.utils.saving import get_dependency_versions
 
-from dspy_finetune._files import file_error, write_json
+from dspy_finetune._files import read_json, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.logprobs import Position, positions_of
@@ -94,6 +93,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         super().__init__()
         if not isinstance(prompt, PromptFormat):
             raise UsageError(f"prompt must be a PromptFormat, found {type(prompt).__name__}; see dspy_finetune.prompts")
+        if not isinstance(model, (str, FinetunedModel)) or not str(model):
+            raise UsageError(f"model must be a tuned model's id or a FinetunedModel, found {model!r}")
         if isinstance(model, FinetunedModel):
             if model.prompt_digest and model.prompt_digest != prompt.digest:
                 raise PromptMismatchError(
@@ -313,16 +314,10 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
         FileError: The file cannot be read.
         DataError: It is not a saved predictor.
     """
-    try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
-        ) from error
-    if not isinstance(state, dict) or str(state.get("predictor")) not in _KINDS:
-        raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
+    remedy = "save one with predictor.save(path)"
+    state = read_json(path, "a saved predictor", remedy)
+    if str(state.get("predictor")) not in _KINDS:
+        raise DataError(f"{os.fspath(path)} is not a saved predictor; {remedy}")
     return predictor_of(state, host=host)
 
 

@@ -36,8 +36,9 @@ class OpenAIPredictor(FinetunedPredictor):
     - `coverage`: the model's own mass on the label set before scaling, in [0, 1]. Low coverage says that the model
       wanted to answer something else;
 
-    all three None where the host sends no log-probabilities. The value is the most probable label; for a bool it is
-    True when `probability >= threshold`.
+    all three None where the host sends no log-probabilities; where it lists no token of any label, coverage is 0 and
+    the other two are None. The value is the most probable label; for a bool it is True when
+    `probability >= threshold`.
 
     For a prompt whose one output is a number, `n_samples` above 1 asks that often at `temperature`. The number is then
     the median of the samples, and the prediction also carries
@@ -180,9 +181,11 @@ class OpenAIPredictor(FinetunedPredictor):
         if labels is None or field is None:
             return dspy.Prediction(**values)
         masses = self._masses(answer)
-        shares = normalised(masses) if masses is not None else None
-        if masses is None or shares is None:
+        if masses is None:
             return dspy.Prediction(**values, probability=None, probabilities=None, coverage=None)
+        shares = normalised(masses)
+        if shares is None:
+            return dspy.Prediction(**values, probability=None, probabilities=None, coverage=0.0)
         probabilities = self._calibrated({labels.decode(text): share for text, share in shares.items()})
         if is_yes_no(probabilities):
             probability = probabilities[True]
