@@ -20,6 +20,8 @@ from dspy_finetune.errors import DataError, FileError, RowError
 
 BOM = b"\xef\xbb\xbf"
 
+_PACKED = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip or xlsx file", b"PAR1": "a Parquet file"}
+
 
 def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> FileError:
     """Turn an operating-system error into one line that says what to do."""
@@ -35,6 +37,11 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
     }
     why = remedies.get(error.errno or 0, error.strerror or str(error))
     return FileError(f"cannot {doing} {os.fspath(path)}: {why}", path=os.fspath(path))
+
+
+def packed_kind(head: bytes) -> str | None:
+    """What a file with these first bytes is, where it is no text: gzip, zip or Parquet."""
+    return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:

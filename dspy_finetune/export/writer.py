@@ -214,11 +214,12 @@ def write_dataset(
         RowsError: With `on_error="raise"`: every example that could not be rendered; nothing is written.
         EmptyDatasetError: No row is left to write; nothing is written.
         FileError: The file cannot be written.
-        UsageError: An argument is not one of the accepted values.
+        UsageError: An argument is not one of the accepted values, or the file is the one that the examples came from.
     """
     if on_error not in ("raise", "skip"):
         raise UsageError(f'on_error={on_error!r} is unknown; choose "raise" or "skip"')
     target, form = Path(path), dialect_named(dialect)
+    _keep_source(source, target)
     counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
     checker = RowChecker(method=method, base_model=base_model, host=form.name, tokenizer=tokenizer)
     skipped = _Skipped()
@@ -271,6 +272,14 @@ def write_dataset(
     )
     manifest.write(target)
     return Dataset(path=target, manifest=manifest, report=report, prompt=prompt)
+
+
+def _keep_source(source: object, target: Path) -> None:
+    """Refuse to replace the labelled data by what is made from it. Raises UsageError."""
+    if not isinstance(source, Examples | ExampleStream) or not os.path.isfile(source.source):
+        return
+    if target.exists() and os.path.samefile(source.source, target):
+        raise UsageError(f"{target} is the file that the examples come from; name another file to write to")
 
 
 def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped) -> None:
