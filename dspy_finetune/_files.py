@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dspy_finetune.errors import FileError, RowError
+from dspy_finetune.errors import DataError, FileError, RowError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -123,6 +123,29 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        path: The file; a byte-order mark is passed over.
+        what: What it ought to be, with its article: "a saved predictor".
+        remedy: How to come by a good one.
+
+    Raises:
+        FileError: The file cannot be read.
+        DataError: It holds no JSON object in UTF-8.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    except ValueError as error:
+        raise DataError(f"{os.fspath(path)} is not {what}: not JSON in UTF-8 ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{os.fspath(path)} is not {what}: it holds a {type(value).__name__}; {remedy}")
+    return value
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

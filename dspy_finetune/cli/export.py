@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -97,7 +96,7 @@ def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
 def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
     """The prompt that `--preset` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
-    from dspy_finetune._files import file_error
+    from dspy_finetune._files import file_error, read_json
     from dspy_finetune.errors import UsageError
 
     if (preset is None) == (saved is None):
@@ -105,13 +104,10 @@ def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> 
     try:
         if rubric is not None and rubric.startswith("@"):
             rubric = Path(rubric[1:]).read_text(encoding="utf-8").strip()
-        text = "" if saved is None else saved.read_text(encoding="utf-8")
     except OSError as error:
         raise file_error(error, error.filename or "", "read") from error
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the prompt or rubric file is not UTF-8 (byte {error.start + 1}); save it as UTF-8"
-        ) from error
+        raise UsageError(f"the rubric file is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
     if saved is None:
         assert preset is not None
         if rubric is None:
@@ -123,15 +119,8 @@ def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> 
         return made
     if rubric is not None:
         raise UsageError("--rubric belongs to --preset; a saved prompt holds its own")
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{saved}: not JSON ({error})") from error
-    if isinstance(values, dict) and isinstance(values.get("prompt"), dict):
-        values = values["prompt"]
-    if not isinstance(values, dict):
-        raise UsageError(f"{saved}: holds no prompt; save one with PromptFormat.to_dict")
-    return prompts.PromptFormat.from_dict(values)
+    values = read_json(saved, "a saved prompt", "save one with PromptFormat.to_dict, or name a manifest")
+    return prompts.PromptFormat.from_dict(values["prompt"] if isinstance(values.get("prompt"), dict) else values)
 
 
 def renames(pairs: list[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
-from itertools import repeat
 from typing import Any
 
 from dspy_finetune.errors import UsageError
@@ -168,7 +167,9 @@ class RowChecker:
         system, questions, columns = block.system, block.questions, block.columns
         if self._method != ("sft" if block.rejected is None else "dpo"):
             return False
-        if not all(all(map(str.strip, column)) for column in columns) or (system is not None and not system.strip()):
+        answers = Counter(block.answers)
+        texts = [questions, answers, block.rejected or (), () if system is None else (system,)]
+        if not all(all(map(str.strip, column)) for column in texts):
             return False
         if n_tokens is None and self._short_bytes is not None:
             longest = sum(max(map(len, column)) for column in columns) + len(system or "")
@@ -182,12 +183,12 @@ class RowChecker:
         outputs = map(hash, block.answers)
         if block.rejected is not None:
             outputs = map(pair_hash, outputs, map(hash, block.rejected))
-        self.seen.add_many(line, map(hash, zip(repeat(head), questions)), outputs, len(block))
+        self.seen.add_many(line, map(head.__xor__, map(hash, questions)), outputs, len(block))
         if self._labels is not None:
-            for text, n in Counter(block.answers).items():
+            for text, n in answers.items():
                 self._count_label(text, n)
         if self._sample is not None:
-            self._sample.add_many(line, system, questions, list(zip(*columns[1:], strict=True)))
+            self._sample.add_many(line, system, questions, columns[1:])
             self._inputs.look_many(line, questions, self._question_path(asked))
         if n_tokens is not None:
             self._tokens.update(n_tokens)

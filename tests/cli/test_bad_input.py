@@ -97,7 +97,7 @@ CASES: list[tuple[str, int, str]] = [
     ("quickstart --data latin.jsonl", 1, "latin.jsonl:1: not UTF-8"),
     ("plan train.jsonl --env-file latin.jsonl", 1, "not UTF-8"),
     ("compare rows.jsonl --program a=rows.jsonl", 1, "is not a saved predictor"),
-    ("export sft rows.jsonl --prompt rows.jsonl --out new.jsonl", 2, "not JSON"),
+    ("export sft rows.jsonl --prompt rows.jsonl --out new.jsonl", 1, "not JSON"),
     # No host, no key
     ("jobs list", 1, "set OPENAI_API_KEY"),
     ("models --host http://127.0.0.1:9/v1", 1, "check the address"),

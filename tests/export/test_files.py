@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -270,6 +271,23 @@ def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RowError, match=r"in\.jsonl:13"):
         export_sft(stream(), binary(), tmp_path / "s.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_while_the_file_is_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+
+    def fail_once(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 1:  # the disk tells of a lost block once; asked again, it says that all is well
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    rows = ({"title": f"{n} {'long ' * 200}", "is_favorite": n % 2 == 0} for n in range(6_000))
+    with pytest.raises(FileError, match=r"cannot write .*train\.jsonl: Input/output error"):
+        export_sft(rows, binary("a rubric"), tmp_path / "train.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
