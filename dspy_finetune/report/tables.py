@@ -113,7 +113,7 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
         with_interval(one.interval, sign=True),
         p_text(one.p_value),
         p_text(one.p_holm),
-        one.test,
+        one.test if one.p_value is not None else MISSING,
         one.verdict,
     )
 
