@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dspy_finetune.errors import FileError, RowError
+from dspy_finetune.errors import DataError, FileError, RowError
 
 BOM = b"\xef\xbb\xbf"
+
+_PACKED = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip or xlsx file", b"PAR1": "a Parquet file"}
 
 
 def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> FileError:
@@ -35,6 +37,11 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
     }
     why = remedies.get(error.errno or 0, error.strerror or str(error))
     return FileError(f"cannot {doing} {os.fspath(path)}: {why}", path=os.fspath(path))
+
+
+def packed_kind(head: bytes) -> str | None:
+    """What a file with these first bytes is, where it is no text: gzip, zip or Parquet."""
+    return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -123,6 +130,29 @@ def json_text(value: Any, *, default: Callable[[Any], Any] | None = None) -> str
     text = json.dumps(value, ensure_ascii=False, indent=2, default=default)
     # A lone surrogate, as broken text holds it, has no UTF-8; JSON's own escape for it reads back as it was.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        path: The file; a byte-order mark is passed over.
+        what: What it ought to be, with its article: "a saved predictor".
+        remedy: How to come by a good one.
+
+    Raises:
+        FileError: The file cannot be read.
+        DataError: It holds no JSON object in UTF-8.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    except ValueError as error:
+        raise DataError(f"{os.fspath(path)} is not {what}: not JSON in UTF-8 ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{os.fspath(path)} is not {what}: it holds a {type(value).__name__}; {remedy}")
+    return value
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -13,8 +13,8 @@
 """
 
 from dspy_finetune.bulk import batch_api, ray
-from dspy_finetune.bulk.concurrent import predict
+from dspy_finetune.bulk.concurrent import apredict, predict
 from dspy_finetune.bulk.progress import Progress
 from dspy_finetune.bulk.result import BulkResult
 
-__all__ = ["BulkResult", "Progress", "batch_api", "predict", "ray"]
+__all__ = ["BulkResult", "Progress", "apredict", "batch_api", "predict", "ray"]

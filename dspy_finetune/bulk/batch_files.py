@@ -8,6 +8,7 @@ the places of a part's answers are held in memory, never the answers.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any, Literal
 from dspy_finetune._files import atomic_writer, read_jsonl
 from dspy_finetune.bulk.asking import RowFailedError, is_completion
 from dspy_finetune.bulk.rows import InputRow, dump_json
+from dspy_finetune.bulk.tokens import Tokens
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES
+
+logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
@@ -87,19 +91,45 @@ class Answers:
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
         self._places: dict[str, tuple[int, int]] = {}
+        self._failed: set[str] = set()
         self.retryable: set[str] = set()
         """Requests whose failure may pass."""
+        self.tokens = Tokens()
+        """What the host counted for all of them."""
         for number, path in enumerate(files):
+            place = 0
             with open(path, "rb") as stream:
-                place = 0
                 for line in stream:
                     if line.strip():
-                        answer = json.loads(line)
-                        self._places[answer["custom_id"]] = (number, place)
-                        self.retryable.discard(answer["custom_id"])
-                        if _is_passing(answer):
-                            self.retryable.add(answer["custom_id"])
+                        self._take_in(line, number, place)
                     place += len(line)
+
+    def _take_in(self, line: bytes, number: int, place: int) -> None:
+        try:
+            answer = json.loads(line)
+            identity = answer["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            # Whose answer it was cannot be told: that request has none, and is asked again.
+            logger.warning("%s: byte %d begins no answer; passed over", self._files[number], place)
+            return
+        self._places[identity] = (number, place)
+        self.retryable.discard(identity)
+        self._failed.discard(identity)
+        body = (answer.get("response") or {}).get("body")
+        if body is not None and is_completion(body):
+            self.tokens += Tokens.of(body)
+        else:
+            self._failed.add(identity)
+        if _is_passing(answer):
+            self.retryable.add(identity)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def n_failed(self) -> int:
+        """Answers that are failures."""
+        return len(self._failed)
 
     def __contains__(self, identity: object) -> bool:
         return identity in self._places

@@ -6,30 +6,22 @@ In: a program and rows. Out: one output row for each input row, in order. Memory
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import hashlib
 import os
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import dspy
+from typing import Any, Literal
 
 from dspy_finetune.bulk.asking import Persistence, Timing
 from dspy_finetune.bulk.checkpoint import Checkpoint
-from dspy_finetune.bulk.output import OutputFormat, output_format, write_output
+from dspy_finetune.bulk.loop import in_thread, run_to_end
+from dspy_finetune.bulk.output import OutputFormat, write_output
 from dspy_finetune.bulk.progress import Progress
 from dspy_finetune.bulk.result import BulkResult
-from dspy_finetune.bulk.rows import Rows, dump_json, fingerprint, load_json
 from dspy_finetune.bulk.run import Run
+from dspy_finetune.bulk.task import Task
 from dspy_finetune.data.sources import Format
 from dspy_finetune.errors import UsageError
-from dspy_finetune.predictors.base import FinetunedPredictor
-
-T = TypeVar("T")
 
 
 def predict(
@@ -102,31 +94,18 @@ def predict(
             "concurrency must be at least 1, max_retries at least 0, timeout_seconds and patience_seconds above 0"
         )
     target = Path(output)
-    kind = _output_format(target, output_format)
     kept_at = Path(checkpoint) if checkpoint is not None else target.with_name(f"{target.name}.checkpoint")
-    if target.exists() and not kept_at.exists() and not overwrite:
-        raise UsageError(f"{target} is there already; choose another output, or overwrite=True replaces it")
-    rows = Rows(
-        predictor,
-        examples,
-        inputs=inputs,
-        keep=keep,
-        prefix=prefix,
-        rename=rename,
-        format=format,
-        split=split,
-        limit=limit,
-    )
-    marks = fingerprint(examples)
-    settings = {"keep": keep if isinstance(keep, str) else list(keep), "prefix": prefix, "rename": dict(rename or {})}
-    run = {**describe(predictor), "input": marks.get("sha256"), "limit": limit, "settings": settings}
-    kept = Checkpoint(kept_at, run)
+    task = Task.of(
+        predictor, examples, target, kept_at=kept_at, inputs=inputs, keep=keep, prefix=prefix, rename=rename,
+        format=format, split=split, limit=limit, output_format=output_format, overwrite=overwrite,
+    )  # fmt: skip
+    kept = Checkpoint(kept_at, task.described)
     try:
         one = Run(
             program=predictor,
-            rows=rows,
+            rows=task.rows,
             kept=kept,
-            n_total=_n_total(examples, marks, limit),
+            n_total=task.n_total,
             concurrency=concurrency,
             persistence=Persistence(max_retries=max_retries, patience_seconds=patience_seconds),
             timeout_seconds=timeout_seconds,
@@ -136,75 +115,27 @@ def predict(
         )
         started = time.monotonic()
         try:
-            _in_loop(one.answer_all)
+            run_to_end(one.answer_all)
         except BaseException:
             if not one.has_answers:
                 kept.remove()  # nothing is lost with it, and a call that is put right must not be refused
             raise
-        write_output(target, kind, lambda: (entry.row for entry in kept.in_order()))
+        write_output(target, task.format, lambda: (entry.row for entry in kept.in_order()))
         kept.remove()
         return one.result(target, time.monotonic() - started)
     finally:
         kept.close()
 
 
-_output_format = output_format  # the argument of the same name hides it
+apredict = in_thread(
+    predict,
+    name="apredict",
+    doc="""`predict` where an event loop runs, with the same arguments: `await apredict(...)`.
 
+    It works in a thread, so that the caller's loop stays free; `on_progress` is called there. Cancelled, it ends as
+    after Ctrl-C: what was answered is kept, and the same call goes on from there.
 
-def describe(program: Any) -> dict[str, Any]:
-    """What a program is, for the checkpoint: enough to refuse another one, and nothing secret.
-
-    The state of a program that is not one of this library's predictors may hold headers with keys, so that only its
-    hash is written. What a plain function does cannot be told: it goes by its name.
-    """
-    if isinstance(program, FinetunedPredictor):
-        state = load_json(dump_json(program.dump_state()))
-        del state["prompt"]  # its digest stands for it
-        named = {"program": "predictor", "model": "model", "host": "host", "prompt": "prompt_digest"}
-        return {name: state.pop(key) for name, key in named.items()} | {"options": state}
-    kind = program if isinstance(program, type) or hasattr(program, "__qualname__") else type(program)
-    saved = program.dump_state() if isinstance(program, dspy.Module) else None
-    return {"program": f"{kind.__module__}.{kind.__qualname__}", "options": _hash(saved)}
-
-
-def _hash(state: Any) -> str:
-    return hashlib.sha256(dump_json(state)).hexdigest()
-
-
-def _n_total(examples: Any, marks: Mapping[str, Any], limit: int | None) -> int | None:
-    found: int | None = None
-    if marks:
-        suffix = Path(examples).suffix.lower()
-        if suffix in (".jsonl", ".ndjson"):
-            found = marks["n_lines"]
-        elif suffix in (".csv", ".tsv", ".tab"):
-            found = max(marks["n_lines"] - 1, 0)
-    elif hasattr(examples, "__len__"):
-        found = len(examples)
-    if found is None:
-        return None
-    return found if limit is None else min(found, limit)
-
-
-def _in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run to the end in an event loop of its own; beside one that runs already, as in a notebook, in a thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main())
-    results: list[T] = []
-    errors: list[BaseException] = []
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            results.append(context.run(asyncio.run, main()))
-        except BaseException as error:  # whatever it is, the caller's thread raises it
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="dspy-finetune-bulk")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    Raises:
+        Exception: As `predict`.
+    """,
+)

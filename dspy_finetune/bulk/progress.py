@@ -86,6 +86,11 @@ class Meter:
         self.n_reused += is_reused
         self.tokens += tokens
 
+    @property
+    def cost_usd(self) -> float | None:
+        """Of all answers so far; None where a price is unknown."""
+        return self._cost(self.tokens)
+
     def look(self, *, n_in_flight: int, concurrency: int, n_retries: int) -> Progress:
         """How far it is now."""
         now, n_done = self._clock(), sum(self.counts.values())
@@ -105,7 +110,7 @@ class Meter:
             n_reused=self.n_reused,
             rows_per_second=rate,
             eta_seconds=left,
-            cost_usd=self._cost(self.tokens),
+            cost_usd=self.cost_usd,
             n_in_flight=n_in_flight,
             concurrency=concurrency,
             n_retries=n_retries,

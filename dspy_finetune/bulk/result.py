@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune.bulk.progress import Meter
+
 
 @dataclass(frozen=True, kw_only=True)
 class BulkResult:
@@ -41,6 +43,26 @@ class BulkResult:
     """Of all of it; None where a price is unknown."""
     seconds: float
     """This run took so long."""
+
+    @classmethod
+    def of(cls, meter: Meter, output: Path, *, n_retries: int, seconds: float) -> BulkResult:
+        """What the meter has counted."""
+        counts, tokens = meter.counts, meter.tokens
+        return cls(
+            output=output,
+            n_rows=sum(counts.values()),
+            n_answered=counts["answered"],
+            n_unreadable=counts["unreadable"],
+            n_failed=counts["failed"],
+            n_bad_rows=counts["bad_row"],
+            n_reused=meter.n_reused,
+            n_requests=tokens.n_requests,
+            n_retries=n_retries,
+            n_input_tokens=tokens.n_input,
+            n_output_tokens=tokens.n_output,
+            cost_usd=meter.cost_usd,
+            seconds=seconds,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

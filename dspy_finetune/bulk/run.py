@@ -114,21 +114,10 @@ class Run:
 
     def result(self, output: Path, seconds: float) -> BulkResult:
         """What was done."""
-        counts, tokens = self._meter.counts, self._meter.tokens
-        last = self._look()
-        return BulkResult(
-            output=output,
-            n_rows=sum(counts.values()),
-            n_answered=counts["answered"],
-            n_unreadable=counts["unreadable"],
-            n_failed=counts["failed"],
-            n_bad_rows=counts["bad_row"],
-            n_reused=self._meter.n_reused,
-            n_requests=tokens.n_requests,
+        return BulkResult.of(
+            self._meter,
+            output,
             n_retries=self._gate.n_retries,
-            n_input_tokens=tokens.n_input,
-            n_output_tokens=tokens.n_output,
-            cost_usd=last.cost_usd,
             seconds=seconds,
         )
 

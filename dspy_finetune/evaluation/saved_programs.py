@@ -15,17 +15,15 @@ ChainOfThought and a module that holds a Predict. Not covered: pickles and folde
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dspy
 
-from dspy_finetune._files import file_error
-from dspy_finetune.errors import DataError
+from dspy_finetune._files import read_json
+from dspy_finetune.errors import DataError, FileError
 
 logger = logging.getLogger(__name__)
 
@@ -65,24 +63,14 @@ def load_optimized(
 def is_dspy_program(path: str | os.PathLike[str]) -> bool:
     """Whether a file looks like a program that DSPy saved, rather than one of this library's predictors or none."""
     try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = _read(path)
+    except (FileError, DataError):
         return False  # whoever reads it next says what is wrong
-    parts = [state, *state.values()] if isinstance(state, dict) else []
-    return any(isinstance(part, dict) and {"demos", "signature"} <= set(part) for part in parts)
+    return any(isinstance(part, dict) and {"demos", "signature"} <= set(part) for part in (state, *state.values()))
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-    except ValueError as error:
-        raise DataError(
-            f"{os.fspath(path)} is not JSON ({error}); save the program with program.save(...json)"
-        ) from error
-    if not isinstance(state, dict):
-        raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: it holds a {type(state).__name__}")
+    state = read_json(path, "a program that DSPy saved", 'save it with program.save("program.json")')
     state.pop("metadata", None)
     return state
 

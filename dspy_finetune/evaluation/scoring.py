@@ -208,6 +208,9 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
     else:
         draws = clusters.resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
     interval = stats.percentile_interval(value, draws, sum(counted), how.confidence)
+    if interval.low is not None and interval.low == interval.high:
+        # Draws that agree show no spread, as where few items are all right: that is no certainty.
+        interval = dataclasses.replace(interval, low=None, high=None, method="none")
     return Scored(scores=None, interval=interval, draws=draws, is_scored=counted)
 
 
@@ -282,7 +285,9 @@ def _paired_draws(one: Scored, other: Scored, draws: stats.Floats, confidence: f
     return PairedTest(
         interval=interval,
         narrow=stats.percentile_interval(value, draws, n, narrow),
-        p_value=stats.bootstrap_p(draws) if is_defined else None,
+        # Draws that agree would give the least p-value there is, even for three items; no paired test of n items can
+        # give less than n coins that all fall alike.
+        p_value=max(stats.bootstrap_p(draws), min(1.0, 2.0 ** (1 - n))) if is_defined else None,
         test="paired bootstrap",
         deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
     )

@@ -202,15 +202,13 @@ def resample(n: int, statistic: Callable[[npt.NDArray[np.int64]], float], *, n_r
 def percentile_interval(value: float, draws: Floats, n: int, confidence: float = 0.95) -> Interval:
     """The percentile interval of a bootstrap distribution; draws where the score is not defined are left out.
 
-    No interval for fewer than two items, nor where the draws agree.
+    No interval for fewer than two items.
     """
     draws = draws[np.isfinite(draws)]
     if not math.isfinite(value) or n < 2 or len(draws) < 100:
         return Interval(value=value if math.isfinite(value) else None, low=None, high=None, n=n, method="none")
     tail = (1 - confidence) / 2
     low, high = (float(end) for end in np.quantile(draws, [tail, 1 - tail]))
-    if low == high:  # draws that agree show no spread, as where few items are all right: that is no certainty
-        return Interval(value=value, low=None, high=None, n=n, method="none")
     return Interval(value=value, low=low, high=high, n=n, method="bootstrap")
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import dspy
 
-from dspy_finetune._files import file_error
+from dspy_finetune._files import read_json
 from dspy_finetune.errors import AnswerError, DataError, UsageError
 from dspy_finetune.evaluation.answers import Answer, jsonable
 from dspy_finetune.evaluation.comparison import Comparison
@@ -70,14 +69,10 @@ def stored_answers(path: str | os.PathLike[str], program: str | None = None) -> 
         DataError: It is not a report.
         UsageError: It has no such program.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-    except ValueError as error:
-        raise DataError(f"{os.fspath(path)}: not a report: not JSON ({error})") from error
-    if not isinstance(values, dict) or "comparison" not in values:
-        raise DataError(f'{os.fspath(path)}: not a report: it has no "comparison"; write one with report.to_json(path)')
+    remedy = "write one with report.to_json(path)"
+    values = read_json(path, "a report", remedy)
+    if "comparison" not in values:
+        raise DataError(f'{os.fspath(path)} is not a report: it has no "comparison"; {remedy}')
     try:
         return StoredAnswers(Comparison.from_dict(values["comparison"]), program)
     except (DataError, UsageError) as error:

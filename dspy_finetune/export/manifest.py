@@ -8,7 +8,6 @@ Not covered: the file's rows (writer.py) and their faults (checks.py).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from dspy_finetune._files import file_error, write_json
-from dspy_finetune.errors import DataError
+from dspy_finetune._files import file_error, read_json, write_json
+from dspy_finetune.errors import DataError, FileError
 
 FORMAT_VERSION = 1
 SHOWN_ROWS = 100
@@ -117,18 +116,11 @@ class Manifest:
         """
         path = manifest_path(data_path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise file_error(error, path, "read") from error
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}); export the data again") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: not a manifest; export the data again")
-        return cls.from_dict(values)
+            return cls.from_dict(read_json(path, "a manifest", "export the data again"))
+        except FileError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
 
 def manifest_path(data_path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,6 @@ An unknown figure is None, never 0. Not covered: asking a host what it offers to
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from dspy_finetune._files import file_error
+from dspy_finetune._files import read_json
 from dspy_finetune.errors import DataError
 
 CATALOG_VARIABLE = "DSPY_FINETUNE_CATALOG"
@@ -257,27 +256,18 @@ def load_catalog(path: str | os.PathLike[str] | None = None) -> Catalog:
     user = os.fspath(path) if path is not None else os.environ.get(CATALOG_VARIABLE) or None
     if user is None:
         return _packaged()
-    changed = _merge(_read(_PACKAGED), _read(Path(user)))
+    remedy = 'it must be an object with "models" or "hosts", as the packaged catalog.json is'
+    changed = _merge(_packaged_values(), read_json(user, "a catalog", remedy))
     return _build(changed, where=user)
 
 
 @functools.lru_cache(maxsize=1)
 def _packaged() -> Catalog:
-    return _build(_read(_PACKAGED), where=str(_PACKAGED))
+    return _build(_packaged_values(), where=str(_PACKAGED))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise file_error(error, path, "read the catalog") from error
-    except ValueError as error:
-        raise DataError(f"{path}: the catalog is not JSON in UTF-8 ({error}); correct the file") from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f'{path}: the catalog must be an object with "models" or "hosts"; see the packaged catalog.json'
-        )
-    return value
+def _packaged_values() -> dict[str, Any]:
+    return read_json(_PACKAGED, "a catalog", "install the package again")
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune.errors import BudgetError, UsageError
+from dspy_finetune.errors import UsageError
 from dspy_finetune.export import convert
 from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.manifest import Manifest
@@ -20,10 +20,10 @@ from dspy_finetune.hosts import Host, load_catalog, parse_model_id
 from dspy_finetune.hosts.catalog import Catalog
 from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import Plan, plan, unknown_price
+from dspy_finetune.jobs.plan import Plan, plan
 from dspy_finetune.jobs.pricing import catalog_name, journal_of
 from dspy_finetune.jobs.recipe import Recipe, recipe_of
-from dspy_finetune.jobs.sequence import SequenceJob
+from dspy_finetune.jobs.sequence import SequenceJob, together
 
 MOST_STEPS = 16
 """Tuned from a tuned model, from a tuned model ...: more than this is a circle."""
@@ -53,8 +53,7 @@ class MigrationPlan:
     @property
     def cost_usd(self) -> float | None:
         """Of all jobs; None where one is unknown."""
-        costs = [one.cost_usd for one in self.plans]
-        return None if None in costs else sum(cost or 0.0 for cost in costs)
+        return together(self.plans)
 
     def start(
         self,
@@ -77,13 +76,7 @@ class MigrationPlan:
             JobError: As `Plan.start`.
             HostError: As `Plan.start`.
         """
-        cost = self.cost_usd
-        if cost is None and not allow_unknown_price:
-            raise unknown_price(self.plans[0].base_model, self.host, max_usd)
-        if max_usd is not None and cost is not None and cost > max_usd:
-            raise BudgetError(f"moving it costs ${cost:,.2f}, more than the allowed ${max_usd:,.2f}")
-        options = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
-        return SequenceJob(self.plans, max_usd, options)
+        return SequenceJob(self.plans, max_usd, new=new, allow_unknown_price=allow_unknown_price, clock=clock)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""

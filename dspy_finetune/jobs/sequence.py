@@ -35,8 +35,7 @@ class SequencePlan:
     @property
     def cost_usd(self) -> float | None:
         """Of both; None where one is unknown."""
-        costs = (self.sft.cost_usd, self.dpo.cost_usd)
-        return None if costs[0] is None or costs[1] is None else costs[0] + costs[1]
+        return together((self.sft, self.dpo))
 
     @property
     def n_tokens(self) -> int | None:
@@ -77,27 +76,30 @@ class SequencePlan:
             JobError: As `Plan.start`.
             HostError: As `Plan.start`.
         """
-        if self.cost_usd is None and not allow_unknown_price:
-            # Before the first job, not between the two.
-            raise unknown_price(self.sft.base_model, self.sft.host, max_usd)
-        if max_usd is not None and self.cost_usd is not None and self.cost_usd > max_usd:
-            raise BudgetError(f"the two jobs cost ${self.cost_usd:,.2f}, more than the allowed ${max_usd:,.2f}")
-        options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
-        return SequenceJob((self.sft, self.dpo), max_usd, options)
+        return SequenceJob((self.sft, self.dpo), max_usd, new=new, allow_unknown_price=allow_unknown_price, clock=clock)
 
 
 class SequenceJob:
     """Jobs on their way, of which each starts from the model of the one before; the first is started here.
 
     Raises:
+        BudgetError: They cost more than allowed together, or a price is unknown; nothing was uploaded.
         JobError: As `Plan.start`.
         HostError: As `Plan.start`.
     """
 
-    def __init__(self, plans: Sequence[Plan], max_usd: float | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plans: Sequence[Plan], max_usd: float | None, *, new: bool, allow_unknown_price: bool, clock: Clock
+    ) -> None:
+        # Before the first job, not between two of them.
+        cost = together(plans)
+        if cost is None and not allow_unknown_price:
+            raise unknown_price(plans[0].base_model, plans[0].host, max_usd)
+        if max_usd is not None and cost is not None and cost > max_usd:
+            raise BudgetError(f"the jobs together cost ${cost:,.2f}, more than the allowed ${max_usd:,.2f}")
         self._plans = tuple(plans)
         self._max_usd = max_usd
-        self._options = dict(options)
+        self._options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
         self.jobs = [self._plans[0].start(max_usd, **self._options)]
         """Those that were started, in their order."""
 
@@ -129,6 +131,12 @@ class SequenceJob:
                 following = replace(self._plans[number], base_model=model.id)
                 self.jobs.append(following.start(left, **self._options))
         return model
+
+
+def together(plans: Sequence[Plan]) -> float | None:
+    """What plans cost together, in US dollars; None where one is unknown."""
+    costs = [one.cost_usd for one in plans]
+    return None if None in costs else sum(cost or 0.0 for cost in costs)
 
 
 def sft_then_dpo(

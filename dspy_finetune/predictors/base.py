@@ -10,23 +10,23 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import dspy
 from dspy.predict.parameter import Parameter
 from dspy.utils.saving import get_dependency_versions
 
-from dspy_finetune._files import file_error, write_json
+from dspy_finetune._files import read_json, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.logprobs import Position, positions_of
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibration import Calibration
-from dspy_finetune.predictors.probabilities import Position, label_masses
+from dspy_finetune.predictors.probabilities import label_masses
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,15 @@ TOP_LOGPROBS = 20
 """How many tokens are asked for at each position: the most that OpenAI's API gives."""
 
 _KINDS: dict[str, type[FinetunedPredictor]] = {}
+
+
+class Answer(NamedTuple):
+    """What a predictor reads of a host's answer."""
+
+    text: str
+    """Empty where the host sent none."""
+    positions: list[Position] | None
+    """The tokens with their log-probabilities; None where the host sent none."""
 
 
 class FinetunedPredictor(dspy.Module, Parameter):
@@ -84,6 +93,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         super().__init__()
         if not isinstance(prompt, PromptFormat):
             raise UsageError(f"prompt must be a PromptFormat, found {type(prompt).__name__}; see dspy_finetune.prompts")
+        if not isinstance(model, (str, FinetunedModel)) or not str(model):
+            raise UsageError(f"model must be a tuned model's id or a FinetunedModel, found {model!r}")
         if isinstance(model, FinetunedModel):
             if model.prompt_digest and model.prompt_digest != prompt.digest:
                 raise PromptMismatchError(
@@ -158,15 +169,17 @@ class FinetunedPredictor(dspy.Module, Parameter):
         # A Request has OpenAI's fields one level higher; on the wire they are OpenAI's again.
         return {"type": wire["type"], **wire["json_schema"]}
 
-    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
         request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return self.lm(request, **options)
+            response = self.lm(request, **options)
+        return Answer(response.text or "", positions_of(response))
 
-    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
         request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return await self.lm.acall(request, **options)
+            response = await self.lm.acall(request, **options)
+        return Answer(response.text or "", positions_of(response))
 
     def _prepared(
         self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None
@@ -177,12 +190,12 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     # -- reading an answer --------------------------------------------------------------------------------------
 
-    def _masses(self, response: Any) -> dict[str, float] | None:
+    def _masses(self, answer: Answer) -> dict[str, float] | None:
         """The probability mass on each label text, or None where the host sends no log-probabilities."""
         labels = self.prompt.labels
         if labels is None or self.logprobs is False:
             return None
-        if not response.logprobs:
+        if not answer.positions:
             if self.logprobs:
                 raise LogprobsError(
                     f"{self.model} sent no log-probabilities; choose a host that has them, or pass logprobs=False"
@@ -191,11 +204,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 self._told_no_logprobs = True
                 logger.warning("%s sends no log-probabilities: probability is None", self.model)
             return None
-        positions: list[Position] = [
-            (token.token, {top.token: top.logprob for top in token.top} | {token.token: token.logprob})
-            for token in response.logprobs
-        ]
-        return label_masses(positions, labels.texts)
+        return label_masses(answer.positions, labels.texts)
 
     def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:
         """The probabilities of the labels, corrected if the predictor was calibrated (see `calibrate`)."""
@@ -305,16 +314,10 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
         FileError: The file cannot be read.
         DataError: It is not a saved predictor.
     """
-    try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not a saved predictor: not JSON ({error}); save one with predictor.save(path)"
-        ) from error
-    if not isinstance(state, dict) or str(state.get("predictor")) not in _KINDS:
-        raise DataError(f"{path} is not a saved predictor; save one with predictor.save(path)")
+    remedy = "save one with predictor.save(path)"
+    state = read_json(path, "a saved predictor", remedy)
+    if str(state.get("predictor")) not in _KINDS:
+        raise DataError(f"{os.fspath(path)} is not a saved predictor; {remedy}")
     return predictor_of(state, host=host)
 
 

@@ -16,7 +16,7 @@ import dspy
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.predictors.base import Answer, FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
 from dspy_finetune.predictors.reading import in_threads, is_yes_no
 from dspy_finetune.predictors.residuals import Residuals
@@ -36,8 +36,9 @@ class OpenAIPredictor(FinetunedPredictor):
     - `coverage`: the model's own mass on the label set before scaling, in [0, 1]. Low coverage says that the model
       wanted to answer something else;
 
-    all three None where the host sends no log-probabilities. The value is the most probable label; for a bool it is
-    True when `probability >= threshold`.
+    all three None where the host sends no log-probabilities; where it lists no token of any label, coverage is 0 and
+    the other two are None. The value is the most probable label; for a bool it is True when
+    `probability >= threshold`.
 
     For a prompt whose one output is a number, `n_samples` above 1 asks that often at `temperature`. The number is then
     the median of the samples, and the prediction also carries
@@ -116,7 +117,7 @@ class OpenAIPredictor(FinetunedPredictor):
         if self.n_samples == 1:
             return self._read(self._ask(inputs))
 
-        def ask(rollout: int) -> Any:
+        def ask(rollout: int) -> Answer:
             return self._ask(inputs, temperature=self.temperature, rollout=rollout)
 
         return self._read_samples(in_threads(ask, range(1, self.n_samples + 1), _MOST_THREADS))
@@ -145,18 +146,18 @@ class OpenAIPredictor(FinetunedPredictor):
     def _state_version(self) -> int:
         return super()._state_version() if self.residuals is None else 3
 
-    def _read_samples(self, responses: Sequence[Any]) -> dspy.Prediction:
+    def _read_samples(self, answers: Sequence[Answer]) -> dspy.Prediction:
         field = self.prompt.output_fields[0]
         samples: list[float] = []
         unread: list[AnswerError] = []
-        for response in responses:
+        for answer in answers:
             try:
-                samples.append(self.prompt.parse(response.text or "")[field])
+                samples.append(self.prompt.parse(answer.text)[field])
             except AnswerError as error:
                 unread.append(error)
-        if len(unread) * 2 >= len(responses):
+        if len(unread) * 2 >= len(answers):
             raise AnswerError(
-                f"{len(unread)} of {len(responses)} samples are no number, such as {unread[0].text!r:.60}",
+                f"{len(unread)} of {len(answers)} samples are no number, such as {unread[0].text!r:.60}",
                 text=unread[0].text,
             )
         rank = sorted(samples)
@@ -171,18 +172,20 @@ class OpenAIPredictor(FinetunedPredictor):
             n_unreadable=len(unread),
         )
 
-    def _read(self, response: Any) -> dspy.Prediction:
+    def _read(self, answer: Answer) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
-        values = self.prompt.parse(response.text or "")
+        values = self.prompt.parse(answer.text)
         if self.residuals is not None:
             return dspy.Prediction(**values, interval=self.residuals.interval(values[self.prompt.output_fields[0]]))
         labels, field = self.prompt.labels, self.prompt.label_field
         if labels is None or field is None:
             return dspy.Prediction(**values)
-        masses = self._masses(response)
-        shares = normalised(masses) if masses is not None else None
-        if masses is None or shares is None:
+        masses = self._masses(answer)
+        if masses is None:
             return dspy.Prediction(**values, probability=None, probabilities=None, coverage=None)
+        shares = normalised(masses)
+        if shares is None:
+            return dspy.Prediction(**values, probability=None, probabilities=None, coverage=0.0)
         probabilities = self._calibrated({labels.decode(text): share for text, share in shares.items()})
         if is_yes_no(probabilities):
             probability = probabilities[True]

@@ -157,12 +157,17 @@ def listing(comparison: Comparison, near: tuple[float, float] = NEAR) -> list[Ro
             number=index + 1,
             is_disputed=disputed(index),
             inputs=tuple(str(value) for value in item.inputs.values()),
-            label=str(item.labels.get(field, "")) if field is not None else "",
+            label=_label_text(item.labels.get(field, "")) if field is not None else "",
             answers=tuple(said(name, index) for name in names),
         )
         for index, item in enumerate(comparison.items)
     ]
     return sorted(rows, key=lambda row: (not row.is_disputed, row.number))
+
+
+def _label_text(label: Any) -> str:
+    """A label as people read it: several answers that are right stand beside each other."""
+    return " / ".join(map(str, label)) if isinstance(label, (list, tuple)) else str(label)
 
 
 def _probability(answer: Answer, positive: Any, field: str | None) -> str:

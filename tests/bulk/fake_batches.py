@@ -13,7 +13,8 @@ Line = dict[str, Any]
 
 
 class FakeBatches(FakeOpenAI):
-    """`orders` holds how the next batches end: "completed" (the default), "expired", "queue_full", "failed"."""
+    """`orders` holds how the next batches end: "completed" (the default), "expired", "queue_full", "failed"; "slow"
+    is half done at the first look and completed at the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +38,11 @@ class FakeBatches(FakeOpenAI):
         if batch["status"] != "in_progress":
             return
         order = batch["order"]
+        if order == "slow":
+            n_rows = self.contents[batch["input_file_id"]].count(b"\n")
+            batch["request_counts"] = {"total": n_rows, "completed": n_rows // 2, "failed": 0}
+            batch["order"] = "completed"
+            return
         if order in ("queue_full", "failed"):
             code = "token_limit_exceeded" if order == "queue_full" else "invalid_json_line"
             error = {"code": code, "message": f"no: {order}", "line": None, "param": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 import dspy_finetune as ft
+from dspy_finetune import bulk
 from dspy_finetune.bulk import batch_api
-from dspy_finetune.bulk.progress import Prices
+from dspy_finetune.bulk.progress import Prices, Progress
+from dspy_finetune.bulk.task import RowOptions
 from dspy_finetune.bulk.tokens import Tokens
-from dspy_finetune.errors import BudgetError, HostError, UsageError
+from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.clock import Clock
 from tests.bulk.fake_batches import FakeBatches
@@ -177,6 +180,84 @@ def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: F
     with pytest.raises(BudgetError, match="cannot be kept"):
         batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0)
     assert fake.files == {}
+
+
+def test_progress_tells_rate_time_left_and_cost(
+    fake: FakeBatches, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look each 30 s: nothing sent, half of 20 rows, all of them; $1 a million tokens, of answers that are here."""
+    monkeypatch.setattr(Prices, "usd", lambda self, used: (used.n_input + used.n_output) / 1e6)
+    fake.orders = ["slow"]
+    looks: list[Progress] = []
+    batch_api.predict(predictor(fake), titles(20), tmp_path / "out.jsonl", clock=clock, on_progress=looks.append)
+    assert [look.n_done for look in looks] == [0, 10, 20]
+    assert [look.rows_per_second for look in looks] == [None, pytest.approx(10 / 30), pytest.approx(20 / 60)]
+    assert [look.eta_seconds for look in looks] == [None, pytest.approx(30), 0]
+    assert [look.cost_usd for look in looks] == [0, 0, pytest.approx(220e-6)]
+
+
+def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(
+    fake: FakeBatches, clock: Clock, tmp_path: Path
+) -> None:
+    fake.orders = ["completed", "failed"]
+    with pytest.raises(HostError):
+        batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, clock=clock)
+    looks: list[Progress] = []
+    batch_api.predict(
+        predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, clock=clock, on_progress=looks.append
+    )
+    assert [(look.n_done, look.n_reused) for look in looks] == [(4, 4), (8, 4)]
+    assert looks[-1].rows_per_second == pytest.approx(4 / 30)
+    assert len(fake.asked) == 8
+
+
+def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(
+    fake: FakeBatches, clock: Clock, tmp_path: Path
+) -> None:
+    """A list has no file whose hash would tell."""
+    fake.orders = ["failed"]
+    with pytest.raises(HostError):
+        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+    for others in ([{"title": "another"}, *titles(2)], titles(2), titles(4)):
+        with pytest.raises(DataError, match="is not what was asked before"):
+            batch_api.predict(predictor(fake), others, tmp_path / "out.jsonl", clock=clock)
+    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock).n_answered == 3
+
+
+def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0, clock=clock)
+    done = batch_api.predict(predictor(fake, threshold=0.9), titles(3), tmp_path / "out.jsonl", clock=clock)
+    assert done.n_answered == 3
+
+
+def test_a_line_that_is_no_answer_is_asked_again(
+    fake: FakeBatches, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = fake.upload
+
+    def broken(name: str, purpose: str, content: bytes) -> Any:
+        is_first = purpose == "batch_output" and len(fake.batches) == 1
+        return upload(name, purpose, content.replace(b'{"custom_id"', b'["custom_id"', 1) if is_first else content)
+
+    fake.upload = broken  # type: ignore[method-assign]
+    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock).n_answered == 3
+    assert (len(fake.asked), len(fake.batches)) == (4, 2)
+    assert "begins no answer" in caplog.text
+
+
+def test_a_damaged_folder_is_told_in_one_line(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.batch").mkdir()
+    (tmp_path / "out.jsonl.batch" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json is not a run by batches: .*; remove the folder"):
+        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+
+
+def test_the_shared_options_are_those_of_bulk_predict() -> None:
+    shared, own = RowOptions.__annotations__, inspect.signature(bulk.predict).parameters
+    assert {name: own[name].annotation for name in shared} == {
+        name: annotation.__forward_arg__ for name, annotation in shared.items()
+    }
 
 
 def test_both_orders_stand_in_one_part(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import inspect
 import json
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -344,6 +347,75 @@ def test_it_runs_beside_an_event_loop(loopback: Loopback, tmp_path: Path) -> Non
         return bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl")
 
     assert asyncio.run(notebook()).n_answered == 3
+
+
+def test_it_can_be_awaited(loopback: Loopback, tmp_path: Path) -> None:
+    """The caller's loop turns while rows are asked; the parameters are those of `predict`."""
+
+    async def main() -> tuple[Any, int]:
+        running = asyncio.ensure_future(bulk.apredict(tuned(loopback), titles(40), tmp_path / "out.jsonl"))
+        n_turns = 0
+        while not running.done():
+            n_turns += 1
+            await asyncio.sleep(0.001)
+        return await running, n_turns
+
+    done, n_turns = asyncio.run(main())
+    assert done.n_answered == 40
+    assert n_turns > 1
+    assert inspect.signature(bulk.apredict) == inspect.signature(bulk.predict)
+
+
+def test_a_cancelled_await_ends_the_asking_and_keeps_the_answers(tmp_path: Path) -> None:
+    asked: list[str] = []
+    has_begun = threading.Event()
+
+    async def slowly(title: str) -> dict[str, Any]:
+        asked.append(title)
+        if len(asked) > 3:
+            has_begun.set()
+            await asyncio.sleep(3600)
+        return {"liked": True}
+
+    async def main() -> None:
+        running = asyncio.ensure_future(
+            bulk.apredict(slowly, titles(50), tmp_path / "out.jsonl", inputs=["title"], concurrency=4)
+        )
+        await asyncio.to_thread(has_begun.wait)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    n_asked = len(asked)
+    assert n_asked < 50
+    assert (tmp_path / "out.jsonl.checkpoint").read_bytes().count(b"\n") == 1 + 3
+    assert not [one for one in threading.enumerate() if one.name.startswith("dspy-finetune-bulk")]
+
+
+def test_ctrl_c_in_a_notebook_ends_the_asking_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a running loop the rows are asked in another thread, which Ctrl-C does not reach by itself."""
+    has_begun = threading.Event()
+
+    async def slowly(title: str) -> dict[str, Any]:
+        if has_begun.is_set():
+            await asyncio.sleep(3600)
+        has_begun.set()
+        return {"liked": True}
+
+    def interrupted(future: Any) -> Any:
+        has_begun.wait()
+        raise KeyboardInterrupt
+
+    async def cell() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(concurrent.futures.Future, "result", interrupted)
+            bulk.predict(slowly, titles(50), tmp_path / "out.jsonl", inputs=["title"], concurrency=4)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(cell())
+    assert not [one for one in threading.enumerate() if one.name.startswith("dspy-finetune-bulk")]
+    assert (tmp_path / "out.jsonl.checkpoint").read_bytes().count(b"\n") == 2
 
 
 def test_the_defaults_of_time_are_the_real_ones() -> None:

@@ -33,6 +33,7 @@ CASES: list[tuple[str, int, str]] = [
     ("export sft rows.jsonl --preset binary --out new.jsonl --limt 3", 2, "No such option: --limt"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --limit 0", 2, "--limit"),
     ("export sft rows.jsonl --out new.jsonl", 2, "give either --preset or --prompt"),
+    ("export sft rows.jsonl --preset binary --out rows.jsonl", 2, "rows.jsonl is the file that the examples come from"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --dialect klingon", 2, "choose one of openai"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --rename headline", 2, "old=new"),
     ("check train.jsonl --method best", 2, "choose one of sft, dpo, rft"),
@@ -96,7 +97,7 @@ CASES: list[tuple[str, int, str]] = [
     ("quickstart --data latin.jsonl", 1, "latin.jsonl:1: not UTF-8"),
     ("plan train.jsonl --env-file latin.jsonl", 1, "not UTF-8"),
     ("compare rows.jsonl --program a=rows.jsonl", 1, "is not a saved predictor"),
-    ("export sft rows.jsonl --prompt rows.jsonl --out new.jsonl", 2, "not JSON"),
+    ("export sft rows.jsonl --prompt rows.jsonl --out new.jsonl", 1, "not JSON"),
     # No host, no key
     ("jobs list", 1, "set OPENAI_API_KEY"),
     ("models --host http://127.0.0.1:9/v1", 1, "check the address"),

@@ -291,3 +291,14 @@ def test_few_items_that_are_all_right_are_no_certainty():
     found = compare_programs({"a": Knows(), "b": Knows(wrong=[0])}, ROWS[:6], [metrics.f1("liked")])
     whole = found.programs[0].scores["F1"]
     assert (whole.value, whole.low, whole.method) == (1.0, None, "none")
+
+
+def test_three_items_are_no_proof_whatever_the_bootstrap_says():
+    """All of them right against all of them wrong: resamples agree, but so do three coins in 1 of 4 cases."""
+    rows = [dspy.Example(title=f"title {n}", liked=True).with_inputs("title") for n in (0, 2, 4)]
+    found = compare_programs({"a": Knows(), "b": Knows(wrong=[0, 2, 4])}, rows, [metrics.f1("liked")])
+    assert found.decisive is not None
+    assert (found.decisive.p_value, found.decisive.verdict) == (0.25, "undecided")
+    alike = compare_programs({"a": Knows(), "b": Knows()}, ROWS, [metrics.f1("liked")], margin=0.1)
+    assert alike.decisive is not None
+    assert alike.decisive.verdict == "equivalent"

@@ -106,6 +106,30 @@ def test_a_literal_is_its_most_probable_label(chat: ChatServer) -> None:
     assert (prediction.queue, prediction.probability) == ("bug", pytest.approx(5 / 9))
 
 
+def test_a_rating_is_the_number_that_was_said(chat: ChatServer) -> None:
+    """1 begins 10: an answer that ends after its first token is 1 all the same."""
+    signature = dspy.Signature("review -> stars: int").with_updated_fields("stars", type_=Literal[1, 2, 5, 10])
+    predictor = ft.OpenAIPredictor(ft.PromptFormat(signature), "tuned", host=chat.host, cache=False)
+    chat.answer = lambda body: [("1", {"1": 0.8, "2": 0.1, "10": 0.05})]
+    answer = predictor(review="Dull from the first page.")
+    assert (answer.stars, answer.coverage) == (1, pytest.approx(0.95))
+    assert answer.probabilities == pytest.approx({1: 16 / 19, 2: 2 / 19, 5: 0.0, 10: 1 / 19})
+
+
+def test_an_answer_whose_tokens_name_no_label_has_a_coverage_of_zero(chat: ChatServer) -> None:
+    predictor = ft.OpenAIPredictor(ft.prompts.binary(), "tuned", host=chat.host, logprobs=True, cache=False)
+    chat.answer = lambda body: [('"', {'"': 1.0}), ("true", {"true": 1.0}), ('"', {'"': 1.0})]
+    answer = predictor(title="Why lock gates lean upstream")
+    assert (answer.is_favorite, answer.probability, answer.coverage) == (True, None, 0.0)
+
+
+@pytest.mark.parametrize("model", [None, "", 7])
+def test_a_model_without_an_id_is_refused(model: Any, chat: ChatServer) -> None:
+    """A job that made no model has none to give."""
+    with pytest.raises(ft.errors.UsageError, match="model must be"):
+        ft.OpenAIPredictor(ft.prompts.binary(), model, host=chat.host)
+
+
 def test_text_and_numbers_are_read_by_the_prompt(chat: ChatServer) -> None:
     chat.answer = lambda body: [("$1,199.99", {})]
     price = ft.OpenAIPredictor(ft.prompts.number(), "m", host=chat.host, cache=False)(product="A lamp").price

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.predictors.probabilities import Position, label_masses, normalised
+from dspy_finetune.hosts.logprobs import Position, spelling
+from dspy_finetune.predictors.probabilities import label_masses, normalised
 
 
 def at(chosen: str, **shares: float) -> Position:
@@ -40,10 +41,54 @@ def test_a_shared_first_token_is_told_apart_by_the_next() -> None:
     assert masses == pytest.approx({"unlikely": 0.6, "undecided": 0.2, "likely": 0.2})
 
 
-def test_the_road_not_taken_is_left_out() -> None:
-    """The model went to "likely": how the mass of "un" would have gone on is not known."""
+def test_the_road_not_taken_takes_nothing_from_the_answer_that_was_given() -> None:
+    """The model went to "likely": how "un" would have gone on is not known, but it would not have been "likely"."""
     masses = label_masses([at("likely", un=0.3, likely=0.7)], ["unlikely", "undecided", "likely"])
-    assert masses == pytest.approx({"unlikely": 0.0, "undecided": 0.0, "likely": 0.7})
+    assert masses == pytest.approx({"unlikely": 0.15, "undecided": 0.15, "likely": 0.7})
+
+
+def test_an_answer_that_ends_is_the_label_that_ends_there() -> None:
+    """The end of an answer is no token: hosts list nothing at its place."""
+    masses = label_masses([at("no", no=0.6, **{"not": 0.4})], ["no", "not sure"])
+    assert masses == pytest.approx({"no": 0.6, "not sure": 0.4})
+
+
+def test_a_number_that_begins_another_is_itself_where_the_other_has_a_token() -> None:
+    """A tokenizer that knows "10" writes it so, and "1" is 1."""
+    labels = [str(number) for number in range(1, 11)]
+    masses = label_masses([at("7", **{"7": 0.5, "1": 0.3, "10": 0.2})], labels)
+    assert {label: mass for label, mass in masses.items() if mass} == pytest.approx({"7": 0.5, "1": 0.3, "10": 0.2})
+    digits = label_masses([at("1", **{"1": 0.8, "9": 0.2}), at("0", **{"0": 0.75, "<end>": 0.25})], labels)
+    assert {label: mass for label, mass in digits.items() if mass} == pytest.approx({"1": 0.2, "10": 0.6, "9": 0.2})
+
+
+def test_another_case_of_the_chosen_token_goes_on_as_that_one_did() -> None:
+    positions = [at("Un", Un=0.5, un=0.3, likely=0.2), at("likely", likely=0.75, decided=0.25)]
+    masses = label_masses(positions, ["unlikely", "undecided", "likely"])
+    assert masses == pytest.approx({"unlikely": 0.6, "undecided": 0.2, "likely": 0.2})
+
+
+def test_blank_tokens_before_the_label_are_passed_over() -> None:
+    masses = label_masses([at("\n", **{"\n": 0.8, "A": 0.2}), at("A", A=0.75, B=0.25)], ["A", "B"])
+    assert masses == pytest.approx({"A": 0.8, "B": 0.2})
+
+
+def test_labels_that_differ_in_case_alone_are_told_apart_by_it() -> None:
+    assert label_masses([at("A", A=0.7, a=0.2, B=0.1)], ["A", "a", "b"]) == pytest.approx(
+        {"A": 0.7, "a": 0.2, "b": 0.1}
+    )
+
+
+def test_labels_whose_characters_are_several_tokens() -> None:
+    """A byte-level tokenizer cuts a thumb in two; its parts are told apart by their bytes."""
+    thumbs = list("👍".encode()), list("👎".encode())
+    first, up, down = (
+        spelling("bytes:\\xf0", thumbs[0][:3]),
+        spelling("\ufffd", thumbs[0][3:]),
+        spelling("\ufffd", thumbs[1][3:]),
+    )
+    positions = [(first, {first: math.log(0.9)}), (up, {up: math.log(0.8), down: math.log(0.2)})]
+    assert label_masses(positions, ["👍", "👎"]) == pytest.approx({"👍": 0.72, "👎": 0.18})
 
 
 def test_a_label_that_begins_another_ends_where_the_text_goes_on_otherwise() -> None:

@@ -446,3 +446,18 @@ def test_a_failed_call_is_no_opinion_and_near_numbers_do_not_disagree():
     found = compare(programs, rows, [metrics.mean_absolute_error("price")]).comparison
     assert [(row.number, row.is_disputed) for row in items.listing(found)][:2] == [(1, True), (2, False)]
     assert tables.difference_table(found).rows[1][5] == tables.MISSING  # nothing was tested against what always fails
+
+
+def test_a_text_of_many_thousand_characters_is_opened_on_demand_and_cut():
+    """It would push every other item off the screen, and the page beyond any bearable size."""
+    rows = [dspy.Example(title=f"{n} " + "long " * 2000, liked=True).with_inputs("title") for n in range(20)]
+    page = compare({"a": lambda title: dspy.Prediction(liked=True)}, rows, [metrics.accuracy("liked")]).html()
+    assert page.count("<details><summary>") == 20
+    assert "(10,002 characters; the JSON report holds all)" in page
+    assert 20 * 2000 < len(page) < 20 * 3000 + 60_000
+
+
+def test_a_step_of_training_is_a_whole_number():
+    svg = plots.training({"job": [(1, 2.0), (2, 1.5), (3, 1.1)]}, "t")
+    assert svg is not None
+    assert "1.25" not in svg
