@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -125,6 +125,13 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
 
 
+def json_text(value: Any, *, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON for people and programs, which any encoding to UTF-8 takes: half a character stands as its escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=default)
+    # A lone surrogate, as broken text holds it, has no UTF-8; JSON's own escape for it reads back as it was.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
     """The JSON object that a file holds.
 
@@ -151,7 +158,7 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str,
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write one JSON value, indented, atomically. Raises FileError."""
     with atomic_writer(path) as stream:
-        stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8") + b"\n")
+        stream.write(json_text(value).encode("utf-8") + b"\n")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

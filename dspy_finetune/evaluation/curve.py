@@ -287,7 +287,7 @@ def _scores(
     scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
     seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
-    return facts, {place: scoring.score_items(one, facts.kind, how) for place, one in scores.items()}
+    return facts, {place: scoring.score_items(one, facts, how) for place, one in scores.items()}
 
 
 def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:

@@ -21,6 +21,7 @@ _BARE = re.compile(rf"^({_LABEL})[^\S\n]*$(?=\Z|\n{_LABEL}(?:[^\S\n]|$))", re.MU
 """A label with nothing behind it, at the end or before another label."""
 _HEADED = re.compile(r"^(\[\[ ## \w+ ## \]\])\n[^\S\n]*\n|^(<(\w+)>)\n[^\S\n]*\n</\3>$", re.MULTILINE)
 """An empty field as DSPy's adapters write it."""
+_LAST = itemgetter(-1)
 _MOST_PLACES, _MOST_CHARS = 1000, 500
 _ASKED = 500
 """So many questions tell what the template is."""
@@ -65,8 +66,8 @@ class EmptyInputs:
         """Look at the questions of consecutive lines, none blank; nearly always all are whole, told at once."""
         # The ends of lines: to search the texts for ": \n" takes several times as long.
         lines = "\n".join(questions).split("\n") if "\n" in "".join(questions) else []
-        are_whole = all(list(map(str.rstrip, texts)) == texts for texts in (questions, lines))
-        if are_whole and ":" not in set(map(itemgetter(-1), questions)):
+        ends = set(map(_LAST, questions))
+        if ":" not in ends and not any(map(str.isspace, ends.union(map(_LAST, filter(None, lines))))):
             return
         for line, question in enumerate(questions, start=first):
             if may_lack(question):
