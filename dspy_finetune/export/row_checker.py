@@ -1,7 +1,7 @@
 """Check rows one by one, while they are read or written, and report on all of them.
 
 In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
-kept, in a temporary file from 100,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
+kept, in a temporary file from 150,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
 first rows, up to a bound.
 
 Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
