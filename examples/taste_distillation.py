@@ -42,7 +42,7 @@ class Size:
 
 SIZES = {
     "small": Size(n_titles=24, n_pairs=12, n_explained=10, n_test=8, n_epochs=1),
-    "full": Size(n_titles=440, n_pairs=240, n_explained=100, n_test=150, n_epochs=2),
+    "full": Size(n_titles=440, n_pairs=320, n_explained=100, n_test=150, n_epochs=2),
 }
 
 
@@ -53,7 +53,7 @@ def explained_pairs(titles: Sequence[dspy.Example]) -> list[dspy.Example]:
         return []
     return [
         pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
-        for pair in ft.make_pairs(told, n_per_positive=3, carry=("reason",))
+        for pair in ft.make_pairs(told, n_per_positive=1, carry=("reason",))
     ]
 
 

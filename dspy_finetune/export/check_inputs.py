@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from operator import itemgetter
 
 from dspy_finetune.export.check_report import KEPT_PER_CODE, IssueLog
 
@@ -21,6 +21,7 @@ _BARE = re.compile(rf"^({_LABEL})[^\S\n]*$(?=\Z|\n{_LABEL}(?:[^\S\n]|$))", re.MU
 """A label with nothing behind it, at the end or before another label."""
 _HEADED = re.compile(r"^(\[\[ ## \w+ ## \]\])\n[^\S\n]*\n|^(<(\w+)>)\n[^\S\n]*\n</\3>$", re.MULTILINE)
 """An empty field as DSPy's adapters write it."""
+_LAST = itemgetter(-1)
 _MOST_PLACES, _MOST_CHARS = 1000, 500
 _ASKED = 500
 """So many questions tell what the template is."""
@@ -66,8 +67,8 @@ class EmptyInputs:
         joined = "\n".join(questions)
         # Lines and their ends: to search the text for ": \n" takes ten times as long.
         lines = joined.split("\n") if joined.count("\n") >= len(questions) else []
-        are_whole = all(list(map(str.rstrip, texts)) == texts for texts in (questions, lines))
-        if are_whole and not any(map(str.endswith, questions, repeat(":"))):
+        ends = set(map(_LAST, questions))
+        if ":" not in ends and not any(map(str.isspace, ends.union(map(_LAST, filter(None, lines))))):
             return
         for line, question in enumerate(questions, start=first):
             if may_lack(question):

@@ -17,15 +17,14 @@ from typing import IO
 
 from dspy_finetune.export.check_report import IssueLog
 
-_IN_MEMORY = 100_000
-"""Rows whose hashes are kept in memory; 2 MB, and as much again while they are read back."""
+_IN_MEMORY = 150_000
+"""Rows whose hashes are kept in memory: 3 MB, and as much again while they are read back. A file of no more is first
+asked as a whole whether any prompt stands twice: a set of the hashes takes 10 MB.
+"""
 _AT_ONCE = 30_000
 """Repeated rows whose hashes are compared together: their dicts take up to 10 MB, those of two million 500 MB."""
 _MARKS = 1 << 22
 """Most bytes of the marks that tell which prompts may stand twice."""
-
-_IN_A_SET = 150_000
-"""Up to so many rows are first asked together whether any prompt stands twice: a set of their hashes takes 10 MB."""
 
 Seen = tuple[int, int, int]
 """A row: the hash of its prompt, that of its output, its line."""
@@ -112,7 +111,7 @@ class SeenRows:
     def report(self, log: IssueLog, *, preferences: bool) -> None:
         """Report duplicates and contradictions."""
         prompts = self._columns[0]
-        if not self._pieces and len(prompts) <= _IN_A_SET and len(set(prompts)) == len(prompts):
+        if not self._pieces and len(set(prompts)) == len(prompts):
             return
         marks, n_buckets = _repeated(self)
         for bucket in range(n_buckets):

@@ -240,7 +240,6 @@ def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_
     validation = write(tmp_path / "validation.jsonl", [chat(i, content="0") for i in range(30, 600)])
     whole = check(train, validation=validation, count=False)
     monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
-    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_A_SET", 0)
     monkeypatch.setattr("dspy_finetune.export.check_sets._AT_ONCE", 7)
     monkeypatch.setattr("dspy_finetune.export.check_sets._MARKS", 1)
     if not has_room:
@@ -276,7 +275,7 @@ def test_what_repeats_by_chance_takes_no_memory() -> None:
     finally:
         tracemalloc.stop()
     assert [(issue.line, issue.code) for issue in log.issues()] == [(400_001, "duplicate-row")]
-    assert peak < 7_500_000  # 2 MB of marks, one piece of the hashes twice
+    assert peak < 9_500_000  # 2 MB of marks, one piece of the hashes (3 MB) twice
 
 
 @pytest.mark.parametrize("n_rows", [3, 300])

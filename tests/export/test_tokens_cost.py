@@ -297,7 +297,7 @@ def test_amounts_below_nothing_have_no_price(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         training_cost(base_model=MINI, **{"n_rows": 10, "n_tokens": 5, **wrong})
     for name in ("n_input_tokens", "n_output_tokens", "n_cached_tokens"):
-        amounts = {"n_input_tokens": 1, "n_output_tokens": 1, name: -1}
+        amounts: dict[str, Any] = {"n_input_tokens": 1, "n_output_tokens": 1, name: -1}
         with pytest.raises(UsageError, match=name):
             inference_cost(MINI, n_requests=1, **amounts)
     with pytest.raises(UsageError, match="more than all of the 3"):
