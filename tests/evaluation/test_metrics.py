@@ -185,9 +185,9 @@ def test_what_is_no_probability_is_unreadable(share):
             with pytest.raises(AnswerError):
                 made("good")(example(good=True), dspy.Prediction(good=True, **said))
     both = [example(good=True), example(good=False)]
-    said = [dspy.Prediction(good=True, probability=one) for one in (share, 0.2)]
-    assert metrics.ece("good")(both, said) == pytest.approx(0.2)  # the other item alone
-    assert math.isnan(metrics.roc_auc("good")(both, said))
+    answers = [dspy.Prediction(good=True, probability=one) for one in (share, 0.2)]
+    assert metrics.ece("good")(both, answers) == pytest.approx(0.2)  # the other item alone
+    assert math.isnan(metrics.roc_auc("good")(both, answers))
     assert metrics.log_loss("good")(both[0], dspy.Prediction(good=True, probability=1 + 1e-9)) == 0.0
 
 

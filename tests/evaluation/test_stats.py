@@ -175,6 +175,7 @@ def test_an_interval_stays_where_the_scores_can_lie(scores, bounds):
         clusters.mean_interval(scores, range(len(scores)), 0.95, bounds),
     ):
         assert found.value == pytest.approx(sum(scores) / len(scores))
+        assert found.value is not None
         assert found.low is not None
         assert found.high is not None
         assert low <= found.low <= found.value <= found.high
