@@ -15,7 +15,7 @@ from typing import Any
 from dspy_finetune.export.rows import Row, encode_text
 from dspy_finetune.export.tokens import TokenCounter
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS = 1024
 _ESCAPED = bytes(range(32)) + b'"\\'
 """What JSON does not take as it is; all of UTF-8's other bytes stand for themselves."""
 

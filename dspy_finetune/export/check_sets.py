@@ -19,7 +19,7 @@ from dspy_finetune.export.check_report import IssueLog
 
 _IN_MEMORY = 150_000
 """Rows whose hashes are kept in memory: 3 MB, and as much again while they are read back. A file of no more is first
-asked as a whole whether any prompt stands twice: a set of the hashes takes 10 MB.
+asked as a whole whether any prompt stands twice: sets of the hashes take 5 MB.
 """
 _AT_ONCE = 30_000
 """Repeated rows whose hashes are compared together: their dicts take up to 10 MB, those of two million 500 MB."""
@@ -110,8 +110,7 @@ class SeenRows:
 
     def report(self, log: IssueLog, *, preferences: bool) -> None:
         """Report duplicates and contradictions."""
-        prompts = self._columns[0]
-        if not self._pieces and len(set(prompts)) == len(prompts):
+        if not self._pieces and _are_distinct(self._columns[0]):
             return
         marks, n_buckets = _repeated(self)
         for bucket in range(n_buckets):
@@ -122,6 +121,16 @@ class SeenRows:
         marks, n_buckets = _repeated(self, validation)
         for bucket in range(n_buckets):
             _report_overlap(log, self._rows(marks, bucket, n_buckets), validation._rows(marks, bucket, n_buckets))
+
+
+def _are_distinct(hashes: array[int]) -> bool:
+    """Whether no hash stands twice; a half at a time, which takes half the memory of a set of all."""
+    middle = len(hashes) // 2
+    first = set(hashes[:middle])
+    if len(first) < middle or not first.isdisjoint(hashes[middle:]):
+        return False
+    del first
+    return len(set(hashes[middle:])) == len(hashes) - middle
 
 
 def _repeated(*sets: SeenRows) -> tuple[_Marks, int]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune.data import Examples, ExampleStream
@@ -25,6 +25,7 @@ from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, Method, forget_manifest, now, versions
 from dspy_finetune.export.rows import Row, encode_row
+from dspy_finetune.export.sink import Sink
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "skip"]
 DUPLICATE = "duplicate of an earlier row"
-_FLUSH_BYTES = 1 << 18
-_SYNC_BYTES = 1 << 22
-"""After so many bytes the disk is set to work on them."""
 _MAX_REASONS = 50
 _MAX_ERRORS = 10_000
 
@@ -92,69 +90,11 @@ def _reason(error: RowError) -> str:
     return f"{error.field}: {error.problem}" if error.field else error.problem
 
 
-class _Sink:
-    """The open file: blocks of lines go to it and through the digest together.
-
-    A large file goes to the disk while it is still written, so that little is left to wait for at its end.
-    """
-
-    def __init__(self, stream: BinaryIO, disk: Executor) -> None:
-        self._stream = stream
-        self._disk = disk
-        self._syncing: Future[None] | None = None
-        self._synced_bytes = 0
-        self._digest = hashlib.sha256()
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self.size_bytes = 0
-        self.n_lines = 0
-
-    def add(self, line: bytes) -> None:
-        self._waiting.append(line)
-        self._waiting_bytes += len(line)
-        self.n_lines += 1
-        if self._waiting_bytes >= _FLUSH_BYTES:
-            self.flush()
-
-    def add_lines(self, data: bytes, n: int) -> None:
-        self.flush()
-        self.put(data)
-        self.n_lines += n
-
-    def flush(self) -> None:
-        if self._waiting:
-            self.put(b"\n".join(self._waiting) + b"\n")
-            self._waiting.clear()
-            self._waiting_bytes = 0
-
-    def put(self, block: bytes) -> None:
-        self._stream.write(block)
-        self._digest.update(block)
-        self.size_bytes += len(block)
-        if self.size_bytes - self._synced_bytes >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
-            self._synced()
-            self._synced_bytes = self.size_bytes
-            self._syncing = self._disk.submit(os.fsync, self._stream.fileno())
-
-    def _synced(self) -> None:
-        """Wait for the disk. Raises OSError: what it could not take."""
-        if self._syncing is not None:
-            self._syncing.result()
-
-    def close(self) -> None:
-        """Write what waits. Raises OSError."""
-        self.flush()
-        self._synced()
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
 class _Lines:
     """Turns rows into lines of a dialect: each is encoded, compared with earlier ones, checked, counted and written."""
 
     def __init__(
-        self, sink: _Sink, dialect: Dialect, checker: RowChecker, counter: TokenCounter | None, *, dedupe: bool
+        self, sink: Sink, dialect: Dialect, checker: RowChecker, counter: TokenCounter | None, *, dedupe: bool
     ) -> None:
         self._sink = sink
         self._dialect = dialect
@@ -176,7 +116,7 @@ class _Lines:
         data = block.encode()
         line = self._sink.n_lines + 1
         n_tokens = block.count(self._counter) if self._counter is not None else None
-        self._sink.add_lines(data, len(block))
+        self._sink.add(data, len(block))
         if not self._checker.block(line, block, n_tokens=n_tokens):
             for i, row in enumerate(block.rows()):
                 self._checker.row(line + i, row, n_tokens=n_tokens[i] if n_tokens is not None else None)
@@ -187,7 +127,7 @@ class _Lines:
             if digest in self._seen:
                 return False
             self._seen.add(digest)
-        self._sink.add(line)
+        self._sink.add(line + b"\n")
         n_tokens = self._counter.add(row) if self._counter is not None else None
         self._checker.row(self._sink.n_lines, row, len(line), n_tokens=n_tokens)
         return True
@@ -225,10 +165,10 @@ def write_dataset(
     counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
     checker = RowChecker(method=method, base_model=base_model, host=form.name, tokenizer=tokenizer)
     skipped = _Skipped()
-    with atomic_writer(target) as stream, ThreadPoolExecutor(max_workers=1) as disk:
-        sink = _Sink(stream, disk)
+    with atomic_writer(target) as stream, ThreadPoolExecutor(max_workers=2) as disk:
+        sink = Sink(stream, disk)
         if form.bom:
-            sink.put(BOM)
+            sink.add(BOM, 0)
         lines = _Lines(sink, form, checker, counter, dedupe=dedupe)
         for row in rows:
             if isinstance(row, RowError):

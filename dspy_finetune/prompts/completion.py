@@ -215,7 +215,7 @@ class TemplateLayout:
             columns = [self._column(part, examples) for part in self._template.parts]
         except (KeyError, TypeError, RowError):
             return [self.write(example) for example in examples]  # which names the field of the first that fails
-        return list(map("".join, zip(*columns, strict=True)))
+        return list(columns[0]) if self._is_whole else list(map("".join, zip(*columns, strict=True)))
 
     def _column(self, part: str | Slot, examples: Sequence[Any]) -> Iterable[str]:
         if isinstance(part, str):
