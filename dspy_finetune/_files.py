@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dspy_finetune.errors import DataError, FileError, RowError
 
 BOM = b"\xef\xbb\xbf"
+
+_PACKED = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip or xlsx file", b"PAR1": "a Parquet file"}
 
 
 def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> FileError:
@@ -35,6 +37,11 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
     }
     why = remedies.get(error.errno or 0, error.strerror or str(error))
     return FileError(f"cannot {doing} {os.fspath(path)}: {why}", path=os.fspath(path))
+
+
+def packed_kind(head: bytes) -> str | None:
+    """What a file with these first bytes is, where it is no text: gzip, zip or Parquet."""
+    return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -118,6 +125,13 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 os.unlink(temporary)
 
 
+def json_text(value: Any, *, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON for people and programs, which any encoding to UTF-8 takes: half a character stands as its escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=default)
+    # A lone surrogate, as broken text holds it, has no UTF-8; JSON's own escape for it reads back as it was.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
     """The JSON object that a file holds.
 
@@ -144,7 +158,7 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str,
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write one JSON value, indented, atomically. Raises FileError."""
     with atomic_writer(path) as stream:
-        stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8") + b"\n")
+        stream.write(json_text(value).encode("utf-8") + b"\n")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -41,13 +41,14 @@ class ProgressLine:
         self._began = clock()
         self._shown_at: float | None = None
         self._width = 0
-        self._is_quiet = os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
+        self.is_quiet = os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
+        """Whether nothing will be shown, so that nothing need be found out for it."""
 
     def show(self, text: str, n_done: int | None = None, n_total: int | None = None) -> None:
         """Tell how far it is; the last of all items is always shown if any was."""
         now = self._clock()
         is_long = now - self._began > SHORT_SECONDS or (n_total or 0) > MANY
-        if self._is_quiet or not is_long:
+        if self.is_quiet or not is_long:
             return
         stream = self._stream or sys.stderr
         is_terminal = stream.isatty()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,19 @@ class Size:
 
 SIZES = {
     "small": Size(n_titles=24, n_pairs=12, n_explained=10, n_test=8, n_epochs=1),
-    "full": Size(n_titles=440, n_pairs=240, n_explained=100, n_test=150, n_epochs=2),
+    "full": Size(n_titles=440, n_pairs=320, n_explained=100, n_test=150, n_epochs=2),
 }
+
+
+def explained_pairs(titles: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Pairs with the reason why one is preferred; none where titles come without reasons."""
+    told = [row for row in titles if row.get("reason")]
+    if len({row.is_favorite for row in told}) < 2:
+        return []
+    return [
+        pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
+        for pair in ft.make_pairs(told, n_per_positive=1, carry=("reason",))
+    ]
 
 
 def main(
@@ -64,10 +75,7 @@ def main(
     train, test = train[: how.n_titles], test[: how.n_test]
     train_pairs = ft.make_pairs(train, n_per_positive=3)[: how.n_pairs]
     test_pairs = ft.make_pairs(test, n_per_positive=2)[: how.n_test]
-    explained = [
-        pair.copy(explanation=pair["reason_a" if pair["preferred"] == "A" else "reason_b"])
-        for pair in ft.make_pairs([row for row in train if row.get("reason")], n_per_positive=3, carry=("reason",))
-    ][: how.n_explained]
+    explained = explained_pairs(train)[: how.n_explained]
     has_reasons = len(explained) >= 10  # as many rows as hosts ask for
     if not has_reasons:
         explained = train_pairs[: how.n_explained]

@@ -72,6 +72,7 @@ class FakeOpenAI:
         self.failure = {"code": "invalid_training_file", "message": "Line 3 is wrong.", "param": "training_file"}
         self.now: float = 1_795_000_000
         self.reply = "true"
+        self.listed: dict[str, float] = {}  # token -> log-probability, listed at the reply's one place
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"fake": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -320,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
         if route == "GET /models":
             return 200, {"object": "list", "data": list(fake.models.values())}
         if route == "POST /chat/completions":
-            return 200, _completion(body["model"], fake.reply)
+            return 200, _completion(body["model"], fake.reply, fake.listed if body.get("logprobs") else {})
         return _refuse(404, f"no route {route}", "not_found")
 
     def listing(self, query: dict[str, list[str]]) -> dict[str, Any]:
@@ -388,12 +389,15 @@ def _page(rows: list[Any], query: dict[str, list[str]]) -> dict[str, Any]:
     return {"object": "list", "data": page, "has_more": more, **edges}
 
 
-def _completion(model: str, text: str) -> dict[str, Any]:
+def _completion(model: str, text: str, listed: dict[str, float]) -> dict[str, Any]:
+    top = [{"token": token, "logprob": logprob, "bytes": list(token.encode())} for token, logprob in listed.items()]
+    logprobs = {"content": [{**top[0], "top_logprobs": top}], "refusal": None} if top else None
+    message = {"role": "assistant", "content": text}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1,
         "model": model,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6},
     }

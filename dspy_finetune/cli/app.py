@@ -6,12 +6,12 @@ Each command lives in a module of its own beside this one and offers `register(a
 from __future__ import annotations
 
 import importlib
-import json
 from typing import Any
 
 import typer
 from rich.console import Console
 
+from dspy_finetune._files import json_text
 from dspy_finetune.errors import FinetuneError, UsageError
 
 COMMANDS: tuple[str, ...] = (
@@ -60,7 +60,7 @@ def describe_error(error: Exception) -> tuple[str, int]:
 
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout: what `--json` gives."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    print(json_text(value, default=str))
 
 
 def talk() -> Console:

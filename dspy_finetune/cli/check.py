@@ -15,6 +15,7 @@ import typer
 
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.errors import UsageError
+from dspy_finetune.export.check_codes import CODES
 from dspy_finetune.export.checks import check
 from dspy_finetune.export.fix import fix
 from dspy_finetune.export.show import show, visible
@@ -57,7 +58,7 @@ def check_command(
             print(visible(str(report)))
             if fix_to is not None:
                 print(visible(str(fixed)))
-            elif not report.ok:
+            elif any(CODES[code].fixable for code in report.codes):
                 talk().print("--fix OUT writes a corrected copy", style="dim")
     # A corrected copy is what was asked for: then its state decides, not that of the broken input.
     is_ok = report.ok if fix_to is None else fixed.ok

@@ -12,20 +12,26 @@ import typer
 from dspy_finetune._optional import require
 from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.display import Display
+from dspy_finetune.cli.environment import load_env
+from dspy_finetune.cli.metrics import (
+    Embedder,
+    JudgeHost,
+    JudgeModel,
+    JudgeRubric,
+    Judging,
+    MetricNames,
+    metrics_named,
+)
+from dspy_finetune.cli.plan import EnvPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.evaluation.answers import Answer, Program
 from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.rivals import n_in_training
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.evaluation.usual import usual_metric
-from dspy_finetune.predictors import FinetunedPredictor, load_predictor
-from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.predictors import load_predictor
 from dspy_finetune.report import compare
-
-_NEED_MORE = {"within", "per_class", "order_agreement", "rubric_preference", "rubric_score", "semantic_similarity"}
-METRICS = tuple(name for name in metrics.__all__ if name.islower() and name not in _NEED_MORE)
-"""The metrics that need nothing but a field."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,17 +45,21 @@ def compare_command(
         list[str], typer.Option(help="NAME=FILE of a saved predictor or DSPy program; repeat it. The first is judged.")
     ],
     train: Annotated[
-        str | None, typer.Option(help="The rows the model was trained on: adds majority and TF-IDF baselines.")
+        str | None, typer.Option(help="The rows the model was trained on: adds the baselines that fit the task.")
     ] = None,
     base_model: Annotated[
         str | None,
         typer.Option(
-            "--base-model", help="Adds this untuned model, on the first program's host; with --train also few-shot."
+            "--base-model",
+            help="Adds this untuned model, on the first program's host; with --train also with the nearest examples "
+            "and with an optimized prompt.",
         ),
     ] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(help=f"Repeat it; the first decides. {', '.join(METRICS)}.")
-    ] = None,
+    metric: MetricNames = None,
+    judge: JudgeModel = None,
+    judge_rubric: JudgeRubric = None,
+    embedder: Embedder = None,
+    judge_host: JudgeHost = "openai",
     field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
     reference: Annotated[str | None, typer.Option(help="The program to beat; default: the best of the others.")] = None,
     margin: Annotated[
@@ -75,6 +85,7 @@ def compare_command(
     json_to: Annotated[
         Path | None, typer.Option("--json-to", help="Write the report with all answers as JSON.")
     ] = None,
+    env_file: EnvPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of the table.")] = False,
 ) -> None:
     """Compare saved predictors on the same rows.
@@ -85,6 +96,7 @@ def compare_command(
         # Missed only when the page is written, after all programs were asked, they would cost the answers.
         require("jinja2", "report", "an HTML report")
         require("matplotlib", "report", "an HTML report")
+    load_env(env_file)
     files = dict(map(_named, program))
     if len(files) < len(program):
         raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
@@ -100,18 +112,20 @@ def compare_command(
         name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=lm)
         for name, path in files.items()
     }
-    if train is not None:
-        training = load_examples(train, signature=prompt.signature)
-        _tell_overlap(training, examples, prompt)
-        programs |= _baselines(training, prompt, label)
-    if base_model is not None:
-        programs |= _of_base_model(base_model, first, training if train is not None else [])
+    training = load_examples(train, signature=prompt.signature) if train is not None else None
+    if training is not None:
+        _tell_overlap(training, examples)
     _tell_missing(train is not None, base_model is not None)
+    chosen = metrics_named(
+        metric or [usual_metric(prompt, label)],
+        label,
+        Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host),
+    )
     with Display(talk()) as display:
         report = compare(
             programs,
             examples,
-            [metric_named(name, label) for name in metric or [usual_metric(prompt, label)]],
+            chosen,
             reference=reference,
             margin=margin,
             group_by=group_by or None,
@@ -120,6 +134,8 @@ def compare_command(
             n_threads=n_threads,
             checkpoint=checkpoint,
             on_progress=_shown(display),
+            train=training,
+            base_model=base_model,
             title=f"{' against '.join(programs)} on {Path(data).name}",
             cards={"Data": {"file": data, "rows": str(len(examples))}},
         )
@@ -144,16 +160,8 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def metric_named(name: str, field: str) -> Any:
-    """A metric by the name that `--metric` takes. Raises UsageError, which lists the names."""
-    if name not in METRICS:
-        raise UsageError(f"no metric {name!r}; there are: {', '.join(METRICS)}")
-    return getattr(metrics, name)(field)
-
-
-def _tell_overlap(train: Sequence[Any], examples: Sequence[Any], prompt: PromptFormat) -> None:
-    seen = {tuple(str(row[name]) for name in prompt.input_fields) for row in train}
-    n_seen = sum(tuple(str(row[name]) for name in prompt.input_fields) in seen for row in examples)
+def _tell_overlap(train: Sequence[Any], examples: Sequence[Any]) -> None:
+    n_seen = n_in_training(train, examples)
     if n_seen:
         talk().print(
             f"warning: {n_seen} of {len(examples)} rows stand in the training file too; a verdict on them is flattery",
@@ -172,39 +180,9 @@ def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
             talk().print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
-def _baselines(train: Sequence[Any], prompt: PromptFormat, label: str) -> dict[str, Program]:
-    """What is worth beating, fitted on the same rows: for labels, pairs and numbers; none for free text."""
-    usual = usual_metric(prompt, label)
-    text = prompt.input_fields
-    if usual == "mean_absolute_error":
-        return {
-            "TF-IDF + ridge": baselines.tfidf_ridge(train, text=text, label=label),
-            "median": baselines.median(train, label=label),
-        }
-    if usual == "exact_match":
-        return {}
-    is_pair = [name[:-2] for name in text] == [text[0][:-2]] * 2 and [name[-2:] for name in text] == ["_a", "_b"]
-    fit = baselines.tfidf_pairs if is_pair else baselines.tfidf_logistic
-    return {
-        "TF-IDF + logistic": fit(train, text=text, label=label),
-        "majority": baselines.majority(train, label=label),
-    }
-
-
-def _of_base_model(name: str, saved: FinetunedPredictor, train: Sequence[Any]) -> dict[str, Program]:
-    """The model before its training, with the same prompt; and with the nearest examples in DSPy's own."""
-    programs: dict[str, Program] = {f"{name}, untuned": baselines.untuned(saved.prompt, name, host=saved.host)}
-    if len(train):
-        if saved.host is None:
-            raise UsageError("--base-model: the first program names no host to ask the untuned model on")
-        few_shot = baselines.nearest_few_shot(train, saved.prompt.signature, lm=saved.host.lm(name))
-        programs[f"{name}, nearest few-shot"] = few_shot
-    return programs
-
-
 def _tell_missing(has_train: bool, has_base_model: bool) -> None:
     """What the tuned model was not held against: a verdict without it says less."""
-    missing = [] if has_train else ["majority and TF-IDF baselines (--train)"]
+    missing = [] if has_train else ["baselines on the same rows (--train)"]
     missing += [] if has_base_model else ["the untuned model (--base-model)"]
     if missing:
         talk().print(f"not compared with: {'; '.join(missing)}", style="dim", highlight=False, soft_wrap=True)

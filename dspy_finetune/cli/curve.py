@@ -10,10 +10,10 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.compare import metric_named
 from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.export import Preset, prompt_named
+from dspy_finetune.cli.metrics import Embedder, JudgeHost, JudgeModel, JudgeRubric, Judging, metrics_named
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
@@ -51,6 +51,10 @@ def curve_command(
     metric: Annotated[
         str | None, typer.Option(help="As for `compare`; the usual one for the field without it.")
     ] = None,
+    judge: JudgeModel = None,
+    judge_rubric: JudgeRubric = None,
+    embedder: Embedder = None,
+    judge_host: JudgeHost = "openai",
     field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Keep training files and answers here.")] = None,
     n_jobs_at_once: Annotated[int, typer.Option("--jobs-at-once", min=1, help="Jobs on the host at once.")] = 4,
@@ -71,6 +75,8 @@ def curve_command(
     load_env(env_file)
     form = prompt_named(preset, prompt, rubric)
     label = field or form.label_field or form.output_fields[0]
+    judging = Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host)
+    measured = metrics_named([metric or usual_metric(form, label)], label, judging)[0]
     where = host_named(host, root=root)
     try:
         with Display(talk()) as display:
@@ -82,7 +88,7 @@ def curve_command(
                 host=where,
                 test=load_examples(test, signature=form.signature),
                 prompt=form,
-                metric=metric_named(metric or usual_metric(form, label), label),
+                metric=measured,
                 max_usd=max_usd,
                 allow_unknown_price=allow_unknown_price,
                 method=method,

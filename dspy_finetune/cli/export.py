@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.app import print_json, talk
 
 if TYPE_CHECKING:
     from dspy_finetune.export import Dataset
@@ -38,6 +38,10 @@ def register(app: typer.Typer) -> None:
         skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
         dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
         split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
+        file_format: Annotated[
+            Literal["json", "jsonl", "csv", "tsv", "parquet"] | None,
+            typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
+        ] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many rows.", min=1)] = None,
         seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
         as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
@@ -52,6 +56,7 @@ def register(app: typer.Typer) -> None:
             data,
             rename=renames(rename or []),
             signature=form.signature,
+            format=file_format,
             split=split,
             limit=limit,
             on_error="skip" if skip_bad else "raise",
@@ -67,22 +72,23 @@ def register(app: typer.Typer) -> None:
         else:
             dataset = export_dpo(examples, form, to, seed=seed, **options)
         if examples.n_skipped:
-            talk().print(examples.summary(), highlight=False, markup=False)
+            talk().print(examples.summary(), highlight=False, markup=False, soft_wrap=True)
         show_dataset(dataset, as_json=as_json)
 
 
 def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
     """Print what was written; exits with 1 when the report has errors."""
+    from dspy_finetune.export.show import visible  # here: --help must not wait for the export's modules
+
     manifest = dataset.manifest
     if as_json:
         print_json({"path": str(dataset.path), "manifest": manifest.to_dict(), "report": dataset.report.to_dict()})
     else:
         tokens = "" if manifest.n_tokens is None else f", {manifest.n_tokens:,} tokens"
-        console = out()
-        console.print(f"{dataset.path}: {manifest.n_rows_out:,} rows{tokens} ({manifest.dialect} {manifest.method})")
-        for reason, n in manifest.skipped.items():
-            console.print(f"  left out: {n:,} x {reason}", highlight=False, markup=False)
-        console.print(str(dataset.report), highlight=False, markup=False)
+        lines = [f"{dataset.path}: {manifest.n_rows_out:,} rows{tokens} ({manifest.dialect} {manifest.method})"]
+        lines += [f"  left out: {n:,} x {reason}" for reason, n in manifest.skipped.items()]
+        # Not the console: it would wrap the lines of a report that is piped into a file.
+        print(visible("\n".join([*lines, str(dataset.report)])))
     if not dataset.report.ok:
         raise typer.Exit(1)
 

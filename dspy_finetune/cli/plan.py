@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dspy_finetune._files import read_jsonl
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
+from dspy_finetune.export.cost import InferenceCost, evaluation_cost
+from dspy_finetune.export.dialects import from_any
+from dspy_finetune.hosts.catalog import load_catalog
 from dspy_finetune.jobs import Plan
 from dspy_finetune.jobs import plan as make_plan
+from dspy_finetune.jobs.pricing import catalog_name
 
 HostText = Annotated[
     str, typer.Option("--host", help="openai, azure, local, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
@@ -57,6 +63,12 @@ def plan(
     seed: Seed = None,
     metadata: Metadata = None,
     wandb: WandbProject = None,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Rows to ask the tuned model afterwards: what that costs is shown, too.")
+    ] = None,
+    n_calls: Annotated[
+        int, typer.Option("--calls", min=1, help="With --evaluate: calls for each row; 2 for both orders of pairs.")
+    ] = 1,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,11 +87,43 @@ def plan(
         metadata=metadata,
         wandb=wandb,
     )
+    costs = evaluation(made, evaluate, n_calls) if evaluate is not None else None
     if as_json:
-        print_json(made.to_dict())
+        asked = {} if costs is None else {"evaluation": {name: asdict(cost) for name, cost in costs.items()}}
+        print_json({**made.to_dict(), **asked})
         return
-    show(made, out())
+    show(made, out(), costs)
     warn(made.warnings)
+
+
+def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]:
+    """What asking the tuned model about every row of a training file costs: at once, and by the batch interface.
+
+    Raises:
+        DataError: A row cannot be read, or has no answer.
+        FileError: The file cannot be read.
+    """
+    host = catalog_name(made.host, load_catalog())
+
+    def cost(is_batch: bool) -> InferenceCost:
+        return evaluation_cost(
+            _rows(rows), None, made.base_model, n_calls_per_example=n_calls, is_batch=is_batch, is_tuned=True, host=host
+        )
+
+    costs = {"standard": cost(False), "batch": cost(True)}
+    if not costs["batch"].n_requests:
+        raise EmptyDatasetError(f"{rows} holds no rows to ask about; check that it is the right file")
+    return costs
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for number, row in read_jsonl(path):
+        try:
+            yield from_any(row)
+        except RowError as error:
+            raise RowError(
+                error.problem, path=str(path), line=number, value=error.value, remedy=error.remedy
+            ) from error
 
 
 def settle(
@@ -150,7 +194,7 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-def show(made: Plan, console: Console) -> None:
+def show(made: Plan, console: Console, evaluation_costs: Mapping[str, InferenceCost] | None = None) -> None:
     """A plan as a table."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -161,9 +205,13 @@ def show(made: Plan, console: Console) -> None:
     table.add_row("hyperparameters", ", ".join(str(one) for one in made.hyperparameters))
     tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {made.n_epochs} epochs"
     table.add_row("tokens", tokens)
-    table.add_row("cost", "unknown" if made.cost_usd is None else f"${made.cost_usd:,.2f}")
+    table.add_row("cost", _usd(made.cost_usd))
     eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {made.eta_seconds / 60:.0f} min"
     table.add_row("time", eta)
+    if evaluation_costs is not None:
+        now, later = evaluation_costs["standard"], evaluation_costs["batch"]
+        found = f"{_usd(now.cost_usd)} for {now.n_requests:,} requests, in a batch {_usd(later.cost_usd)}"
+        table.add_row("evaluation", f"unknown: {now.unknown}" if now.unknown else found)
     console.print(table)
 
 
@@ -172,6 +220,13 @@ def warn(notes: Sequence[str]) -> None:
     console = talk()
     for note in notes:
         console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _usd(amount: float | None) -> str:
+    if amount is None:
+        return "unknown"
+    # A small job costs less than a cent, and that is not nothing.
+    return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
 
 
 def _number(text: str) -> int | float | str:

@@ -68,8 +68,12 @@ def _json_line(text: str, name: str, number: int) -> dict[str, Any] | RowError:
         stripped = text.strip()
         if stripped.startswith("{'"):
             remedy = "this is Python's notation with single quotes; write the row with json.dumps"
+        elif stripped.startswith("\ufeff"):
+            remedy = "a byte-order mark stands before the row, as where files were joined; take it out"
         elif "\r" in stripped:
             remedy = "the lines end with CR alone; save the file with LF line ends"
+        elif isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid control character"):
+            remedy = f"write {text[error.pos]!r} as an escape such as \\u{ord(text[error.pos]):04x}, or take it out"
         problem = f"not JSON ({_json_reason(error)})"
         return RowError(problem, path=name, line=number, value=stripped[:80], remedy=remedy)
     return checked_object(value, text, name, number)
@@ -77,7 +81,9 @@ def _json_line(text: str, name: str, number: int) -> dict[str, Any] | RowError:
 
 def _json_reason(error: ValueError) -> str:
     """Python's reason without its "line 1", which is not the line of the file."""
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def checked_object(value: Any, source: str, name: str, number: int) -> dict[str, Any] | RowError:
@@ -209,7 +215,7 @@ class _JsonFile:
     def _broken(self, error: Exception) -> RowError:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         if isinstance(error, json.JSONDecodeError):
-            self.position, reason = max(error.pos, self._counted), f"{error.msg} at column {error.colno}"
+            self.position, reason = max(error.pos, self._counted), _json_reason(error)
         remedy = "mend the file"
         if self.text.lstrip()[:2] in ("['", "{'", "[{'") or self.text[self.position : self.position + 1] == "'":
             remedy = "this is Python's notation with single quotes; write the file with json.dump"

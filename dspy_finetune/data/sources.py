@@ -92,6 +92,10 @@ def open_source(source: Any, *, format: Format | None, split: str | None) -> Sou
 def _open_named(place: str | bytes, format: Format | None, split: str | None) -> Source:
     if isinstance(place, bytes):
         raise UsageError(f"a path must be text, not bytes: {place!r}")
+    if not place:
+        raise UsageError('the path is empty; name a file, a folder, "hf://owner/name", or "-" for standard input')
+    if place.startswith(("http://", "https://", "s3://", "gs://")):
+        raise UsageError(f"{place} is an address, and only hf:// is read from the network; download the file first")
     if place.startswith("hf://") or Path(place).is_dir():
         if format is not None:
             raise UsageError(f"format={format!r} is for files; {place} is a data set")

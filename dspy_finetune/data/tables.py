@@ -72,13 +72,17 @@ def _pandas_rows(frame: Any) -> Iterator[dict[str, Any]]:
 
 
 def plain_value(value: Any) -> Any:
-    """The value without numpy, and None for what stands for "missing"."""
-    if isinstance(value, (str, bool, int, dict, list)) or value is None:
+    """The value without numpy, and None for what stands for "missing", inside lists and dicts as well."""
+    if isinstance(value, (str, bool, int)) or value is None:
         return value
+    if isinstance(value, dict):
+        return {key: plain_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_value(item) for item in value]
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
     if library_of(value) == "numpy":
-        value = value.tolist()
+        return plain_value(value.tolist())
     return None if isinstance(value, float) and value != value else value
 
 

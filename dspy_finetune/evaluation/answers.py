@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import hashlib
 import json
 import time
@@ -127,9 +128,11 @@ def _count(usage: Any, key: str) -> int | None:
 def jsonable(value: Any) -> Any:
     """A value as JSON can hold it, so that a resumed comparison sees what the first one saw.
 
-    Plain values stay; mappings get text keys (True becomes "true"); pydantic models become mappings; numpy scalars
-    Python ones; anything else its text.
+    Plain values stay; members of an Enum become their values; mappings get text keys (True becomes "true"); pydantic
+    models become mappings; numpy scalars Python ones; anything else its text.
     """
+    if isinstance(value, enum.Enum):
+        return jsonable(value.value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -4,7 +4,8 @@ In: training examples, the names of the text fields and of the label. Out: a cal
 name and returns a `dspy.Prediction` with the label field, like any program. Label baselines add `probability` (of True
 for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic,
 can be pickled, and need no model and no network.
-`nearest_few_shot` and `untuned` ask a model; they are at home in model_baselines.py.
+`nearest_few_shot`, `optimized` and `untuned` ask a model; they are at home in model_baselines.py. `usual` gives all
+that fit a task.
 
     >>> import dspy
     >>> from dspy_finetune.evaluation import baselines
@@ -21,27 +22,41 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation.model_baselines import NearestFewShot, nearest_few_shot, untuned
+from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
+from dspy_finetune.evaluation.answers import Program
+from dspy_finetune.evaluation.item_metrics import accuracy, token_f1, within
+from dspy_finetune.evaluation.model_baselines import NearestFewShot, nearest_few_shot, optimized, untuned
 from dspy_finetune.evaluation.reading import label_text, to_number
+from dspy_finetune.hosts import Host
+from dspy_finetune.prompts import PromptFormat
 
 __all__ = [
     "LabelBaseline",
+    "NearestAnswer",
     "NearestFewShot",
     "NumberBaseline",
     "majority",
     "median",
+    "nearest_answer",
     "nearest_few_shot",
+    "optimized",
     "tfidf_logistic",
     "tfidf_pairs",
     "tfidf_ridge",
     "untuned",
+    "usual",
 ]
+
+MAX_LABELS = 20
+"""More kinds of labels than these are numbers or free text."""
+
+Task: TypeAlias = Literal["label", "number", "text"]
+"""What is answered: one of a few labels, a number, or free text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +118,128 @@ class NumberBaseline:
             features = _features(self.vectorizer, [_texts(inputs, self.text)], is_difference=False)
             value = float(self.model.predict(features)[0])
         return dspy.Prediction(**{self.label: value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestAnswer:
+    """A program that gives the answer of the training question most like the one asked."""
+
+    label: str
+    """The field it answers."""
+    text: tuple[str, ...]
+    """The fields it reads."""
+    vectorizer: Any
+    """From text to numbers."""
+    rows: Any
+    """The training questions as numbers, shape (n_examples, n_words)."""
+    answers: tuple[Any, ...]
+    """Their answers."""
+
+    def __call__(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one item; of equally near questions the first in training counts."""
+        closeness = (self.rows @ _features(self.vectorizer, [_texts(inputs, self.text)], False).T).toarray()[:, 0]
+        return dspy.Prediction(**{self.label: self.answers[int(closeness.argmax())]})
+
+
+def nearest_answer(train: Sequence[Any], *, text: Sequence[str] = ("question",), label: str) -> NearestAnswer:
+    """The answer of the training example whose text is nearest by TF-IDF: what copying gives, for free text.
+
+    An example with several answers gives its first. Raises as `tfidf_logistic`.
+    """
+    answers = [one[0] if isinstance(one, (list, tuple)) and one else one for one in _column(train, label)]
+    rows = [_texts(row, text) for row in train]
+    # Single characters count: they may be all in which two questions differ.
+    vectorizer = _fit_vectorizer(rows, r"(?u)\b\w+\b")
+    features = _features(vectorizer, rows, is_difference=False)
+    return NearestAnswer(label=label, text=tuple(text), vectorizer=vectorizer, rows=features, answers=tuple(answers))
+
+
+def usual(
+    train: Sequence[Any],
+    *,
+    label: str,
+    text: Sequence[str] | None = None,
+    task: Task | None = None,
+    prompt: PromptFormat | None = None,
+    base_model: str | None = None,
+    host: Host | None = None,
+    with_optimized: bool = True,
+) -> dict[str, Program]:
+    """All baselines that fit a task, fitted on the same examples as the tuned model: what `compare(train=...)` adds.
+
+    Without a model: majority and TF-IDF with logistic regression for labels (on the difference of the two texts for
+    pairs), median and TF-IDF with ridge regression for numbers, the nearest question's answer for free text. With a
+    base model: the untuned model with the tuned model's prompt, with the nearest examples in its prompt, and with a
+    prompt that DSPy optimized on these examples, for which up to 100 questions are asked here and now.
+
+    Args:
+        train: The examples that the tuned model was trained on.
+        label: The field that is answered.
+        text: The fields that are read; default: the examples' inputs.
+        task: What is answered; default: a number where all labels are numbers of more than 20 kinds, a label where
+            there are few kinds, else text.
+        prompt: The tuned model's; needed with `base_model`.
+        base_model: The untuned model's name on the host.
+        host: Where it answers; OpenAI by default.
+        with_optimized: Whether a prompt is optimized; leave it out where one of yours is compared anyway.
+
+    Returns:
+        Programs by name, ready for `compare`.
+
+    Raises:
+        EmptyDatasetError: There are no training examples.
+        UsageError: A field is missing, the texts hold no word, or a base model was given without the prompt.
+        MissingExtraError: scikit-learn is not installed (extra `eval`).
+    """
+    values = _column(train, label)
+    fields = list(text) if text is not None else [name for name in train[0].inputs() if name != label]
+    task = task or _task_of(values)
+    programs: dict[str, Program]
+    if task == "number":
+        programs = {
+            "TF-IDF + ridge": tfidf_ridge(train, text=fields, label=label),
+            "median": median(train, label=label),
+        }
+    elif task == "text":
+        programs = {"nearest answer": nearest_answer(train, text=fields, label=label)}
+    else:
+        sides = _sides(fields) if {label_text(value) for value in values} <= {"a", "b"} else None
+        programs = {
+            "TF-IDF + logistic": tfidf_logistic(train, text=fields, label=label)
+            if sides is None
+            else tfidf_pairs(train, text=sides, label=label),
+            "majority": majority(train, label=label),
+        }
+    if base_model is None:
+        return programs
+    if prompt is None:
+        raise UsageError("with base_model=... the usual baselines need prompt=..., the tuned model's own")
+    lm = (host or Host.openai()).lm(base_model)
+    programs[f"{base_model}, untuned"] = untuned(prompt, base_model, host=host)
+    programs[f"{base_model}, nearest few-shot"] = nearest_few_shot(train, prompt.signature, lm=lm)
+    if with_optimized:
+        good = {"label": accuracy(label), "number": within(label, relative=0.2), "text": token_f1(label)}[task]
+        programs[f"{base_model}, optimized prompt"] = optimized(train, prompt.signature, lm=lm, metric=good)
+    return programs
+
+
+def _task_of(values: Sequence[Any]) -> Task:
+    kinds = {label_text(value) for value in values}
+    if len(kinds) <= MAX_LABELS and len(kinds) <= max(len(values) / 2, 2):
+        return "label"
+    try:
+        for value in values:
+            to_number(value)
+    except AnswerError:
+        return "text"
+    return "number"
+
+
+def _sides(fields: Sequence[str]) -> tuple[str, str] | None:
+    """The two texts of a pair; prices beside them are none."""
+    stems = [name[:-2] for name in fields if name.endswith("_a") and name[:-2] + "_b" in fields]
+    stems = [stem for stem in stems if stem != "price"]
+    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
 
 
 def majority(train: Sequence[Any], *, label: str) -> LabelBaseline:
@@ -204,9 +341,11 @@ def _fit_labels(
     )
 
 
-def _fit_vectorizer(rows: Sequence[tuple[str, ...]]) -> Any:
+def _fit_vectorizer(rows: Sequence[tuple[str, ...]], token_pattern: str = r"(?u)\b\w\w+\b") -> Any:
     text = require("sklearn.feature_extraction.text", "eval", "the TF-IDF baseline")
-    vectorizer = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+    vectorizer = text.TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=token_pattern
+    )
     try:
         return vectorizer.fit([one for row in rows for one in row])
     except ValueError as error:  # "empty vocabulary"

@@ -9,6 +9,7 @@ With fewer than about 20 groups all of these are rough. Not covered: groups with
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,14 +62,21 @@ def standard_error(values: Numbers, groups: Sequence[int]) -> float:
     return math.sqrt(n_groups / (n_groups - 1) * float((sums**2).sum())) / n if n_groups > 1 else math.nan
 
 
-def mean_interval(values: Numbers, groups: Sequence[int], confidence: float) -> Interval:
-    """The mean, with Student's t at as many degrees as groups less one; no interval with fewer than two groups."""
+def mean_interval(
+    values: Numbers, groups: Sequence[int], confidence: float, bounds: tuple[float | None, float | None] = (None, None)
+) -> Interval:
+    """The mean, with Student's t at as many degrees as groups less one; no interval with fewer than two groups.
+
+    Within the bounds of the scores, as `stats.around` draws it.
+    """
     n = len(values)
     error = standard_error(values, groups)
     if math.isnan(error):
         return Interval(value=math.fsum(values) / n if n else None, low=None, high=None, n=n, method="none")
-    mean, half = math.fsum(values) / n, _t(confidence, len(set(groups)) - 1) * error
-    return Interval(value=mean, low=mean - half, high=mean + half, n=n, method="clustered t")
+    found = stats.around(
+        math.fsum(values) / n, error, n=n, degrees=len(set(groups)) - 1, confidence=confidence, bounds=bounds
+    )
+    return dataclasses.replace(found, method=f"clustered {found.method}")
 
 
 def proportion_interval(values: Numbers, groups: Sequence[int], confidence: float) -> Interval:

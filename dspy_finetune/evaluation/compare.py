@@ -62,6 +62,7 @@ def compare_programs(
     Raises:
         EmptyDatasetError: There are no examples.
         UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field.
+        DataError: An example's label is empty, or not a number where a metric needs one.
         MissingExtraError: scipy is not installed.
     """
     candidate, rows = _checked(programs, examples, metrics, candidate, reference, confidence)
@@ -112,7 +113,10 @@ def compare_programs(
         confidence=confidence,
         margin=margin,
         seed=seed,
-        not_checked=_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
+        not_checked=(
+            *_not_compared(programs, candidate),
+            *_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
+        ),
         n_groups=len(set(groups)) if groups is not None else None,
         noise_floor=noise.noise_floors(
             metrics[0],
@@ -173,6 +177,9 @@ def _checked(
                 f"example {number} does not say which fields are inputs: mark them with example.with_inputs(...), "
                 "or load them with load_examples(..., inputs=[...])"
             )
+    for metric in metrics:
+        if isinstance(metric, (Metric, SetMetric)):
+            metric.check(rows)  # missed only when scores are counted, a wrong name would cost all answers
     return candidate, rows
 
 
@@ -203,7 +210,7 @@ def _score(
             }
             seen = {score for one in scores.values() for score in one.scores if score is not None}
             fact = scoring.describe(metric, is_proportion=seen <= {0.0, 1.0})
-            column = {name: scoring.score_items(one, fact.kind, how) for name, one in scores.items()}
+            column = {name: scoring.score_items(one, fact, how) for name, one in scores.items()}
         facts.append(fact)
         columns[fact.name] = column
     return tuple(facts), columns
@@ -246,7 +253,7 @@ def _differences(
     fact: MetricFacts, columns: Columns, candidate: str, others: Sequence[str], margin: float | None, how: Resampling
 ) -> list[Difference]:
     column = columns[fact.name]
-    tests = {name: scoring.paired(column[candidate], column[name], fact.kind, how) for name in others}
+    tests = {name: scoring.paired(column[candidate], column[name], fact, how) for name in others}
     tested = [name for name in others if tests[name].p_value is not None]
     corrected = dict(zip(tested, stats.holm([tests[name].p_value or 0.0 for name in tested]), strict=True))
     found: list[Difference] = []
@@ -332,6 +339,15 @@ def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
             return None
     positive = positive_label(labels, named)
     return next((jsonable(label) for label in labels if same_label(label, positive)), jsonable(positive))
+
+
+def _not_compared(programs: Mapping[str, Program], candidate: str) -> tuple[str, ...]:
+    if is_tuned(programs[candidate]) is not True or any(is_tuned(one) is False for one in programs.values()):
+        return ()
+    return (
+        f"Whether tuning was worth it: {candidate} is tuned, and nothing without tuning was compared; train=... adds "
+        "the usual baselines.",
+    )
 
 
 def _not_checked(

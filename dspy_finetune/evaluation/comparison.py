@@ -35,6 +35,14 @@ class MetricFacts:
     """False for errors and losses."""
     field: str | None
     """The output field it reads; None for a user's own function."""
+    bounds: tuple[float | None, float | None] = (None, None)
+    """Within which every score of an item lies; None where there is no end, or it is not known."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricFacts:
+        """From JSON. Raises TypeError and ValueError."""
+        low, high = values.get("bounds", (None, None))
+        return cls(**{**values, "bounds": (low, high)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +245,7 @@ class Comparison:
             given = dict(values)
             if given.pop("format") != FORMAT:
                 raise ValueError(f"format {values['format']}")
-            given["metrics"] = tuple(MetricFacts(**one) for one in given["metrics"])
+            given["metrics"] = tuple(MetricFacts.from_dict(one) for one in given["metrics"])
             given["programs"] = tuple(_program_row(one) for one in given["programs"])
             given["differences"] = tuple(
                 Difference(**{**one, "interval": Interval(**one["interval"])}) for one in given["differences"]

@@ -24,7 +24,7 @@ from dspy_finetune.evaluation.comparison import MetricFacts
 from dspy_finetune.evaluation.curve_fit import Measured
 from dspy_finetune.evaluation.curve_jobs import Cell, CurveProgress, Tell, Trained, Trainer, check_budget, write_parts
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
-from dspy_finetune.evaluation.metric_types import AnyMetric, SetMetric
+from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.model_baselines import predictor_for
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.hosts import Host
@@ -103,13 +103,16 @@ def learning_curve(
         UsageError: An argument is wrong.
         EmptyDatasetError: There are no training or test examples.
         LeakageError: A test item stands in the training rows.
-        DataError: The host would refuse a training file, because it is too short, for one.
+        DataError: A test label is empty or no number where the metric needs one; or the host would refuse a training
+            file, because it is too short, for one.
         BudgetError: All jobs together cost more than allowed, or a price is unknown; nothing was started.
         JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
         HostError: The host refused or did not answer; call again to go on.
     """
     rows, items = list(train), list(test)
     sizes = _checked_sizes(sizes, rows, items, epochs, seeds, n_jobs_at_once)
+    if isinstance(metric, (Metric, SetMetric)):
+        metric.check(items)  # missed only when scores are counted, a wrong name would cost every training
     find_leakage(rows, items).raise_if_any()
     groups = clusters.groups_of(items, group_by) if group_by is not None else None
     stats.wilson(0, 1)  # a missing extra is told now, not after an hour of training
@@ -287,7 +290,7 @@ def _scores(
     scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
     seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
-    return facts, {place: scoring.score_items(one, facts.kind, how) for place, one in scores.items()}
+    return facts, {place: scoring.score_items(one, facts, how) for place, one in scores.items()}
 
 
 def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:

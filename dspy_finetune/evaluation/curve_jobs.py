@@ -194,8 +194,7 @@ class Trainer:
             self.tell(CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=note))
 
         def look(progress: Any) -> None:
-            step = f", step {progress.step} of {progress.total_steps}" if progress.step is not None else ""
-            tell(f"{progress.status}{step}")
+            tell(str(progress))
 
         for is_retry in (False, True):
             assert one.job is not None

@@ -152,7 +152,7 @@ class LearningCurve:
             given.pop("cost_usd")
             if given.pop("format") != FORMAT:
                 raise ValueError(f"format {values['format']}")
-            given["metric"] = MetricFacts(**given["metric"])
+            given["metric"] = MetricFacts.from_dict(given["metric"])
             given["runs"] = tuple(CurveRun(**{**one, "score": _interval(one["score"])}) for one in given["runs"])
             given["points"] = tuple(CurvePoint(**{**one, "score": Interval(**one["score"])}) for one in given["points"])
             given["margins"] = tuple(

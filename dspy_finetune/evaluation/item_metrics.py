@@ -1,7 +1,7 @@
 """Metrics of one item: plain functions on values, and the factories that make a `Metric` of them.
 
 In: an expected and a predicted value. Out: a float; each docstring states the range.
-A mean over no items is not defined (NaN in tables). Unreadable and failed answers count 0 in accuracy, exact match
+A mean over no items is not defined (None in a report). Unreadable and failed answers count 0 in accuracy, exact match
 and token F1, which ask "did it answer rightly?"; they are left out, and counted, in errors and losses, where no
 honest number exists for them. Not covered: scores that exist only over a set (set_metrics.py).
 """
@@ -74,7 +74,7 @@ def squared_probability_error(expected: float, probability: float) -> float:
 def surprise(expected: float, probability: float) -> float:
     """-ln of the probability given to what came true, from 0 to 34.5; probabilities are held off 0 and 1 by 1e-15."""
     share = probability if expected == 1.0 else 1.0 - probability
-    return -math.log(min(max(share, 1e-15), 1.0))
+    return abs(math.log(min(max(share, 1e-15), 1.0)))  # abs: -log(1) is -0.0
 
 
 def accuracy(field: str) -> Metric:
@@ -101,6 +101,7 @@ def order_agreement() -> Metric:
         field=ORDERS_AGREE,
         function=_is_true,
         reads="item",
+        needs_label=False,
         if_unreadable=0.0,
         is_proportion=True,
     )
@@ -117,7 +118,7 @@ def exact_match(field: str) -> Metric:
 
 def token_f1(field: str) -> Metric:
     """Mean word-overlap F1, 0 to 1. Unreadable answers count 0."""
-    return Metric(name="token F1", field=field, function=token_overlap, if_unreadable=0.0)
+    return Metric(name="token F1", field=field, function=token_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
 
 
 def within(field: str, *, absolute: float | None = None, relative: float | None = None) -> Metric:
@@ -125,10 +126,15 @@ def within(field: str, *, absolute: float | None = None, relative: float | None 
 
     Within `absolute` or within `relative` times the expected, whichever is wider.
 
-    Unreadable answers count 0.
+    Unreadable answers, and those that are no number, count 0.
+
+    Raises:
+        UsageError: Neither distance was given, or one is negative or not finite.
     """
     if absolute is None and relative is None:
         raise UsageError("within() needs absolute=... (in the label's unit) or relative=... (0.2 is 20 %)")
+    if any(one is not None and not (one >= 0 and math.isfinite(one)) for one in (absolute, relative)):
+        raise UsageError(f"within() needs finite numbers of 0 or more; got absolute={absolute}, relative={relative}")
     name = " or ".join(
         [f"{relative:.0%}" for _ in [0] if relative is not None]
         + [f"{absolute:g}" for _ in [0] if absolute is not None]
@@ -137,6 +143,7 @@ def within(field: str, *, absolute: float | None = None, relative: float | None 
         name=f"within {name}",
         field=field,
         function=_Within(absolute=absolute or 0.0, relative=relative or 0.0),
+        reads="number",
         if_unreadable=0.0,
         is_proportion=True,
     )
@@ -156,7 +163,14 @@ class _Within:
 
 def mean_absolute_error(field: str) -> Metric:
     """Mean of |predicted - expected|, from 0 up; lower is better. Unreadable answers are left out and counted."""
-    return Metric(name="mean absolute error", field=field, function=absolute_error, higher_is_better=False)
+    return Metric(
+        name="mean absolute error",
+        field=field,
+        function=absolute_error,
+        reads="number",
+        higher_is_better=False,
+        bounds=(0.0, None),
+    )
 
 
 def brier(field: str, *, positive: Any = None) -> Metric:
@@ -171,6 +185,7 @@ def brier(field: str, *, positive: Any = None) -> Metric:
         reads="probability",
         higher_is_better=False,
         positive=positive,
+        bounds=(0.0, 1.0),
     )
 
 
@@ -180,5 +195,11 @@ def log_loss(field: str, *, positive: Any = None) -> Metric:
     Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
     """
     return Metric(
-        name="log loss", field=field, function=surprise, reads="probability", higher_is_better=False, positive=positive
+        name="log loss",
+        field=field,
+        function=surprise,
+        reads="probability",
+        higher_is_better=False,
+        positive=positive,
+        bounds=(0.0, None),
     )

@@ -51,12 +51,19 @@ def rubric_score(
     if not 2 <= n_grades <= 10:
         raise UsageError(f"n_grades must be from 2 to 10, found {n_grades}")
     return Metric(
-        name="rubric score",
+        name=f"rubric score by {_name_of(lm)}",
         field=field,
         function=_Grader(_Judge(lm, rubric), field, n_grades, with_reference),
+        needs_label=with_reference,
+        card={
+            "judge": _name_of(lm),
+            "rubric": rubric,
+            "asked": f"for a grade from 1 to {n_grades}, {'with' if with_reference else 'without'} the reference",
+        },
         reads="item",
         asks_a_model=True,
         if_unreadable=0.0,
+        bounds=(0.0, 1.0),
     )
 
 
@@ -68,13 +75,19 @@ def rubric_preference(field: str, *, rubric: str, lm: dspy.BaseLM) -> Metric:
     and counted. Arguments and errors as `rubric_score`.
     """
     return Metric(
-        name="preferred to the reference",
+        name=f"preferred to the reference by {_name_of(lm)}",
         field=field,
         function=_Duel(_Judge(lm, rubric), field),
+        card={"judge": _name_of(lm), "rubric": rubric, "asked": "for the better of answer and reference, both orders"},
         reads="item",
         asks_a_model=True,
         if_unreadable=0.0,
+        bounds=(0.0, 1.0),
     )
+
+
+def _name_of(lm: Any) -> str:
+    return str(getattr(lm, "model", type(lm).__name__))
 
 
 class _Judge:

@@ -8,16 +8,17 @@ trace=None)`. Not covered: which metrics there are (item_metrics.py, set_metrics
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from dspy_finetune.errors import AnswerError, JudgeError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 from dspy_finetune.evaluation.reading import (
     positive_label,
     read_answer,
-    read_field,
+    read_label,
     read_probability,
     same_label,
     to_number,
@@ -31,6 +32,10 @@ item) the whole example beside the value, for a judge that needs the question.
 """
 
 
+Bounds: TypeAlias = tuple[float | None, float | None]
+"""The least and the greatest value that a score can have; None where there is no end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A score for one item: `metric(example, prediction, trace=None) -> float`, as DSPy calls it.
@@ -39,6 +44,7 @@ class Metric:
         AnswerError: On call, when the prediction holds nothing that can be scored and `if_unreadable` is None.
         JudgeError: On call, when the metric asks a judge and the judge gives nothing that can be read.
         UsageError: On call, when the example or the prediction has no such field.
+        DataError: On call, when the example's label is empty, or not a number where one is needed.
     """
 
     name: str
@@ -48,7 +54,8 @@ class Metric:
     function: Callable[[Any, Any], float]
     """The plain function on values: (expected, predicted).
 
-    For `reads="probability"`: (1 or 0, probability). For `reads="item"`: (example, predicted).
+    For `reads="probability"`: (1 or 0, probability); for `reads="number"`: two floats; for `reads="item"`: (example,
+    predicted).
     """
     reads: Reads = "answer"
     """What of the prediction it looks at."""
@@ -65,17 +72,40 @@ class Metric:
     """True when every score is 0 or 1, so that binomial statistics hold."""
     positive: Any = None
     """The label whose probability is meant, for `reads="probability"`."""
+    bounds: Bounds = (None, None)
+    """Within which every score lies; its mean's interval then lies there too."""
+    needs_label: bool = True
+    """False where a score needs no label, as with a judge that sees no reference."""
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a report should tell of it beyond its name: who judges, and by what."""
+
+    def check(self, examples: Sequence[Any]) -> None:
+        """Raise what a call would raise for the examples' labels, before any program is asked about them.
+
+        Raises:
+            UsageError: An example has no such field, or the positive label is not known.
+            DataError: A label is empty, or not a number where one is needed; says which example's.
+        """
+        if self.needs_label:
+            read = self._expected
+            _each(examples, read if self.reads != "item" else lambda one: read_label(one, self.field, self.name))
+
+    def _expected(self, example: Any) -> Any:
+        if self.reads == "item":
+            return example
+        expected = read_label(example, self.field, self.name, is_number=self.reads == "number")
+        return expected if self.reads != "probability" else (expected, positive_label([expected], self.positive))
 
     def __call__(self, example: Any, prediction: Any, trace: object = None) -> float:
         """The score of one item."""
-        expected = example if self.reads == "item" else read_field(example, self.field, "example", self.name)
+        expected = self._expected(example)
         try:
-            if self.reads != "probability":
-                return float(self.function(expected, read_answer(prediction, self.field, self.name)))
-            positive = positive_label([expected], self.positive)
-            return float(
-                self.function(float(same_label(expected, positive)), read_probability(prediction, positive, self.field))
-            )
+            if self.reads == "probability":
+                label, positive = expected
+                share = read_probability(prediction, positive, self.field)
+                return float(self.function(float(same_label(label, positive)), share))
+            answer = read_answer(prediction, self.field, self.name)
+            return float(self.function(expected, to_number(answer) if self.reads == "number" else answer))
         except JudgeError:  # says nothing about the answer
             raise
         except AnswerError:
@@ -115,12 +145,23 @@ class SetMetric:
                 f"{self.name} is defined over a whole set, not for one item: give it to compare(), "
                 "or call it with lists of examples and predictions"
             )
+        if len(examples) != len(predictions):
+            raise UsageError(f"{self.name} got {len(examples)} examples and {len(predictions)} predictions")
         expected, predicted = self.columns(examples, predictions)
         return self.over(expected, predicted)
 
+    def check(self, examples: Sequence[Any]) -> None:
+        """Raise what the examples' labels make impossible, as `Metric.check` does."""
+        labels = _each(
+            examples, lambda example: read_label(example, self.field, self.name, is_number=self.reads == "number")
+        )
+        if self.reads == "probability":
+            positive_label(labels, self.positive)
+
     def columns(self, examples: Sequence[Any], predictions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The values that the function will see, item by item; None where there is nothing to score."""
-        expected = [read_field(example, self.field, "example", self.name) for example in examples]
+        is_number = self.reads == "number"
+        expected = [read_label(example, self.field, self.name, is_number=is_number) for example in examples]
         positive = positive_label(expected, self.positive) if self.reads == "probability" else None
         predicted: list[Any] = []
         for prediction in predictions:
@@ -131,13 +172,11 @@ class SetMetric:
                     predicted.append(read_probability(prediction, positive, self.field))
                 else:
                     answer = read_answer(prediction, self.field, self.name)
-                    predicted.append(to_number(answer) if self.reads == "number" else answer)
+                    predicted.append(to_number(answer) if is_number else answer)
             except AnswerError:
                 predicted.append(None)
         if self.reads == "probability":
             expected = [float(same_label(value, positive)) for value in expected]
-        elif self.reads == "number":
-            expected = [to_number(value) for value in expected]
         return expected, predicted
 
     def over(self, expected: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -146,6 +185,16 @@ class SetMetric:
             kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
             expected, predicted = [one for one, _ in kept], [other for _, other in kept]
         return float(self.function(expected, predicted)) if len(expected) else math.nan
+
+
+def _each(examples: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:
+    found = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            found.append(read(example))
+        except DataError as error:
+            raise DataError(f"example {number}: {error}") from error
+    return found
 
 
 AnyMetric: TypeAlias = Metric | SetMetric | Callable[..., Any]

@@ -1,19 +1,23 @@
-"""Baselines that ask an untuned model: with the tuned model's own prompt, or with the nearest labelled examples.
+"""Baselines that ask an untuned model: with the tuned model's prompt, the nearest examples, or an optimized prompt.
 
 In: training examples, a prompt or a signature, a model. Out: programs. What they cost is what their prompts cost:
 examples in the prompt are paid for at every question, training is paid for once. Not covered: baselines without a model
-(baselines.py), prompt optimization (DSPy's own optimizers).
+(baselines.py), searching long for a prompt (DSPy's own optimizers; `optimized` takes any of them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import random
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.text_metrics import Embed
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
@@ -139,3 +143,79 @@ def nearest_few_shot(
         if name not in train[0]:
             raise UsageError(f'text names "{name}", but the examples have: {", ".join(map(str, train[0].keys()))}')
     return NearestFewShot(train, signature, lm=lm, n_shots=n_shots, text=text, embed=embed)
+
+
+MAX_TRIED = 100
+"""Examples that `optimized` asks the model about at most, in search of good demonstrations."""
+
+
+def optimized(
+    train: Sequence[dspy.Example],
+    signature: type[dspy.Signature] | str,
+    *,
+    lm: dspy.BaseLM | None = None,
+    metric: Callable[..., Any],
+    optimizer: Any = None,
+    seed: int = 0,
+) -> dspy.Module:
+    """The untuned model in a prompt that DSPy optimized on the same examples.
+
+    By default `dspy.BootstrapFewShot`: up to 4 answers of the model's own that the metric accepts, and labelled
+    examples up to 16, stand in the prompt. At most 100 examples, drawn by the seed, are asked about in search of them.
+    A stronger optimizer, such as `dspy.MIPROv2(metric=...)`, asks far more; give it as `optimizer`.
+
+    Args:
+        train: Labelled examples.
+        signature: What is asked; `prompt.signature` of the tuned model, for one.
+        lm: The model; None takes DSPy's configured one.
+        metric: Which answers are good: `metric(example, prediction, trace=None)`, true or false. An answer that cannot
+            be read is not good.
+        optimizer: Any of DSPy's, whose `compile(program, trainset=...)` is called with all examples.
+        seed: Of the draw.
+
+    Raises:
+        EmptyDatasetError: There are no training examples.
+    """
+    if not len(train):
+        raise EmptyDatasetError("a prompt is optimized on training examples, and there are none")
+    program = dspy.Predict(signature)
+    if lm is not None:
+        program.set_lm(lm)
+    rows = list(train)
+    if optimizer is None:
+        rows = random.Random(seed).sample(rows, min(MAX_TRIED, len(rows)))
+        optimizer = dspy.BootstrapFewShot(
+            metric=_Accepts(metric),
+            max_bootstrapped_demos=min(4, len(rows)),
+            max_labeled_demos=16,
+            # A model that answers nothing readable gets labelled examples alone into its prompt; that is no error.
+            max_errors=len(rows) + 1,
+        )
+    # Optimizers print to stdout, where results stand alone, and log an error for each answer that cannot be read.
+    logger = logging.getLogger("dspy.teleprompt.bootstrap")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            dspy.context(**({} if lm is None else {"lm": lm}), disable_history=True),
+        ):
+            compiled: dspy.Module = optimizer.compile(program, trainset=rows)
+    finally:
+        logger.setLevel(level)
+    if lm is not None:
+        compiled.set_lm(lm)  # compile works on a copy, which has lost it
+    return compiled
+
+
+class _Accepts:
+    """A metric as an optimizer asks it: true or false, and false where the answer cannot be read."""
+
+    def __init__(self, metric: Callable[..., Any]) -> None:
+        self.metric = metric
+
+    def __call__(self, example: Any, prediction: Any, trace: object = None) -> bool:
+        try:
+            return bool(self.metric(example, prediction, trace))
+        except AnswerError:
+            return False

@@ -67,7 +67,7 @@ def noise_floors(
                 scoring.item_scores(metric, rows, second.answers, n_threads=n_threads),
                 scoring.ItemScores(scores=scores[: len(rows)]),
             ]
-            later, earlier = (scoring.score_items(one, fact.kind, how) for one in given)
+            later, earlier = (scoring.score_items(one, fact, how) for one in given)
         reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
         found.append(
             NoiseFloor(
@@ -77,7 +77,7 @@ def noise_floors(
                     _said(one, fact.field) != _said(other, fact.field)
                     for one, other in zip(first, second.answers, strict=True)
                 ),
-                difference=scoring.paired(later, earlier, fact.kind, how).interval,
+                difference=scoring.paired(later, earlier, fact, how).interval,
                 is_from_cache=reported == [True, False],
             )
         )

@@ -7,12 +7,16 @@ UsageError where the caller named a field that is not there. Not covered: what i
 
 from __future__ import annotations
 
+import enum
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, UsageError
+
+_ROUNDING = 1e-6
+"""So much beyond 0 or 1 a sum of shares may come to."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -24,6 +28,24 @@ def read_field(row: Any, field: str, kind: str, metric: str) -> Any:
             f'{metric} reads the field "{field}", but the {kind} has only: {", ".join(map(str, row.keys()))}'
         )
     return row[field]
+
+
+def read_label(example: Any, field: str, metric: str, *, is_number: bool = False) -> Any:
+    """The label of an example; a number where the metric needs one.
+
+    Raises:
+        UsageError: There is no such field.
+        DataError: It is empty, or not a number: nothing can be right or wrong by it.
+    """
+    value = read_field(example, field, "example", metric)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise DataError(f'{metric}: the label "{field}" is empty ({value}); label the example or leave it out')
+    if not is_number:
+        return value
+    try:
+        return to_number(value)
+    except AnswerError as error:
+        raise DataError(f'{metric}: the label "{field}" is {error}') from error
 
 
 def read_answer(prediction: Any, field: str, metric: str) -> Any:
@@ -42,13 +64,13 @@ def read_probability(prediction: Any, positive: Any, field: str) -> float:
     round.
 
     Raises:
-        AnswerError: The prediction carries neither, or not for this label.
+        AnswerError: The prediction carries neither, or not for this label, or no number from 0 to 1.
     """
     shares = prediction.get("probabilities", None)
     if isinstance(shares, Mapping):
         for label, share in shares.items():
             if same_label(label, positive):
-                return float(share)
+                return _share(share)
     share, answer = prediction.get("probability", None), prediction.get(field, None)
     if share is None:
         raise AnswerError("the prediction carries no probability", text="")
@@ -56,14 +78,25 @@ def read_probability(prediction: Any, positive: Any, field: str) -> float:
     if {said, wanted} <= {"true", "false"}:
         said = "true"
     if said == wanted:
-        return float(share)
+        return _share(share)
     if {said, wanted} in ({"a", "b"}, {"true", "false"}):
-        return 1.0 - float(share)
+        return 1.0 - _share(share)
     raise AnswerError(f"the prediction carries no probability of {positive}; give it .probabilities", text="")
 
 
+def _share(value: Any) -> float:
+    number = to_number(value)
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        raise AnswerError(f"{str(value)[:80]} is no probability: it must be from 0 to 1", text=str(value))
+    return min(max(number, 0.0), 1.0)
+
+
 def label_text(value: Any) -> str:
-    """A label as text, the same for True, "True" and " true "."""
+    """A label as text, the same for True, "True" and " true ", for 3 and 3.0, for a member of an Enum and its value."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a table with one empty cell reads all its whole numbers as 3.0
     return str(value).strip().casefold()
 
 
@@ -92,13 +125,16 @@ def to_number(value: Any) -> float:
     """A number from a number or from text such as "$1,199.99".
 
     Raises:
-        AnswerError: The text is not one number, or it is not finite.
+        AnswerError: It is not one number, or not finite.
     """
     if isinstance(value, str):
         text = value.strip().lstrip("$€£").strip()
         number = float(text.replace(",", "")) if _NUMBER.fullmatch(text) and any(map(str.isdigit, text)) else math.nan
     else:
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
     if not math.isfinite(number):
         raise AnswerError(f"{str(value)[:80]!r} is not a number", text=str(value))
     return number

@@ -67,7 +67,13 @@ def describe(metric: AnyMetric, is_proportion: bool) -> MetricFacts:
     """The facts of a metric that outlive it. `is_proportion`: all scores of a user's function were 0 or 1."""
     if isinstance(metric, (Metric, SetMetric)):
         kind: Kind = "set" if isinstance(metric, SetMetric) else "proportion" if metric.is_proportion else "mean"
-        return MetricFacts(name=metric.name, kind=kind, higher_is_better=metric.higher_is_better, field=metric.field)
+        return MetricFacts(
+            name=metric.name,
+            kind=kind,
+            higher_is_better=metric.higher_is_better,
+            field=metric.field,
+            bounds=metric.bounds if isinstance(metric, Metric) else (None, None),
+        )
     kind = "proportion" if is_proportion else "mean"
     return MetricFacts(name=metric_name(metric), kind=kind, higher_is_better=True, field=None)
 
@@ -154,12 +160,12 @@ def score_value(value: Any) -> float:
     return score
 
 
-def score_items(given: ItemScores, kind: Kind, how: Resampling) -> Scored:
-    """The mean of item scores: Wilson's interval when all are 0 or 1, else Student's t."""
+def score_items(given: ItemScores, fact: MetricFacts, how: Resampling) -> Scored:
+    """The mean of item scores: Wilson's interval when all are 0 or 1, else Student's t within the metric's bounds."""
     scores = given.scores
     known = [score for score in scores if score is not None]
     groups = _groups_of_known(scores, how)
-    if kind == "proportion":
+    if fact.kind == "proportion":
         interval = (
             stats.wilson(round(sum(known)), len(known), how.confidence)
             if groups is None
@@ -167,9 +173,9 @@ def score_items(given: ItemScores, kind: Kind, how: Resampling) -> Scored:
         )
     else:
         interval = (
-            stats.mean_interval(known, how.confidence)
+            stats.mean_interval(known, how.confidence, fact.bounds)
             if groups is None
-            else clusters.mean_interval(known, groups, how.confidence)
+            else clusters.mean_interval(known, groups, how.confidence, fact.bounds)
         )
     return Scored(
         scores=scores,
@@ -202,6 +208,9 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
     else:
         draws = clusters.resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
     interval = stats.percentile_interval(value, draws, sum(counted), how.confidence)
+    if interval.low is not None and interval.low == interval.high:
+        # Draws that agree show no spread, as where few items are all right: that is no certainty.
+        interval = dataclasses.replace(interval, low=None, high=None, method="none")
     return Scored(scores=None, interval=interval, draws=draws, is_scored=counted)
 
 
@@ -221,7 +230,7 @@ class PairedTest:
     """Standard deviation of one item's difference, for power."""
 
 
-def paired(one: Scored, other: Scored, kind: Kind, how: Resampling) -> PairedTest:
+def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> PairedTest:
     """First minus second, on the items that both could be scored on (set metrics: on each one's own items)."""
     narrow = 1 - 2 * (1 - how.confidence)
     if one.draws is not None and other.draws is not None:
@@ -235,7 +244,7 @@ def paired(one: Scored, other: Scored, kind: Kind, how: Resampling) -> PairedTes
         known = [None if a is None or b is None else a - b for a, b in zip(one.scores, other.scores, strict=True)]
         return _paired_groups(differences, _groups_of_known(known, how) or [], how, narrow)
     deviation = float(np.std(differences, ddof=1)) if len(both) > 1 else math.nan
-    if kind == "proportion":
+    if fact.kind == "proportion":
         n_first, n_second = sum(a > b for a, b in both), sum(a < b for a, b in both)
         return PairedTest(
             interval=stats.paired_proportions(first, second, how.confidence),
@@ -276,7 +285,9 @@ def _paired_draws(one: Scored, other: Scored, draws: stats.Floats, confidence: f
     return PairedTest(
         interval=interval,
         narrow=stats.percentile_interval(value, draws, n, narrow),
-        p_value=stats.bootstrap_p(draws) if is_defined else None,
+        # Draws that agree would give the least p-value there is, even for three items; no paired test of n items can
+        # give less than n coins that all fall alike.
+        p_value=max(stats.bootstrap_p(draws), min(1.0, 2.0 ** (1 - n))) if is_defined else None,
         test="paired bootstrap",
         deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
     )

@@ -116,7 +116,7 @@ def subgroup_rows(
                 program: _cut(metric, fact, one, rows, answers[program], places, how_part)
                 for program, one in column.items()
             }
-            test = scoring.paired(cut[pair[0]], cut[pair[1]], fact.kind, how_part) if pair is not None else None
+            test = scoring.paired(cut[pair[0]], cut[pair[1]], fact, how_part) if pair is not None else None
             row = SubgroupRow(
                 field=name,
                 value=value,
@@ -146,4 +146,4 @@ def _cut(
         return scoring.score_set(metric, [rows[place] for place in places], [answers[place] for place in places], how)
     assert whole.scores is not None
     given = scoring.ItemScores(scores=tuple(whole.scores[place] for place in places))
-    return scoring.score_items(given, fact.kind, how)
+    return scoring.score_items(given, fact, how)

@@ -52,7 +52,7 @@ def rouge_l_overlap(expected: Any, predicted: Any) -> float:
 
 def rouge_l(field: str) -> Metric:
     """Mean ROUGE-L, 0 to 1: the words shared in the same order. Unreadable answers count 0."""
-    return Metric(name="ROUGE-L", field=field, function=rouge_l_overlap, if_unreadable=0.0)
+    return Metric(name="ROUGE-L", field=field, function=rouge_l_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
 
 
 def semantic_similarity(field: str, embed: Embed) -> Metric:
@@ -69,8 +69,16 @@ def semantic_similarity(field: str, embed: Embed) -> Metric:
     Raises:
         UsageError: On call, when `embed` gives something other than one vector per text.
     """
+    model = getattr(embed, "model", None)
+    name = model if isinstance(model, str) else None
     return Metric(
-        name="semantic similarity", field=field, function=Similarity(embed), if_unreadable=0.0, asks_a_model=True
+        name="semantic similarity" if name is None else f"semantic similarity by {name}",
+        card={} if name is None else {"embedding model": name},
+        field=field,
+        function=Similarity(embed),
+        if_unreadable=0.0,
+        asks_a_model=True,
+        bounds=(-1.0, 1.0),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from dspy_finetune.evaluation.answers import Program
-from dspy_finetune.evaluation.baselines import LabelBaseline, NumberBaseline
+from dspy_finetune.evaluation.baselines import LabelBaseline, NearestAnswer, NumberBaseline
 from dspy_finetune.evaluation.bias import InBothOrders
 from dspy_finetune.hosts.catalog import load_catalog, parse_model_id
 from dspy_finetune.predictors import FinetunedPredictor
@@ -21,7 +21,7 @@ def is_tuned(program: Program) -> bool | None:
     """Whether a program holds a tuned model; None for a callable that is neither a module nor a baseline."""
     if isinstance(program, InBothOrders):
         return is_tuned(program.program)
-    if isinstance(program, (LabelBaseline, NumberBaseline)):
+    if isinstance(program, (LabelBaseline, NearestAnswer, NumberBaseline)):
         return False
     if not isinstance(program, dspy.Module):
         return None

@@ -75,6 +75,9 @@ FILE_CODES: dict[str, Code] = {
         AZURE,
         fixable=True,
     ),
+    "binary-file": _error(
+        "The file is packed or binary, not text.", "unpack it, or write its rows as JSON, one per line", SERVER
+    ),
     "utf-16": _error("The file is UTF-16.", _FIX + "save it as UTF-8", JSON, fixable=True),
     "crlf": _info("Lines end with CR LF.", _FIX + "save with LF line ends", fixable=True),
     "blank-line": _warning("A line is blank.", _FIX + "delete the line", fixable=True),
@@ -327,6 +330,9 @@ LINT_CODES: dict[str, Code] = {
     "label-imbalance": _warning(
         "One output makes up most of the rows: answering it always would look good.",
         "balance the classes, or weigh them",
+    ),
+    "input-empty": _warning(
+        'Nothing stands where other rows have an input, as in "Title: ".', "fill the field, or leave the row out"
     ),
     "constant-system-prompt": _info(
         "All rows share one system prompt: the model must be served with exactly the same.",

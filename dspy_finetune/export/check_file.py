@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-from dspy_finetune._files import BOM, file_error
+from dspy_finetune._files import BOM, file_error, packed_kind
 from dspy_finetune.export.check_text import MISSING, Fault, Parsed, decode, parse_line, parse_text, shown
 
 _PIECE = 1 << 20
@@ -64,6 +64,10 @@ def read_entries(path: str | os.PathLike[str]) -> Iterator[Entry]:
     try:
         with open(path, "rb") as opened:
             head = opened.peek(4)[:4]
+            packed = packed_kind(head)
+            if packed is not None:
+                yield _fault(None, "binary-file", f"the file is {packed}")
+                return
             encoding = _wide_encoding(head)
             if encoding is None:
                 yield from _read_stream(opened)

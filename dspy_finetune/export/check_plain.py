@@ -61,7 +61,7 @@ def plain_row(row: dict[str, Any], method: str | None) -> PlainRow | None:
 
 
 def head_hash(roles: tuple[str, ...], texts: tuple[str, ...]) -> int:
-    """Of a prompt but for its last text, which is hashed with this; `roles` are those of all its messages."""
+    """Of a prompt but for its last text; `roles` are those of all its messages. `head ^ hash(last)` is the prompt's."""
     return hash((roles, texts))
 
 
@@ -69,7 +69,7 @@ def _plain(roles: tuple[str, ...], prompt: _Texts, output_hash: int, answers: tu
     asked, texts = prompt
     users = [text for role, text in zip(asked, texts, strict=True) if role == "user"]
     # A lone answer has no text before it.
-    prompt_hash = hash((head_hash(asked, texts[:-1]), texts[-1] if texts else None))
+    prompt_hash = head_hash(asked, texts[:-1]) ^ hash(texts[-1] if texts else None)
     system = texts[0] if asked and asked[0] == "system" else None
     return PlainRow(roles, prompt_hash, output_hash, users[-1] if users else "", system, answers)
 

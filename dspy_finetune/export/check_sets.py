@@ -17,15 +17,14 @@ from typing import IO
 
 from dspy_finetune.export.check_report import IssueLog
 
-_IN_MEMORY = 250_000
-"""Rows whose hashes are kept in memory; 5 MB."""
-_AT_ONCE = 50_000
-"""Rows whose hashes are compared together: a dict of that many takes 8 MB, of two million 300 MB."""
+_IN_MEMORY = 150_000
+"""Rows whose hashes are kept in memory: 3 MB, and as much again while they are read back. A file of no more is first
+asked as a whole whether any prompt stands twice: a set of the hashes takes 10 MB.
+"""
+_AT_ONCE = 30_000
+"""Repeated rows whose hashes are compared together: their dicts take up to 10 MB, those of two million 500 MB."""
 _MARKS = 1 << 22
 """Most bytes of the marks that tell which prompts may stand twice."""
-
-_IN_A_SET = 150_000
-"""Up to so many rows are first asked together whether any prompt stands twice: a set of their hashes takes 10 MB."""
 
 Seen = tuple[int, int, int]
 """A row: the hash of its prompt, that of its output, its line."""
@@ -100,56 +99,66 @@ class SeenRows:
         for prompts, _, _ in self._parts():
             yield from prompts
 
-    def _rows(self, marks: _Marks, bucket: int, n_buckets: int) -> list[Seen]:
-        """Those rows of a bucket whose prompts may stand twice."""
-        return [
+    def _rows(self, marks: _Marks, bucket: int, n_buckets: int) -> Iterator[Seen]:
+        """Those rows of a bucket whose prompts stand twice, but for a few that do not."""
+        return (
             (prompt, output, line)
             for part in self._parts()
             for prompt, output, line in zip(*part, strict=True)
             if prompt % n_buckets == bucket and marks.is_repeated(prompt)
-        ]
+        )
 
     def report(self, log: IssueLog, *, preferences: bool) -> None:
         """Report duplicates and contradictions."""
         prompts = self._columns[0]
-        if not self._pieces and len(prompts) <= _IN_A_SET and len(set(prompts)) == len(prompts):
+        if not self._pieces and len(set(prompts)) == len(prompts):
             return
-        marks = _Marks(len(self))
-        n_buckets = _n_buckets(marks.add(self._prompts()))
+        marks, n_buckets = _repeated(self)
         for bucket in range(n_buckets):
             _report_rows(log, self._rows(marks, bucket, n_buckets), preferences=preferences)
 
     def report_overlap(self, log: IssueLog, validation: SeenRows) -> None:
         """Report the rows and prompts that are in the validation rows as well."""
-        marks = _Marks(len(self) + len(validation))
-        n_buckets = _n_buckets(marks.add(validation._prompts()) + marks.add(self._prompts()))
+        marks, n_buckets = _repeated(self, validation)
         for bucket in range(n_buckets):
             _report_overlap(log, self._rows(marks, bucket, n_buckets), validation._rows(marks, bucket, n_buckets))
 
 
-def _n_buckets(n_repeated: int) -> int:
-    """How many parts to look at one after the other, where so many prompts were marked before."""
+def _repeated(*sets: SeenRows) -> tuple[_Marks, int]:
+    """Marks that tell which prompts stand twice, and in how many parts to look at their rows one after the other.
+
+    Marked twice over: of a million different prompts some 60,000 share a slot of the first marks, and a hundred of
+    those one of the second, which other bits of the hash name.
+    """
+    first = _Marks(sum(map(len, sets)))
+    n_shared = sum([first.add(rows._prompts()) for rows in sets])
+    if not n_shared:
+        return first, 0
+    second = _Marks(4 * n_shared, shift=32)
+    n_repeated = sum([second.add(filter(first.is_repeated, rows._prompts())) for rows in sets])
     # The first row of each repeated prompt was not counted.
-    return 2 * n_repeated // _AT_ONCE + 1 if n_repeated else 0
+    return second, 2 * n_repeated // _AT_ONCE + 1 if n_repeated else 0
 
 
 class _Marks:
-    """Two bits for each of some slots; a prompt's hash names its slot.
+    """Two bits for each of some slots; a prompt's hash, from the bit `shift` on, names its slot.
 
     Different prompts may share a slot, and then look repeated: marks say which prompts need no closer look.
     """
 
-    def __init__(self, n_rows: int) -> None:
+    def __init__(self, n_rows: int, *, shift: int = 0) -> None:
         size = 1
         while size < min(4 * n_rows, _MARKS):
             size *= 2
         self._bits = bytearray(size)
         self._mask = size - 1
+        self._shift = shift
 
     def add(self, prompts: Iterable[int]) -> int:
         """Mark prompts; how many of them found their slot marked."""
-        bits, mask, n_repeated = self._bits, self._mask, 0
+        bits, mask, shift, n_repeated = self._bits, self._mask, self._shift, 0
         for prompt in prompts:
+            prompt >>= shift
             # Four slots to a byte, two bits each: seen, and seen again.
             at, seen = (prompt >> 2) & mask, 1 << ((prompt & 3) << 1)
             found = bits[at]
@@ -162,6 +171,7 @@ class _Marks:
 
     def is_repeated(self, prompt: int) -> bool:
         """Whether a prompt's slot was marked twice."""
+        prompt >>= self._shift
         return bool(self._bits[(prompt >> 2) & self._mask] & 2 << ((prompt & 3) << 1))
 
 
@@ -169,7 +179,7 @@ def _columns() -> tuple[array[int], array[int], array[int]]:
     return array("q"), array("q"), array("I")
 
 
-def _report_rows(log: IssueLog, rows: list[Seen], *, preferences: bool) -> None:
+def _report_rows(log: IssueLog, rows: Iterable[Seen], *, preferences: bool) -> None:
     groups: dict[int, dict[int, int]] = {}
     for prompt, output, line in rows:
         group = groups.setdefault(prompt, {})
@@ -185,7 +195,7 @@ def _report_rows(log: IssueLog, rows: list[Seen], *, preferences: bool) -> None:
         group[output] = line
 
 
-def _report_overlap(log: IssueLog, mine: list[Seen], theirs: list[Seen]) -> None:
+def _report_overlap(log: IssueLog, mine: Iterable[Seen], theirs: Iterable[Seen]) -> None:
     known: dict[int, dict[int, int]] = {}
     for prompt, output, line in theirs:
         known.setdefault(prompt, {}).setdefault(output, line)

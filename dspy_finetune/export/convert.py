@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dspy_finetune._files import read_lines, sha256_file
+from dspy_finetune._files import packed_kind, read_lines, sha256_file
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dialects import dialect_named, from_any, method_of
+from dspy_finetune.export.dialects import dialect_named, from_any, is_trl, method_of, shape_named
 from dspy_finetune.export.manifest import Manifest, Method
 from dspy_finetune.export.rows import Row
 from dspy_finetune.export.tokens import Tokenizer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _MAX_LEADING_ERRORS = 100
 """A file that starts with so many broken lines is given up: it is not a training file."""
+_NO_ROW = ("not JSON", "not a JSON object", "unknown line format", "byte ")
+"""How the errors of lines begin that are no training rows."""
 
 
 def convert(
@@ -57,6 +60,7 @@ def convert(
 
     Raises:
         RowsError: With `on_error="raise"`: every line that could not be converted, by `path:line`.
+        RowError: The file is of another dialect than `from_` throughout.
         EmptyDatasetError: Nothing is left to write.
         FileError: A file cannot be read or written.
         UsageError: A dialect is unknown, or `out` is the input itself.
@@ -66,6 +70,8 @@ def convert(
         dialect_named(from_)
     if Path(out).exists() and os.path.samefile(path, out):
         raise UsageError(f"{os.fspath(out)} is the input itself; name another file to write to")
+    if from_ is not None:
+        _check_dialect(path, from_)
     method = _method(path, from_)
     manifest, prompt = _provenance(path)
     progress = Progress()
@@ -84,9 +90,34 @@ def convert(
     )
 
 
+def _check_dialect(path: str | os.PathLike[str], from_: str) -> None:
+    """See whether the first lines are of the dialect; where none is, that is one fault, not one of each line."""
+    first: tuple[int, Row] | None = None
+    for number, line in islice(read_lines(path), _MAX_LEADING_ERRORS):
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):  # not UTF-8 or not JSON: told with its line by what follows
+            continue
+        if not isinstance(row, dict):
+            continue
+        if is_trl(row) != dialect_named(from_).messages:
+            return
+        first = first or (number, row)
+    if first is not None:
+        number, row = first
+        meant = "trl" if is_trl(row) else "openai"
+        raise RowError(
+            f"the file is not in {from_}'s format: its lines are in {shape_named(row)}",
+            path=os.fspath(path),
+            line=number,
+            value=list(row),
+            remedy=f'leave out from_ / --from, or give it as "{meant}"',
+        )
+
+
 def _method(path: str | os.PathLike[str], from_: str | None) -> Method:
     """What the first line that can be read trains."""
-    errors = []
+    errors: list[RowError] = []
     for row in _rows(path, from_, Progress()):
         if not isinstance(row, RowError):
             return method_of(row)
@@ -94,8 +125,25 @@ def _method(path: str | os.PathLike[str], from_: str | None) -> Method:
         if len(errors) == _MAX_LEADING_ERRORS:
             break
     if errors:
-        raise RowsError(errors)
+        raise _told_once(errors, path)
     raise EmptyDatasetError(f"{os.fspath(path)} holds no rows; check that it is the right file")
+
+
+def _told_once(errors: list[RowError], path: str | os.PathLike[str]) -> RowError | RowsError:
+    """One error where no line is a training row at all, as in a file of labelled rows; else every line's."""
+    first = errors[0]
+    with open(path, "rb") as stream:
+        packed = packed_kind(stream.read(4))
+    if packed is not None:
+        remedy = "unpack it, or write its rows as JSON, one per line"
+        return RowError(f"the file is {packed}", path=first.path, line=1, remedy=remedy)
+    # What other errors say is of a training row.
+    if len(errors) == 1 or not all(error.problem.startswith(_NO_ROW) for error in errors):
+        return RowsError(errors)
+    n = "the other" if len(errors) < _MAX_LEADING_ERRORS else "the next"
+    problem = f"{first.problem}; {n} {len(errors) - 1} lines are no better: this is no training file"
+    remedy = "labelled rows are made one by export_sft or `dspy-finetune export`"
+    return RowError(problem, path=first.path, line=first.line, value=first.value, remedy=remedy)
 
 
 def _provenance(path: str | os.PathLike[str]) -> tuple[Manifest | None, PromptFormat | None]:
@@ -114,6 +162,7 @@ def _rows(
     path: str | os.PathLike[str], from_: str | None, progress: Progress, *, method: Method | None = None
 ) -> Iterator[Row | RowError]:
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
+    progress.path = os.fspath(path)
     for number, line in read_lines(path):
         progress.n_rows_in += 1
         progress.line = number

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dialects import from_any
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 from dspy_finetune.hosts.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
 
@@ -123,7 +124,7 @@ def training_cost(
         catalog: Prices; None loads the packaged ones and the user's over them.
 
     Raises:
-        UsageError: Neither a dataset nor a base model and the number of rows were given.
+        UsageError: Neither a dataset nor a base model and the number of rows were given, or an amount is below 0.
     """
     if dataset is not None:
         base_model = base_model or dataset.manifest.base_model
@@ -133,6 +134,9 @@ def training_cost(
         n_tokens = dataset.manifest.n_billed_tokens if n_tokens is None and same else n_tokens
     if base_model is None or n_rows is None:
         raise UsageError("give base_model and either a dataset or n_rows: the cost follows from them")
+    if n_epochs is not None and n_epochs < 1:
+        raise UsageError(f"n_epochs={n_epochs}: a training has at least one")
+    _check_amounts(n_tokens=n_tokens, n_hours=n_hours)
     catalog = load_catalog() if catalog is None else catalog
     method = method or "sft"
     epochs = default_epochs(n_rows) if n_epochs is None else n_epochs
@@ -185,7 +189,13 @@ def inference_cost(
             trained.
         host: Whose bill it is.
         catalog: Prices; None loads the packaged ones and the user's over them.
+
+    Raises:
+        UsageError: An amount is below 0, or more tokens are cached than asked.
     """
+    _check_amounts(n_input_tokens=n_input_tokens, n_output_tokens=n_output_tokens, n_cached_tokens=n_cached_tokens)
+    if n_input_tokens is not None and n_cached_tokens > n_input_tokens:
+        raise UsageError(f"n_cached_tokens={n_cached_tokens}: more than all of the {n_input_tokens} input tokens")
     catalog = load_catalog() if catalog is None else catalog
     facts = catalog.model(model)
     tuned = parse_model_id(model).is_tuned if is_tuned is None else is_tuned
@@ -222,7 +232,7 @@ def inference_cost(
 
 def evaluation_cost(
     examples: Iterable[dspy.Example | Mapping[str, Any]],
-    prompt: PromptFormat,
+    prompt: PromptFormat | None,
     model: str,
     *,
     n_calls_per_example: int = 1,
@@ -237,7 +247,8 @@ def evaluation_cost(
     ones.
 
     Args:
-        examples: With the right outputs, whose lengths stand for the answers' lengths.
+        examples: With the right outputs, whose lengths stand for the answers' lengths. With `prompt=None` each is a
+            row of a training file, whose last answer (of preferences the preferred one) is the right one.
         prompt: What the model is asked with.
         model: A tuned model's id, or a base model.
         n_calls_per_example: 2 when both orders of a pair are asked.
@@ -249,7 +260,7 @@ def evaluation_cost(
         tokenizer: Counts the tokens of a text, for models without a known table.
 
     Raises:
-        DataError: An example cannot be rendered.
+        DataError: An example cannot be rendered, or has no answer.
         FileError: The token table is not on this machine and cannot be downloaded.
     """
     counter = TokenCounter.for_model(model, tokenizer=tokenizer)
@@ -258,8 +269,12 @@ def evaluation_cost(
         n_examples += 1
         if counter is None:
             continue
-        n_input += counter.messages(prompt.messages(example))
-        n_output += counter.text(prompt.completion(example)) if n_answer_tokens is None else n_answer_tokens
+        if prompt is None:
+            asked, answered = _row_tokens(example, counter, n_examples, n_answer_tokens)
+        else:
+            asked = counter.messages(prompt.messages(example))
+            answered = counter.text(prompt.completion(example)) if n_answer_tokens is None else n_answer_tokens
+        n_input, n_output = n_input + asked, n_output + answered
     return inference_cost(
         model,
         n_requests=n_examples * n_calls_per_example,
@@ -270,6 +285,37 @@ def evaluation_cost(
         host=host,
         catalog=catalog,
     )
+
+
+def _check_amounts(**amounts: float | None) -> None:
+    for name, amount in amounts.items():
+        if amount is not None and amount < 0:
+            raise UsageError(f"{name}={amount}: an amount that is billed cannot be below 0")
+
+
+def _row_tokens(
+    row: dspy.Example | Mapping[str, Any], counter: TokenCounter, number: int, n_answer_tokens: int | None
+) -> tuple[int, int]:
+    """Tokens of a training row's question and of its answer. Raises RowError."""
+    meant = from_any(dict(row.items()))
+    given = meant.get("input", meant)
+    messages = given["messages"] if isinstance(given["messages"], list) else []
+    at = [
+        i for i, message in enumerate(messages) if isinstance(message, Mapping) and message.get("role") == "assistant"
+    ]
+    if "preferred_output" in meant:
+        answer = meant["preferred_output"]
+    elif at:
+        messages, answer = messages[: at[-1]], [messages[at[-1]]]
+    else:
+        answer = []
+    if not answer and n_answer_tokens is None:
+        raise RowError("no answer whose length could be counted", line=number, remedy="give n_answer_tokens")
+    blank = {"role": "assistant", "content": ""}
+    asked = counter.row({**given, "messages": messages})
+    if n_answer_tokens is not None:
+        return asked, n_answer_tokens
+    return asked, counter.messages(answer) - counter.messages([blank] * len(answer))
 
 
 def _price(

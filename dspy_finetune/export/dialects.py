@@ -123,10 +123,9 @@ def from_any(line: Any, dialect: str | None = None) -> Row:
     """
     if not isinstance(line, dict):
         raise RowError("not a JSON object", value=line, remedy="one object per line")
-    is_trl = any(key in line for key in ("prompt", "completion", "chosen", "rejected"))
-    if dialect is not None and is_trl == dialect_named(dialect).messages:
-        found = "TRL's shape (prompt, completion, chosen, rejected)" if is_trl else "OpenAI's shape (messages, input)"
-        raise RowError(f"the line is in {found}, not {dialect}'s", value=list(line), remedy="leave out from_ / --from")
+    if dialect is not None and is_trl(line) == dialect_named(dialect).messages:
+        found = f"the line is in {shape_named(line)}, not {dialect}'s"
+        raise RowError(found, value=list(line), remedy="leave out from_ / --from")
     if method_of(line) == "dpo":
         return _dpo_from_any(line)
     if "messages" in line:
@@ -135,11 +134,24 @@ def from_any(line: Any, dialect: str | None = None) -> Row:
         prompt, completion = _from_trl(line["prompt"], "user"), _from_trl(line["completion"], "assistant")
         before = [{**message, "weight": 0} if _is_assistant(message) else message for message in prompt]
         return {"messages": [*before, *completion], **_shared(line)}
+    mends = isinstance(line.get("conversations"), list)
     raise RowError(
         f"unknown line format with the keys {', '.join(sorted(line)) or '(none)'}",
         value=list(line),
-        remedy='expected "messages", "prompt" and "completion", or a prompt with two answers',
+        remedy="run the check with --fix OUT, which rewrites such rows as messages"
+        if mends
+        else 'expected "messages", "prompt" and "completion", or a prompt with two answers',
     )
+
+
+def is_trl(line: Mapping[str, Any]) -> bool:
+    """Whether a line is in TRL's shape; otherwise it is taken for OpenAI's."""
+    return any(key in line for key in ("prompt", "completion", "chosen", "rejected"))
+
+
+def shape_named(line: Mapping[str, Any]) -> str:
+    """The shape of a line, in words."""
+    return "TRL's shape (prompt, completion, chosen, rejected)" if is_trl(line) else "OpenAI's shape (messages, input)"
 
 
 def _dpo_from_any(line: Row) -> Row:

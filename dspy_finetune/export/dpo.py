@@ -19,7 +19,7 @@ from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import dialect_named
 from dspy_finetune.export.preferences import Answer, Preference, as_preference, render_preference
 from dspy_finetune.export.rows import Row, row_error
-from dspy_finetune.export.sft import tool_keys
+from dspy_finetune.export.sft import check_given, tool_keys
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
 
@@ -75,6 +75,7 @@ def export_dpo(
         FileError: The file cannot be written.
         UsageError: An argument is not one of the accepted values.
     """
+    check_given(pairs, prompt)
     progress = Progress()
     extra = tool_keys(tools, parallel_tool_calls)
     if prompt is None:

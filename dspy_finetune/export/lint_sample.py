@@ -7,12 +7,14 @@ grow with the file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, count
+from itertools import count
 from typing import NamedTuple
 
 MAX_ROWS = 20_000
 MAX_CHARS = 4_000_000
 """Kept of all texts together; some 10 MB of memory at most."""
+_MAX_ROW_CHARS = MAX_CHARS // 10
+"""A longer row is passed over: it must not take the place of all that follow."""
 
 
 class Sampled(NamedTuple):
@@ -45,7 +47,10 @@ class Sample:
 
     def add(self, line: int, question: str, answers: tuple[str, ...]) -> None:
         """Keep a row."""
-        self._chars += len(question) + sum(map(len, answers))
+        n_chars = len(question) + sum(map(len, answers))
+        if n_chars > _MAX_ROW_CHARS:
+            return
+        self._chars += n_chars
         if len(self.rows) >= MAX_ROWS or self._chars > MAX_CHARS:
             self.is_open = False
             return
@@ -61,16 +66,17 @@ class Sample:
         self.n_rows += 1
 
     def add_many(
-        self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[tuple[str, ...]]
+        self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> None:
-        """Keep rows of consecutive lines, and note their common system prompt."""
+        """Keep rows of consecutive lines, and note their common system prompt; `answers` are columns, one or two."""
         if self.is_open:
-            n_chars = self._chars + sum(map(len, questions)) + sum(map(len, chain.from_iterable(answers)))
+            n_chars = self._chars + sum(sum(map(len, column)) for column in (questions, *answers))
             if len(self.rows) + len(questions) <= MAX_ROWS and n_chars <= MAX_CHARS:
-                self.rows += map(Sampled, count(line), questions, answers)
+                self.rows += map(Sampled, count(line), questions, zip(*answers, strict=True))
                 self._chars, self.last_line = n_chars, line + len(questions) - 1
             else:
-                for at, question, texts in zip(count(line), questions, answers, strict=False):  # count has no end
+                rows = zip(count(line), questions, zip(*answers, strict=True), strict=False)  # count has no end
+                for at, question, texts in rows:
                     if self.is_open:
                         self.add(at, question, texts)
         self.add_system(system)

@@ -1,7 +1,7 @@
 """Check rows one by one, while they are read or written, and report on all of them.
 
 In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
-kept, in a temporary file from 250,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
+kept, in a temporary file from 100,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
 first rows, up to a bound.
 
 Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
-from itertools import repeat
 from typing import Any
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.blocks import Block
+from dspy_finetune.export.check_inputs import EmptyInputs, may_lack
 from dspy_finetune.export.check_messages import is_trained, text_of
 from dspy_finetune.export.check_plain import head_hash, plain_row
 from dspy_finetune.export.check_report import CheckReport, CheckStats, IssueLog, TokenStats
@@ -104,6 +104,7 @@ class RowChecker:
         self._long_counter: TokenCounter | None = None
         self._is_counting = count
         self._sample = Sample() if lint else None
+        self._inputs = EmptyInputs()
         self.log = IssueLog()
         self.seen = SeenRows()
         self._shapes: Counter[tuple[str, ...]] = Counter()
@@ -166,7 +167,9 @@ class RowChecker:
         system, questions, columns = block.system, block.questions, block.columns
         if self._method != ("sft" if block.rejected is None else "dpo"):
             return False
-        if not all(all(map(str.strip, column)) for column in columns) or (system is not None and not system.strip()):
+        answers = Counter(block.answers)
+        texts = [questions, answers, block.rejected or (), () if system is None else (system,)]
+        if not all(all(map(str.strip, column)) for column in texts):
             return False
         if n_tokens is None and self._short_bytes is not None:
             longest = sum(max(map(len, column)) for column in columns) + len(system or "")
@@ -180,12 +183,13 @@ class RowChecker:
         outputs = map(hash, block.answers)
         if block.rejected is not None:
             outputs = map(pair_hash, outputs, map(hash, block.rejected))
-        self.seen.add_many(line, map(hash, zip(repeat(head), questions)), outputs, len(block))
+        self.seen.add_many(line, map(head.__xor__, map(hash, questions)), outputs, len(block))
         if self._labels is not None:
-            for text, n in Counter(block.answers).items():
+            for text, n in answers.items():
                 self._count_label(text, n)
         if self._sample is not None:
-            self._sample.add_many(line, system, questions, list(zip(*columns[1:], strict=True)))
+            self._sample.add_many(line, system, questions, columns[1:])
+            self._inputs.look_many(line, questions, self._question_path(asked))
         if n_tokens is not None:
             self._tokens.update(n_tokens)
             if self._limit is not None and max(n_tokens) > self._limit:
@@ -207,6 +211,8 @@ class RowChecker:
             if self._sample.is_open:
                 self._sample.add(line, plain.question, plain.answers)
             self._sample.add_system(plain.system)
+            if may_lack(plain.question):
+                self._inputs.note(line, plain.question, self._question_path(plain.roles))
         return True
 
     def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -243,6 +249,14 @@ class RowChecker:
             self._sample.add_system(facts.system)
             if self._sample.is_open and facts.answers:
                 self._sample.add(line, facts.question, facts.answers)
+            # A question that is blank as a whole is told by its message.
+            if may_lack(facts.question) and facts.question.strip():
+                self._inputs.note(line, facts.question, self._question_path(facts.roles))
+
+    def _question_path(self, roles: Sequence[str]) -> str:
+        """Where the last user message stands in a row of such roles."""
+        at = max(i for i, role in enumerate(roles) if role == "user")
+        return f"{'input.' if self._method == 'dpo' else ''}messages[{at}].content"
 
     def _count_label(self, text: str, n: int = 1) -> None:
         labels = self._labels
@@ -298,6 +312,7 @@ class RowChecker:
         self.seen.report(self.log, preferences=self._method == "dpo")
         if self._sample is not None:
             self.log.extend(lint_sample(self._sample, labels=self._labels_found()))
+            self._inputs.report(self.log, [row.question for row in self._sample.rows])
         return CheckReport(
             path=path,
             method=self._method,
@@ -327,9 +342,9 @@ class RowChecker:
         n, host = self._n_rows + self._n_unreadable, self._host_facts
         least = host.min_rows if host is not None and host.min_rows is not None else 1
         most = _MAX_RFT_ROWS[self._role] if self._method == "rft" and self._host in ("openai", "azure") else None
-        if not n:
+        if not n and "binary-file" not in self.log.counts:
             self.log.add(None, "", "empty-file", "the file holds no row")
-        elif n < least and self._role == "train":
+        elif 0 < n < least and self._role == "train":
             found = f"the file has {n} example{'s' if n != 1 else ''}; {self._host} takes at least {least}"
             self.log.add(None, "", "too-few-examples", found)
         if most is not None and n > most:
@@ -368,6 +383,8 @@ class RowChecker:
 
     def _not_checked(self) -> list[str]:
         reasons, model = [], self._base_model
+        if self._host_facts is None:
+            reasons.append(f"size and number of rows: no limits of a host {self._host!r:.60} are known")
         if not self._tokens and self._n_rows:
             why = "no base model is named" if model is None else f"no token table is known for {model}"
             if self._short_bytes is None:

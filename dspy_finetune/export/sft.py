@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dspy_finetune.errors import FinetuneError, RowError
+from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.export.blocks import Block, chunks
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import dialect_named
@@ -62,6 +62,7 @@ def export_sft(
         FileError: The file cannot be written.
         UsageError: An argument is not one of the accepted values.
     """
+    check_given(examples, prompt)
     extra = tool_keys(tools, parallel_tool_calls)
     progress = Progress()
     if prompt is None:
@@ -138,6 +139,20 @@ def as_mapping(example: Any) -> Mapping[str, Any] | None:
         return example
     fields = getattr(example, "toDict", None)
     return dict(example.items()) if callable(fields) else None
+
+
+def check_given(examples: object, prompt: object) -> None:
+    """Refuse what can be no examples or no prompt, before it is taken for many bad rows. Raises UsageError."""
+    if isinstance(examples, (str, bytes, os.PathLike)):
+        raise UsageError(
+            f"examples: {examples!r:.80} is a path or a text; load the file with load_examples or iter_examples"
+        )
+    if type(examples).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise UsageError(f"examples: a {type(examples).__name__} is a table; load it with load_examples")
+    if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
+        raise UsageError(f"examples: a list or an iterator of examples is needed, got {type(examples).__name__}")
+    if prompt is not None and not hasattr(prompt, "training_messages"):
+        raise UsageError(f"prompt: a PromptFormat is needed, such as prompts.binary(), got {prompt!r:.80}")
 
 
 def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bool | None) -> Row:

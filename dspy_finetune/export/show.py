@@ -1,7 +1,8 @@
 """Render training rows for the eye: who says what, and which of it is trained.
 
 In: a training file. Out: rich texts; what is trained stands out in green, the rejected output in red, the rest is
-dim. Text of the data is shown as it is: markup is not read, control characters and terminal escapes are made visible.
+dim. Text of the data is shown as it is, of long texts the beginning and the end: markup is not read, control characters
+and terminal escapes are made visible.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from dspy_finetune.export.fix_rows import mend_row
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_HEAD_CHARS, _TAIL_CHARS = 3000, 500
+"""What is shown of a long text."""
 
 TRAINED, REJECTED, CONTEXT = "bold green", "red", "dim"
 
@@ -64,7 +68,7 @@ def render(row: Any, *, line: int | None = None) -> Text:
     if line is not None:
         text.append(f"line {line}\n", style="bold underline")
     if not isinstance(row, dict) or sniff(row) not in ("chat", "reinforcement", "preference"):
-        text.append(visible(json.dumps(row, ensure_ascii=False, default=str)), style=CONTEXT)
+        text.append(visible(_cut(json.dumps(row, ensure_ascii=False, default=str))), style=CONTEXT)
         return text
     if sniff(row) == "preference":
         given = row.get("input")
@@ -102,7 +106,7 @@ def _append_messages(text: Text, messages: Any, style: str, mark: str) -> None:
     for message in messages if isinstance(messages, list) else []:
         role = role_name(message.get("role")) if isinstance(message, dict) else "not a message"
         text.append(f"  {mark}{visible(role)}: ", style="bold")
-        text.append(_indented(visible(_said(message))), style=style)
+        text.append(_indented(visible(_cut(_said(message)))), style=style)
         text.append("\n")
 
 
@@ -121,6 +125,13 @@ def _said(message: Any) -> str:
         if isinstance(function, dict):
             parts.append(f"{function.get('name')}({function.get('arguments')})")
     return " ".join(part for part in parts if part)
+
+
+def _cut(text: str) -> str:
+    n_hidden = len(text) - _HEAD_CHARS - _TAIL_CHARS
+    if n_hidden <= 0:
+        return text
+    return f"{text[:_HEAD_CHARS]} … ({n_hidden:,} characters more) … {text[-_TAIL_CHARS:]}"
 
 
 def _indented(text: str) -> str:

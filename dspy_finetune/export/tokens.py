@@ -139,7 +139,7 @@ class TokenCounter:
             n += self._repeated(content) if repeats else self._count(content)
         elif isinstance(content, list):
             n += sum(self._part(part) for part in content if isinstance(part, Mapping))
-        if len(message) > 2:
+        if len(message) > 2 or "content" not in message:  # a message that calls tools may have no content
             n += self._extras(message)
         return n
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 OnError = Literal["raise", "skip"]
 DUPLICATE = "duplicate of an earlier row"
 _FLUSH_BYTES = 1 << 18
+_SYNC_BYTES = 1 << 22
+"""After so many bytes the disk is set to work on them."""
 _MAX_REASONS = 50
 _MAX_ERRORS = 10_000
 
@@ -44,6 +47,8 @@ class Progress:
     """Examples read so far."""
     line: int | None = None
     """The line of the one in hand, where the source has lines."""
+    path: str | None = None
+    """The file that those lines are of."""
 
     @property
     def number(self) -> int:
@@ -88,10 +93,16 @@ def _reason(error: RowError) -> str:
 
 
 class _Sink:
-    """The open file: blocks of lines go to it and through the digest together."""
+    """The open file: blocks of lines go to it and through the digest together.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    A large file goes to the disk while it is still written, so that little is left to wait for at its end.
+    """
+
+    def __init__(self, stream: BinaryIO, disk: Executor) -> None:
         self._stream = stream
+        self._disk = disk
+        self._syncing: Future[None] | None = None
+        self._synced_bytes = 0
         self._digest = hashlib.sha256()
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
@@ -120,6 +131,20 @@ class _Sink:
         self._stream.write(block)
         self._digest.update(block)
         self.size_bytes += len(block)
+        if self.size_bytes - self._synced_bytes >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._synced()
+            self._synced_bytes = self.size_bytes
+            self._syncing = self._disk.submit(os.fsync, self._stream.fileno())
+
+    def _synced(self) -> None:
+        """Wait for the disk. Raises OSError: what it could not take."""
+        if self._syncing is not None:
+            self._syncing.result()
+
+    def close(self) -> None:
+        """Write what waits. Raises OSError."""
+        self.flush()
+        self._synced()
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
@@ -191,16 +216,17 @@ def write_dataset(
         RowsError: With `on_error="raise"`: every example that could not be rendered; nothing is written.
         EmptyDatasetError: No row is left to write; nothing is written.
         FileError: The file cannot be written.
-        UsageError: An argument is not one of the accepted values.
+        UsageError: An argument is not one of the accepted values, or the file is the one that the examples came from.
     """
     if on_error not in ("raise", "skip"):
         raise UsageError(f'on_error={on_error!r} is unknown; choose "raise" or "skip"')
     target, form = Path(path), dialect_named(dialect)
+    _keep_source(source, target)
     counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
     checker = RowChecker(method=method, base_model=base_model, host=form.name, tokenizer=tokenizer)
     skipped = _Skipped()
-    with atomic_writer(target) as stream:
-        sink = _Sink(stream)
+    with atomic_writer(target) as stream, ThreadPoolExecutor(max_workers=1) as disk:
+        sink = _Sink(stream, disk)
         if form.bom:
             sink.put(BOM)
         lines = _Lines(sink, form, checker, counter, dedupe=dedupe)
@@ -213,10 +239,10 @@ def write_dataset(
                     lines.write_block(row)
                 except UnicodeEncodeError:  # one by one, to name the row
                     for number, single in enumerate(row.rows(), start=row.first):
-                        _write_one(lines, single, number, skipped)
+                        _write_one(lines, single, number, skipped, progress.path)
                 continue
-            _write_one(lines, row, progress.number, skipped)
-        sink.flush()
+            _write_one(lines, row, progress.number, skipped, progress.path)
+        sink.close()
         n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
             raise RowsError(skipped.errors)
@@ -250,20 +276,28 @@ def write_dataset(
     return Dataset(path=target, manifest=manifest, report=report, prompt=prompt)
 
 
-def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped) -> None:
+def _keep_source(source: object, target: Path) -> None:
+    """Refuse to replace the labelled data by what is made from it. Raises UsageError."""
+    if not isinstance(source, Examples | ExampleStream) or not os.path.isfile(source.source):
+        return
+    if target.exists() and os.path.samefile(source.source, target):
+        raise UsageError(f"{target} is the file that the examples come from; name another file to write to")
+
+
+def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped, path: str | None) -> None:
     try:
         if not lines.write(row):
             skipped.add(number, DUPLICATE)
     except RowError as error:
-        skipped.add_error(number, _numbered(error, number))
+        skipped.add_error(number, _numbered(error, number, path))
 
 
-def _numbered(error: RowError, number: int) -> RowError:
-    """The same error with the row's number in its message."""
+def _numbered(error: RowError, number: int, path: str | None) -> RowError:
+    """The same error with the row's number, or its file and line, in its message."""
     if error.line is not None:
         return error
     return RowError(
-        error.problem, path=error.path, line=number, field=error.field, value=error.value, remedy=error.remedy
+        error.problem, path=error.path or path, line=number, field=error.field, value=error.value, remedy=error.remedy
     )
 
 

@@ -1,8 +1,8 @@
 """The engines of a host's predictors: DSPy's own wire code, without what it does beside it at every call.
 
 In: a host. Out: a pair of engines for `dspy.LM(engine=..., async_engine=...)`, which send a Request and read a
-Response as DSPy's native engine does; the tests compare the bytes. DSPy keeps doing what it does around an engine:
-cache, retries, history, usage, callbacks.
+Response as DSPy's native engine does; the tests compare the bytes. Log-probabilities alone are kept in another way
+(logprobs.py). DSPy keeps doing what it does around an engine: cache, retries, history, usage, callbacks.
 
 Why: for a model that its price list does not hold (every tuned one) DSPy reads the whole list twice after each answer,
 only to say that the price is unknown, and it chooses the provider anew at each call. That is two thirds of the
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dspy.lm15 import AsyncLMRouter, LMRouter, Request, Response, RouterConfig, Timeouts
+
+from dspy_finetune.hosts.logprobs import packed
 
 if TYPE_CHECKING:
     from dspy_finetune.hosts.host import Host
@@ -92,7 +94,7 @@ class HostEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return _thin(self._connected().complete(_bare(request)))
+        return packed(self._connected().complete(_bare(request)))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer, event by event."""
@@ -128,7 +130,7 @@ class AsyncHostEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return _thin(await (await self._connected()).complete(_bare(request)))
+        return packed(await (await self._connected()).complete(_bare(request)))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The same answer, event by event."""
@@ -172,11 +174,3 @@ def _wire(router: type[LMRouter] | type[AsyncLMRouter], config: RouterConfig) ->
 def _bare(request: Request) -> Request:
     # DSPy writes openai/<id>; the host knows the id.
     return dataclasses.replace(request, model=request.model.removeprefix("openai/"))
-
-
-def _thin(response: Response) -> Response:
-    # Log-probabilities stand in the response, and once more in the raw answer that DSPy's cache and history keep beside
-    # it: a third of the objects that 10,000 answers hold in memory, which the garbage collector goes through.
-    for choice in (response.provider_data or {}).get("choices", ()):
-        choice.pop("logprobs", None)
-    return response

@@ -199,7 +199,7 @@ class Job:
 
         Args:
             timeout_seconds: Give up after so long; None waits for ever.
-            on_progress: Is told after each look; without it a line on stderr tells the status now and then.
+            on_progress: Is told after each look; without it a line on stderr tells status, step and loss now and then.
             poll_seconds: The longest pause between two looks; the host's own pace by default.
 
         Raises:
@@ -209,11 +209,13 @@ class Job:
             HostError: The host refused, or did not answer for an hour.
         """
         with ProgressLine() as line:
-            for look in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=on_progress is not None):
+            # Events tell step and loss; where nobody is told, they are not asked for.
+            with_events = on_progress is not None or not line.is_quiet
+            for look in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=with_events):
                 if on_progress is not None:
                     on_progress(look)
                 else:
-                    line.show(f"{self.id} on {self.host.name}: {look.status}, {look.elapsed_seconds:,.0f} s")
+                    line.show(f"{self.id} on {self.host.name}: {look}")
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:

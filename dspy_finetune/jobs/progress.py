@@ -50,6 +50,17 @@ class Progress:
         """The last thing that the host said."""
         return self.events[-1].message if self.events else ""
 
+    def __str__(self) -> str:
+        """In words: `running, 125 s, step 10/25, loss 1.234, about 180 s left`; only what is known."""
+        parts = [self.status, f"{self.elapsed_seconds:,.0f} s"]
+        if self.step is not None:
+            parts.append(f"step {self.step:,}" + (f"/{self.total_steps:,}" if self.total_steps else ""))
+        if self.losses:
+            parts.append(f"loss {self.losses[-1][1]:.3f}")
+        if self.eta_seconds and self.step is not None:
+            parts.append(f"about {self.eta_seconds:,.0f} s left")
+        return ", ".join(parts)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe, for `--json`."""
         return {

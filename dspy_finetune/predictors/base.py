@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import dspy
 from dspy.predict.parameter import Parameter
@@ -23,9 +23,10 @@ from dspy.utils.saving import get_dependency_versions
 from dspy_finetune._files import read_json, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.logprobs import Position, positions_of
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibration import Calibration
-from dspy_finetune.predictors.probabilities import Position, label_masses, spelling
+from dspy_finetune.predictors.probabilities import label_masses
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,15 @@ TOP_LOGPROBS = 20
 """How many tokens are asked for at each position: the most that OpenAI's API gives."""
 
 _KINDS: dict[str, type[FinetunedPredictor]] = {}
+
+
+class Answer(NamedTuple):
+    """What a predictor reads of a host's answer."""
+
+    text: str
+    """Empty where the host sent none."""
+    positions: list[Position] | None
+    """The tokens with their log-probabilities; None where the host sent none."""
 
 
 class FinetunedPredictor(dspy.Module, Parameter):
@@ -159,15 +169,17 @@ class FinetunedPredictor(dspy.Module, Parameter):
         # A Request has OpenAI's fields one level higher; on the wire they are OpenAI's again.
         return {"type": wire["type"], **wire["json_schema"]}
 
-    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
         request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return self.lm(request, **options)
+            response = self.lm(request, **options)
+        return Answer(response.text or "", positions_of(response))
 
-    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Any:
+    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
         request, options = self._prepared(inputs, **sample)
         with _short_answers():
-            return await self.lm.acall(request, **options)
+            response = await self.lm.acall(request, **options)
+        return Answer(response.text or "", positions_of(response))
 
     def _prepared(
         self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None
@@ -178,12 +190,12 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     # -- reading an answer --------------------------------------------------------------------------------------
 
-    def _masses(self, response: Any) -> dict[str, float] | None:
+    def _masses(self, answer: Answer) -> dict[str, float] | None:
         """The probability mass on each label text, or None where the host sends no log-probabilities."""
         labels = self.prompt.labels
         if labels is None or self.logprobs is False:
             return None
-        if not response.logprobs:
+        if not answer.positions:
             if self.logprobs:
                 raise LogprobsError(
                     f"{self.model} sent no log-probabilities; choose a host that has them, or pass logprobs=False"
@@ -192,12 +204,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 self._told_no_logprobs = True
                 logger.warning("%s sends no log-probabilities: probability is None", self.model)
             return None
-        positions: list[Position] = []
-        for one in response.logprobs:
-            chosen = spelling(one.token, one.bytes)
-            listed = {spelling(top.token, top.bytes): top.logprob for top in one.top}
-            positions.append((chosen, listed | {chosen: one.logprob}))
-        return label_masses(positions, labels.texts)
+        return label_masses(answer.positions, labels.texts)
 
     def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:
         """The probabilities of the labels, corrected if the predictor was calibrated (see `calibrate`)."""

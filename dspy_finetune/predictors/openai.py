@@ -16,7 +16,7 @@ import dspy
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.predictors.base import Answer, FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
 from dspy_finetune.predictors.reading import in_threads, is_yes_no
 from dspy_finetune.predictors.residuals import Residuals
@@ -117,7 +117,7 @@ class OpenAIPredictor(FinetunedPredictor):
         if self.n_samples == 1:
             return self._read(self._ask(inputs))
 
-        def ask(rollout: int) -> Any:
+        def ask(rollout: int) -> Answer:
             return self._ask(inputs, temperature=self.temperature, rollout=rollout)
 
         return self._read_samples(in_threads(ask, range(1, self.n_samples + 1), _MOST_THREADS))
@@ -146,18 +146,18 @@ class OpenAIPredictor(FinetunedPredictor):
     def _state_version(self) -> int:
         return super()._state_version() if self.residuals is None else 3
 
-    def _read_samples(self, responses: Sequence[Any]) -> dspy.Prediction:
+    def _read_samples(self, answers: Sequence[Answer]) -> dspy.Prediction:
         field = self.prompt.output_fields[0]
         samples: list[float] = []
         unread: list[AnswerError] = []
-        for response in responses:
+        for answer in answers:
             try:
-                samples.append(self.prompt.parse(response.text or "")[field])
+                samples.append(self.prompt.parse(answer.text)[field])
             except AnswerError as error:
                 unread.append(error)
-        if len(unread) * 2 >= len(responses):
+        if len(unread) * 2 >= len(answers):
             raise AnswerError(
-                f"{len(unread)} of {len(responses)} samples are no number, such as {unread[0].text!r:.60}",
+                f"{len(unread)} of {len(answers)} samples are no number, such as {unread[0].text!r:.60}",
                 text=unread[0].text,
             )
         rank = sorted(samples)
@@ -172,15 +172,15 @@ class OpenAIPredictor(FinetunedPredictor):
             n_unreadable=len(unread),
         )
 
-    def _read(self, response: Any) -> dspy.Prediction:
+    def _read(self, answer: Answer) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
-        values = self.prompt.parse(response.text or "")
+        values = self.prompt.parse(answer.text)
         if self.residuals is not None:
             return dspy.Prediction(**values, interval=self.residuals.interval(values[self.prompt.output_fields[0]]))
         labels, field = self.prompt.labels, self.prompt.label_field
         if labels is None or field is None:
             return dspy.Prediction(**values)
-        masses = self._masses(response)
+        masses = self._masses(answer)
         if masses is None:
             return dspy.Prediction(**values, probability=None, probabilities=None, coverage=None)
         shares = normalised(masses)

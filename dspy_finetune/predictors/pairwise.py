@@ -14,7 +14,7 @@ import dspy
 from dspy_finetune.errors import UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.predictors.base import Answer, FinetunedPredictor
 from dspy_finetune.predictors.probabilities import normalised
 from dspy_finetune.prompts import PromptFormat
 
@@ -116,14 +116,14 @@ class PairwisePredictor(FinetunedPredictor):
     def _own_state(self) -> dict[str, Any]:
         return {"both_orders": self.both_orders, "margin": self.margin}
 
-    def _read(self, inputs: dict[str, Any], first: Any, second: Any) -> dspy.Prediction:
+    def _read(self, inputs: dict[str, Any], first: Answer, second: Answer | None) -> dspy.Prediction:
         labels, field = self.prompt.labels, self.prompt.label_field
         assert labels is not None
         assert field is not None
         text_a, text_b = labels.texts
         label_a, label_b = labels.decode(text_a), labels.decode(text_b)
-        values = self.prompt.parse(first.text or "")
-        turned = self.prompt.parse(second.text or "") if second is not None else None
+        values = self.prompt.parse(first.text)
+        turned = self.prompt.parse(second.text) if second is not None else None
         if turned is not None:  # what the second order calls B stands first in the inputs
             turned[field] = label_a if turned[field] == label_b else label_b
         extras: dict[str, Any] = {

@@ -21,15 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
-Position = tuple[str, Mapping[str, float]]
-"""The token that the model chose, and the log-probability of each listed token (the chosen one among them)."""
+from dspy_finetune.hosts.logprobs import Position
 
 
 def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[str, float]:
     """The probability mass on each label text, each in [0, 1]; their sum is the coverage, at most 1.
 
     Args:
-        positions: The answer's tokens from its start, as `spelling` writes them.
+        positions: The answer's tokens from its start, from `hosts.logprobs`.
         labels: The label texts, distinct when stripped.
     """
     texts = {label: label.strip() for label in labels}
@@ -37,17 +36,6 @@ def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[s
     cased = {label for label, text in texts.items() if folded.count(text.casefold()) > 1}
     rests = {label: (text if label in cased else text.casefold()).encode() for label, text in texts.items()}
     return _masses(positions, rests, cased, is_start=True)
-
-
-def spelling(token: str, codes: Sequence[int] | None) -> str:
-    """A token's text; of a part of a character, which hosts write as "bytes:..." or U+FFFD, its bytes, escaped.
-
-    >>> spelling(" true", None), spelling("bytes:f09f", [0xF0, 0x9F]).encode("utf-8", "surrogateescape")
-    (' true', b'\xf0\x9f')
-    """
-    if codes and (token.startswith("bytes:") or "\ufffd" in token):
-        return bytes(codes).decode("utf-8", "surrogateescape")
-    return token
 
 
 def normalised(masses: Mapping[str, float]) -> dict[str, float] | None:

@@ -13,48 +13,13 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
+from dspy_finetune.hosts.logprobs import positions_on_wire
+from dspy_finetune.predictors.base import TOP_LOGPROBS, Answer, FinetunedPredictor
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor, swapped
 
 _NEUTRAL_OPTIONS = frozenset({"cache", "num_retries", "timeout"})
 """Options of the language model that change no byte of a request."""
-
-
-class TopToken:
-    """A token that was listed at a place of the answer."""
-
-    __slots__ = ("bytes", "logprob", "token")
-
-    def __init__(self, entry: Mapping[str, Any]) -> None:
-        self.token: str = entry["token"]
-        self.logprob: float = entry["logprob"]
-        self.bytes: Sequence[int] | None = entry.get("bytes")
-
-
-class ChosenToken(TopToken):
-    """A token of the answer, with those that were listed at its place."""
-
-    __slots__ = ("top",)
-
-    def __init__(self, entry: Mapping[str, Any]) -> None:
-        super().__init__(entry)
-        self.top = [TopToken(other) for other in entry.get("top_logprobs") or ()]
-
-
-class Completion:
-    """What a predictor reads of an answer: its text and its tokens' log-probabilities."""
-
-    __slots__ = ("logprobs", "text")
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        choice = body["choices"][0]
-        content = (choice.get("message") or {}).get("content")
-        if isinstance(content, list):
-            content = "\n".join(str(part.get("text") or "") for part in content)
-        self.text: str = content or ""
-        listed = (choice.get("logprobs") or {}).get("content")
-        self.logprobs: list[ChosenToken] | None = [ChosenToken(one) for one in listed] if listed else None
 
 
 def is_wired(program: object) -> bool:
@@ -108,8 +73,17 @@ def read_completions(
         AnswerError: An answer cannot be read.
         LogprobsError: Log-probabilities were asked for and are not there.
     """
-    answers = [Completion(body) for body in completions]
+    answers = [_answer(body) for body in completions]
     if isinstance(predictor, PairwisePredictor):
         return predictor._read(dict(inputs), answers[0], answers[1] if len(answers) > 1 else None)
     assert isinstance(predictor, OpenAIPredictor)
     return predictor._read(answers[0]) if predictor.n_samples == 1 else predictor._read_samples(answers)
+
+
+def _answer(body: Mapping[str, Any]) -> Answer:
+    choice = body["choices"][0]
+    content = (choice.get("message") or {}).get("content")
+    if isinstance(content, list):
+        content = "\n".join(str(part.get("text") or "") for part in content)
+    listed = (choice.get("logprobs") or {}).get("content")
+    return Answer(content or "", positions_on_wire(listed) if listed else None)

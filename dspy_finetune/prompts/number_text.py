@@ -8,8 +8,8 @@ write.
   `1199.99 USD`);
 - thousands separators: `1,199.99`, `1 199.99`, `1'199.99`, and `1,199` (a comma before exactly three digits groups);
 - a European spelling where it can mean one thing only: `1.199,99`, `1.199.999`, `1199,99`;
-- a lead such as `Price:`, `The price is`, `about`, `~`; and a range, `12-15`, as its midpoint (`strict=True` refuses
-  both).
+- a lead without digits such as `Price:`, `The price is`, `The price of the lamp is`, `about`, `~`; and a range,
+  `12-15`, as its midpoint (`strict=True` refuses `about`, `~` and ranges).
 
 Everything else raises `AnswerError`: another currency, `1.199` where prices have two decimals, `5k`, `10%`, two
 numbers, words.
@@ -35,7 +35,8 @@ _CODES = {
 }
 _ANY = sorted({mark for sign, codes in _CODES.items() for mark in (sign, *codes)}, key=len, reverse=True)
 _LEAD = re.compile(
-    r"(?:(?:the\s+|my\s+)?(?:estimated\s+|final\s+)?(?:price|cost|value|answer|estimate|total|number)\s*(?:is|:|=)\s*)?"
+    r"(?:(?:the\s+|my\s+|its\s+)?(?:estimated\s+|final\s+)?(?:price|cost|value|answer|estimate|total|number)"
+    r"(?:\s+(?:of|for)\s[^\d.:!?\n]{1,80}?)?\s*(?:\b(?:is|would\s+be)\b|:|=)\s*)?"
     r"(?:about|around|approximately|approx\.?|roughly|circa|ca\.|~|≈)?\s*",
     re.IGNORECASE,
 )

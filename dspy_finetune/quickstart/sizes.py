@@ -36,7 +36,7 @@ SIZES = {
     "full": Size(
         name="full",
         n_titles=440,
-        n_pairs=240,
+        n_pairs=320,
         n_explained=100,
         n_test_titles=150,
         n_test_pairs=80,

@@ -10,12 +10,13 @@ import hashlib
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
 
 from dspy_finetune.evaluation.comparison import Comparison
+from dspy_finetune.evaluation.metric_types import AnyMetric, Metric
 from dspy_finetune.evaluation.reading import to_number
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report.number_plots import number_field
@@ -28,10 +29,15 @@ MAX_LABELS = 8
 """Labels that a card counts one by one."""
 
 
-def make(comparison: Comparison, programs: Mapping[str, Any], own: Cards) -> dict[str, dict[str, str]]:
-    """All cards: the user's own, with the facts that the items and the programs tell by themselves."""
+def make(
+    comparison: Comparison, programs: Mapping[str, Any], own: Cards, metrics: Sequence[AnyMetric] = ()
+) -> dict[str, dict[str, str]]:
+    """All cards: the user's own, with the facts that items, programs and judges tell by themselves."""
     cards = {name: dict(card) for name, card in own.items()}
-    for name, card in {"Data": data_card(comparison), **prompt_cards(programs)}.items():
+    judges = {
+        one.name[:1].upper() + one.name[1:]: dict(one.card) for one in metrics if isinstance(one, Metric) and one.card
+    }
+    for name, card in {"Data": data_card(comparison), **prompt_cards(programs), **judges}.items():
         cards[name] = {
             **cards.get(name, {}),
             **{key: text for key, text in card.items() if key not in cards.get(name, {})},

@@ -6,6 +6,7 @@ evaluation/compare.py, which knows nothing of reports; this door only wraps its 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from dspy_finetune.evaluation.answers import Program
 from dspy_finetune.evaluation.collect import Progress
 from dspy_finetune.evaluation.compare import compare_programs
 from dspy_finetune.evaluation.metric_types import AnyMetric
+from dspy_finetune.evaluation.rivals import n_in_training, with_baselines
 from dspy_finetune.evaluation.subgroups import Subgroups
 from dspy_finetune.report.cards import make as make_cards
 from dspy_finetune.report.curves import Training, loss_curves
@@ -42,6 +44,8 @@ def compare(
     confidence: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
+    train: Sequence[Any] | None = None,
+    base_model: str | None = None,
     title: str = "Comparison",
     cards: Mapping[str, Mapping[str, str]] | None = None,
     training: Training | None = None,
@@ -68,14 +72,17 @@ def compare(
             as many calls again.
         n_threads: Calls at once. Programs are asked one after the other, so their times do not disturb each other.
         checkpoint: A JSONL file that keeps every answer; run again with it to ask only what is missing. Programs are
-        known
-            in it by their names.
+            known in it by their names.
         retry_failed: Whether a resumed run asks again what had failed.
         on_progress: Called after each answer; without it a line on stderr tells of runs over 50 items or 2 seconds.
         usd_per_million_tokens: Program name to (price of a million prompt tokens, of a million completion tokens).
         confidence: Of the intervals; 1 - confidence is the error rate of the verdict.
         n_resamples: Bootstrap draws for set metrics such as ROC AUC.
         seed: Of the resampling.
+        train: What the tuned program was trained on: adds the baselines of `baselines.usual` that need no model.
+        base_model: Adds this untuned model with the prompt and on the host of the first tuned program; with `train`
+            also with the nearest examples in its prompt, and with a prompt that DSPy optimized, unless a DSPy program
+            is compared already. These ask the model, and cost what it costs.
         title: Of the report.
         cards: Facts to show in it, such as {"Data": {"source": "titles.jsonl"}}; what the items and the prompts tell
             by themselves is added.
@@ -85,19 +92,22 @@ def compare(
 
     Raises:
         EmptyDatasetError: There are no examples.
+        DataError: An example's label is empty, or not a number where a metric needs one.
         UsageError: An argument is wrong.
         MissingExtraError: The extra `eval` is not installed.
         FileError: The checkpoint cannot be written.
         HostError: A job in `training` cannot be asked for its figures.
     """
     curves = loss_curves(training or {})
+    given, rows = dict(programs), list(examples)
+    programs = with_baselines(given, train, metrics, base_model=base_model)
     with ProgressLine() as line:
         tell = on_progress or (lambda look: line.show(f"asking {look.program}", look.n_asked, look.n_items))
         comparison = compare_programs(
             programs,
-            examples,
+            rows,
             metrics,
-            candidate=candidate,
+            candidate=candidate or next((name for name in given if name != reference), None),
             reference=reference,
             margin=margin,
             group_by=group_by,
@@ -112,10 +122,14 @@ def compare(
             n_resamples=n_resamples,
             seed=seed,
         )
+    n_seen = n_in_training(train or (), rows)
+    if n_seen:
+        told = f"Unseen items: {n_seen} of {len(comparison.items)} stand in the training examples too; that flatters."
+        comparison = dataclasses.replace(comparison, not_checked=(told, *comparison.not_checked))
     return Report(
         comparison=comparison,
         title=title,
-        cards=make_cards(comparison, programs, cards or {}),
+        cards=make_cards(comparison, programs, cards or {}, metrics),
         training=curves,
         near=near,
     )

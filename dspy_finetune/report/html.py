@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MAX_ITEMS = 2000
 """Items shown in the searchable table; JSON holds all."""
 
+MAX_TEXT = 2000
+"""Characters of a text shown there, the first 300 before it is opened."""
+
 
 def write(
     path: str | os.PathLike[str],
@@ -77,6 +80,7 @@ def render(sections: Sequence[Report], *, title: str, training: Training | None 
         title=title,
         style=markup((folder / "page.css").read_text(encoding="utf-8")),
         script=markup(script),
+        max_text=MAX_TEXT,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=[_section(report, number) for number, report in enumerate(sections, start=1)],
         training=figures.of_training(loss_curves(training)),

@@ -118,7 +118,7 @@ class Row:
     number: int
     """From 1, in the order of the items."""
     is_disputed: bool
-    """Whether the programs' answers differ."""
+    """Whether the programs' answers differ; for numbers, whether some are nearer to the truth than others by a band."""
     inputs: tuple[str, ...]
     """What the programs saw."""
     label: str
@@ -145,17 +145,29 @@ def listing(comparison: Comparison, near: tuple[float, float] = NEAR) -> list[Ro
         mark = guess.band if guess is not None else _mark(answer, scores[name][index] if name in scores else None)
         return Said(text=answer_text(answer, field)[:400], detail=detail, mark=mark)
 
+    def disputed(index: int) -> bool:
+        # A failed call is no opinion; two numbers differ where one is nearer than the other by a band.
+        given = [name for name in names if comparison.answers[name][index].outcome != "failed"]
+        bands = [guesses[name][index].band if index in guesses[name] else None for name in given]
+        texts = [answer_text(comparison.answers[name][index], field) for name in given]
+        return len({text if one is None else one for text, one in zip(texts, bands, strict=True)}) > 1
+
     rows = [
         Row(
             number=index + 1,
-            is_disputed=len({answer_text(comparison.answers[name][index], field) for name in names}) > 1,
+            is_disputed=disputed(index),
             inputs=tuple(str(value) for value in item.inputs.values()),
-            label=str(item.labels.get(field, "")) if field is not None else "",
+            label=_label_text(item.labels.get(field, "")) if field is not None else "",
             answers=tuple(said(name, index) for name in names),
         )
         for index, item in enumerate(comparison.items)
     ]
     return sorted(rows, key=lambda row: (not row.is_disputed, row.number))
+
+
+def _label_text(label: Any) -> str:
+    """A label as people read it: several answers that are right stand beside each other."""
+    return " / ".join(map(str, label)) if isinstance(label, (list, tuple)) else str(label)
 
 
 def _probability(answer: Answer, positive: Any, field: str | None) -> str:

@@ -74,7 +74,14 @@ def draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> 
         figure = figures.Figure(figsize=size, layout="constrained")
         paint(figure.subplots())
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.04,
+            metadata={"Date": None, "Creator": None},
+        )
     return _for_page(stream.getvalue(), name)
 
 
@@ -212,6 +219,7 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> 
                 label=short(label),
             )
         axes.set_xlabel("step")
+        axes.locator_params(axis="x", integer=True)  # there is no step 1.25
         axes.set_ylabel("loss")
         axes.set_ylim(bottom=0)
         axes.grid()

@@ -113,7 +113,7 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
         with_interval(one.interval, sign=True),
         p_text(one.p_value),
         p_text(one.p_holm),
-        one.test,
+        one.test if one.p_value is not None else MISSING,
         one.verdict,
     )
 
@@ -180,7 +180,10 @@ def _finding(comparison: Comparison) -> str:
     if one.verdict == "worse":
         return f"{candidate} is worse than {who}: {facts}. Keep {other}."
     if one.verdict == "equivalent":
-        return f"{candidate} and {who} are equivalent within ±{comparison.margin:g}: {facts}. Choose the cheaper one."
+        others = f"{who}," if who != other else who
+        return (
+            f"{candidate} and {others} are equivalent within ±{comparison.margin:g}: {facts}. Choose the cheaper one."
+        )
     return f"Undecided between {candidate} and {who}: {facts}. {_what_would_decide(one)}"
 
 
@@ -188,7 +191,7 @@ def _what_would_decide(one: Difference) -> str:
     if one.n_more_items is None:
         return "No difference was seen, so no number of further items can be named that would show one."
     many = f"About {one.n_more_items:,}" if one.n_more_items > 1 else "A few"
-    return f"{many} more items would decide, if the difference stays as seen."
+    return f"{many} more items would decide in 4 of 5 cases, if the difference stays as seen."
 
 
 def as_text(table: Table) -> str:

@@ -1,15 +1,18 @@
 """`dspy-finetune compare`: the table, the files and the exit code that a gate in CI reads."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import dspy
 import pytest
 
 from dspy_finetune.cli.main import main
+from dspy_finetune.cli.metrics import Judging, metrics_named
 from dspy_finetune.errors import AnswerError
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
+from dspy_finetune.prompts import answer as answer_prompt
 from dspy_finetune.prompts import binary, pairwise
 from tests.jobs.answering import AnsweringOpenAI
 
@@ -106,8 +109,11 @@ def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, mon
         captured = capsys.readouterr()
         rows = {row["name"]: row for row in json.loads(captured.out)["comparison"]["programs"]}
         untuned, few_shot = "gpt-4.1-nano-2025-04-14, untuned", "gpt-4.1-nano-2025-04-14, nearest few-shot"
-        assert list(rows) == ["tuned", "TF-IDF + logistic", "majority", untuned, few_shot]
-        assert [(rows[name]["n_failed"], rows[name]["n_unreadable"]) for name in (untuned, few_shot)] == [(0, 0)] * 2
+        optimized = "gpt-4.1-nano-2025-04-14, optimized prompt"
+        assert list(rows) == ["tuned", "TF-IDF + logistic", "majority", untuned, few_shot, optimized]
+        assert [(rows[name]["n_failed"], rows[name]["n_unreadable"]) for name in (untuned, few_shot, optimized)] == [
+            (0, 0)
+        ] * 3
         assert "not compared with" not in captured.err
     finally:
         server.close()
@@ -116,7 +122,7 @@ def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, mon
 def test_what_was_not_compared_with_is_told(rows, capsys):
     run(rows, "--program", "a=50.json")
     told = " ".join(capsys.readouterr().err.split())
-    assert "not compared with: majority and TF-IDF baselines (--train); the untuned model (--base-model)" in told
+    assert "not compared with: baselines on the same rows (--train); the untuned model (--base-model)" in told
 
 
 def test_groups_parts_and_the_noise_floor_can_be_asked_for(tmp_path, rows, capsys):
@@ -143,3 +149,67 @@ def test_pairs_get_the_baseline_for_pairs(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: SavedPairs())
     assert run(str(path), "--program", "a=x.json", "--train", str(path)) in {0, 3, 4}
+
+
+QUIZ = [{"question": f"What is {n}?", "answer": f"It is {n}"} for n in range(6)]
+
+
+@pytest.fixture
+def quiz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, AnsweringOpenAI]]:
+    """A file of questions, and a host on which a judge named strict-1 prefers what stands first."""
+    server = AnsweringOpenAI()
+    server.answer = lambda body: "[[ ## better ## ]]\n1" if "better" in str(body) else "[[ ## grade ## ]]\n4"
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+
+    class SavedAnswers:
+        prompt = answer_prompt()
+        host = None
+
+        def __call__(self, question: str) -> dspy.Prediction:
+            return dspy.Prediction(answer="Nobody knows")
+
+    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: SavedAnswers())
+    path = tmp_path / "quiz.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUIZ))
+    yield str(path), server
+    server.close()
+
+
+def test_a_judge_is_named_by_the_user_and_in_the_report(quiz, tmp_path, capsys):
+    path, server = quiz
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Short and true.")
+    judged = ("--metric", "rubric_preference", "--metric", "rubric_score", "--judge", "strict-1")
+    assert run(path, "--program", "a=x.json", *judged, "--judge-rubric", f"@{rubric}", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["comparison"]["programs"]
+    # Loving the first place in both orders, it decides nothing.
+    assert row["scores"]["preferred to the reference by openai/strict-1"]["value"] == 0.5
+    assert row["scores"]["rubric score by openai/strict-1"]["value"] == 0.75
+    assert found["cards"]["Rubric score by openai/strict-1"]["rubric"] == "Short and true."
+    assert {body["model"] for _, body in server.requests} == {"strict-1"}
+    assert len(server.requests) == 3 * len(QUIZ)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--metric", "rubric_score"), "needs --judge MODEL and --judge-rubric TEXT"),
+        (("--metric", "rubric_preference", "--judge", "gpt"), "needs --judge MODEL and --judge-rubric TEXT"),
+        (("--metric", "semantic_similarity"), "needs --embedder MODEL"),
+        (("--metric", "token_f1", "--judge", "gpt"), "--judge is asked by no metric"),
+        (("--metric", "within=near"), "within=20%,40"),
+        (("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", " "), "the rubric is empty"),
+        (("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", "x", "--judge-host", "moon"), "--host moon"),
+    ],
+)
+def test_a_judge_that_is_missing_or_superfluous_is_told_in_one_line(quiz, capsys, options, said):
+    assert run(quiz[0], "--program", "a=x.json", *options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_shares_of_near_numbers_can_be_asked_for():
+    (near,) = metrics_named(["within=20%,40"], "price", Judging())
+    assert (near.name, near(dspy.Example(price=100), dspy.Prediction(price=139))) == ("within 20% or 40", 1.0)
+    assert metrics_named(["within=5"], "price", Judging())[0].name == "within 5"

@@ -62,6 +62,32 @@ def test_plan_shows_the_cost_and_uploads_nothing(
     assert not fake.requests
 
 
+def test_plan_tells_what_a_planned_evaluation_costs(
+    train_file: str, fake: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once and in a batch, by the prices of the tuned model, for as many calls as are planned."""
+    planned = ("plan", train_file, "--model", BASE, "--evaluate", train_file, "--calls", "2")
+    assert run(*planned, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)["evaluation"]
+    for name, (price_in, price_out) in {"standard": (0.80, 3.20), "batch": (0.40, 1.60)}.items():
+        cost = facts[name]
+        n_in, n_out = cost["n_input_tokens"], cost["n_output_tokens"]
+        assert cost["cost_usd"] == pytest.approx((n_in * price_in + n_out * price_out) / 1e6)
+    assert facts["standard"]["n_requests"] == 2 * len(Path(train_file).read_text().splitlines())
+    assert run(*planned) == 0
+    assert "in a batch $0.0" in capsys.readouterr().out
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(
+        '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}\n{"a": 1}\n'
+    )
+    assert run("plan", train_file, "--evaluate", str(bad)) == 1
+    assert f"{bad}:2: unknown line format" in capsys.readouterr().err
+    bad.write_text("")
+    assert run("plan", train_file, "--evaluate", str(bad)) == 1
+    assert "holds no rows to ask about" in capsys.readouterr().err
+    assert not fake.requests
+
+
 def test_train_ends_with_the_models_id_on_stdout(
     train_file: str, fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,9 +179,33 @@ def test_a_file_of_nothing_but_bad_rows_stops_after_ten_thousand() -> None:
     with pytest.raises(RowsError) as caught:
         load_examples(({"a": "x"} for _ in range(20_000)), types={"a": int})
     assert len(caught.value.errors) == 10_000
+    assert str(caught.value).startswith("10000 bad rows, where reading stopped: ")
 
 
 @pytest.mark.parametrize("source", [None, 5, b"x", {"title": ["a"]}, dspy.Example(a=1)])
 def test_what_is_no_source_is_refused(source: object) -> None:
     with pytest.raises(UsageError, match="cannot read examples from"):
         load_examples(source)
+
+
+@pytest.mark.parametrize(("bad", "escape"), [("\x00", r"\u0000"), ("\x1b", r"\u001b")])
+def test_a_raw_control_character_is_named_with_its_escape(tmp_path: Path, bad: str, escape: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"title": "a{bad}b"}}\n')
+    with pytest.raises(RowsError) as caught:
+        load_examples(path)
+    assert "not JSON (Invalid control character at column 13); write" in str(caught.value)
+    assert f"as an escape such as {escape}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "says"), [("", "the path is empty"), ("https://a.b/rows.csv", "download the file")])
+def test_what_is_no_path_is_told(place: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_examples(place)
+
+
+def test_a_mark_between_joined_files_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n')
+    with pytest.raises(RowsError, match=r"rows.jsonl:2: .* a byte-order mark stands before the row"):
+        load_examples(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import dspy
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -244,3 +245,14 @@ def test_what_is_no_row_is_named_and_can_be_skipped() -> None:
     rows: list[Any] = [{"a": 1}, "text", {2: "x"}, Record]
     examples = load_examples(rows, on_error="skip")
     assert [error.line for error in examples.skipped] == [2, 3, 4]
+
+
+def test_missing_values_inside_lists_and_structs_are_none(tmp_path: Path) -> None:
+    table = pa.table({"tags": [[float("nan"), 1.0], None], "about": [{"k": float("nan")}, {"k": 2.0}]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    frame = pd.DataFrame({"tags": [np.array([1, np.nan])], "about": [{"k": [np.float64(2), pd.NA]}]})
+    assert [row.toDict() for row in load_examples(tmp_path / "rows.parquet")] == [
+        {"tags": [None, 1.0], "about": {"k": None}},
+        {"tags": None, "about": {"k": 2.0}},
+    ]
+    assert load_examples(frame)[0].toDict() == {"tags": [1.0, None], "about": {"k": [2.0, None]}}

@@ -10,7 +10,7 @@ from dspy_finetune import prompts
 from dspy_finetune.evaluation import Comparison, baselines, compare_programs, in_both_orders, metrics
 from dspy_finetune.evaluation.tuned import is_tuned
 from dspy_finetune.predictors import Ensemble, OpenAIPredictor
-from dspy_finetune.report import Report
+from dspy_finetune.report import Report, compare
 
 ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
 
@@ -78,3 +78,12 @@ def test_what_is_tuned_is_known_by_the_models_name():
     assert is_tuned(baselines.nearest_few_shot(ROWS, "title -> liked: bool")) is False
     assert is_tuned(in_both_orders(tuned)) is True
     assert is_tuned(lambda title: {}) is None
+
+
+def test_a_baseline_that_compare_added_can_say_it_and_its_lack_is_told():
+    never_right = {"tuned": Knows(TUNED, range(40))}
+    report = compare(never_right, ROWS, [metrics.accuracy("liked")], train=ROWS[:1])
+    assert "Do not fine-tune: TF-IDF + logistic, which needs no training, is better." in report.verdict
+    alone = compare(never_right, ROWS, [metrics.accuracy("liked")]).comparison
+    assert "Whether tuning was worth it: tuned is tuned" in alone.not_checked[0]
+    assert not any("Whether tuning" in one for one in report.comparison.not_checked)

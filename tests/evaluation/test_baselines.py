@@ -8,7 +8,8 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import baselines
+from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.report import compare
 
 RNG = random.Random(0)
 TRAIN = [
@@ -65,3 +66,51 @@ def test_wrong_input_is_named():
         baselines.tfidf_logistic([dspy.Example(title="?", y=1), dspy.Example(title="!", y=2)], label="y")
     with pytest.raises(UsageError, match="two texts"):
         baselines.tfidf_pairs(PAIRS, text=["title_a"])
+
+
+LABELLED = [row.with_inputs("title") for row in TRAIN]
+
+
+def test_the_usual_baselines_fit_the_task():
+    """One call gives what is worth beating, whatever is answered."""
+    quiz = [dspy.Example(question=f"Who built {n}?", answer=f"Nobody {n}").with_inputs("question") for n in range(30)]
+    rated = [row.copy(price=float(n)).with_inputs("title") for n, row in enumerate(LABELLED)]
+    pairs = [row.copy(price_a=1, price_b=2).with_inputs("title_a", "title_b", "price_a", "price_b") for row in PAIRS]
+    names = {
+        "liked": baselines.usual(LABELLED, label="liked"),
+        "price": baselines.usual(rated, label="price"),
+        "answer": baselines.usual(quiz, label="answer"),
+        "preferred": baselines.usual(pairs, label="preferred"),
+    }
+    assert {name: list(one) for name, one in names.items()} == {
+        "liked": ["TF-IDF + logistic", "majority"],
+        "price": ["TF-IDF + ridge", "median"],
+        "answer": ["nearest answer"],
+        "preferred": ["TF-IDF + logistic", "majority"],
+    }
+    asked = dict(pairs[0].inputs().items())
+    assert names["preferred"]["TF-IDF + logistic"](**asked).preferred in {"A", "B"}
+    assert names["answer"]["nearest answer"](question="So who built 7, then?").answer == "Nobody 7"
+    assert list(baselines.usual(LABELLED, label="price", task="number")) == ["TF-IDF + ridge", "median"]
+
+
+def test_a_copied_answer_is_the_first_of_several_and_can_be_pickled():
+    quiz = [dspy.Example(question="owls", answer=["one", "two"]), dspy.Example(question="golf", answer="three")]
+    near = pickle.loads(pickle.dumps(baselines.nearest_answer(quiz, label="answer")))
+    assert [near(question=one).answer for one in ("owls at dusk", "golf", "nothing known")] == ["one", "three", "one"]
+
+
+def test_compare_adds_the_baselines_and_says_what_was_seen_before():
+    def rule(title: str) -> dspy.Prediction:
+        return dspy.Prediction(liked="owls" in title)
+
+    report = compare({"rule": rule}, LABELLED[:30], [metrics.accuracy("liked")], train=LABELLED[20:])
+    assert [row.name for row in report.rows] == ["rule", "TF-IDF + logistic", "majority"]
+    assert report.comparison.candidate == "rule"
+    assert "10 of 30 stand in the training examples too" in report.comparison.not_checked[0]
+    own = compare({"majority": rule}, LABELLED[:5], [metrics.accuracy("liked")], train=LABELLED[20:])
+    assert own.rows[0].n_wrong == 0  # the user's own program of that name stays
+    with pytest.raises(UsageError, match=r"baselines\.untuned"):
+        compare({"rule": rule}, LABELLED, [metrics.accuracy("liked")], train=LABELLED, base_model="gpt-4.1-nano")
+    with pytest.raises(EmptyDatasetError, match="train"):
+        compare({"rule": rule}, LABELLED, [metrics.accuracy("liked")], train=[])

@@ -1,5 +1,6 @@
 """A comparison: same items for all, three counts, a checkpoint that is never asked twice, and an honest verdict."""
 
+import enum
 import json
 import threading
 from collections.abc import Iterable
@@ -251,3 +252,53 @@ def test_values_become_what_json_can_hold():
 
     value = {True: (1, {2}), "n": float("nan"), "s": Scalar(), "o": object}
     assert jsonable(value) == {"true": [1, [2]], "n": "nan", "s": 1.5, "o": str(object)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "said"),
+    [
+        (metrics.accuracy("like"), True, '"like"'),
+        (metrics.accuracy("liked"), None, "example 40: accuracy"),
+        (metrics.root_mean_squared_error("liked"), "dear", "example 40: root mean squared error"),
+        (metrics.brier("liked"), "maybe", "positive"),
+        (metrics.roc_auc("liked"), "maybe", "positive"),
+    ],
+)
+def test_what_labels_make_impossible_is_told_before_any_program_is_asked(metric, label, said):
+    """Told only when scores are counted, a wrong name would cost every answer."""
+    program = Knows()
+    with pytest.raises((UsageError, DataError), match=said):
+        compare_programs({"a": program}, [*ROWS[:39], ROWS[39].copy(liked=label).with_inputs("title")], [metric])
+    assert program.asked == []
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def test_labels_of_an_enum_are_right_in_a_resumed_comparison_too(tmp_path):
+    rows = [dspy.Example(title=f"title {n}", colour=Colour.RED).with_inputs("title") for n in range(3)]
+    programs = {"red": lambda title: dspy.Prediction(colour=Colour.RED)}
+    for _ in range(2):
+        found = compare_programs(programs, rows, [metrics.accuracy("colour")], checkpoint=tmp_path / "answers.jsonl")
+        assert found.programs[0].scores["accuracy"].value == 1.0
+    assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_few_items_that_are_all_right_are_no_certainty():
+    """All resamples of nothing but right answers are right: the bootstrap sees no spread, and gives no interval."""
+    found = compare_programs({"a": Knows(), "b": Knows(wrong=[0])}, ROWS[:6], [metrics.f1("liked")])
+    whole = found.programs[0].scores["F1"]
+    assert (whole.value, whole.low, whole.method) == (1.0, None, "none")
+
+
+def test_three_items_are_no_proof_whatever_the_bootstrap_says():
+    """All of them right against all of them wrong: resamples agree, but so do three coins in 1 of 4 cases."""
+    rows = [dspy.Example(title=f"title {n}", liked=True).with_inputs("title") for n in (0, 2, 4)]
+    found = compare_programs({"a": Knows(), "b": Knows(wrong=[0, 2, 4])}, rows, [metrics.f1("liked")])
+    assert found.decisive is not None
+    assert (found.decisive.p_value, found.decisive.verdict) == (0.25, "undecided")
+    alike = compare_programs({"a": Knows(), "b": Knows()}, ROWS, [metrics.f1("liked")], margin=0.1)
+    assert alike.decisive is not None
+    assert alike.decisive.verdict == "equivalent"

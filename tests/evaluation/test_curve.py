@@ -292,3 +292,13 @@ def test_a_job_that_was_not_started_cost_nothing():
         cost_usd=None, score=None, n_unreadable=0, n_failed=0, error="x",
     )  # fmt: skip
     assert run.paid_usd == 0.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "error"),
+    [(metrics.accuracy("favourite"), UsageError), (metrics.mean_absolute_error("title"), DataError)],
+)
+def test_what_the_test_labels_make_impossible_is_told_before_anything_is_trained(fake, host, metric, error):
+    with pytest.raises(error, match=metric.name):
+        curve(fake, host, metric=metric)
+    assert fake.jobs == {}

@@ -5,6 +5,7 @@ import pytest
 
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
 from dspy_finetune.evaluation import Progress, compare_programs, metrics
+from dspy_finetune.report import compare
 
 ROWS = [dspy.Example(question=f"Question {n}?", answer=f"right {n}").with_inputs("question") for n in range(6)]
 RUBRIC = "Short and true."
@@ -74,14 +75,39 @@ def test_what_the_judge_cannot_say_is_counted_apart_from_what_the_program_cannot
     )
     found = compare_programs({"p": program}, ROWS, [graded], on_progress=told.append)
     row = found.programs[0]
-    assert (row.n_unreadable, row.n_failed, row.n_unjudged) == (1, 0, {"rubric score": 1})
-    assert found.item_scores["rubric score"]["p"] == (1.0, 1.0, 0.0, 0.5, None, 0.0)
-    assert row.scores["rubric score"].n == 5
+    assert (row.n_unreadable, row.n_failed, row.n_unjudged) == (1, 0, {"rubric score by dummy": 1})
+    assert found.item_scores["rubric score by dummy"]["p"] == (1.0, 1.0, 0.0, 0.5, None, 0.0)
+    assert row.scores["rubric score by dummy"].n == 5
     assert any("the judge gave no verdict that could be read for 1 of 6 items" in one for one in found.not_checked)
-    assert (told[-1].program, told[-1].n_done, told[-1].n_total) == ("rubric score of p", 6, 6)
+    assert (told[-1].program, told[-1].n_done, told[-1].n_total) == ("rubric score by dummy of p", 6, 6)
 
 
 def test_wrong_arguments_are_named():
     for arguments in ({"rubric": " "}, {"n_grades": 1}, {"lm": "gpt"}):
         with pytest.raises(UsageError, match=r"rubric|n_grades|lm"):
             metrics.rubric_score("answer", **{"rubric": RUBRIC, "lm": judge(), **arguments})
+
+
+def test_who_judged_and_by_what_stands_in_the_report():
+    """A judge's figure means nothing without its name."""
+    graded = metrics.rubric_preference("answer", rubric=RUBRIC, lm=judge(Question="tie"))
+    alike = metrics.semantic_similarity("answer", dspy.Embedder(lambda texts: [[1.0, len(one)] for one in texts]))
+    report = compare({"p": lambda question: dspy.Prediction(answer="mine")}, ROWS, [graded, alike])
+    assert report.cards["Preferred to the reference by dummy"] == {
+        "judge": "dummy",
+        "rubric": RUBRIC,
+        "asked": "for the better of answer and reference, both orders",
+    }
+    assert "preferred to the reference by dummy 0.500" in report.verdict
+    assert "| semantic similarity |" not in report.markdown()  # a function has no name to tell
+
+
+def test_a_reference_that_is_needed_is_missed_before_anything_is_asked():
+    asked = []
+    rows = [dspy.Example(question="Why?").with_inputs("question")]
+    program = lambda question: asked.append(question) or dspy.Prediction(answer="so")  # noqa: E731 - one line tells it
+    with pytest.raises(UsageError, match='"answer"'):
+        compare_programs({"p": program}, rows, [metrics.rubric_preference("answer", rubric=RUBRIC, lm=judge())])
+    assert asked == []
+    without = metrics.rubric_score("answer", rubric=RUBRIC, lm=judge(Why="5"))
+    assert compare_programs({"p": program}, rows, [without]).programs[0].scores[without.name].value == 1.0

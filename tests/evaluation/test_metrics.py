@@ -1,6 +1,7 @@
 """Metrics: each number against scikit-learn or a plain definition; what an unreadable answer does to it."""
 
 import copy
+import enum
 import math
 import pickle
 import random
@@ -9,7 +10,7 @@ import dspy
 import pytest
 import sklearn.metrics as reference
 
-from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, UsageError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.evaluation.reading import to_number
 
@@ -162,3 +163,50 @@ def test_text_scores_follow_squad():
         pytest.approx(2 * 2 / (4 + 2))
     )
     assert metrics.token_f1("y")(example(y=["no", "north"]), dspy.Prediction(y="north")) == 1.0
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+def test_a_whole_number_and_a_member_of_an_enum_are_their_values():
+    """A table with one empty cell reads 3 as 3.0; a checkpoint keeps a member's value."""
+    right = metrics.accuracy("stars")
+    assert right(example(stars=3), dspy.Prediction(stars=3.0)) == 1.0
+    assert right(example(stars=3.5), dspy.Prediction(stars=3)) == 0.0
+    assert right(example(stars=Colour.RED), dspy.Prediction(stars="red")) == 1.0
+    assert metrics.f1("stars", average="macro")([example(stars=3.0)], [dspy.Prediction(stars=3)]) == 1.0
+
+
+@pytest.mark.parametrize("share", [math.nan, math.inf, 1.5, -0.1, "high", None])
+def test_what_is_no_probability_is_unreadable(share):
+    for made in (metrics.brier, metrics.log_loss):
+        for said in ({"probability": share}, {"probabilities": {True: share}}):
+            with pytest.raises(AnswerError):
+                made("good")(example(good=True), dspy.Prediction(good=True, **said))
+    both = [example(good=True), example(good=False)]
+    answers = [dspy.Prediction(good=True, probability=one) for one in (share, 0.2)]
+    assert metrics.ece("good")(both, answers) == pytest.approx(0.2)  # the other item alone
+    assert math.isnan(metrics.roc_auc("good")(both, answers))
+    assert metrics.log_loss("good")(both[0], dspy.Prediction(good=True, probability=1 + 1e-9)) == 0.0
+
+
+@pytest.mark.parametrize("label", [None, math.nan, "about 5", [5]])
+def test_a_label_that_is_no_number_is_the_datas_fault_not_the_programs(label):
+    """Counted as an unreadable answer, it would pass for the program's."""
+    for made in (
+        metrics.mean_absolute_error("price"),
+        metrics.within("price", absolute=5),
+    ):
+        with pytest.raises(DataError, match=r'"price" is'):
+            made(example(price=label), dspy.Prediction(price=5))
+    with pytest.raises(DataError, match=r'"price" is'):
+        metrics.kendall_tau("price")([example(price=label)], [dspy.Prediction(price=5)])
+
+
+def test_distances_are_not_negative_and_lists_are_of_one_length():
+    for wrong in ({"absolute": -1}, {"relative": math.nan}, {}):
+        with pytest.raises(UsageError, match="within"):
+            metrics.within("price", **wrong)
+    with pytest.raises(UsageError, match="1 examples and 0 predictions"):
+        metrics.f1("good")([example(good=True)], [])

@@ -70,3 +70,17 @@ def test_the_untuned_model_is_asked_as_the_tuned_one_was_trained():
     assert isinstance(baselines.untuned(prompts.explained_pairwise(), "m"), DPOPredictor)
     one = baselines.untuned(prompts.binary("Likes owls."), "m")
     assert one.render(title="t") == prompts.binary("Likes owls.").messages({"title": "t"})
+
+
+def test_a_prompt_is_optimized_on_the_same_examples():
+    """The model's own answers that are right stand in its prompt, with labelled examples; wrong ones never."""
+    lm = dspy.utils.DummyLM({"owls": {"liked": "True"}, "golf": {"liked": "a matter of taste"}})
+    program = baselines.optimized(TRAIN, SIGNATURE, lm=lm, metric=metrics.accuracy("liked"))
+    demos = program.predictors()[0].demos
+    own = [demo for demo in demos if demo.get("augmented")]
+    assert len(own) == 4
+    assert all("owls" in demo.title for demo in own)
+    assert {str(demo.liked) for demo in demos} == {"True", "False"}
+    assert program(title="owls 3").liked is True
+    with pytest.raises(EmptyDatasetError):
+        baselines.optimized([], SIGNATURE, lm=lm, metric=metrics.accuracy("liked"))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import scipy.stats
 
-from dspy_finetune.evaluation import stats
+from dspy_finetune.evaluation import clusters, stats
 from dspy_finetune.evaluation.bias import pairwise_bias, swap_agreement
 from dspy_finetune.evaluation.stats import Interval
 from dspy_finetune.evaluation.verdict import decide, n_more_items
@@ -152,3 +152,60 @@ def test_leanings_are_shares_of_the_choices_made():
     found = pairwise_bias(["long text", "x", "same"], ["y", "longer", "size"], ["A", "A", None])
     assert (found.prefers_first.value, found.prefers_longer.value) == (1.0, 0.5)
     assert swap_agreement(["A", "B", "A", None], ["B", "B", "B", "A"]).value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "bounds"),
+    [
+        ([0.0, 0.0, 30.0], (0.0, None)),
+        ([0.0, 0.0, 0.0, 0.0, 30.0], (0.0, None)),
+        ([0.0, 1e-100], (0.0, None)),
+        ([0.0, 1.0], (0.0, 1.0)),
+        ([1.0, 1.0, 0.999], (0.0, 1.0)),
+        ([-1.0, 1.0, 1.0], (-1.0, 1.0)),
+        ([1.0, 1.0, 1.0], (0.0, 1.0)),
+        ([0.0] * 4, (0.0, 1.0)),
+    ],
+)
+def test_an_interval_stays_where_the_scores_can_lie(scores, bounds):
+    """A mean absolute error is not below zero, whatever Student's t says."""
+    low, high = bounds
+    for found in (
+        stats.mean_interval(scores, 0.95, bounds),
+        clusters.mean_interval(scores, range(len(scores)), 0.95, bounds),
+    ):
+        assert found.value == pytest.approx(sum(scores) / len(scores))
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert low <= found.low <= found.value <= found.high
+        assert high is None or found.high <= high
+        assert found.low < found.high
+
+
+def test_scores_all_at_one_end_have_wilsons_interval():
+    found = stats.mean_interval([0.0] * 400, 0.95, (0.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((0.0, stats.wilson(0, 400).high), abs=1e-4)
+
+
+def test_many_items_have_students_interval_whatever_the_bounds():
+    scores = np.random.default_rng(0).uniform(0.2, 0.9, 20_000)
+    plain = stats.mean_interval(scores)
+    for bounds in ((0.0, None), (0.0, 1.0), (-1.0, 1.0)):
+        found = stats.mean_interval(scores, 0.95, bounds)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), rel=1e-4)
+
+
+def test_errors_with_a_long_tail_are_covered_more_often_on_the_logarithm():
+    """Exponential errors of 8 items: nearer to 95 % than Student's t, and below zero never."""
+    rng, n_rounds = np.random.default_rng(5), 1500
+    hits = {"t": 0, "log t": 0, "logit t": 0}
+    for _ in range(n_rounds):
+        errors, shares = rng.exponential(1.0, 8), rng.beta(0.5, 0.5, 8)
+        hits["t"] += _holds(stats.mean_interval(errors), 1.0)
+        hits["log t"] += _holds(stats.mean_interval(errors, 0.95, (0.0, None)), 1.0)
+        hits["logit t"] += _holds(stats.mean_interval(shares, 0.95, (0.0, 1.0)), 0.5)
+    covered = {name: one / n_rounds for name, one in hits.items()}
+    assert covered["t"] + 0.015 < covered["log t"] <= 0.95 + 4 * math.sqrt(0.95 * 0.05 / n_rounds)
+    assert covered["log t"] > 0.91
+    assert 0.92 < covered["logit t"] < 0.985

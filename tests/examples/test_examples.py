@@ -79,6 +79,13 @@ class TestTaste:
         assert "Leanings" in page
 
 
+def test_titles_without_reasons_give_no_explained_pairs() -> None:
+    titles = ft.load_examples([{"title": f"T{n}", "is_favorite": n % 2 == 0} for n in range(12)], inputs=["title"])
+    assert taste_distillation.explained_pairs(titles) == []
+    told = [title.copy(reason=f"because {n}") for n, title in enumerate(titles)]
+    assert all("because" in pair.explanation for pair in taste_distillation.explained_pairs(told))
+
+
 def test_the_packaged_products_are_what_their_script_makes(tmp_path: Path) -> None:
     make_products.main(tmp_path / "products.jsonl")
     assert (tmp_path / "products.jsonl").read_bytes() == pricer.DATA.read_bytes()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import random
 import statistics
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.export import RowChecker, check
 from dspy_finetune.export.check_codes import CODES
-from dspy_finetune.export.check_report import KEPT_PER_CODE
+from dspy_finetune.export.check_report import KEPT_PER_CODE, IssueLog
 from dspy_finetune.export.check_sets import SeenRows
 from dspy_finetune.export.check_tokens import PieceCounter
 from dspy_finetune.export.encodings import load_encoding
@@ -37,6 +39,7 @@ EXPECTED: dict[str, set[str]] = {
     "carriage-returns": {"several-values"},
     "content-null": {"content-missing"},
     "dpo-image": {"image-in-dpo"},
+    "dpo-input-empty": {"input-empty"},
     "dpo-input-has-assistant": {"input-has-assistant"},
     "dpo-input-missing": {"input-missing"},
     "dpo-output-empty-list": {"output-missing"},
@@ -237,7 +240,6 @@ def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_
     validation = write(tmp_path / "validation.jsonl", [chat(i, content="0") for i in range(30, 600)])
     whole = check(train, validation=validation, count=False)
     monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
-    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_A_SET", 0)
     monkeypatch.setattr("dspy_finetune.export.check_sets._AT_ONCE", 7)
     monkeypatch.setattr("dspy_finetune.export.check_sets._MARKS", 1)
     if not has_room:
@@ -256,6 +258,24 @@ def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_
         "train-validation-same-prompt",
     } <= whole.codes
     assert pieces.counts["duplicate-row"] == 500 - 120
+
+
+def test_what_repeats_by_chance_takes_no_memory() -> None:
+    """Of 400,000 different rows many share a slot of the marks; they are told apart before their rows are kept."""
+    rng = random.Random(0)
+    seen, log = SeenRows(), IssueLog()
+    for start in range(0, 400_000, 20_000):
+        prompts = [rng.getrandbits(63) for _ in range(20_000)]
+        seen.add_many(start + 1, prompts, prompts, len(prompts))
+    seen.add_many(400_001, prompts[:1], prompts[:1], 1)
+    tracemalloc.start()
+    try:
+        seen.report(log, preferences=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [(issue.line, issue.code) for issue in log.issues()] == [(400_001, "duplicate-row")]
+    assert peak < 9_500_000  # 2 MB of marks, one piece of the hashes (3 MB) twice
 
 
 @pytest.mark.parametrize("n_rows", [3, 300])

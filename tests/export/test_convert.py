@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import string
 import tempfile
@@ -197,12 +198,54 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         convert(path, path, to="trl")
     with pytest.raises(FileError, match="no such file"):
         convert(tmp_path / "none.jsonl", tmp_path / "b.jsonl", to="trl")
-    with pytest.raises(RowsError, match="not trl's"):
-        convert(path, tmp_path / "b.jsonl", to="openai", from_="trl")
     with pytest.raises(RowsError, match="no assistant message"):
         convert(write(tmp_path / "c.jsonl", [{"messages": [QUESTION]}]), tmp_path / "b.jsonl", to="trl")
     with pytest.raises(EmptyDatasetError, match="holds no rows"):
         convert(write(tmp_path / "d.jsonl", []), tmp_path / "b.jsonl", to="trl")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_wrong_dialect_is_said_once(tmp_path: Path, on_error: Any) -> None:
+    path = write(tmp_path / "a.jsonl", [{"messages": [QUESTION, GOOD]}] * 30)
+    path.write_text("not json\n" + path.read_text())
+    with pytest.raises(RowError, match=r"a.jsonl:2: the file is not in trl's .* OpenAI's shape .* \"openai\"$"):
+        convert(path, tmp_path / "b.jsonl", to="openai", from_="trl", on_error=on_error)
+    turned = convert(path, tmp_path / "t.jsonl", to="trl", on_error="skip")
+    with pytest.raises(RowError, match=r"t.jsonl:1: the file is not in azure's .* TRL's shape .* \"trl\"$"):
+        convert(turned.path, tmp_path / "b.jsonl", to="openai", from_="azure", on_error=on_error)
+
+
+def test_a_file_that_trains_nothing_is_told_once(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"title": f"Title {n}", "liked": True} for n in range(150)])
+    with pytest.raises(RowError, match=r"rows.jsonl:1: unknown .* keys liked, title; the next 99 lines are no better"):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    rows.write_text(json.dumps({"a": [1, 2]}, indent=1))
+    with pytest.raises(
+        RowError, match=r"rows.jsonl:1: not JSON .* the other 5 lines are no better: this is no training"
+    ):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    rows.write_bytes(gzip.compress(b"{}\n" * 1000))
+    with pytest.raises(RowError, match="the file is a gzip file; unpack it"):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_rows_that_a_dialect_cannot_hold_are_named_by_file_and_line(tmp_path: Path) -> None:
+    muted = {"messages": [QUESTION, {**GOOD, "weight": 0}]}
+    path = write(tmp_path / "a.jsonl", [{"messages": [QUESTION, GOOD]}, muted])
+    path.write_text("\n" + path.read_text())
+    with pytest.raises(RowsError, match=r"a.jsonl:3: field \"messages\": no assistant message to train on"):
+        convert(path, tmp_path / "b.jsonl", to="trl")
+    told = [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}]
+    with pytest.raises(RowsError, match=r"c.jsonl:1: .* --fix OUT, which rewrites such rows"):
+        convert(write(tmp_path / "c.jsonl", told), tmp_path / "b.jsonl", to="trl")
+
+
+def test_single_lines_of_another_dialect_are_listed(tmp_path: Path) -> None:
+    mixed = [{"messages": [QUESTION, GOOD]}, {"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "a"}]
+    with pytest.raises(RowsError, match="not openai's") as caught:
+        convert(write(tmp_path / "a.jsonl", mixed), tmp_path / "b.jsonl", to="trl", from_="openai")
+    assert [error.line for error in caught.value.errors] == [2, 3]
 
 
 def test_a_conversation_for_trl_is_exported_in_turns(tmp_path: Path) -> None:

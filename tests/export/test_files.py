@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import dspy
 import jsonschema
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -271,6 +273,59 @@ def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RowError, match=r"in\.jsonl:13"):
         export_sft(stream(), binary(), tmp_path / "s.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_while_the_file_is_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+
+    def fail_once(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 1:  # the disk tells of a lost block once; asked again, it says that all is well
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    rows = ({"title": f"{n} {'long ' * 200}", "is_favorite": n % 2 == 0} for n in range(6_000))
+    with pytest.raises(FileError, match=r"cannot write .*train\.jsonl: Input/output error"):
+        export_sft(rows, binary("a rubric"), tmp_path / "train.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [export_sft, export_dpo])
+@pytest.mark.parametrize(
+    ("examples", "prompt", "says"),
+    [
+        ("rows.jsonl", binary(), "load the file with load_examples"),
+        (Path("rows.jsonl"), binary(), "load the file with load_examples"),
+        ({"title": "Bees", "is_favorite": True}, binary(), "a list or an iterator of examples is needed, got dict"),
+        (None, binary(), "got NoneType"),
+        (pd.DataFrame({"title": ["Bees"], "is_favorite": [True]}), binary(), "a DataFrame is a table; load it"),
+        ([{"title": "Bees", "is_favorite": True}], "binary", "a PromptFormat is needed"),
+    ],
+)
+def test_what_is_no_list_of_examples_is_refused(
+    tmp_path: Path, write: Any, examples: Any, prompt: Any, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        write(examples, prompt, tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("load", [load_examples, iter_examples])
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_labelled_data_is_never_replaced(tmp_path: Path, load: Any, method: str) -> None:
+    """Under whatever name the file is given."""
+    path, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    rows = "".join(json.dumps({"title": f"Title {n}", "is_favorite": n % 2 == 0}) + "\n" for n in range(12))
+    path.write_text(rows)
+    other.symlink_to(path)
+    write = export_sft if method == "sft" else export_dpo
+    for out in (path, other):
+        with pytest.raises(UsageError, match="is the file that the examples come from"):
+            write(load(path, signature=binary().signature), binary(), out)
+    assert path.read_text() == rows
+    assert write(load(path, signature=binary().signature), binary(), tmp_path / "new.jsonl").n_rows == 12
 
 
 def test_the_old_manifest_never_describes_the_new_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,13 @@ def test_visible_text_has_no_control_characters(text: str) -> None:
 def test_no_json_makes_the_display_crash(values: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         list(show(write(Path(folder) / "fuzz.jsonl", values), 4))
+
+
+def test_of_a_long_text_the_beginning_and_the_end_are_shown(tmp_path: Path) -> None:
+    question = {"role": "user", "content": "a" * 1_000_000 + "the end"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [question, {"role": "assistant", "content": "yes"}]}) + "\n")
+    [row] = show(path, 1)
+    assert len(row.plain) < 4_000
+    assert "(996,507 characters more)" in row.plain
+    assert "the end\n  trained assistant: yes" in row.plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import struct
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dspy_finetune.errors import FileError, UsageError
+from dspy_finetune.errors import FileError, RowError, UsageError
 from dspy_finetune.export import (
     TokenCounter,
     count_messages,
@@ -290,6 +291,19 @@ def test_inference_cost_is_price_times_tokens() -> None:
     assert local.cost_usd == 0.0
 
 
+@pytest.mark.parametrize("wrong", [{"n_epochs": 0}, {"n_epochs": -3}, {"n_tokens": -1}, {"n_hours": -0.5}])
+def test_amounts_below_nothing_have_no_price(wrong: dict[str, Any]) -> None:
+    """Rather than a cost of 0, or one below."""
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        training_cost(base_model=MINI, **{"n_rows": 10, "n_tokens": 5, **wrong})
+    for name in ("n_input_tokens", "n_output_tokens", "n_cached_tokens"):
+        amounts: dict[str, Any] = {"n_input_tokens": 1, "n_output_tokens": 1, name: -1}
+        with pytest.raises(UsageError, match=name):
+            inference_cost(MINI, n_requests=1, **amounts)
+    with pytest.raises(UsageError, match="more than all of the 3"):
+        inference_cost(MINI, n_requests=1, n_input_tokens=3, n_output_tokens=0, n_cached_tokens=4)
+
+
 def test_a_planned_evaluation_is_priced_by_its_own_prompts() -> None:
     prompt = binary("Likes bees.")
     cost = evaluation_cost(ROWS, prompt, MINI, is_tuned=True, n_calls_per_example=2)
@@ -300,6 +314,27 @@ def test_a_planned_evaluation_is_priced_by_its_own_prompts() -> None:
     assert evaluation_cost(unlabelled, prompt, MINI, n_answer_tokens=7).n_output_tokens == 140
     unknown = evaluation_cost(ROWS, prompt, "nobody-knows")
     assert unknown.cost_usd is None
+
+
+@pytest.mark.parametrize("dialect", ["openai", "trl"])
+def test_the_rows_of_a_file_cost_what_their_examples_cost(tmp_path: Path, dialect: str) -> None:
+    prompt = binary("Likes bees.")
+    sft = export_sft(ROWS, prompt, tmp_path / "sft.jsonl", dialect=dialect)
+    dpo = export_dpo(ROWS, prompt, tmp_path / "dpo.jsonl", dialect=dialect)
+    same = evaluation_cost(ROWS, prompt, MINI, is_tuned=True, is_batch=True)
+    for dataset in (sft, dpo):
+        rows = [json.loads(line) for line in dataset.path.read_text().splitlines()]
+        assert evaluation_cost(rows, None, MINI, is_tuned=True, is_batch=True) == same
+    tool = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    asked = [{"role": "user", "content": "Where?"}]
+    called = {"messages": [*asked, {"role": "assistant", "tool_calls": [tool]}]}
+    assert evaluation_cost([called], None, MINI).n_output_tokens == 3 + (count_tokens("look", MINI) or 0) + (
+        count_tokens("{}", MINI) or 0
+    )
+    for without in ({"messages": asked}, {"messages": "none"}):
+        with pytest.raises(RowError, match="row 2: no answer whose length"):
+            evaluation_cost([called, without], None, MINI)
+    assert evaluation_cost([{"messages": asked}], None, MINI, n_answer_tokens=9).n_output_tokens == 9
 
 
 def test_a_users_price_is_used(tmp_path: Path) -> None:

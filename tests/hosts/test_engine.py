@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from dspy.utils.exceptions import LMAuthError, LMRateLimitError
 
 import dspy_finetune as ft
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.engine import AsyncHostEngine, HostEngine, _thin, engines_for
+from dspy_finetune.hosts.engine import AsyncHostEngine, HostEngine, engines_for
+from dspy_finetune.hosts.logprobs import packed, positions_of, positions_on_wire
 from tests.fake_openai import FakeOpenAI
 
 TUNED = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
@@ -160,16 +162,36 @@ def test_a_predictor_asks_through_them(fake: FakeOpenAI, tmp_path: Path) -> None
     assert tuned(title="x").is_favorite is True
 
 
-def test_log_probabilities_are_kept_once(fake: FakeOpenAI) -> None:
-    """In the response; the raw answer beside it, which cache and history keep too, has all the rest."""
+def test_log_probabilities_are_kept_in_one_text(fake: FakeOpenAI) -> None:
+    """The response has them once, as no object that a collector of garbage goes through, and they read as before."""
     wire = HostEngine(Host.compatible(fake.url, "k"))._connected()
-    raw = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "true"}, "finish_reason": "stop"}]}
-    raw["choices"][0]["logprobs"] = {"content": [{"token": "true", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
-    read = wire.response_from_openai_chat({"id": "1", "model": "m", "usage": {}, **raw}, model="m")
-    thin = _thin(read)
-    assert thin.logprobs[0].logprob == -0.1
-    assert "logprobs" not in str(thin.provider_data)
-    assert thin.provider_data["choices"][0]["message"]["content"] == "true"
+    listed = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in (("true", -0.1), ('"\n', -3.0))]
+    content: list[dict[str, Any]] = [
+        {**listed[0], "top_logprobs": listed},
+        {"token": "!", "logprob": -9999.0, "top_logprobs": []},
+    ]
+    choice = {"index": 0, "message": {"role": "assistant", "content": "true!"}, "finish_reason": "stop"}
+    raw = {"id": "1", "model": "m", "usage": {}, "choices": [{**choice, "logprobs": {"content": content}}]}
+    before = positions_of(wire.response_from_openai_chat(copy.deepcopy(raw), model="m"))
+    after = packed(wire.response_from_openai_chat(raw, model="m"))
+    expected = [("true", {"true": -0.1, '"\n': -3.0}), ("!", {"!": -9999.0})]
+    assert before == positions_of(after) == positions_on_wire(content) == expected
+    assert after.logprobs is None
+    assert "logprobs" not in after.provider_data["choices"][0]
+    assert after.provider_data["choices"][0]["message"]["content"] == "true!"
+
+
+def test_an_answer_leaves_few_objects_in_the_history(fake: FakeOpenAI) -> None:
+    """DSPy keeps 10,000 answers: what each leaves decides how long and how often a collection stops all callers."""
+    fake.listed = {token: -1.0 - number for number, token in enumerate(["true", *"abcdefghijklmnopqrs"])}
+    tuned = ft.OpenAIPredictor(ft.prompts.binary(), TUNED, host=Host.compatible(fake.url, "k"), cache=False)
+    tuned(title="warm")
+    gc.collect()
+    before = len(gc.get_objects())
+    for number in range(20):
+        assert tuned(title=f"title {number}").probability is not None
+    gc.collect()
+    assert len(gc.get_objects()) - before < 20 * 40
 
 
 def test_a_server_that_moved_is_found_again(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,20 @@ def test_waiting_ends_with_the_model_and_all_that_is_known_of_it(job: Job, sft_f
     assert FinetunedModel.from_dict(model.to_dict()) == model
 
 
+def test_who_waits_is_told_step_and_loss(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing long is silent, and a status with its seconds alone says nothing of how far or how well."""
+    for name in ("SHORT_SECONDS", "EVERY_SECONDS"):
+        monkeypatch.setattr(f"dspy_finetune._progress.{name}", -1.0)
+    monkeypatch.delenv("DSPY_FINETUNE_QUIET", raising=False)
+    job.wait()
+    told = capsys.readouterr().err
+    assert f"{job.id} on openai: running" in told
+    assert "step 1/2, loss 2.500" in told
+    assert "step 2/2, loss 1.250" in told
+
+
 def test_unknown_statuses_are_waited_through(job: Job, fake: FakeOpenAI) -> None:
     fake.script = ["pending", "paused_by_the_moon", "running", "post_training_checks", "succeeded"]
     assert job.wait().id.startswith("ft:")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.predictors.probabilities import Position, label_masses, normalised, spelling
+from dspy_finetune.hosts.logprobs import Position, spelling
+from dspy_finetune.predictors.probabilities import label_masses, normalised
 
 
 def at(chosen: str, **shares: float) -> Position:

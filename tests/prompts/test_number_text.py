@@ -41,6 +41,9 @@ PRICE = NumberFormat(decimals=2, currency="$")
         ('"5"', 5.0),
         (".5", 0.5),
         ("The price is $12.99.", 12.99),
+        ("The price of the Harbour lamp is approximately $150.", 150.0),
+        ("The estimated cost for this would be about 1,199.99 dollars", 1199.99),
+        ("Its value is 12", 12.0),
         ("Price: 12", 12.0),
         ("about 12", 12.0),
         ("~$12", 12.0),
@@ -85,6 +88,11 @@ def test_a_price_is_read_by_the_documented_rules(text: str, value: float) -> Non
         "1.2.3",
         "$12 $15",
         "12/15",
+        "The price of 2 lamps is $5",
+        "The price of the lamp is not $5",
+        "The price of the lamp is $5 or $6",
+        "The price of the lamp. It is $5",
+        "The price of the lamp is $5. The other is free",
     ],
 )
 def test_anything_else_is_refused_and_kept(text: str) -> None:

@@ -421,3 +421,43 @@ def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
         assert "kind: odd" in shown
         assert "Each program against itself" in shown
         assert "prefers the dearer" in shown
+
+
+def test_half_a_character_is_written_and_read_back(tmp_path):
+    """Broken text holds lone surrogates, which UTF-8 does not have; the whole report was lost over one."""
+    rows = [dspy.Example(title=f"half \ud83d {n}", liked=True).with_inputs("title") for n in range(3)]
+    whole = compare({"a": lambda title: dspy.Prediction(liked=True)}, rows, [metrics.accuracy("liked")])
+    whole.to_json(tmp_path / "report.json")
+    assert Report.from_json(tmp_path / "report.json") == whole
+    whole.to_html(tmp_path / "report.html")
+    whole.to_markdown(tmp_path / "report.md")
+
+
+def test_a_failed_call_is_no_opinion_and_near_numbers_do_not_disagree():
+    def fails(**inputs: object) -> dspy.Prediction:
+        raise ConnectionError("gone")
+
+    rows = [dspy.Example(n=n, price=100.0 + n).with_inputs("n") for n in range(5)]
+    programs = {
+        "near": lambda n: dspy.Prediction(price=101.0 + n),
+        "nearer": lambda n: dspy.Prediction(price=100.5 + n if n else 900.0),
+        "fails": fails,
+    }
+    found = compare(programs, rows, [metrics.mean_absolute_error("price")]).comparison
+    assert [(row.number, row.is_disputed) for row in items.listing(found)][:2] == [(1, True), (2, False)]
+    assert tables.difference_table(found).rows[1][5] == tables.MISSING  # nothing was tested against what always fails
+
+
+def test_a_text_of_many_thousand_characters_is_opened_on_demand_and_cut():
+    """It would push every other item off the screen, and the page beyond any bearable size."""
+    rows = [dspy.Example(title=f"{n} " + "long " * 2000, liked=True).with_inputs("title") for n in range(20)]
+    page = compare({"a": lambda title: dspy.Prediction(liked=True)}, rows, [metrics.accuracy("liked")]).html()
+    assert page.count("<details><summary>") == 20
+    assert "(10,002 characters; the JSON report holds all)" in page
+    assert 20 * 2000 < len(page) < 20 * 3000 + 60_000
+
+
+def test_a_step_of_training_is_a_whole_number():
+    svg = plots.training({"job": [(1, 2.0), (2, 1.5), (3, 1.1)]}, "t")
+    assert svg is not None
+    assert "1.25" not in svg
