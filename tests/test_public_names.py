@@ -50,7 +50,7 @@ PARAMETERS = {
     "learning_curve": ["train", "sizes", "models", "epochs", "host", "test", "prompt", "metric", "max_usd"],
 }  # fmt: skip
 ATTRIBUTES = {
-    "bulk": ["predict", "BulkResult", "Progress"],
+    "bulk": ["apredict", "predict", "BulkResult", "Progress"],
     "PromptFormat": ["messages", "completion", "parse", "digest", "from_adapter"],
     "Host": ["openai", "azure", "local", "compatible"],
     "Plan": ["start"],

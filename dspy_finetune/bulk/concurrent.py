@@ -100,6 +100,7 @@ def predict(
         format=format, split=split, limit=limit, output_format=output_format, overwrite=overwrite,
     )  # fmt: skip
     kept = Checkpoint(kept_at, task.described)
+    one: Run | None = None
     try:
         one = Run(
             program=predictor,
@@ -114,15 +115,14 @@ def predict(
             timing=timing or Timing(),
         )
         started = time.monotonic()
-        try:
-            run_to_end(one.answer_all)
-        except BaseException:
-            if not one.has_answers:
-                kept.remove()  # nothing is lost with it, and a call that is put right must not be refused
-            raise
+        run_to_end(one.answer_all)
         write_output(target, task.format, lambda: (entry.row for entry in kept.in_order()))
         kept.remove()
         return one.result(target, time.monotonic() - started)
+    except BaseException:
+        if kept.is_new if one is None else not one.has_answers:
+            kept.remove()  # nothing is lost with it, and a call that is put right must not be refused
+        raise
     finally:
         kept.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ else:
     _fast = orjson
 
 Status = Literal["answered", "unreadable", "failed", "bad_row"]
+
+logger = logging.getLogger(__name__)
 
 NO_TOKENS = Tokens()
 STATUSES: tuple[Status, ...] = ("answered", "unreadable", "failed", "bad_row")
@@ -160,6 +163,9 @@ class Rows:
         made = self._plan.example(raw, self._source.path, number)
         if isinstance(made, RowError):
             return self._bad(index, place, str(made), {} if isinstance(raw, RowError) else raw)
+        absent = [name for name in self._keep or () if index == 0 and name not in made]
+        if absent:  # rows may differ in their fields, so that this is no error; but it is most often a slip
+            logger.warning("keep: %s has no %s; the output holds null where a row has none", place, ", ".join(absent))
         inputs = inputs_of(made) if self.input_fields is None else {name: made[name] for name in self.input_fields}
         kept = self._kept(dict(made.items()), inputs)
         bodies: tuple[bytes, ...] = ()

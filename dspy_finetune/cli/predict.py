@@ -65,6 +65,9 @@ def predict(
                     predictor, rows, output, keep=kept, prefix=prefix, rename=columns, limit=limit, max_usd=max_usd,
                     overwrite=overwrite, on_progress=show, concurrency=concurrency,
                 )  # fmt: skip
+    except KeyboardInterrupt:
+        talk().print("what was sent and answered is kept: the same command goes on from there", highlight=False)
+        raise
     finally:
         if predictor.host is not None:
             predictor.host.close()

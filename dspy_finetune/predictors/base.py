@@ -312,7 +312,8 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
 
     Raises:
         FileError: The file cannot be read.
-        DataError: It is not a saved predictor.
+        DataError: It is not a saved predictor, or damaged.
+        PromptMismatchError: Its prompt was changed in the file.
     """
     remedy = "save one with predictor.save(path)"
     state = read_json(path, "a saved predictor", remedy)
@@ -325,14 +326,21 @@ def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> Finet
     """The predictor that `dump_state` described.
 
     Raises:
-        DataError: It is of an unknown kind, or of a newer version.
+        DataError: It is of an unknown kind, of a newer version, or damaged.
+        PromptMismatchError: Its prompt is not the one that its digest is of.
     """
     kind = str(state.get("predictor"))
     if kind not in _KINDS:
         raise DataError(f"a saved predictor of an unknown kind: {kind}")
     _check_state(state, kind)
     place = host or (Host.from_dict(state["host"]) if state.get("host") else None)
-    predictor = _KINDS[kind](PromptFormat.from_dict(state["prompt"]), state["model"], host=place)
+    prompt = PromptFormat.from_dict(state["prompt"])
+    if prompt.digest != state["prompt_digest"]:
+        raise PromptMismatchError(
+            f"the saved predictor's prompt was changed in its file: it is {prompt.digest[:12]} now, and the model was "
+            f"trained on {state['prompt_digest'][:12]}; bring the old text back, or make a predictor of the new prompt"
+        )
+    predictor = _KINDS[kind](prompt, state["model"], host=place)
     predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
     if host is not None:
         predictor.host = host
@@ -346,6 +354,17 @@ def _check_state(state: Mapping[str, Any], kind: str) -> None:
         raise DataError(
             f"the saved predictor has version {state['version']}; this library reads up to {STATE_VERSION}: upgrade it"
         )
+    forms: dict[str, tuple[type, ...]] = {
+        "model": (str,),
+        "host": (Mapping, type(None)),
+        "prompt": (Mapping,),
+        "prompt_digest": (str,),
+    }
+    absent = object()
+    wrong = [name for name, form in forms.items() if not isinstance(state.get(name, absent), form)]
+    wrong += [name for name in ("logprobs", "max_tokens") if name not in state]
+    if wrong:
+        raise DataError(f"the saved predictor is damaged, in {', '.join(wrong)}; save it again, or build it anew")
 
 
 # A label answer is cut off on purpose after its few tokens. DSPy logs a warning for each cut-off answer; a million of

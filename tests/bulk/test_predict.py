@@ -285,6 +285,24 @@ def test_a_budget_is_never_passed(loopback: Loopback, tmp_path: Path, monkeypatc
         bulk.predict(tuned(loopback), titles(2), tmp_path / "other.jsonl", max_usd=1.0)
 
 
+def test_a_budget_that_cannot_be_kept_leaves_nothing_behind(loopback: Loopback, tmp_path: Path) -> None:
+    """A call that is put right is not taken for another run."""
+    with pytest.raises(BudgetError, match="cannot be kept"):
+        bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", max_usd=1.0)
+    assert list(tmp_path.iterdir()) == []
+    assert bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", limit=2).n_answered == 2
+
+
+def test_a_kept_field_that_the_first_row_lacks_is_told(
+    loopback: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bulk.predict(tuned(loopback), titles(2), tmp_path / "out.jsonl", keep=["id", "idd"])
+    assert [row["idd"] for row in read(tmp_path / "out.jsonl")] == [None, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        "keep: row 1 has no idd; the output holds null where a row has none"
+    ]
+
+
 def test_any_program_can_be_asked(tmp_path: Path) -> None:
     async def ask(title: str) -> dspy.Prediction:
         await asyncio.sleep(0)

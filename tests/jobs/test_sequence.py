@@ -34,7 +34,7 @@ def test_the_second_job_starts_from_the_first_ones_model(
 def test_the_budget_is_for_both(dpo_file: Path, host: Host, fake: FakeOpenAI) -> None:
     made = sft_then_dpo(dpo_file, base_model=BASE, host=host)
     assert made.sft.cost_usd is not None
-    with pytest.raises(BudgetError, match="two jobs"):
+    with pytest.raises(BudgetError, match="jobs together cost"):
         made.start(max_usd=made.sft.cost_usd * 1.01)
     assert not fake.requests
 

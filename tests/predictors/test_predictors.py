@@ -333,6 +333,28 @@ def test_what_is_not_a_saved_predictor_is_said_so(content: str, tmp_path: Path) 
         ft.load_predictor(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize("field", ["model", "host", "prompt", "prompt_digest", "max_tokens"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_damaged_file_says_where(field: str, is_gone: bool, chat: ChatServer, tmp_path: Path) -> None:
+    predictor(chat).save(tmp_path / "tuned.json")
+    state = json.loads((tmp_path / "tuned.json").read_text("utf-8"))
+    if is_gone or field == "max_tokens":
+        del state[field]
+    else:
+        state[field] = 7
+    (tmp_path / "tuned.json").write_text(json.dumps(state), "utf-8")
+    with pytest.raises(ft.DataError, match=f"damaged, in {field};"):
+        ft.load_predictor(tmp_path / "tuned.json")
+
+
+def test_a_prompt_that_was_changed_in_the_file_is_refused(chat: ChatServer, tmp_path: Path) -> None:
+    predictor(chat).save(tmp_path / "tuned.json")
+    text = (tmp_path / "tuned.json").read_text("utf-8")
+    (tmp_path / "tuned.json").write_text(text.replace("how things work", "how things fail"), "utf-8")
+    with pytest.raises(ft.PromptMismatchError, match="was changed in its file"):
+        ft.load_predictor(tmp_path / "tuned.json")
+
+
 def test_loading_under_another_prompt_shows_the_difference(chat: ChatServer, tmp_path: Path) -> None:
     predictor(chat).save(tmp_path / "tuned.json")
     other = ft.OpenAIPredictor(ft.prompts.binary("Something else."), "m", host=chat.host)
