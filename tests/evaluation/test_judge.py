@@ -103,9 +103,13 @@ def test_who_judged_and_by_what_stands_in_the_report():
 
 
 def test_a_reference_that_is_needed_is_missed_before_anything_is_asked():
-    asked = []
+    asked: list[str] = []
+
+    def program(question: str) -> dspy.Prediction:
+        asked.append(question)
+        return dspy.Prediction(answer="so")
+
     rows = [dspy.Example(question="Why?").with_inputs("question")]
-    program = lambda question: asked.append(question) or dspy.Prediction(answer="so")  # noqa: E731 - one line tells it
     with pytest.raises(UsageError, match='"answer"'):
         compare_programs({"p": program}, rows, [metrics.rubric_preference("answer", rubric=RUBRIC, lm=judge())])
     assert asked == []
