@@ -225,6 +225,10 @@ class _Door(ModuleType):
         # Python binds an imported room to its package here; `from dspy_finetune.jobs import ...` does not need that.
         pass
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # cloudpickle knows modules by their exact type: a program of a script that says `ft.` could not be saved whole.
+        return importlib.import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Door
 

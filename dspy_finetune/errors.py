@@ -81,12 +81,12 @@ class RowError(DataError):
 class RowsError(DataError):
     """Several rows are wrong; all of them are listed in `.errors`, the first ones in the message."""
 
-    def __init__(self, errors: Sequence[RowError], *, shown: int = 20) -> None:
+    def __init__(self, errors: Sequence[RowError], *, shown: int = 20, is_cut: bool = False) -> None:
         lines = [str(error) for error in errors[:shown]]
         if len(errors) > shown:
             lines.append(f"... and {len(errors) - shown} more")
-        n = len(errors)
-        super().__init__(f"{n} bad row{'s' if n != 1 else ''}: " + "\n  ".join(["", *lines]) if n > 1 else lines[0])
+        head = f"{len(errors)} bad rows{', where reading stopped' if is_cut else ''}: "
+        super().__init__(head + "\n  ".join(["", *lines]) if len(errors) > 1 else lines[0])
         self.errors = list(errors)
 
 

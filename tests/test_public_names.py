@@ -143,3 +143,27 @@ def test_public_functions_and_classes_can_be_pickled() -> None:
         value = getattr(ft, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_a_program_of_a_script_that_names_the_package_is_saved_whole(tmp_path: Path) -> None:
+    """`program.save(folder, save_program=True)` pickles a script's classes by value, and with them the module `ft`."""
+    code = """
+import sys
+import dspy
+import dspy_finetune as ft
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.likes = ft.OpenAIPredictor(ft.prompts.binary(), "tuned")
+
+    def forward(self, title):
+        return ft.prompts.binary().digest
+
+Program().save(sys.argv[1], save_program=True)
+print(dspy.load(sys.argv[1], allow_pickle=True)(title="Bees") == ft.prompts.binary().digest)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "saved")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "True", done.stderr

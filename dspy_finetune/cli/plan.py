@@ -14,7 +14,7 @@ from rich.table import Table
 from dspy_finetune._files import read_jsonl
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env
-from dspy_finetune.errors import RowError, UsageError
+from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.dialects import from_any
 from dspy_finetune.hosts.catalog import load_catalog
@@ -110,7 +110,10 @@ def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]
             _rows(rows), None, made.base_model, n_calls_per_example=n_calls, is_batch=is_batch, is_tuned=True, host=host
         )
 
-    return {"standard": cost(False), "batch": cost(True)}
+    costs = {"standard": cost(False), "batch": cost(True)}
+    if not costs["batch"].n_requests:
+        raise EmptyDatasetError(f"{rows} holds no rows to ask about; check that it is the right file")
+    return costs
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,10 @@ A pair row holds two items ("title_a", "title_b"); any other row holds one, its 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -73,7 +74,13 @@ def check_rows(rows: Iterable[dspy.Example], doing: str) -> list[dspy.Example]:
     Raises:
         EmptyDatasetError: There are none.
         RowsError: Some are neither examples nor dicts.
+        UsageError: They are a path or a table, which are to be loaded first, or no rows at all.
     """
+    is_table = type(rows).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow")
+    if is_table or isinstance(rows, (str, bytes, os.PathLike, Mapping, dspy.Example)) or not isinstance(rows, Iterable):
+        raise UsageError(
+            f"a {type(rows).__name__} is no list of examples to {doing}; load them with load_examples first"
+        )
     listed = [dspy.Example(row) if isinstance(row, dict) else row for row in rows]
     if not listed:
         raise EmptyDatasetError(f"there are no examples to {doing}")

@@ -88,7 +88,7 @@ class ExampleStream(Iterator[dspy.Example]):
                     break
         plan.check_columns(self.source)
         if self.skipped and on_error == "raise":
-            raise RowsError(self.skipped)
+            raise RowsError(self.skipped, is_cut=self.n_skipped == MAX_LISTED)
         if not self.n_examples and self.n_skipped:
             raise EmptyDatasetError(
                 f"{self.source}: all {self.n_skipped} rows were skipped; the first: {self.skipped[0]}"

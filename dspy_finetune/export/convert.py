@@ -162,6 +162,7 @@ def _rows(
     path: str | os.PathLike[str], from_: str | None, progress: Progress, *, method: Method | None = None
 ) -> Iterator[Row | RowError]:
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
+    progress.path = os.fspath(path)
     for number, line in read_lines(path):
         progress.n_rows_in += 1
         progress.line = number

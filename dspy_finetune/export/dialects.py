@@ -134,10 +134,13 @@ def from_any(line: Any, dialect: str | None = None) -> Row:
         prompt, completion = _from_trl(line["prompt"], "user"), _from_trl(line["completion"], "assistant")
         before = [{**message, "weight": 0} if _is_assistant(message) else message for message in prompt]
         return {"messages": [*before, *completion], **_shared(line)}
+    mends = isinstance(line.get("conversations"), list)
     raise RowError(
         f"unknown line format with the keys {', '.join(sorted(line)) or '(none)'}",
         value=list(line),
-        remedy='expected "messages", "prompt" and "completion", or a prompt with two answers',
+        remedy="run the check with --fix OUT, which rewrites such rows as messages"
+        if mends
+        else 'expected "messages", "prompt" and "completion", or a prompt with two answers',
     )
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 MAX_ROWS = 20_000
 MAX_CHARS = 4_000_000
 """Kept of all texts together; some 10 MB of memory at most."""
+_MAX_ROW_CHARS = MAX_CHARS // 10
+"""A longer row is passed over: it must not take the place of all that follow."""
 
 
 class Sampled(NamedTuple):
@@ -45,7 +47,10 @@ class Sample:
 
     def add(self, line: int, question: str, answers: tuple[str, ...]) -> None:
         """Keep a row."""
-        self._chars += len(question) + sum(map(len, answers))
+        n_chars = len(question) + sum(map(len, answers))
+        if n_chars > _MAX_ROW_CHARS:
+            return
+        self._chars += n_chars
         if len(self.rows) >= MAX_ROWS or self._chars > MAX_CHARS:
             self.is_open = False
             return

@@ -147,6 +147,8 @@ def check_given(examples: object, prompt: object) -> None:
         raise UsageError(
             f"examples: {examples!r:.80} is a path or a text; load the file with load_examples or iter_examples"
         )
+    if type(examples).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise UsageError(f"examples: a {type(examples).__name__} is a table; load it with load_examples")
     if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
         raise UsageError(f"examples: a list or an iterator of examples is needed, got {type(examples).__name__}")
     if prompt is not None and not hasattr(prompt, "training_messages"):

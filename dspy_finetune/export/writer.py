@@ -47,6 +47,8 @@ class Progress:
     """Examples read so far."""
     line: int | None = None
     """The line of the one in hand, where the source has lines."""
+    path: str | None = None
+    """The file that those lines are of."""
 
     @property
     def number(self) -> int:
@@ -237,9 +239,9 @@ def write_dataset(
                     lines.write_block(row)
                 except UnicodeEncodeError:  # one by one, to name the row
                     for number, single in enumerate(row.rows(), start=row.first):
-                        _write_one(lines, single, number, skipped)
+                        _write_one(lines, single, number, skipped, progress.path)
                 continue
-            _write_one(lines, row, progress.number, skipped)
+            _write_one(lines, row, progress.number, skipped, progress.path)
         sink.close()
         n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
@@ -282,20 +284,20 @@ def _keep_source(source: object, target: Path) -> None:
         raise UsageError(f"{target} is the file that the examples come from; name another file to write to")
 
 
-def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped) -> None:
+def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped, path: str | None) -> None:
     try:
         if not lines.write(row):
             skipped.add(number, DUPLICATE)
     except RowError as error:
-        skipped.add_error(number, _numbered(error, number))
+        skipped.add_error(number, _numbered(error, number, path))
 
 
-def _numbered(error: RowError, number: int) -> RowError:
-    """The same error with the row's number in its message."""
+def _numbered(error: RowError, number: int, path: str | None) -> RowError:
+    """The same error with the row's number, or its file and line, in its message."""
     if error.line is not None:
         return error
     return RowError(
-        error.problem, path=error.path, line=number, field=error.field, value=error.value, remedy=error.remedy
+        error.problem, path=error.path or path, line=number, field=error.field, value=error.value, remedy=error.remedy
     )
 
 

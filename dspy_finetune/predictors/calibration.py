@@ -12,10 +12,12 @@ Not covered: numbers (residuals.py) and texts.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -164,7 +166,7 @@ def calibrate(
     if how not in MINIMUM:
         raise UsageError(f'how: "temperature", "platt" or "isotonic"; got {how!r}')
     target = _target(predictor, threshold_for)
-    labels = _ordered_labels(predictor)
+    labels, examples = _ordered_labels(predictor), list(examples)
     _check_enough(_expected(predictor, examples, labels), labels, how)
     shares, right, n_unreadable = _ask(predictor, examples, labels, n_threads)
     _check_enough(right, labels, how)
@@ -216,11 +218,15 @@ def _target(predictor: Any, threshold_for: Mapping[str, Any] | None) -> tuple[st
     kind, value = next(iter(threshold_for.items()))
     if kind == "cost":
         numbers = list(value) if isinstance(value, (list, tuple)) else []
-        if len(numbers) != 2 or min(numbers) < 0 or sum(numbers) <= 0:
+        if len(numbers) != 2 or not all(map(_is_number, numbers)) or min(numbers) < 0 or sum(numbers) <= 0:
             raise UsageError(f"threshold_for: the costs of a false positive and a false negative, got {value!r}")
-    elif not 0 < value <= 1:
+    elif not _is_number(value) or not 0 < value <= 1:
         raise UsageError(f"threshold_for: {kind} must be above 0 and at most 1, got {value!r}")
     return kind, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _expected(predictor: Any, examples: Sequence[Any], labels: Sequence[Any]) -> list[int]:

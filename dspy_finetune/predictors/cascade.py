@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import dspy
@@ -19,6 +20,7 @@ from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.reading import (
     UNREADABLE,
     ask_async,
+    check_members,
     confidence_of,
     in_threads,
     inputs_of,
@@ -63,6 +65,7 @@ class Cascade(dspy.Module):
         super().__init__()
         if len(members) != 2:
             raise UsageError(f"members: a cheap program and a dear one, got {len(members)}; nest cascades for more")
+        check_members(members)
         if min_confidence < 0.0 or math.isnan(min_confidence):
             raise UsageError(f"min_confidence must be at least 0, found {min_confidence}")
         self.members = list(members)
@@ -134,7 +137,9 @@ class Cascade(dspy.Module):
         for name, value in (("target_accuracy", target_accuracy), ("max_escalated", max_escalated)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise UsageError(f"{name} must be between 0 and 1, found {value}")
-        cascade = cls(members, output=output)
+        if costs is not None and not _are_costs(costs):
+            raise UsageError(f"costs: the price of a call of each program, two numbers of at least 0; got {costs!r}")
+        cascade, examples = cls(members, output=output), list(examples)
         if len(examples) < 20:
             raise DataError(f"{len(examples)} examples are too few to choose a threshold: at least 20 are needed")
         if any(cascade.output not in example for example in examples):
@@ -202,6 +207,11 @@ class CascadeChoice:
     """Per item, the dear program alone."""
     curve: tuple[CascadePoint, ...]
     """Every threshold that makes a difference, from no escalation to all."""
+
+
+def _are_costs(costs: Any) -> bool:
+    two = list(costs) if isinstance(costs, (list, tuple)) else []
+    return len(two) == 2 and all(isinstance(one, Real) and 0 <= float(one) < math.inf for one in two)
 
 
 def _marked(found: Any, confidence: float | None, *, escalated: bool) -> dspy.Prediction:

@@ -8,10 +8,13 @@ Not covered: asking a dearer program only in doubt (cascade.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import dspy
@@ -21,6 +24,7 @@ from dspy_finetune.predictors import stacking
 from dspy_finetune.predictors.reading import (
     UNREADABLE,
     ask_async,
+    check_members,
     in_threads,
     inputs_of,
     is_yes_no,
@@ -28,6 +32,7 @@ from dspy_finetune.predictors.reading import (
     match_label,
     output_of,
     read_answer,
+    read_shares,
 )
 from dspy_finetune.predictors.saved import SavedSettings
 from dspy_finetune.predictors.votes import (
@@ -115,7 +120,8 @@ class Ensemble(dspy.Module):
             raise UsageError("members: at least one program is needed")
         if how not in _RULES:
             raise UsageError(f'how: "probability", "majority", "median" or "stacking"; got {how!r}')
-        if weights is not None and (how == "stacking" or len(weights) != len(members) or min(weights) <= 0):
+        check_members(members)
+        if weights is not None and (how == "stacking" or not _are_weights(weights, len(members))):
             raise UsageError(
                 f"weights: {len(members)} positive numbers, one for each member, and none for stacking; got {weights!r}"
             )
@@ -161,6 +167,7 @@ class Ensemble(dspy.Module):
         """
         if self.settings["how"] != "stacking":
             raise UsageError(f'fit is for Ensemble(how="stacking"), this one has how="{self.settings["how"]}"')
+        examples = list(examples)
         for number, example in enumerate(examples, start=1):
             if self.output not in example:
                 raise UsageError(f'example {number} has no field "{self.output}", the label that fit needs')
@@ -208,9 +215,14 @@ class Ensemble(dspy.Module):
     def _labels(self, said: Sequence[_Said]) -> list[Any]:
         fitted = self.settings["fitted"]
         given = labels_of(self.members) or (tuple(fitted["labels"]) if fitted else ())
-        predictions = [one.prediction for one in said if one.prediction is not None]
-        answers = [prediction.get(self.output, None) for prediction in predictions]
-        return known_labels([answer for answer in answers if answer is not None], predictions, given)
+        answers: list[Any] = []
+        shares: list[dict[Any, float] | None] = []
+        for one in said:
+            with contextlib.suppress(*UNREADABLE):  # counted when the votes are read
+                if one.error is None:
+                    answers.append(read_answer(one.prediction, self.output))
+                    shares.append(read_shares(one.prediction))
+        return known_labels(answers, shares, given)
 
     def _combine(self, said: Sequence[_Said]) -> dspy.Prediction:
         how: Rule = self.settings["how"]
@@ -280,8 +292,12 @@ def _said(member: Callable[..., Any], inputs: dict[str, Any]) -> _Said:
         return _Said(error=error)
 
 
+def _are_weights(weights: Sequence[Any], n_members: int) -> bool:
+    return len(weights) == n_members and all(isinstance(one, Real) and 0 < float(one) < math.inf for one in weights)
+
+
 def _number(answer: Any) -> float:
-    if isinstance(answer, bool) or not hasattr(answer, "__float__"):
+    if isinstance(answer, bool) or not hasattr(answer, "__float__") or not math.isfinite(float(answer)):
         raise AnswerError(f"the answer {answer!r:.60} is not a number", text=str(answer))
     return float(answer)
 

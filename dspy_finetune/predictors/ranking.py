@@ -118,16 +118,21 @@ def rank(
         output: The field that holds the answer, for programs that do not tell; its first label, or "A", is the first
             item.
         level: Of the intervals. They speak of the judge's own order, not of whether the judge is right.
-        checkpoint: A JSONL file that keeps each answer as it comes; an existing one is continued.
+        checkpoint: A JSONL file that keeps each answer as it comes; an existing one is continued. Functions look
+            alike to it: take another file after changing one.
         n_threads: Calls at the same time.
         on_progress: Called with (comparisons so far, comparisons planned) after each round.
 
     Raises:
-        UsageError: Fewer than two items, the same item twice, a budget below the number of items, unknown fields.
-        DataError: The checkpoint is of other items or another seed; or no answer could be read.
+        UsageError: Fewer than two items, the same item twice, a budget below the number of items, unknown fields, a
+            level that is none.
+        DataError: The checkpoint is of other items, another predictor or another seed; or no answer could be read.
         FileError: The checkpoint cannot be read or written.
         MissingExtraError: The extra `ranking` is not installed.
     """
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"level must be above 0 and below 1, such as 0.95; found {level}")
+    items = list(items)
     pairs = dict(fields) if fields is not None else _fields_of(predictor)
     rows = _rows(items, pairs)
     n = len(rows)
@@ -143,7 +148,10 @@ def rank(
     asked: Counter[tuple[int, int]] = Counter()
     n_unreadable = n_resumed = 0
     batch = first_pairs(n, generator)
-    with _opened(checkpoint, _digest(rows, pairs, seed)) as kept, dspy.context(disable_history=True, trace=None):
+    with (
+        _opened(checkpoint, _digest(rows, pairs, seed, predictor)) as kept,
+        dspy.context(disable_history=True, trace=None),
+    ):
         while batch:
             new = [pair for pair in batch if pair not in kept.answers]
             n_resumed += len(batch) - len(new)
@@ -229,9 +237,9 @@ class _Judge:
         try:
             prediction = self.predictor(**inputs)
             label = match_label(read_answer(prediction, self.output), self.labels)
+            shares = read_shares(prediction)
         except UNREADABLE:
             return None
-        shares = read_shares(prediction)
         for key, share in (shares or {}).items():
             if match_label(key, self.labels) == self.labels[0]:
                 return share
@@ -257,6 +265,8 @@ def _rows(items: Sequence[Any], pairs: dict[str, str]) -> list[dict[str, Any]]:
             continue
         row = {}
         for first in pairs:
+            if not isinstance(item, (Mapping, dspy.Example)):
+                raise UsageError(f"items: item {number} is {item!r:.60}; give texts, mappings or examples")
             name = first if first in item else first.removesuffix("_a")
             if name not in item:
                 raise UsageError(f'items: item {number} has no field "{name}"')
@@ -294,8 +304,10 @@ class _Kept:
             self.stream.flush()  # a crash of this process loses nothing
 
 
-def _digest(rows: Sequence[dict[str, Any]], pairs: dict[str, str], seed: int) -> str:
-    return hashlib.sha256(json.dumps([rows, pairs, seed], sort_keys=True, default=str).encode()).hexdigest()
+def _digest(rows: Sequence[dict[str, Any]], pairs: dict[str, str], seed: int, predictor: Any) -> str:
+    # What a plain function does cannot be told.
+    state = predictor.dump_state() if isinstance(predictor, dspy.Module) else None
+    return hashlib.sha256(json.dumps([rows, pairs, seed, state], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -326,7 +338,10 @@ def _read(path: Path, digest: str, kept: _Kept) -> None:
     for number, row in read_jsonl(path):
         if number == 1:
             if not isinstance(row, dict) or row.get("format") != FORMAT or row.get("digest") != digest:
-                raise DataError(f"{path} is not the checkpoint of these items and this seed; choose another file")
+                raise DataError(
+                    f"{path} is not the checkpoint of these items and this seed, asked of this predictor; "
+                    "choose another file"
+                )
             continue
         try:
             kept.answers[int(row["first"]), int(row["second"])] = None if row["share"] is None else float(row["share"])

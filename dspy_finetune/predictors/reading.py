@@ -104,9 +104,15 @@ def read_answer(prediction: Any, field: str) -> Any:
     """The answer of a prediction or mapping.
 
     Raises:
-        AnswerError: The field is None.
-        UsageError: There is no such field; names those that there are.
+        AnswerError: There is no prediction, or the field is None.
+        UsageError: It is no prediction, or there is no such field; names those that there are.
     """
+    if prediction is None:
+        raise AnswerError("the program gave no prediction", text="")
+    if not isinstance(prediction, (Mapping, dspy.Example)):
+        raise UsageError(
+            f"a program gives a dspy.Prediction or a mapping, such as {{{field!r}: ...}}; found {prediction!r:.60}"
+        )
     if field not in prediction:
         raise UsageError(f'the prediction has no field "{field}", only {", ".join(map(str, prediction.keys()))}')
     if prediction[field] is None:
@@ -145,11 +151,32 @@ def read_shares(prediction: Any) -> dict[Any, float] | None:
     """The probabilities of a prediction by its own label keys; None where it carries none.
 
     A lone `probability` beside a bool answer is that of True, as this library's predictors have it.
+
+    Raises:
+        AnswerError: They are no probabilities: not numbers in [0, 1] that sum to 1 at most.
     """
     shares = prediction.get("probabilities", None)
     if isinstance(shares, Mapping) and shares:
-        return {label: float(share) for label, share in shares.items()}
+        found = {label: read_share(share) for label, share in shares.items()}
+        if sum(found.values()) > 1.001:  # rounded ones may sum to a little more
+            raise AnswerError(f"the probabilities sum to {sum(found.values()):.3g}, not to 1", text=str(dict(shares)))
+        return found
     return None
+
+
+def read_share(value: Any) -> float:
+    """A probability.
+
+    Raises:
+        AnswerError: It is no number in [0, 1]; a program may let a model write it.
+    """
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0.0 <= share <= 1.0 + 1e-9:
+        raise AnswerError(f"{value!r:.60} is no probability between 0 and 1", text=str(value))
+    return min(share, 1.0)
 
 
 def confidence_of(prediction: Any, field: str) -> float | None:
@@ -157,6 +184,9 @@ def confidence_of(prediction: Any, field: str) -> float | None:
 
     From `probabilities`; else from `probability`: of True for a bool answer, otherwise of the answer; else from
     `agreement`, the share of an ensemble's votes.
+
+    Raises:
+        AnswerError: The answer is empty, or a probability is none.
     """
     answer = read_answer(prediction, field)
     shares = read_shares(prediction)
@@ -166,8 +196,15 @@ def confidence_of(prediction: Any, field: str) -> float | None:
     share = prediction.get("probability", None)
     if share is None:
         share = prediction.get("agreement", None)
-        return None if share is None else float(share)
-    return 1.0 - float(share) if match_label(answer, [True, False]) is False else float(share)
+        return None if share is None else read_share(share)
+    return 1.0 - read_share(share) if match_label(answer, [True, False]) is False else read_share(share)
+
+
+def check_members(members: Sequence[Any]) -> None:
+    """Raises UsageError where one of them cannot be called."""
+    for number, member in enumerate(members):
+        if not callable(member):
+            raise UsageError(f"members: a program that can be called is needed, member {number} is {member!r:.60}")
 
 
 def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:

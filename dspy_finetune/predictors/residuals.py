@@ -117,6 +117,7 @@ def calibrate_interval(
         raise UsageError(f'how is "absolute" or "relative" and level between 0 and 1; got {how!r} and {level}')
     field, prompt = predictor.prompt.output_fields[0], predictor.prompt
     # Written and read by the prompt, so that "$1,199.99" in a file and 1199.99 are the same.
+    examples = list(examples)
     truths = [float(prompt.parse(prompt.completion(example))[field]) for example in examples]
     _check_enough(len(truths), level)
 

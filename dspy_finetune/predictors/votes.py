@@ -6,12 +6,12 @@ depend on the order in which answers arrive. Not covered: asking the members (en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dspy_finetune.errors import AnswerError
-from dspy_finetune.predictors.reading import is_yes_no, match_label, read_shares
+from dspy_finetune.predictors.reading import is_yes_no, match_label, read_share, read_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,17 @@ class Vote:
     """The probability of each known label, or None where the member gives none."""
 
 
-def known_labels(answers: Sequence[Any], predictions: Sequence[Any], labels: Sequence[Any]) -> list[Any]:
+def known_labels(
+    answers: Sequence[Any], shares: Sequence[Mapping[Any, float] | None], labels: Sequence[Any]
+) -> list[Any]:
     """The given labels, or where none are given every label that was answered or has a probability, in that order."""
     if labels:
         return list(labels)
     known: list[Any] = []
-    keys = [key for prediction in predictions for key in (read_shares(prediction) or {})]
+    keys = [key for one in shares for key in one or ()]
     for value in [*answers, *keys]:
-        if match_label(value, known) is None:
+        # What equals a label of another type, as 1 does True, is no label beside it.
+        if match_label(value, known) is None and value not in known:
             known.append(value)
     # A bool among the labels is meant as one, even where a classical member wrote it as text first.
     texts = {str(value).strip().casefold() for value in known}
@@ -55,7 +58,7 @@ def read_vote(member: int, weight: float, answer: Any, prediction: Any, labels: 
         )
     shares = read_shares(prediction)
     if shares is None and is_yes_no(labels) and prediction.get("probability", None) is not None:
-        said = float(prediction["probability"])
+        said = read_share(prediction["probability"])
         shares = {True: said, False: 1.0 - said}
     if shares is not None:
         matched = {match_label(key, labels): share for key, share in shares.items()}

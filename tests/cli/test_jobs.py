@@ -82,6 +82,9 @@ def test_plan_tells_what_a_planned_evaluation_costs(
     )
     assert run("plan", train_file, "--evaluate", str(bad)) == 1
     assert f"{bad}:2: unknown line format" in capsys.readouterr().err
+    bad.write_text("")
+    assert run("plan", train_file, "--evaluate", str(bad)) == 1
+    assert "holds no rows to ask about" in capsys.readouterr().err
     assert not fake.requests
 
 

@@ -179,6 +179,7 @@ def test_a_file_of_nothing_but_bad_rows_stops_after_ten_thousand() -> None:
     with pytest.raises(RowsError) as caught:
         load_examples(({"a": "x"} for _ in range(20_000)), types={"a": int})
     assert len(caught.value.errors) == 10_000
+    assert str(caught.value).startswith("10000 bad rows, where reading stopped: ")
 
 
 @pytest.mark.parametrize("source", [None, 5, b"x", {"title": ["a"]}, dspy.Example(a=1)])

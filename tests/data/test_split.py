@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import dspy
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dspy_finetune.data import find_leakage, make_pairs, split
+from dspy_finetune.data import deduplicate, find_conflicts, find_leakage, make_pairs, split
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowsError, UsageError
 
 
@@ -162,3 +164,12 @@ print([row.title for row in test], [row.toDict() for row in make_pairs(train, se
 def test_another_seed_gives_another_split() -> None:
     assert split(items(50), seed=1).test != split(items(50), seed=2).test
     assert "train 40, validation 5, test 5" in split(items(50)).summary()
+
+
+@pytest.mark.parametrize(
+    "rows", ["rows.jsonl", Path("rows.jsonl"), {"title": "Bees"}, None, pd.DataFrame({"title": ["Bees"]})]
+)
+@pytest.mark.parametrize("use", [split, make_pairs, deduplicate, lambda rows: find_conflicts(rows, label="liked")])
+def test_what_is_to_be_loaded_first_is_said(use: Any, rows: Any) -> None:
+    with pytest.raises(UsageError, match="load them with load_examples first"):
+        use(rows)

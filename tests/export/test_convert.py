@@ -230,6 +230,17 @@ def test_a_file_that_trains_nothing_is_told_once(tmp_path: Path) -> None:
     assert not (tmp_path / "b.jsonl").exists()
 
 
+def test_rows_that_a_dialect_cannot_hold_are_named_by_file_and_line(tmp_path: Path) -> None:
+    muted = {"messages": [QUESTION, {**GOOD, "weight": 0}]}
+    path = write(tmp_path / "a.jsonl", [{"messages": [QUESTION, GOOD]}, muted])
+    path.write_text("\n" + path.read_text())
+    with pytest.raises(RowsError, match=r"a.jsonl:3: field \"messages\": no assistant message to train on"):
+        convert(path, tmp_path / "b.jsonl", to="trl")
+    told = [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}]
+    with pytest.raises(RowsError, match=r"c.jsonl:1: .* --fix OUT, which rewrites such rows"):
+        convert(write(tmp_path / "c.jsonl", told), tmp_path / "b.jsonl", to="trl")
+
+
 def test_single_lines_of_another_dialect_are_listed(tmp_path: Path) -> None:
     mixed = [{"messages": [QUESTION, GOOD]}, {"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "a"}]
     with pytest.raises(RowsError, match="not openai's") as caught:

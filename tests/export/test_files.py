@@ -17,6 +17,7 @@ from typing import Any
 
 import dspy
 import jsonschema
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -299,6 +300,7 @@ def test_a_disk_that_fails_while_the_file_is_written_leaves_nothing(
         (Path("rows.jsonl"), binary(), "load the file with load_examples"),
         ({"title": "Bees", "is_favorite": True}, binary(), "a list or an iterator of examples is needed, got dict"),
         (None, binary(), "got NoneType"),
+        (pd.DataFrame({"title": ["Bees"], "is_favorite": [True]}), binary(), "a DataFrame is a table; load it"),
         ([{"title": "Bees", "is_favorite": True}], "binary", "a PromptFormat is needed"),
     ],
 )

@@ -93,3 +93,14 @@ def test_a_file_of_nothing_but_labels_is_told(tmp_path: Path) -> None:
     rows = [{"title_a": "", "title_b": " ", "preferred": "AB"[n % 2]} for n in range(12)]
     report = export_sft(rows, prompts.pairwise(), tmp_path / "train.jsonl").report
     assert report.counts["input-empty"] == 12
+
+
+def test_a_huge_row_hides_nothing_behind_it(tmp_path: Path) -> None:
+    rows = [
+        {"title": "x " * 3_000_000 if n == 0 else title, "is_favorite": n % 9 != 0} for n, title in enumerate(TITLES)
+    ]
+    rows[7]["title"] = ""
+    report = export_sft(rows, prompts.binary(), tmp_path / "train.jsonl", dialect="together").report
+    assert [line for line, _, _ in found(report)] == [8]
+    assert "label-imbalance" in report.codes
+    assert not any("behind line" in reason for reason in report.not_checked)

@@ -32,8 +32,8 @@ class Stub(dspy.BaseLM):
     def __call__(self, request: Any = None, **options: Any) -> Any:
         found = self.shares(request.messages[-1].parts[0].text)
         best = max(found, key=lambda text: found[text])
-        top = [Listed(token=text, logprob=math.log(max(share, 1e-12))) for text, share in found.items()]
-        return Answer(text=best, logprobs=[Listed(token=best, logprob=math.log(found[best]), top=top)])
+        top = [Listed(token=text, logprob=math.log(max(share, 1e-12)), bytes=None) for text, share in found.items()]
+        return Answer(text=best, logprobs=[Listed(token=best, logprob=math.log(found[best]), bytes=None, top=top)])
 
 
 class Listed(dspy.Example):
@@ -203,6 +203,12 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes() -> None:
     with pytest.raises(ft.UsageError, match='no field "is_favorite"'):
         ft.calibrate(tuned, [dspy.Example(title="title 1").with_inputs("title")] * 30)
     assert tuned.calibration is None
+
+
+@pytest.mark.parametrize("target", [{"recall": "high"}, {"cost": ("a", "b")}, {"precision": None}])
+def test_a_target_that_is_no_number_is_refused(target: dict[str, Any]) -> None:
+    with pytest.raises(ft.UsageError, match="threshold_for"):
+        ft.calibrate(predictor(too_sure(1)[1]), [], threshold_for=target)
 
 
 def test_without_log_probabilities_there_is_nothing_to_calibrate(chat: ChatServer) -> None:

@@ -121,3 +121,25 @@ def test_the_threshold_is_saved_with_the_program(tmp_path: Path) -> None:
     fresh.load(tmp_path / "program.json")
     assert fresh.steps[0].min_confidence == 0.93
     assert fresh.deepcopy().steps[0].min_confidence == 0.93
+
+
+def test_a_number_that_is_no_probability_is_doubt() -> None:
+    """95 where 0.95 is meant would always be above the threshold."""
+    cascade = ft.Cascade(
+        [lambda q: dspy.Prediction(out=True, probability=95), lambda q: dspy.Prediction(out=False)], output="out"
+    )
+    found = cascade(q="x")
+    assert (found.out, found.escalated, found.confidence) == (False, True, None)
+
+
+@pytest.mark.parametrize("costs", [(1,), ("a", "b"), (1, -1), 3])
+def test_costs_are_two_prices(costs: Any) -> None:
+    asked: list[str] = []
+
+    def program(q: str) -> dict[str, Any]:
+        asked.append(q)
+        return {"out": True}
+
+    with pytest.raises(ft.UsageError, match="costs"):
+        ft.Cascade.choose([program, program], [dspy.Example(q="x", out=True)] * 20, costs=costs, output="out")
+    assert asked == []

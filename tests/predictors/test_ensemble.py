@@ -269,3 +269,37 @@ def test_classical_and_tuned_members_agree_on_what_a_label_is(chat: ChatServer) 
         found = ft.Ensemble(members)(title="owls at night")
         assert found.is_favorite is True
         assert found.probability == pytest.approx((0.9 + baseline(title="owls at night").probability) / 2)
+
+
+@pytest.mark.parametrize(
+    "shares", [{"A": 60, "B": 40}, {"A": 0.9, "B": 0.8}, {"A": float("nan"), "B": 0.5}, {"A": "sure", "B": 0.1}]
+)
+def test_numbers_that_are_no_probabilities_are_not_averaged(shares: dict[str, Any]) -> None:
+    """A program may let a model write them."""
+    members = [lambda q: {"out": "A", "probabilities": shares}, lambda q: {"out": "B", "probabilities": {"B": 1.0}}]
+    found = ft.Ensemble(members, output="out")(q="x")
+    assert (found.out, found.probability, found.n_unreadable) == ("B", 1.0, 1)
+
+
+def test_an_int_that_equals_a_bool_makes_no_tie_with_it() -> None:
+    members = [lambda q: {"out": True}, lambda q: {"out": 1}, lambda q: {"out": False}, lambda q: {"out": True}]
+    found = ft.Ensemble(members, how="majority", output="out")(q="x")
+    assert (found.out, found.is_tie, found.n_unreadable, found.agreement) == (True, False, 1, pytest.approx(2 / 3))
+
+
+def test_what_is_no_number_has_no_part_in_the_median() -> None:
+    members = [lambda q: {"out": float("nan")}, lambda q: {"out": 4}, lambda q: {"out": 6}, lambda q: {"out": math.inf}]
+    found = ft.Ensemble(members, how="median", output="out")(q="x")
+    assert (found.out, found.disagreement, found.n_unreadable) == (5.0, 1.0, 2)
+
+
+def test_members_that_give_no_prediction_are_told() -> None:
+    with pytest.raises(ft.UsageError, match=r"a dspy.Prediction or a mapping.*found 'A'"):
+        ft.Ensemble([lambda q: "A"], output="out")(q="x")
+    found = ft.Ensemble([lambda q: None, lambda q: {"out": "A"}], output="out", how="majority")(q="x")
+    assert (found.out, found.n_unreadable) == ("A", 1)
+    with pytest.raises(ft.UsageError, match=r"member 1 is 'tuned\.json'"):
+        ft.Ensemble([lambda q: None, "tuned.json"], output="out")  # type: ignore[list-item]
+    for weights in (["a"], [float("nan")], [0]):
+        with pytest.raises(ft.UsageError, match="weights"):
+            ft.Ensemble([lambda q: None], output="out", weights=weights)  # type: ignore[arg-type]

@@ -199,3 +199,33 @@ def test_wrong_arguments_are_told() -> None:
         with pytest.raises(ft.UsageError, match=message):
             ft.rank(items, judge, **{"fields": {"item_a": "item_b"}, "output": "preferred", **options})  # type: ignore[arg-type]
     assert judge.asked == []
+
+
+def test_nothing_is_asked_with_a_level_that_is_none() -> None:
+    asked: list[str] = []
+    for level in (0, 1, 95):
+        with pytest.raises(ft.UsageError, match="level"):
+            ft.rank(["a", "b"], lambda **pair: asked.append("x"), fields={"x_a": "x_b"}, output="y", level=level)
+    assert asked == []
+
+
+def test_items_may_be_counted_off_and_must_be_texts_or_have_fields() -> None:
+    def judge(x_a: str, x_b: str) -> dict[str, str]:
+        return {"y": "A" if x_a < x_b else "B"}
+
+    assert ft.rank(iter(["b", "a"]), judge, fields={"x_a": "x_b"}, output="y").order == ["a", "b"]  # type: ignore[arg-type]
+    with pytest.raises(ft.UsageError, match="item 0 is 1; give texts"):
+        ft.rank([1, 2], judge, fields={"x_a": "x_b"}, output="y")
+
+
+def test_the_answers_of_another_model_are_not_taken_up(chat: ChatServer, tmp_path: Path) -> None:
+    chat.answer = lambda body: [("A", {"A": 0.6, "B": 0.4})]
+    titles = ["Lock gates", "Bees", "Ten habits"]
+
+    def judge(model: str) -> ft.PairwisePredictor:
+        return ft.PairwisePredictor(ft.prompts.pairwise("Bees."), model, host=chat.host, cache=False)
+
+    ft.rank(titles, judge("one"), checkpoint=tmp_path / "kept.jsonl")
+    with pytest.raises(ft.DataError, match="this predictor"):
+        ft.rank(titles, judge("two"), checkpoint=tmp_path / "kept.jsonl")
+    assert ft.rank(titles, judge("one"), checkpoint=tmp_path / "kept.jsonl").n_resumed == 3
