@@ -11,7 +11,7 @@ import os
 from concurrent.futures import Executor, Future
 from typing import BinaryIO
 
-_BATCH_BYTES = 1 << 21
+_BATCH_BYTES = 1 << 20
 """So much is handed over at once: two batches in memory, and few waits for the interpreter's lock between threads."""
 
 

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dspy
 import pytest
@@ -213,3 +215,19 @@ def test_shares_of_near_numbers_can_be_asked_for():
     (near,) = metrics_named(["within=20%,40"], "price", Judging())
     assert (near.name, near(dspy.Example(price=100), dspy.Prediction(price=139))) == ("within 20% or 40", 1.0)
     assert metrics_named(["within=5"], "price", Judging())[0].name == "within 5"
+
+
+def test_vectors_come_from_the_named_model_in_the_order_of_the_texts(monkeypatch):
+    asked = []
+
+    def create(**options: Any) -> SimpleNamespace:
+        asked.append(options)
+        vectors = [SimpleNamespace(index=n, embedding=[1.0, float(n)]) for n in range(len(options["input"]))]
+        return SimpleNamespace(data=vectors[::-1])
+
+    monkeypatch.setattr(Host, "client", lambda self: SimpleNamespace(embeddings=SimpleNamespace(create=create)))
+    (alike,) = metrics_named(["semantic_similarity"], "answer", Judging(embedder="vectors-1"))
+    assert alike.name == "semantic similarity by vectors-1"
+    assert alike(dspy.Example(answer="one"), dspy.Prediction(answer="two")) == pytest.approx(0.5**0.5)
+    assert asked == [{"model": "vectors-1", "input": ["one", "two"]}]
+    assert alike.function.embed(["x", "y"]) == [[1.0, 0.0], [1.0, 1.0]]

@@ -114,7 +114,7 @@ def test_a_comparison_takes_groups_as_they_are():
     ]
     scores = grouped.programs[0].scores
     assert {name: one.method for name, one in scores.items()} == {
-        "pairwise accuracy": "clustered Wilson", "F1 of A": "bootstrap", "Brier score": "clustered t",
+        "pairwise accuracy": "clustered Wilson", "F1 of A": "bootstrap", "Brier score": "clustered logit t",
     }  # fmt: skip
     assert {one.test for one in grouped.differences if one.metric != "F1 of A"} == {"sign-flip permutation of groups"}
     assert any("share a text" in one for one in plain.not_checked)

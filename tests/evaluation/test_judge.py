@@ -99,13 +99,19 @@ def test_who_judged_and_by_what_stands_in_the_report():
         "asked": "for the better of answer and reference, both orders",
     }
     assert "preferred to the reference by dummy 0.500" in report.verdict
-    assert "| semantic similarity |" not in report.markdown()  # a function has no name to tell
+    assert "Semantic similarity" not in report.cards  # a function has no name to tell
+    named = metrics.semantic_similarity("answer", dspy.Embedder("openai/text-embedding-3-small"))
+    assert named.name == "semantic similarity by openai/text-embedding-3-small"
 
 
 def test_a_reference_that_is_needed_is_missed_before_anything_is_asked():
-    asked = []
+    asked: list[str] = []
+
+    def program(question: str) -> dspy.Prediction:
+        asked.append(question)
+        return dspy.Prediction(answer="so")
+
     rows = [dspy.Example(question="Why?").with_inputs("question")]
-    program = lambda question: asked.append(question) or dspy.Prediction(answer="so")  # noqa: E731 - one line tells it
     with pytest.raises(UsageError, match='"answer"'):
         compare_programs({"p": program}, rows, [metrics.rubric_preference("answer", rubric=RUBRIC, lm=judge())])
     assert asked == []

@@ -438,7 +438,7 @@ def test_a_failed_call_is_no_opinion_and_near_numbers_do_not_disagree():
         raise ConnectionError("gone")
 
     rows = [dspy.Example(n=n, price=100.0 + n).with_inputs("n") for n in range(5)]
-    programs = {
+    programs: dict[str, Any] = {
         "near": lambda n: dspy.Prediction(price=101.0 + n),
         "nearer": lambda n: dspy.Prediction(price=100.5 + n if n else 900.0),
         "fails": fails,
