@@ -87,11 +87,10 @@ def main(
         {
             "tuned": tuned,
             "untuned": ft.OpenAIPredictor(prompt, base_model, host=host),
-            "TF-IDF + ridge": ft.baselines.tfidf_ridge(train, text=["product"], label="price"),
-            "median": ft.baselines.median(train, label="price"),
         },
         test,
         [ft.metrics.mean_absolute_error("price"), ft.metrics.within("price", absolute=40, relative=0.2)],
+        train=train,  # adds TF-IDF with ridge regression, and the median
         title="What does it cost?",
         cards={"Data": {"file": data.name, "training items": str(len(train))}},
         training={"pricer": job},

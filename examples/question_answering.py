@@ -43,7 +43,7 @@ def prepare(examples: Sequence[dspy.Example], prompt: ft.PromptFormat, path: Pat
     return dataset, stats
 
 
-def train(dataset: Any, host: ft.Host, base_model: str, n_epochs: int) -> ft.Job:
+def tune(dataset: Any, host: ft.Host, base_model: str, n_epochs: int) -> ft.Job:
     """Start the job and follow it to its end."""
     plan = ft.plan(dataset, base_model=base_model, host=host, suffix="teacher", hyperparameters={"n_epochs": n_epochs})
     print(plan)
@@ -85,9 +85,10 @@ def main(
     known = [row for row in rows if row.question in CASES]
     split = ft.split(examples, (0.7, 0.0, 0.3))
     prompt = ft.prompts.answer(SYSTEM)
-    dataset, stats = prepare(split.train[:n_train], prompt, folder / "training_data.jsonl")
+    train = split.train[:n_train]
+    dataset, stats = prepare(train, prompt, folder / "training_data.jsonl")
 
-    job = train(dataset, host, base_model, n_epochs)
+    job = tune(dataset, host, base_model, n_epochs)
     tuned = ft.OpenAIPredictor(prompt, job.model(), host=host, max_tokens=40)
     untuned = ft.OpenAIPredictor(prompt, base_model, host=host, max_tokens=40)
     tuned.save(folder / "teacher.json")
@@ -96,10 +97,15 @@ def main(
     (folder / "test_results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
     print(json.dumps(results, indent=2, ensure_ascii=False))
 
+    # DSPy's own way with the same data: the nearest questions with their answers in the untuned model's prompt.
+    signature = prompt.signature.with_instructions(SYSTEM)
+    lm = host.lm(base_model, max_tokens=40, temperature=0.0)
+    few_shot = ft.baselines.nearest_few_shot(train, signature, lm=lm, n_shots=4)
     report = ft.compare(
-        {"tuned": tuned, "untuned": untuned},
+        {"tuned": tuned, "untuned": untuned, "DSPy few-shot": few_shot},
         split.test[:n_test],
         [ft.metrics.token_f1("answer"), ft.metrics.exact_match("answer")],
+        train=train,  # adds the answer of the nearest question
         title="Questions and answers",
         cards={"Data": {"file": data.name, **{name: str(n) for name, n in stats.items()}}},
         training={"teacher": job},
