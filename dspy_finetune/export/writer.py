@@ -24,6 +24,7 @@ from dspy_finetune.export.checks import RowChecker
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, Method, forget_manifest, now, versions
+from dspy_finetune.export.preferences import Preferences
 from dspy_finetune.export.rows import Row, encode_row
 from dspy_finetune.export.sink import Sink
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
@@ -75,7 +76,11 @@ class _Skipped:
             self.errors.append(error)
 
     def add_unread(self, examples: object) -> int:
-        """The rows that the loader left out before they came here; returns how many."""
+        """What was left out before it came here, by the loader or where preferences were made; returns how much."""
+        if isinstance(examples, Preferences):
+            for reason, n in examples.skipped.items():
+                self.reasons[reason] = self.reasons.get(reason, 0) + n
+            return sum(examples.skipped.values())
         if not isinstance(examples, Examples | ExampleStream):
             return 0
         for error in examples.skipped:

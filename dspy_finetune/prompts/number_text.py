@@ -4,8 +4,8 @@ In: int, float or Decimal. Out: `encode` (number -> "$1199.99") and `decode` (te
 write.
 
 `decode` reads, after trimming whitespace, quotes and one trailing mark:
-- plain numbers (`12`, `-3.5`, `.5`, `1e+22`) and the currency sign or code before or after (`$1199.99`, `-$5`,
-  `1199.99 USD`);
+- plain numbers (`12`, `-3.5`, `.5`, `1e+22`) and the currency sign or code before, after or both (`$1199.99`, `-$5`,
+  `1199.99 USD`, `$1199.99 USD`);
 - thousands separators: `1,199.99`, `1 199.99`, `1'199.99`, and `1,199` (a comma before exactly three digits groups);
 - a European spelling where it can mean one thing only: `1.199,99`, `1.199.999`, `1199,99`;
 - a lead without digits such as `Price:`, `The price is`, `The price of the lamp is`, `about`, `~`; and a range,
@@ -170,11 +170,10 @@ class NumberFormat:
         """One number with its sign and currency; None where the text has another form."""
         body = body.strip().replace("\u2212", "-")
         sign, body = _sign(body)
-        before, body = self._currency_before(body, text)
+        body = self._currency_before(body, text)
         if not sign:
             sign, body = _sign(body)
-        if not before:
-            body = self._currency_after(body, text)
+        body = self._currency_after(body, text)
         digits = self._separated(body, text)
         return None if digits is None else Decimal(sign + digits)
 
@@ -197,13 +196,13 @@ class NumberFormat:
         own = self.currency.casefold()
         return {own}.union(*({sign, *codes} for sign, codes in _CODES.items() if own == sign or own in codes))
 
-    def _currency_before(self, body: str, text: str) -> tuple[bool, str]:
+    def _currency_before(self, body: str, text: str) -> str:
         match = re.match(r"[^\d.,+\s-]+", body)
         if not match:
-            return False, body
+            return body
         if match.group().casefold() not in self._marks():
             raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
-        return True, body[match.end() :].lstrip()
+        return body[match.end() :].lstrip()
 
     def _currency_after(self, body: str, text: str) -> str:
         match = re.search(r"(?<=[\d.])\s*([^\d.,+\s'’-]+)$", body)

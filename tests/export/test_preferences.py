@@ -69,6 +69,14 @@ def test_a_mistake_is_in_the_label_not_in_the_words() -> None:
     assert found[0].rejected == wrong
 
 
+def test_what_gave_no_preference_stands_in_the_manifest(tmp_path: Path) -> None:
+    rows = [dspy.Example(title=f"Title {n}", is_favorite=True).with_inputs("title") for n in range(12)]
+    found = preferences_from_mistakes(rows, [{"is_favorite": n > 1} for n in range(12)], binary())
+    manifest = export_dpo(found, binary(), tmp_path / "dpo.jsonl").manifest
+    assert (manifest.n_rows_in, manifest.n_rows_out, manifest.n_skipped) == (12, 2, 10)
+    assert manifest.skipped == found.skipped
+
+
 def test_mistakes_need_one_answer_for_each_example() -> None:
     row = {"title": "t", "is_favorite": True}
     with pytest.raises(UsageError, match="fewer"):
