@@ -179,7 +179,8 @@ class CheckReport:
         tokens = f", {self.stats.tokens.total:,} tokens" if self.stats.tokens else ""
         verdict = "ok" if not n["error"] else "not ok"
         found = ", ".join(f"{n[s]:,} {s}{'s' if n[s] != 1 else ''}" for s in ("error", "warning"))
-        return f"{self.path or 'rows'}: {verdict}: {self.stats.n_rows:,} rows{tokens}; {found}"
+        rows = f"{self.stats.n_rows:,} row{'s' if self.stats.n_rows != 1 else ''}"
+        return f"{self.path or 'rows'}: {verdict}: {rows}{tokens}; {found}"
 
     def by_code(self) -> list[tuple[str, int, Issue]]:
         """(code, how often, its first issue), the gravest first."""

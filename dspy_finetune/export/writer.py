@@ -250,4 +250,5 @@ def _nothing(n_rows_in: int, skipped: _Skipped, target: Path) -> str:
     if not n_rows_in:
         return f"nothing to export to {target}: there are no examples; check the source, or its split and filters"
     reasons = "; ".join(f"{reason} ({n})" for reason, n in skipped.reasons.items())
-    return f"nothing to export to {target}: all {n_rows_in} examples were left out: {reasons}"
+    who = f"all {n_rows_in} examples were" if n_rows_in > 1 else "the one example was"
+    return f"nothing to export to {target}: {who} left out: {reasons}"
