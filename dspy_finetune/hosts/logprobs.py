@@ -57,7 +57,7 @@ def positions_on_wire(content: Sequence[Mapping[str, Any]]) -> list[Position]:
 
 
 def spelling(token: str, codes: Sequence[int] | None) -> str:
-    """A token's text; of a part of a character, which hosts write as "bytes:..." or U+FFFD, its bytes, escaped.
+    r"""A token's text; of a part of a character, which hosts write as "bytes:..." or U+FFFD, its bytes, escaped.
 
     >>> spelling(" true", None), spelling("bytes:f09f", [0xF0, 0x9F]).encode("utf-8", "surrogateescape")
     (' true', b'\xf0\x9f')
