@@ -115,6 +115,8 @@ def _text(given: str) -> str:
         return Path(given[1:]).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise file_error(error, given[1:], "read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{given[1:]}: byte {error.start + 1} is not UTF-8; save the rubric as UTF-8") from error
 
 
 class HostEmbedder:

@@ -211,6 +211,14 @@ def test_a_judge_that_is_missing_or_superfluous_is_told_in_one_line(quiz, capsys
     assert said in capsys.readouterr().err
 
 
+def test_a_rubric_that_is_no_text_is_told_in_one_line(quiz, tmp_path, capsys):
+    rubric = tmp_path / "rubric.docx"
+    rubric.write_bytes(b"PK\x03\x04 \xff")
+    judged = ("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", f"@{rubric}")
+    assert run(quiz[0], "--program", "a=x.json", *judged) == 2
+    assert "byte 6 is not UTF-8; save the rubric as UTF-8" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_shares_of_near_numbers_can_be_asked_for():
     (near,) = metrics_named(["within=20%,40"], "price", Judging())
     assert (near.name, near(dspy.Example(price=100), dspy.Prediction(price=139))) == ("within 20% or 40", 1.0)
