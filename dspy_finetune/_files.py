@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dspy_finetune.errors import DataError, FileError, RowError
+from dspy_finetune.errors import DataError, FileError, RowError, UsageError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -130,6 +130,21 @@ def json_text(value: Any, *, default: Callable[[Any], Any] | None = None) -> str
     text = json.dumps(value, ensure_ascii=False, indent=2, default=default)
     # A lone surrogate, as broken text holds it, has no UTF-8; JSON's own escape for it reads back as it was.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a small file, without what is blank around it; a byte-order mark is passed over.
+
+    Raises:
+        FileError: The file cannot be read.
+        UsageError: It is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip()
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{os.fspath(path)} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
 
 
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:

@@ -96,18 +96,13 @@ def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
 def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
     """The prompt that `--preset` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
-    from dspy_finetune._files import file_error, read_json
+    from dspy_finetune._files import read_json, read_text
     from dspy_finetune.errors import UsageError
 
     if (preset is None) == (saved is None):
         raise UsageError("give either --preset or --prompt: the rows are rendered by it")
-    try:
-        if rubric is not None and rubric.startswith("@"):
-            rubric = Path(rubric[1:]).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise file_error(error, error.filename or "", "read") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the rubric file is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    if rubric is not None and rubric.startswith("@"):
+        rubric = read_text(rubric[1:])
     if saved is None:
         assert preset is not None
         if rubric is None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dspy_finetune._files import file_error
+from dspy_finetune._files import read_text
 from dspy_finetune.cli.environment import host_named
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import metrics
@@ -109,14 +108,7 @@ def _within(name: str, field: str) -> Any:
 
 
 def _text(given: str) -> str:
-    if not given.startswith("@"):
-        return given
-    try:
-        return Path(given[1:]).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise file_error(error, given[1:], "read") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{given[1:]}: byte {error.start + 1} is not UTF-8; save the rubric as UTF-8") from error
+    return read_text(given[1:]) if given.startswith("@") else given
 
 
 class HostEmbedder:

@@ -11,11 +11,10 @@ Not covered: splitting and pairing, which belong to `dspy_finetune.data`.
 import json
 import os
 from importlib.resources import files
-from pathlib import Path
 
 import dspy
 
-from dspy_finetune._files import file_error
+from dspy_finetune._files import read_text
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 
@@ -65,12 +64,7 @@ def read_titles(
     ]
     if rubric is None:
         return examples, ""
-    try:
-        return examples, Path(rubric).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise file_error(error, rubric, "read") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{rubric} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    return examples, read_text(rubric)
 
 
 RUBRIC = load_rubric()

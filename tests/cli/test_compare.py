@@ -216,7 +216,7 @@ def test_a_rubric_that_is_no_text_is_told_in_one_line(quiz, tmp_path, capsys):
     rubric.write_bytes(b"PK\x03\x04 \xff")
     judged = ("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", f"@{rubric}")
     assert run(quiz[0], "--program", "a=x.json", *judged) == 2
-    assert "byte 6 is not UTF-8; save the rubric as UTF-8" in capsys.readouterr().err.replace("\n", " ")
+    assert "is not UTF-8 (byte 6); save it as UTF-8" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_shares_of_near_numbers_can_be_asked_for():
