@@ -21,7 +21,7 @@ import dspy
 from scipy.stats import kendalltau
 
 import dspy_finetune as ft
-from dspy_finetune.predictors.ranking_fit import fit
+from dspy_finetune.predictors.ranking import fit
 
 TARGET = 0.9
 

@@ -18,8 +18,7 @@ from collections import Counter
 
 import numpy as np
 
-from dspy_finetune.predictors.ranking_fit import first_pairs, fit, next_pairs
-from dspy_finetune.predictors.ranking_posterior import posterior
+from dspy_finetune.predictors.ranking import first_pairs, fit, next_pairs, posterior
 
 
 def asked_as_rank_does(worths: list[float], budget: int, seed: int, *, in_words: bool) -> list[tuple[int, int, float]]:

@@ -76,16 +76,16 @@ if TYPE_CHECKING:
     from dspy_finetune.hosts import Host
     from dspy_finetune.jobs import (
         FinetunedModel,
-        FinetuneProvider,
         Job,
         Plan,
-        PreferenceFinetune,
         WandB,
         attach,
         jobs,
         plan,
         sft_then_dpo,
     )
+    from dspy_finetune.migration import Migration, migrate
+    from dspy_finetune.optimizers import FinetuneProvider, PreferenceFinetune
     from dspy_finetune.predictors import (
         Cascade,
         DecisionLM,
@@ -100,7 +100,7 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import CurveReport, Migration, Report, compare, learning_curve, migrate, write_html
+    from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
 
 __version__ = "0.1.0"
 
@@ -200,13 +200,15 @@ _ROOMS = {
         "preferences_from_mistakes preferences_from_program"
     ),
     "hosts": "Host",
-    "jobs": "FinetuneProvider FinetunedModel Job Plan PreferenceFinetune WandB attach jobs plan sft_then_dpo",
+    "jobs": "FinetunedModel Job Plan WandB attach jobs plan sft_then_dpo",
+    "migration": "Migration migrate",
+    "optimizers": "FinetuneProvider PreferenceFinetune",
     "predictors": (
         "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "
         "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "CurveReport Migration Report compare learning_curve migrate write_html",
+    "report": "CurveReport Report compare learning_curve write_html",
 }
 """The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
 

@@ -16,7 +16,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 import dspy_finetune as ft
-from dspy_finetune.jobs import attach_adapter
+from dspy_finetune.optimizers import attach_adapter
 from dspy_finetune.quickstart import load_titles
 
 

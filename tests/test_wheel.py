@@ -13,7 +13,7 @@ from hatchling.builders.wheel import WheelBuilder
 ROOT = Path(__file__).parents[1]
 DATA = {
     "dspy_finetune/py.typed",
-    "dspy_finetune/hosts/catalog.json",
+    "dspy_finetune/catalog.json",
     "dspy_finetune/quickstart/titles.jsonl",
     "dspy_finetune/quickstart/rubric.txt",
     "dspy_finetune/report/page.html.jinja",

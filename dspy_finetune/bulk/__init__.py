@@ -13,8 +13,7 @@
 """
 
 from dspy_finetune.bulk import batch_api, ray
-from dspy_finetune.bulk.concurrent import apredict, predict
-from dspy_finetune.bulk.progress import Progress
-from dspy_finetune.bulk.result import BulkResult
+from dspy_finetune.bulk.predict import apredict, predict
+from dspy_finetune.bulk.progress import BulkResult, Progress
 
 __all__ = ["BulkResult", "Progress", "apredict", "batch_api", "predict", "ray"]

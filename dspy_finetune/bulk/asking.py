@@ -15,16 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dspy_finetune.bulk.pacing import Pace, backoff_seconds, retry_after_seconds
 from dspy_finetune.bulk.progress import Budget
-from dspy_finetune.bulk.rows import InputRow, Outcome, load_json, unread
-from dspy_finetune.bulk.tokens import Tokens
-from dspy_finetune.bulk.transport import HttpFailure, NoReplyError, Reply, Transport
+from dspy_finetune.bulk.rate_limit import Pace, backoff_seconds, retry_after_seconds
+from dspy_finetune.bulk.reader import InputRow, Outcome, load_json, unread
+from dspy_finetune.bulk.requests import HttpFailure, NoReplyError, Reply, Tokens, Transport, read_completions
 from dspy_finetune.errors import AnswerError, HostError
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure
+from dspy_finetune.predictors.ask import UNREADABLE, ask_async
 from dspy_finetune.predictors.base import FinetunedPredictor
-from dspy_finetune.predictors.reading import UNREADABLE, ask_async
-from dspy_finetune.predictors.wire import read_completions
 
 _HOPELESS_STATUSES = frozenset({401, 402, 403, 404, 410})
 _HOPELESS_CODES = frozenset(

@@ -1,4 +1,4 @@
-"""batch_api.py: `predict` by a host's batch interface: half the price, within a day, at most one batch for each file.
+"""`predict` by a host's batch interface: half the price, within a day, at most one batch for each file.
 
 In: a predictor and rows. Out: the same file that `bulk.predict` writes. What was cut, sent and answered stands in the
 folder `OUTPUT.batch`, so that the same call goes on after any crash, on any day:
@@ -14,31 +14,587 @@ may pass, goes into another batch.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_finetune.bulk.batch_files import MAX_BYTES, MAX_REQUESTS
-from dspy_finetune.bulk.batch_folder import BatchFolder
-from dspy_finetune.bulk.batch_run import BatchRun
-from dspy_finetune.bulk.output import write_output
-from dspy_finetune.bulk.progress import Meter, Prices, Progress
-from dspy_finetune.bulk.result import BulkResult
-from dspy_finetune.bulk.task import RowOptions, Task
-from dspy_finetune.bulk.tokens import Tokens
-from dspy_finetune.errors import BudgetError, UsageError
+from dspy_finetune._files import atomic_writer, read_json, read_jsonl, write_json
+from dspy_finetune.bulk.asking import RowFailedError, is_completion, outcome_of
+from dspy_finetune.bulk.predict import RowOptions, Task
+from dspy_finetune.bulk.progress import BulkResult, Meter, Prices, Progress
+from dspy_finetune.bulk.reader import InputRow, Outcome, Rows, dump_json, write_output
+from dspy_finetune.bulk.requests import Tokens, is_wired
+from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from dspy_finetune.export.tokens import TokenCounter
-from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
-from dspy_finetune.jobs.journal import Journal
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
+from dspy_finetune.jobs.journal import Entry, Journal
+from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
 from dspy_finetune.predictors.base import FinetunedPredictor
-from dspy_finetune.predictors.wire import is_wired
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+# ----------------------------------------------------------------------------------------------------
+# rows cut into files of requests for a batch interface, and answers found again by their custom id.
+#
+# In: input rows, or the files that a host sent back. Out: `rows.jsonl` (a line for each row), `part-0001.jsonl` (its
+# requests, within the interface's limits), and for each row its completions. A row's requests stand in one part. Only
+# the places of a part's answers are held in memory, never the answers.
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUESTS = 50_000
+MAX_BYTES = 200_000_000
+"""Of one file, as OpenAI's guide has them."""
+ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of requests."""
+
+    name: str
+    """part-0001, ..."""
+    n_rows: int
+    """Rows of the input that it covers, bad ones among them."""
+    n_requests: int
+    """Its lines."""
+    n_bytes: int
+    """Its size; 0 where there is nothing to ask."""
+
+
+def cut(
+    rows: Iterable[InputRow], folder: Path, *, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES
+) -> list[Part]:
+    """Write `rows.jsonl` and the parts. Raises FileError."""
+    parts: list[Part] = []
+    stream = iter(rows)
+    row = next(stream, None)
+    with atomic_writer(folder / "rows.jsonl") as kept:
+        while row is not None:
+            name = f"part-{len(parts) + 1:04d}"
+            n_rows = n_requests = n_bytes = 0
+            with atomic_writer(folder / f"{name}.jsonl") as target:
+                while row is not None:
+                    lines = [request_line(custom_id(row.index, number), body) for number, body in enumerate(row.bodies)]
+                    size = sum(map(len, lines))
+                    if n_rows and (n_requests + len(lines) > max_requests or n_bytes + size > max_bytes):
+                        break
+                    target.writelines(lines)
+                    kept.write(_row_line(row))
+                    n_rows, n_requests, n_bytes = n_rows + 1, n_requests + len(lines), n_bytes + size
+                    row = next(stream, None)
+            parts.append(Part(name=name, n_rows=n_rows, n_requests=n_requests, n_bytes=n_bytes))
+    return parts
+
+
+def saved_rows(folder: Path) -> Iterator[tuple[InputRow, int]]:
+    """The rows of `rows.jsonl`, each with the number of its requests."""
+    for _, saved in read_jsonl(folder / "rows.jsonl"):
+        n_requests = saved.pop("n_requests")
+        yield InputRow(**saved, bodies=()), n_requests
+
+
+def custom_id(index: int, number: int) -> str:
+    """What joins a request and its answer."""
+    return f"row-{index}-{number}"
+
+
+def request_line(identity: str, body: bytes) -> bytes:
+    """One line of a request file; the body goes in as it is."""
+    head = f'{{"custom_id":"{identity}","method":"POST","url":"{ENDPOINT}","body":'
+    return head.encode("ascii") + body + b"}\n"
+
+
+class Answers:
+    """The answers of one part, in files in the order of the attempts: a later answer replaces an earlier failure."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._places: dict[str, tuple[int, int]] = {}
+        self._failed: set[str] = set()
+        self.retryable: set[str] = set()
+        """Requests whose failure may pass."""
+        self.tokens = Tokens()
+        """What the host counted for all of them."""
+        for number, path in enumerate(files):
+            place = 0
+            with open(path, "rb") as stream:
+                for line in stream:
+                    if line.strip():
+                        self._take_in(line, number, place)
+                    place += len(line)
+
+    def _take_in(self, line: bytes, number: int, place: int) -> None:
+        try:
+            answer = json.loads(line)
+            identity = answer["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            # Whose answer it was cannot be told: that request has none, and is asked again.
+            logger.warning("%s: byte %d begins no answer; passed over", self._files[number], place)
+            return
+        self._places[identity] = (number, place)
+        self.retryable.discard(identity)
+        self._failed.discard(identity)
+        body = (answer.get("response") or {}).get("body")
+        if body is not None and is_completion(body):
+            self.tokens += Tokens.of(body)
+        else:
+            self._failed.add(identity)
+        if _is_passing(answer):
+            self.retryable.add(identity)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def n_failed(self) -> int:
+        """Answers that are failures."""
+        return len(self._failed)
+
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._places
+
+    def completion(self, identity: str) -> Any:
+        """The completion, or the RowFailedError that says why there is none."""
+        found = self._places.get(identity)
+        if found is None:
+            return RowFailedError("the batch holds no answer to this request")
+        with open(self._files[found[0]], "rb") as stream:
+            stream.seek(found[1])
+            answer = json.loads(stream.readline())
+        response = answer.get("response") or {}
+        body = response.get("body")
+        if response.get("status_code") == 200 and is_completion(body):
+            return body
+        error = answer.get("error") or (body.get("error") if isinstance(body, Mapping) else None) or {}
+        message = error.get("message") if isinstance(error, Mapping) else str(error)
+        return RowFailedError(f"HTTP {response.get('status_code')}: {message}" if response else str(message))
+
+
+def _is_passing(answer: Mapping[str, Any]) -> bool:
+    response = answer.get("response")
+    if not response:
+        return True  # expired, or never begun
+    status = response.get("status_code")
+    is_odd = status == 200 and not is_completion(response.get("body"))
+    return is_odd or status in RETRYABLE_STATUSES or (isinstance(status, int) and status >= 500)
+
+
+def _row_line(row: InputRow) -> bytes:
+    saved = {
+        "index": row.index,
+        "place": row.place,
+        "inputs": row.inputs,
+        "kept": row.kept,
+        "digest": row.digest,
+        "problem": row.problem,
+        "n_requests": len(row.bodies),
+    }
+    return dump_json(saved) + b"\n"
+
+
+# ----------------------------------------------------------------------------------------------------
+# the folder of one run by batches: what was cut, what came back, and what is still missing.
+#
+# In: a task. Out: a `BatchFolder` with its parts; the requests of a part that have no answer yet; every row with its
+# outcome. Everything is found again after any crash. Not covered: what was sent and created (the journal,
+# batch_run.py).
+
+MAX_ATTEMPTS = 3
+"""Batches for one part; those refused because the queue was full are not counted."""
+
+
+class BatchFolder:
+    """`OUTPUT.batch`: of this task, cut now or by an earlier run.
+
+    Args:
+        path: The folder.
+        task: What is asked.
+        max_requests: Of one part.
+        max_bytes: Of one part.
+
+    Raises:
+        UsageError: It holds another run, of which something was sent.
+        DataError: The rows are not those that were cut, or the folder is damaged.
+        FileError: It cannot be read or written.
+    """
+
+    def __init__(self, path: Path, task: Task, *, max_requests: int, max_bytes: int) -> None:
+        self.path = path
+        self.journal = Journal(path / "journal.jsonl")
+        found = self._found(task)
+        if found is None:
+            parts = cut(task.rows, path, max_requests=max_requests, max_bytes=max_bytes)
+            found = {"id": uuid.uuid4().hex, "run": task.described, "parts": [asdict(part) for part in parts]}
+            write_json(path / "run.json", found)  # nothing is sent before it is there
+        self.id = str(found["id"])
+        self.parts = [Part(**part) for part in found["parts"]]
+
+    @property
+    def n_rows(self) -> int:
+        """Of all parts."""
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def n_requests(self) -> int:
+        """Of all parts."""
+        return sum(part.n_requests for part in self.parts)
+
+    def answer_file(self, part: Part, attempt: int, kind: str) -> Path:
+        """Where the answers of an attempt stand: "output" or "errors"."""
+        return self.path / f"{part.name}.{attempt}.{kind}.jsonl"
+
+    def answers(self, part: Part) -> Answers:
+        """All answers to a part that are here."""
+        attempts = range(1, MAX_ATTEMPTS + 1)
+        files = [self.answer_file(part, attempt, kind) for attempt in attempts for kind in ("errors", "output")]
+        return Answers([path for path in files if path.exists()])
+
+    def missing(self, part: Part) -> set[str]:
+        """The requests of a part that have no answer, or one that another try may better."""
+        answers = self.answers(part)
+        asked = (row["custom_id"] for _, row in read_jsonl(self.path / f"{part.name}.jsonl"))
+        return {identity for identity in asked if identity not in answers or identity in answers.retryable}
+
+    def requests(self, part: Part, attempt: int) -> Path:
+        """The file of an attempt: the part itself, or those of its requests that have no answer yet."""
+        first = self.path / f"{part.name}.jsonl"
+        path = self.path / f"{part.name}.{attempt}.jsonl"
+        if attempt == 1 or path.exists():
+            return first if attempt == 1 else path
+        missing = self.missing(part)
+        with open(first, "rb") as source, atomic_writer(path) as target:
+            for line in source:
+                if json.loads(line)["custom_id"] in missing:
+                    target.write(line)
+        return path
+
+    def bodies(self) -> Iterator[Mapping[str, Any]]:
+        """The body of every request."""
+        for part in self.parts:
+            for _, request in read_jsonl(self.path / f"{part.name}.jsonl"):
+                yield request["body"]
+
+    def outcomes(self, predictor: FinetunedPredictor) -> Iterator[tuple[InputRow, Outcome]]:
+        """Every row with what became of it, in order."""
+        saved = saved_rows(self.path)
+        for part in self.parts:
+            answers = self.answers(part)
+            for _ in range(part.n_rows):
+                row, n_requests = next(saved)
+                if row.problem is not None:
+                    yield row, Outcome(status="bad_row", error=row.problem)
+                    continue
+                found = [answers.completion(custom_id(row.index, number)) for number in range(n_requests)]
+                failures = [one for one in found if isinstance(one, RowFailedError)]
+                completions = [one for one in found if not isinstance(one, RowFailedError)]
+                yield row, outcome_of(predictor, row, completions, failures[0] if failures else None)
+
+    def remove(self) -> None:
+        """The run is complete: the folder goes."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _found(self, task: Task) -> dict[str, Any] | None:
+        """What an earlier run wrote, or None."""
+        try:
+            found = read_json(self.path / "run.json", "a run by batches", "remove the folder to start afresh")
+        except FileError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        differing = [name for name, value in _plain(task.described).items() if found["run"].get(name) != value]
+        if differing and not self.journal.entries():
+            return None  # nothing was sent, so nothing is lost; a call that is put right must not be refused
+        if differing:
+            raise UsageError(
+                f"{self.path} holds another run: its {differing[0]} differs; finish that one, choose another output, "
+                "or remove the folder to start afresh"
+            )
+        if task.described["input"] is None:
+            self._check_rows(task.rows)
+        return found
+
+    def _check_rows(self, rows: Rows) -> None:
+        # A file is known by its hash, rows in memory one by one.
+        for saved, row in zip_longest(saved_rows(self.path), rows):
+            if saved is None or row is None or saved[0].digest != row.digest:
+                place = row.place if row is not None else "the end of the rows"
+                raise DataError(
+                    f"{place} is not what was asked before ({self.path} holds what was sent): the input or its order "
+                    "has changed; bring the old one back, or remove the folder to start afresh"
+                )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+# ----------------------------------------------------------------------------------------------------
+# how far the batches of a run are: rows, rate, time left and cost, from what the host counts.
+#
+# In: looks at batches, and the answers that were fetched. Out: `Progress`. Batches are answered in bursts, so that the
+# rate is that since this run began to look. The cost is that of the answers that are here, and of the tokens that the
+# host has counted for others: never an estimate.
+
+
+class BatchProgress:
+    """Counts what the batches of a run have answered."""
+
+    def __init__(self, folder: BatchFolder, prices: Prices, clock: Clock) -> None:
+        self._folder = folder
+        self._prices = prices
+        self._clock = clock
+        self._began_at = clock.now()
+        self._n_answered: dict[str, int] = {}
+        self._n_failed: dict[str, int] = {}
+        self._n_earlier = 0
+        self._collected: dict[str, Tokens] = {}
+        self._counted: dict[str, Tokens] = {}
+
+    def heard(self, part: Part, batch: Any) -> None:
+        """Take in a look at a part's batch, which may hold a part of its requests."""
+        counts = batch.request_counts
+        if counts is not None and counts.total:
+            n_before = part.n_requests - counts.total
+            self._n_answered[part.name] = n_before + counts.completed + counts.failed
+            self._n_failed[part.name] = counts.failed
+        usage = getattr(batch, "usage", None)
+        if usage is not None:
+            details = getattr(usage, "input_tokens_details", None)
+            self._counted[part.name] = Tokens(
+                n_input=usage.input_tokens or 0,
+                n_cached=getattr(details, "cached_tokens", 0) or 0,
+                n_output=usage.output_tokens or 0,
+            )
+
+    def collected(self, part: Part, answers: Answers, *, is_earlier: bool = False) -> None:
+        """Take in the answers that were fetched: all of a part's, of an earlier run or just now."""
+        self._counted.pop(part.name, None)
+        self._collected[part.name] = answers.tokens
+        self._n_answered[part.name] = len(answers)
+        self._n_failed[part.name] = answers.n_failed
+        if is_earlier:
+            self._n_earlier += len(answers)
+
+    def look(self, *, n_retries: int) -> Progress:
+        """How far it is now."""
+        n_requests = self._folder.n_requests
+        n_answered = min(sum(self._n_answered.values()), n_requests)
+        seconds = self._clock.now() - self._began_at
+        n_fresh = n_answered - self._n_earlier
+        rate = self._rows(n_fresh) / seconds if seconds > 0 and n_fresh > 0 else None
+        n_done, n_rows = self._rows(n_answered), self._folder.n_rows
+        used = sum([*self._collected.values(), *self._counted.values()], Tokens())
+        return Progress(
+            n_done=round(n_done),
+            n_total=n_rows,
+            n_errors=round(self._rows(sum(self._n_failed.values()))),
+            n_reused=round(self._rows(self._n_earlier)),
+            rows_per_second=rate,
+            eta_seconds=None if rate is None else (n_rows - n_done) / rate,
+            cost_usd=self._prices.usd(used),
+            n_in_flight=n_requests - n_answered,
+            concurrency=n_requests,
+            n_retries=n_retries,
+        )
+
+    def _rows(self, n_requests: int) -> float:
+        """Rows of so many requests: a pair that is asked in both orders is one row of two."""
+        return self._folder.n_rows * n_requests / self._folder.n_requests
+
+
+# ----------------------------------------------------------------------------------------------------
+# every part of a run sent as a batch, looked at and collected, across crashes, full queues and expiry.
+#
+# In: a folder of requests and its journal: uploaded, creating, created, not_created, ended, collected, each written
+# before the next step. Out: the folder with the answers. At most one batch is under way for a part: a request to create
+# one whose fate is unknown is settled by the host's own list, where a batch carries its part's name.
+
+FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+QUEUE_CODES = frozenset({"token_limit_exceeded", "request_limit_exceeded", "rate_limit_exceeded"})
+"""Codes of a batch that failed because too much was waiting already."""
+FULL_SECONDS = 60.0
+"""The first pause after a full queue; it doubles up to 15 minutes."""
+CLOCK_SKEW_SECONDS = 300.0
+RUN_KEY, PART_KEY = "dspy_finetune_bulk", "dspy_finetune_part"
+
+
+class BatchRun:
+    """The batches of one run.
+
+    Args:
+        host: With a batch interface.
+        folder: What is sent, and where answers go.
+        prices: Of the predictor's tokens, for the progress.
+        clock: Time.
+        on_progress: Called after each look at all parts.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        folder: BatchFolder,
+        prices: Prices,
+        clock: Clock,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._host = host
+        self._folder = folder
+        self._journal = folder.journal
+        self._clock = clock
+        self._on_progress = on_progress
+        self._progress = BatchProgress(folder, prices, clock)
+        self._full_until = 0.0
+        self._full_pause = FULL_SECONDS
+        self.n_retries = 0
+
+    def finish(self, poll_seconds: float) -> None:
+        """Bring every part to its answers.
+
+        Raises:
+            HostError: The host refuses, a batch is wrong, or somebody cancelled one.
+            FileError: The folder cannot be written.
+        """
+        waiting = [part for part in self._folder.parts if part.n_requests]
+        for part in waiting:
+            if any(entry.event == "collected" for entry in self._journal.entries(part.name)):
+                self._progress.collected(part, self._folder.answers(part), is_earlier=True)
+        while waiting:
+            waiting = [part for part in waiting if not self._advance(part)]
+            if self._on_progress is not None:
+                self._on_progress(self._progress.look(n_retries=self.n_retries))
+            if waiting:
+                self._clock.sleep(poll_seconds)
+
+    def _advance(self, part: Part) -> bool:
+        """Take a part's next step; True when it has its answers."""
+        entries = self._journal.entries(part.name)
+        last = entries[-1] if entries else None
+        attempt = int(last.facts.get("attempt", 1)) if last is not None else 1
+        if last is not None and last.event == "collected":
+            missing = self._folder.missing(part)
+            if not missing or attempt >= MAX_ATTEMPTS:
+                return True
+            attempt += 1
+            self.n_retries += len(missing)
+            last = None
+        if last is not None and last.event == "creating":
+            last = self._settle(part, last, attempt)
+        if last is not None and last.event == "created":
+            return self._look(part, attempt, str(last.facts["batch_id"]))
+        if self._clock.now() >= self._full_until:
+            self._submit(part, attempt, last)
+        return False
+
+    def _submit(self, part: Part, attempt: int, last: Entry | None) -> None:
+        path = self._folder.requests(part, attempt)
+        client = self._host.client(max_retries=0)
+        if last is not None and last.facts.get("file_id") and last.facts.get("attempt") == attempt:
+            file_id = str(last.facts["file_id"])
+        else:
+            with self._host.talking(f"upload {path.name}"), open(path, "rb") as stream:
+                file_id = client.files.create(file=(path.name, stream), purpose="batch").id
+            self._write(part, "uploaded", attempt=attempt, file_id=file_id)
+        self._write(part, "creating", attempt=attempt, file_id=file_id)
+        metadata = {RUN_KEY: self._folder.id, PART_KEY: self._name(part)}
+        try:
+            with self._host.talking("create a batch"):
+                batch = client.batches.create(
+                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=metadata
+                )
+        except HostError as error:
+            is_answer = error.status is not None and error.status < 500
+            if is_answer or (error.__cause__ is not None and never_sent(error.__cause__)):
+                self._write(part, "not_created", attempt=attempt, file_id=file_id, why=str(error))
+            if error.status == 429 and error.code != "insufficient_quota":
+                self._wait_for_the_queue()
+                return
+            if is_answer or not error.retryable:
+                raise
+            return  # the list of batches will tell what became of it
+        self._write(part, "created", attempt=attempt, file_id=file_id, batch_id=batch.id)
+
+    def _settle(self, part: Part, creating: Entry, attempt: int) -> Entry:
+        """What became of a request to create a batch whose answer was lost: the host's list tells."""
+        file_id = creating.facts.get("file_id")
+        while True:
+            with self._host.talking("list the batches"):
+                for number, batch in enumerate(self._host.client().batches.list(limit=100)):
+                    if number >= 1000 or (batch.created_at or 0) < creating.at - CLOCK_SKEW_SECONDS:
+                        break
+                    metadata = batch.metadata or {}
+                    is_named = metadata.get(RUN_KEY) == self._folder.id
+                    if is_named and metadata.get(PART_KEY) == self._name(part):
+                        return self._write(part, "created", attempt=attempt, file_id=file_id, batch_id=batch.id)
+            if self._clock.now() >= creating.at + self._host.kind.listing_lag_seconds:
+                return self._write(part, "not_created", attempt=attempt, file_id=file_id, why="not listed")
+            self._clock.sleep(1.0)
+
+    def _look(self, part: Part, attempt: int, batch_id: str) -> bool:
+        try:
+            with self._host.talking(f"ask for the batch {batch_id}"):
+                batch = self._host.client().batches.retrieve(batch_id)
+        except HostError as error:
+            if not error.retryable:
+                raise
+            logger.warning("%s", error)  # the next look may succeed
+            return False
+        self._progress.heard(part, batch)
+        if batch.status not in FINAL:
+            return False
+        for name, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
+            path = self._folder.answer_file(part, attempt, name)
+            if file_id and not path.exists():
+                with self._host.talking(f"download {file_id}"), atomic_writer(path) as stream:
+                    for block in self._host.client().files.content(file_id).iter_bytes(1 << 20):
+                        stream.write(block)
+        if batch.status == "failed":
+            self._failed(part, attempt, batch)
+            return False
+        self._write(part, "collected", attempt=attempt, batch_id=batch_id, status=batch.status)
+        self._progress.collected(part, self._folder.answers(part))
+        missing = self._folder.missing(part)
+        if missing and batch.status == "cancelled":
+            raise HostError(
+                f"the batch {batch_id} was cancelled; {len(missing)} requests have no answer: run again to send them"
+            )
+        return not missing or attempt >= MAX_ATTEMPTS
+
+    def _failed(self, part: Part, attempt: int, batch: Any) -> None:
+        errors = list(batch.errors.data or []) if batch.errors is not None else []
+        codes = {error.code for error in errors}
+        why = "; ".join(f"line {one.line}: {one.message}" if one.line else str(one.message) for one in errors[:3])
+        self._write(part, "not_created", attempt=attempt, why=why)
+        if codes & QUEUE_CODES:
+            self._wait_for_the_queue()
+            return
+        raise HostError(f"{self._host.name}: the batch {batch.id} failed: {why or 'no reason given'}")
+
+    def _wait_for_the_queue(self) -> None:
+        self._full_until = self._clock.now() + self._full_pause
+        logger.warning("the host's queue is full; trying again in %.0f s", self._full_pause)
+        self._full_pause = min(self._full_pause * 2, 900.0)
+
+    def _name(self, part: Part) -> str:
+        """The part and which of its requests to create a batch is the last one."""
+        n_requests = sum(entry.event == "creating" for entry in self._journal.entries(part.name))
+        return f"{part.name}.{n_requests}"
+
+    def _write(self, part: Part, event: str, **facts: Any) -> Entry:
+        return self._journal.append(part.name, event, at=self._clock.now(), **facts)
+
+
+# ----------------------------------------------------------------------------------------------------
 def predict(
     predictor: FinetunedPredictor,
     examples: Any,

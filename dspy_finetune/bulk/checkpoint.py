@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dspy_finetune._files import file_error
-from dspy_finetune.bulk.rows import InputRow, Outcome
-from dspy_finetune.bulk.tokens import Tokens
+from dspy_finetune.bulk.reader import InputRow, Outcome
+from dspy_finetune.bulk.requests import Tokens
 from dspy_finetune.errors import DataError, FileError, UsageError
 
 VERSION = 1

@@ -16,14 +16,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from dspy_finetune._optional import require
 from dspy_finetune.bulk.asking import Gate, Persistence, ProgramAsker, Timing, WireAsker
-from dspy_finetune.bulk.pacing import Pace
 from dspy_finetune.bulk.progress import Budget, Prices
-from dspy_finetune.bulk.rows import RESERVED, InputRow, Outcome, Rows, load_json
-from dspy_finetune.bulk.tokens import Tokens
-from dspy_finetune.bulk.transport import Transport
+from dspy_finetune.bulk.rate_limit import Pace
+from dspy_finetune.bulk.reader import RESERVED, InputRow, Outcome, Rows, load_json
+from dspy_finetune.bulk.requests import Tokens, Transport, is_wired
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
-from dspy_finetune.predictors.wire import is_wired
 
 
 def predict(

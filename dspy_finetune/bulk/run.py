@@ -18,15 +18,12 @@ import dspy
 
 from dspy_finetune.bulk.asking import Gate, Persistence, ProgramAsker, Suspicion, Timing, WireAsker
 from dspy_finetune.bulk.checkpoint import WINDOW, Checkpoint, Entry
-from dspy_finetune.bulk.pacing import Pace
-from dspy_finetune.bulk.progress import Budget, Meter, Prices, Progress
-from dspy_finetune.bulk.result import BulkResult
-from dspy_finetune.bulk.rows import InputRow, Outcome, Rows
-from dspy_finetune.bulk.tokens import Tokens
-from dspy_finetune.bulk.transport import Transport
+from dspy_finetune.bulk.progress import Budget, BulkResult, Meter, Prices, Progress
+from dspy_finetune.bulk.rate_limit import Pace
+from dspy_finetune.bulk.reader import InputRow, Outcome, Rows
+from dspy_finetune.bulk.requests import Tokens, Transport, is_wired
 from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.predictors.base import FinetunedPredictor
-from dspy_finetune.predictors.wire import is_wired
 
 SYNC_SECONDS = 5.0
 """Answers outlive the process at once, and the machine after this time."""

@@ -25,11 +25,9 @@ from dspy_finetune.cli.metrics import (
 from dspy_finetune.cli.plan import EnvPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation.answers import Answer, Program
-from dspy_finetune.evaluation.collect import Progress
-from dspy_finetune.evaluation.rivals import n_in_training
+from dspy_finetune.evaluation.answers import Answer, Program, Progress
+from dspy_finetune.evaluation.compare import n_in_training, usual_metric
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
-from dspy_finetune.evaluation.usual import usual_metric
 from dspy_finetune.predictors import load_predictor
 from dspy_finetune.report import compare
 

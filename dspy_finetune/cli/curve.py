@@ -18,7 +18,7 @@ from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CurveProgress
-from dspy_finetune.evaluation.usual import usual_metric
+from dspy_finetune.evaluation.compare import usual_metric
 from dspy_finetune.report import learning_curve
 
 

@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
 
 def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
     """Print what was written; exits with 1 when the report has errors."""
-    from dspy_finetune.export.show import visible  # here: --help must not wait for the export's modules
+    from dspy_finetune.export.checks.show import visible  # here: --help must not wait for the export's modules
 
     manifest = dataset.manifest
     if as_json:

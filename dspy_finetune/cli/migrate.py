@@ -29,10 +29,11 @@ from dspy_finetune.cli.plan import (
 from dspy_finetune.cli.train import tell_model
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation.answers import Progress
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.report import Migration, Report
-from dspy_finetune.report import migrate as migrate_model
+from dspy_finetune.migration import Migration
+from dspy_finetune.migration import migrate as migrate_model
+from dspy_finetune.report import Report
 
 
 def register(app: typer.Typer) -> None:

@@ -10,8 +10,8 @@ from rich.table import Table
 from dspy_finetune.cli.app import out, print_json
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath, warn
-from dspy_finetune.jobs.clock import SYSTEM_CLOCK
-from dspy_finetune.jobs.lifetime import ListedModel, list_models
+from dspy_finetune.jobs.model import ListedModel, list_models
+from dspy_finetune.jobs.records import SYSTEM_CLOCK
 
 
 def register(app: typer.Typer) -> None:

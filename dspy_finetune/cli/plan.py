@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dspy_finetune._files import read_jsonl
+from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.dialects import from_any
-from dspy_finetune.hosts.catalog import load_catalog
 from dspy_finetune.jobs import Plan
 from dspy_finetune.jobs import plan as make_plan
-from dspy_finetune.jobs.pricing import catalog_name
+from dspy_finetune.jobs.options import catalog_name
 
 HostText = Annotated[
     str, typer.Option("--host", help="openai, azure, local, an address, or NAME=ADDRESS (key in NAME_API_KEY).")

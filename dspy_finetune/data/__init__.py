@@ -9,9 +9,8 @@
 """
 
 from dspy_finetune.data.items import normalize_text
-from dspy_finetune.data.leakage import Leakage, LeakedItem, find_leakage
 from dspy_finetune.data.load import Examples, ExampleStream, iter_examples, load_examples
-from dspy_finetune.data.pairs import make_pairs
+from dspy_finetune.data.pairs import make_pairs, swap
 from dspy_finetune.data.quality import (
     Conflict,
     Deduplicated,
@@ -19,8 +18,7 @@ from dspy_finetune.data.quality import (
     deduplicate,
     find_conflicts,
 )
-from dspy_finetune.data.sides import swap
-from dspy_finetune.data.split import Split, split
+from dspy_finetune.data.split import Leakage, LeakedItem, Split, find_leakage, split
 
 __all__ = [
     "Conflict",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.rows import check_names, columns_hint
+from dspy_finetune.data.fields import check_names, columns_hint
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 
 How = Literal["normalized", "exact"]

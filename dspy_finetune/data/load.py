@@ -1,4 +1,4 @@
-"""load.py: files, tables, Hugging Face datasets -> dspy.Example.
+"""files, tables, Hugging Face datasets -> dspy.Example.
 
 In: any source of rows, and what is wanted of its fields: names, types, which are inputs. Out: examples -- all at once
 (`load_examples`) or one by one (`iter_examples`). No row is dropped silently: a bad one is named by file and line,
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.rows import RowPlan
-from dspy_finetune.data.sources import Format, Source, open_source
+from dspy_finetune.data.fields import RowPlan
+from dspy_finetune.data.readers import Format, Source, open_source
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 
 OnError = Literal["raise", "skip"]

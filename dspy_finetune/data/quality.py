@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.coerce import Unreadable
+from dspy_finetune.data.fields import Unreadable, check_names
 from dspy_finetune.data.items import (
     By,
     How,
@@ -26,8 +26,7 @@ from dspy_finetune.data.items import (
     row_keys,
     values_of,
 )
-from dspy_finetune.data.rows import check_names
-from dspy_finetune.data.sides import read_preferred
+from dspy_finetune.data.pairs import read_preferred
 from dspy_finetune.errors import RowError, RowsError, UsageError
 
 _log = logging.getLogger(__name__)

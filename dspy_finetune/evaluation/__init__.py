@@ -15,12 +15,18 @@
 `dspy_finetune.compare` asks the same and returns a report that can draw itself.
 """
 
-from dspy_finetune.evaluation import baselines, metrics, stats
-from dspy_finetune.evaluation.answers import Answer, Outcome, Program
-from dspy_finetune.evaluation.bias import PairwiseBias, in_both_orders, pairwise_bias, swap_agreement
-from dspy_finetune.evaluation.collect import Progress
+from dspy_finetune.evaluation import baselines, metrics, statistics
+from dspy_finetune.evaluation.answers import Answer, Outcome, Program, Progress
 from dspy_finetune.evaluation.compare import compare_programs
-from dspy_finetune.evaluation.comparison import (
+from dspy_finetune.evaluation.learning_curve import (
+    CurvePoint,
+    CurveProgress,
+    CurveRun,
+    LearningCurve,
+    MarginalValue,
+    learning_curve,
+)
+from dspy_finetune.evaluation.result import (
     Comparison,
     Difference,
     Item,
@@ -28,13 +34,11 @@ from dspy_finetune.evaluation.comparison import (
     NoiseFloor,
     ProgramRow,
     SubgroupRow,
+    Verdict,
 )
-from dspy_finetune.evaluation.curve import learning_curve
-from dspy_finetune.evaluation.curve_jobs import CurveProgress
-from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.saved_programs import load_optimized
-from dspy_finetune.evaluation.stats import Interval
-from dspy_finetune.evaluation.verdict import Verdict
+from dspy_finetune.evaluation.slices import PairwiseBias, in_both_orders, pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.statistics import Interval
 
 __all__ = [
     "Answer",
@@ -63,6 +67,6 @@ __all__ = [
     "load_optimized",
     "metrics",
     "pairwise_bias",
-    "stats",
+    "statistics",
     "swap_agreement",
 ]

@@ -12,27 +12,271 @@ programs are tested too, and their p-values are corrected together (Holm).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
 
+from dspy_finetune.catalog import load_catalog, parse_model_id
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import clusters, noise, scoring, stats
-from dspy_finetune.evaluation.answers import Answer, Program, jsonable
-from dspy_finetune.evaluation.collect import Collected, Progress, collect
-from dspy_finetune.evaluation.comparison import Comparison, Difference, Item, MetricFacts, ProgramRow
-from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.reading import label_text, positive_label, same_label
+from dspy_finetune.evaluation import baselines, scoring, statistics
+from dspy_finetune.evaluation.answers import Answer, Collected, Program, Progress, collect, jsonable
+from dspy_finetune.evaluation.baselines import LabelBaseline, NearestAnswer, NumberBaseline, Task
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, label_text, positive_label, same_label
+from dspy_finetune.evaluation.result import (
+    Comparison,
+    Difference,
+    Item,
+    MetricFacts,
+    NoiseFloor,
+    ProgramRow,
+    decide,
+    n_more_items,
+)
 from dspy_finetune.evaluation.scoring import Resampling, Scored
-from dspy_finetune.evaluation.subgroups import Subgroups, parts_of, subgroup_rows
-from dspy_finetune.evaluation.tuned import is_tuned
-from dspy_finetune.evaluation.verdict import decide, n_more_items
+from dspy_finetune.evaluation.slices import InBothOrders, Subgroups, parts_of, subgroup_rows
+from dspy_finetune.predictors import FinetunedPredictor
+from dspy_finetune.prompts import PromptFormat
 
+# ----------------------------------------------------------------------------------------------------
+# Does a program hold a tuned model? Asked so that a report can advise against tuning.
+#
+# In: a program. Out: True, False, or None where nothing can be known of a callable. A model counts as tuned when its
+# name says so (`ft:...`), and when it is a predictor's and no known base model: Azure and others name tuned models
+# freely.
+
+
+def is_tuned(program: Program) -> bool | None:
+    """Whether a program holds a tuned model; None for a callable that is neither a module nor a baseline."""
+    if isinstance(program, InBothOrders):
+        return is_tuned(program.program)
+    if isinstance(program, (LabelBaseline, NearestAnswer, NumberBaseline)):
+        return False
+    if not isinstance(program, dspy.Module):
+        return None
+    return any(_holds_tuned(part) for part in (program, *(part for _, part in program.named_sub_modules())))
+
+
+def _holds_tuned(part: Any) -> bool:
+    if isinstance(part, FinetunedPredictor):
+        named = parse_model_id(part.model)
+        return named.is_tuned or load_catalog().model(named.base) is None
+    lm = getattr(part, "lm", None)
+    return isinstance(lm, dspy.BaseLM) and parse_model_id(str(lm.model)).is_tuned
+
+
+# ----------------------------------------------------------------------------------------------------
+# The metric that fits an output, for whoever has no wish of their own.
+#
+# In: a prompt and one of its outputs. Out: the name of a metric in evaluation/metrics.py.
+
+
+def usual_metric(prompt: PromptFormat, field: str) -> str:
+    """accuracy for a label, mean_absolute_error for a number, exact_match for text."""
+    if field == prompt.label_field:
+        return "accuracy"
+    return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Which baselines a comparison gets by itself: those that fit its metric, its tuned program and the training examples.
+#
+# In: the programs, what the model was trained on, the metrics. Out: the programs with baselines behind them; and how
+# many items stand in the training examples. Not covered: the baselines themselves (baselines.py, model_baselines.py).
+
+_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number", "exact_match": "text"}
+
+
+def with_baselines(
+    programs: Mapping[str, Program],
+    train: Sequence[Any] | None,
+    metrics: Sequence[AnyMetric],
+    *,
+    base_model: str | None = None,
+) -> dict[str, Program]:
+    """The programs, and behind them `baselines.usual` of the field that the metrics read; without `train` the untuned.
+
+    Programs of the same name stay as they are. Raises as `baselines.usual`, and UsageError where no metric names a
+    field, or where a base model was named and no program has a prompt and a host to ask it with.
+    """
+    parts = [part for program in programs.values() for part in _parts(program)]
+    tuned = next((part for part in parts if isinstance(part, FinetunedPredictor)), None)
+    if base_model is not None and (tuned is None or tuned.host is None):
+        raise UsageError(
+            "base_model=... is asked with the prompt and on the host of a tuned program, and there is none among the "
+            "programs: add ft.baselines.untuned(prompt, model, host=...) to them"
+        )
+    if train is None:
+        if base_model is None or tuned is None:
+            return dict(programs)
+        name = f"{base_model}, untuned"
+        return dict(programs) | {name: baselines.untuned(tuned.prompt, base_model, host=tuned.host)}
+    rows = list(train)
+    if not rows:
+        raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
+    field = next((one.field for one in metrics if isinstance(one, (Metric, SetMetric))), None)
+    if field is None:
+        raise UsageError(
+            "train=... adds baselines for the field of the first metric from ft.metrics, and there is none"
+        )
+    if any(not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None) for row in rows):
+        raise UsageError("train: each example must say which fields are inputs; see example.with_inputs(...)")
+    prompt = tuned.prompt if tuned is not None else None
+    is_output = prompt is not None and field in prompt.output_fields
+    found = baselines.usual(
+        rows,
+        label=field,
+        text=prompt.input_fields if prompt is not None else None,
+        task=_TASKS[usual_metric(prompt, field)] if prompt is not None and is_output else None,
+        prompt=prompt,
+        base_model=base_model,
+        host=tuned.host if tuned is not None else None,
+        with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
+    )
+    return {**programs, **{name: one for name, one in found.items() if name not in programs}}
+
+
+def _parts(program: Program) -> Iterator[Any]:
+    yield program
+    if isinstance(program, dspy.Module):
+        yield from (part for _, part in program.named_sub_modules())
+
+
+def n_in_training(train: Sequence[Any], items: Sequence[Any]) -> int:
+    """How many items have the inputs of a training example."""
+    known = {_inputs(row) for row in train}
+    return sum(_inputs(row) in known for row in items)
+
+
+def _inputs(row: Any) -> str:
+    return json.dumps(jsonable(dict(row.inputs().items())), sort_keys=True, ensure_ascii=False)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The noise floor: the same program asked the same questions twice.
+#
+# In: programs and items. Out: second answers, asked past DSPy's cache, and what they change (`NoiseFloor`). Not
+# covered: caches that are not DSPy's; where the second answers report no tokens and the first did, the result says
+# so.
+
+AGAIN = " (asked again)"
+"""What a program's name ends in where its second answers stand."""
+
+
+def ask_again(
+    programs: Mapping[str, Program], inputs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> dict[str, Collected]:
+    """Each program's second answers, past DSPy's cache, under names of their own in the checkpoint."""
+    twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
+    found = collect(twins, inputs, **options)
+    return {name: found[name + AGAIN] for name in programs}
+
+
+def noise_floors(
+    metric: AnyMetric,
+    fact: MetricFacts,
+    column: Mapping[str, Scored],
+    rows: Sequence[Any],
+    collected: Mapping[str, Collected],
+    again: Mapping[str, Collected],
+    how: Resampling,
+    n_threads: int,
+) -> tuple[NoiseFloor, ...]:
+    """What the second answers changed.
+
+    Args:
+        metric: The metric that decides.
+        fact: Its facts.
+        column: The first answers' scores, by program.
+        rows: The examples that were asked twice, the first ones of the comparison.
+        collected: The first answers, by program.
+        again: The second ones.
+        how: Of the interval, for these rows.
+        n_threads: For a metric that asks a model.
+    """
+    found = []
+    for name, second in again.items():
+        first = collected[name].answers[: len(rows)]
+        if isinstance(metric, SetMetric):
+            later, earlier = (scoring.score_set(metric, rows, one, how) for one in (second.answers, first))
+        else:
+            scores = column[name].scores
+            assert scores is not None
+            given = [
+                scoring.item_scores(metric, rows, second.answers, n_threads=n_threads),
+                scoring.ItemScores(scores=scores[: len(rows)]),
+            ]
+            later, earlier = (scoring.score_items(one, fact, how) for one in given)
+        reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
+        found.append(
+            NoiseFloor(
+                program=name,
+                n=len(rows),
+                n_changed=sum(
+                    _said(one, fact.field) != _said(other, fact.field)
+                    for one, other in zip(first, second.answers, strict=True)
+                ),
+                difference=scoring.paired(later, earlier, fact, how).interval,
+                is_from_cache=reported == [True, False],
+            )
+        )
+    return tuple(found)
+
+
+def _said(answer: Answer, field: str | None) -> tuple[str, Any]:
+    """What counts of an answer when two are compared: latency and tokens do not."""
+    return answer.outcome, answer.outputs.get(field) if field is not None else dict(answer.outputs)
+
+
+def uncached(program: Program) -> Program:
+    """A copy of a DSPy module whose language models pass by DSPy's cache; any other callable as it is.
+
+    A model that a module takes from `dspy.settings` is passed by the cache too.
+    """
+    if not isinstance(program, dspy.Module):
+        return program
+    twin = program.deepcopy()
+    for _, part in [("", twin), *twin.named_sub_modules()]:
+        if isinstance(part, FinetunedPredictor):
+            _without_cache(part)
+        elif isinstance(getattr(part, "lm", None), dspy.BaseLM):
+            part.lm = part.lm.copy(cache=False)
+    return _Uncached(twin)
+
+
+def _without_cache(predictor: FinetunedPredictor) -> None:
+    predictor.lm_options = {**predictor.lm_options, "cache": False}
+    if predictor._given_lm is not None:
+        predictor._given_lm = predictor._given_lm.copy(cache=False)
+    predictor._lm = None
+
+
+class _Uncached:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, **inputs: Any) -> Any:
+        with _settings_uncached():
+            return self.program(**inputs)
+
+
+@contextlib.contextmanager
+def _settings_uncached() -> Iterator[None]:
+    lm = dspy.settings.lm
+    if not isinstance(lm, dspy.BaseLM):
+        yield
+        return
+    with dspy.context(lm=lm.copy(cache=False)):
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------
 Columns = dict[str, dict[str, Scored]]
 """Scores by metric and program."""
 
@@ -67,8 +311,8 @@ def compare_programs(
     """
     candidate, rows = _checked(programs, examples, metrics, candidate, reference, confidence)
     parts = parts_of(rows, subgroups)
-    groups = clusters.groups_of(rows, group_by) if group_by is not None else None
-    stats.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
+    groups = statistics.groups_of(rows, group_by) if group_by is not None else None
+    statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
     inputs = [dict(row.inputs().items()) for row in rows]
     options: dict[str, Any] = {
         "n_threads": n_threads,
@@ -83,7 +327,7 @@ def compare_programs(
     }
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
     n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
-    again = noise.ask_again(programs, inputs[:n_twice], options) if n_twice else {}
+    again = ask_again(programs, inputs[:n_twice], options) if n_twice else {}
     facts, columns = _score(metrics, rows, collected, how, n_threads, on_progress)
     others = [name for name in programs if name != candidate]
     chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
@@ -118,7 +362,7 @@ def compare_programs(
             *_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
         ),
         n_groups=len(set(groups)) if groups is not None else None,
-        noise_floor=noise.noise_floors(
+        noise_floor=noise_floors(
             metrics[0],
             facts[0],
             columns[facts[0].name],
@@ -255,7 +499,7 @@ def _differences(
     column = columns[fact.name]
     tests = {name: scoring.paired(column[candidate], column[name], fact, how) for name in others}
     tested = [name for name in others if tests[name].p_value is not None]
-    corrected = dict(zip(tested, stats.holm([tests[name].p_value or 0.0 for name in tested]), strict=True))
+    corrected = dict(zip(tested, statistics.holm([tests[name].p_value or 0.0 for name in tested]), strict=True))
     found: list[Difference] = []
     for name in others:
         test, p_holm, alpha = tests[name], corrected.get(name), 1 - how.confidence

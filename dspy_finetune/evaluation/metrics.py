@@ -13,36 +13,560 @@ answers that cannot be read is in its docstring.
 
 from __future__ import annotations
 
-from dspy_finetune.evaluation.item_metrics import (
-    accuracy,
-    brier,
-    exact_match,
-    log_loss,
-    mean_absolute_error,
-    order_agreement,
-    pairwise_accuracy,
-    token_f1,
-    within,
-)
-from dspy_finetune.evaluation.judge import rubric_preference, rubric_score
-from dspy_finetune.evaluation.metric_types import Metric, SetMetric
-from dspy_finetune.evaluation.set_metrics import (
-    average_precision,
-    balanced_accuracy,
-    ece,
-    f1,
-    kendall_tau,
-    mcc,
-    median_absolute_error,
-    per_class,
-    precision,
-    recall,
-    roc_auc,
-    root_mean_squared_error,
-    root_mean_squared_log_error,
-)
-from dspy_finetune.evaluation.text_metrics import rouge_l, semantic_similarity
+import functools
+import math
+import re
+import string
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
+from dspy_finetune._optional import require
+from dspy_finetune.errors import UsageError
+from dspy_finetune.evaluation.judge import rubric_preference, rubric_score
+from dspy_finetune.evaluation.metric import Metric, SetMetric, label_text, same_label, to_number
+
+# ----------------------------------------------------------------------------------------------------
+# Metrics of one item: plain functions on values, and the factories that make a `Metric` of them.
+#
+# In: an expected and a predicted value. Out: a float; each docstring states the range.
+# A mean over no items is not defined (None in a report). Unreadable and failed answers count 0 in accuracy, exact match
+# and token F1, which ask "did it answer rightly?"; they are left out, and counted, in errors and losses, where no
+# honest number exists for them. Not covered: scores that exist only over a set (set_metrics.py).
+
+ORDERS_AGREE = "orders_agree"
+"""The field in which `in_both_orders` notes whether both answers name the same text."""
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def label_match(expected: Any, predicted: Any) -> float:
+    """1.0 when both labels are the same, letter case and outer blanks aside, else 0.0."""
+    return float(same_label(expected, predicted))
+
+
+def absolute_error(expected: Any, predicted: Any) -> float:
+    """|predicted - expected|, from 0 up, in the label's own unit."""
+    return abs(to_number(predicted) - to_number(expected))
+
+
+def squared_error(expected: Any, predicted: Any) -> float:
+    """(predicted - expected) squared, from 0 up."""
+    return (to_number(predicted) - to_number(expected)) ** 2
+
+
+def normalize_text(text: str) -> str:
+    """Lower case, without punctuation, articles and extra blanks: the normalisation of SQuAD's evaluation script."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def text_match(expected: Any, predicted: Any) -> float:
+    """1.0 when both texts are equal after `normalize_text`, else 0.0. A list of expected texts: the best of them."""
+    if isinstance(expected, (list, tuple)):
+        return max((text_match(one, predicted) for one in expected), default=0.0)
+    return float(normalize_text(str(expected)) == normalize_text(str(predicted)))
+
+
+def token_overlap(expected: Any, predicted: Any) -> float:
+    """F1 of the words that both texts share, 0 to 1, as in SQuAD; two empty texts give 1. A list of expected.
+
+    The best.
+    """
+    if isinstance(expected, (list, tuple)):
+        return max((token_overlap(one, predicted) for one in expected), default=0.0)
+    one, other = normalize_text(str(expected)).split(), normalize_text(str(predicted)).split()
+    if not one or not other:
+        return float(one == other)
+    n_common = sum((Counter(one) & Counter(other)).values())
+    return 2 * n_common / (len(one) + len(other))
+
+
+def squared_probability_error(expected: float, probability: float) -> float:
+    """(probability - outcome) squared, 0 to 1: one item's share of the Brier score."""
+    return (probability - expected) ** 2
+
+
+def surprise(expected: float, probability: float) -> float:
+    """-ln of the probability given to what came true, from 0 to 34.5; probabilities are held off 0 and 1 by 1e-15."""
+    share = probability if expected == 1.0 else 1.0 - probability
+    return abs(math.log(min(max(share, 1e-15), 1.0)))  # abs: -log(1) is -0.0
+
+
+def accuracy(field: str) -> Metric:
+    """Share of items whose label is right, 0 to 1. Unreadable and failed answers count as not right."""
+    return Metric(name="accuracy", field=field, function=label_match, if_unreadable=0.0, is_proportion=True)
+
+
+def pairwise_accuracy(field: str = "preferred") -> Metric:
+    """Share of pairs in which the preferred side is named, 0 to 1; a coin gives 0.5.
+
+    Unreadable answers count as not right.
+    """
+    return Metric(name="pairwise accuracy", field=field, function=label_match, if_unreadable=0.0, is_proportion=True)
+
+
+def order_agreement() -> Metric:
+    """Share of pairs in which the same text is preferred in both orders, 0 to 1; a coin gives 0.5, 1 is the best.
+
+    For programs in `in_both_orders(program)`, which asks twice and notes whether the answers agree. Unreadable answers
+    count 0. Raises UsageError, on call, for a prediction of another program.
+    """
+    return Metric(
+        name="order agreement",
+        field=ORDERS_AGREE,
+        function=_is_true,
+        reads="item",
+        needs_label=False,
+        if_unreadable=0.0,
+        is_proportion=True,
+    )
+
+
+def _is_true(example: Any, agree: Any) -> float:
+    return float(agree is True)
+
+
+def exact_match(field: str) -> Metric:
+    """Share of texts equal after SQuAD's normalisation, 0 to 1. Unreadable answers count 0."""
+    return Metric(name="exact match", field=field, function=text_match, if_unreadable=0.0, is_proportion=True)
+
+
+def token_f1(field: str) -> Metric:
+    """Mean word-overlap F1, 0 to 1. Unreadable answers count 0."""
+    return Metric(name="token F1", field=field, function=token_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
+
+
+def within(field: str, *, absolute: float | None = None, relative: float | None = None) -> Metric:
+    """Share of numbers close enough, 0 to 1.
+
+    Within `absolute` or within `relative` times the expected, whichever is wider.
+
+    Unreadable answers, and those that are no number, count 0.
+
+    Raises:
+        UsageError: Neither distance was given, or one is negative or not finite.
+    """
+    if absolute is None and relative is None:
+        raise UsageError("within() needs absolute=... (in the label's unit) or relative=... (0.2 is 20 %)")
+    if any(one is not None and not (one >= 0 and math.isfinite(one)) for one in (absolute, relative)):
+        raise UsageError(f"within() needs finite numbers of 0 or more; got absolute={absolute}, relative={relative}")
+    name = " or ".join(
+        [f"{relative:.0%}" for _ in [0] if relative is not None]
+        + [f"{absolute:g}" for _ in [0] if absolute is not None]
+    )
+    return Metric(
+        name=f"within {name}",
+        field=field,
+        function=_Within(absolute=absolute or 0.0, relative=relative or 0.0),
+        reads="number",
+        if_unreadable=0.0,
+        is_proportion=True,
+    )
+
+
+class _Within:
+    """The function behind `within`; a class, because a closure cannot be pickled."""
+
+    def __init__(self, *, absolute: float, relative: float) -> None:
+        self.absolute = absolute
+        self.relative = relative
+
+    def __call__(self, expected: Any, predicted: Any) -> float:
+        margin = max(self.absolute, self.relative * abs(to_number(expected)))
+        return float(absolute_error(expected, predicted) <= margin)
+
+
+def mean_absolute_error(field: str) -> Metric:
+    """Mean of |predicted - expected|, from 0 up; lower is better. Unreadable answers are left out and counted."""
+    return Metric(
+        name="mean absolute error",
+        field=field,
+        function=absolute_error,
+        reads="number",
+        higher_is_better=False,
+        bounds=(0.0, None),
+    )
+
+
+def brier(field: str, *, positive: Any = None) -> Metric:
+    """Brier score: mean squared error of the positive label's probability, 0 to 1; lower is better, 0.25 is a coin's.
+
+    Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
+    """
+    return Metric(
+        name="Brier score",
+        field=field,
+        function=squared_probability_error,
+        reads="probability",
+        higher_is_better=False,
+        positive=positive,
+        bounds=(0.0, 1.0),
+    )
+
+
+def log_loss(field: str, *, positive: Any = None) -> Metric:
+    """Mean -ln(probability given to the truth), 0 to 34.5; lower is better, 0.693 is a coin's.
+
+    Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
+    """
+    return Metric(
+        name="log loss",
+        field=field,
+        function=surprise,
+        reads="probability",
+        higher_is_better=False,
+        positive=positive,
+        bounds=(0.0, None),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# Metrics of a whole set: scores that do not exist for one item, such as ROC AUC, F1 or the root mean squared error.
+#
+# In: lists of expected and predicted values. Out: a float; NaN where the score is not defined (each docstring says
+# when). In label scores an unreadable answer is a label that is never right; in probability and number scores it is
+# left out and counted. scikit-learn computes what it has (extra `eval`). Not covered: scores of one item
+# (item_metrics.py).
+
+UNREADABLE = "(unreadable)"
+"""The label under which answers that could not be read stand in label scores and confusion tables."""
+
+
+def _sklearn_metrics() -> Any:
+    return require("sklearn.metrics", "eval", "this metric")
+
+
+def _labels(expected: Sequence[Any], predicted: Sequence[Any]) -> tuple[list[str], list[str], list[str]]:
+    truth = [label_text(value) for value in expected]
+    answers = [UNREADABLE if value is None else label_text(value) for value in predicted]
+    # The classes are those of the labels: what a model invents beyond them is an error, not a class of its own.
+    return truth, answers, sorted(set(truth))
+
+
+def _per_label(
+    expected: Sequence[Any], predicted: Sequence[Any], *, score: str, positive: Any, average: str | None
+) -> float:
+    # Counted here: scikit-learn's f1_score gives the same numbers (tests compare them), but checks its input for 4 ms
+    # at every call, and the bootstrap makes thousands of calls.
+    truth, answers, classes = _labels(expected, predicted)
+    chosen = [label_text(positive)] if average is None else classes
+    is_true, is_named = Counter(truth), Counter(answers)
+    is_both = Counter(one for one, other in zip(truth, answers, strict=True) if one == other)
+    counts = [(is_both[label], is_named[label], is_true[label]) for label in chosen]
+    if average == "micro":
+        counts = [(sum(both), sum(named), sum(true)) for both, named, true in [tuple(zip(*counts, strict=True))]]
+    return sum(_from_counts(score, *three) for three in counts) / len(counts)
+
+
+def _from_counts(score: str, both: int, named: int, true: int) -> float:
+    below = {"precision": named, "recall": true, "f1": (named + true) / 2}[score]
+    return both / below if below else 0.0
+
+
+def _label_metric(
+    score: str,
+    name: str,
+    field: str,
+    positive: Any,
+    average: Literal["macro", "micro"] | None,
+    *,
+    names_label: bool = False,
+) -> SetMetric:
+    suffix = f", {average}" if average else "" if positive is True and not names_label else f" of {positive}"
+    return SetMetric(
+        name=name + suffix,
+        field=field,
+        function=functools.partial(_per_label, score=score, positive=positive, average=average),
+        counts_unreadable=True,
+    )
+
+
+def f1(field: str, *, positive: Any = True, average: Literal["macro", "micro"] | None = None) -> SetMetric:
+    """F1 of the positive label, 0 to 1, or the mean over all labels with `average`.
+
+    0 when it is never named or never true.
+    """
+    return _label_metric("f1", "F1", field, positive, average)
+
+
+def precision(field: str, *, positive: Any = True, average: Literal["macro", "micro"] | None = None) -> SetMetric:
+    """Of the items named positive, the share that is, 0 to 1; 0 when none is named."""
+    return _label_metric("precision", "precision", field, positive, average)
+
+
+def recall(field: str, *, positive: Any = True, average: Literal["macro", "micro"] | None = None) -> SetMetric:
+    """Of the positive items, the share that is named so, 0 to 1; 0 when there is none.
+
+    Unreadable counts as not named.
+    """
+    return _label_metric("recall", "recall", field, positive, average)
+
+
+def per_class(field: str, labels: Sequence[Any]) -> list[SetMetric]:
+    """Precision, recall and F1 of each label, as a list to put into `compare(metrics=[..., *per_class(...)])`.
+
+    Each is 0 to 1; 0 where a label is never named or never true. Raises UsageError without labels.
+    """
+    if not labels:
+        raise UsageError("per_class needs the labels, such as per_class('topic', ['politics', 'sports'])")
+    return [
+        _label_metric(score, name, field, label, None, names_label=True)
+        for label in labels
+        for score, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+    ]
+
+
+def _balanced_accuracy(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    return _per_label(expected, predicted, score="recall", positive=None, average="macro")
+
+
+def balanced_accuracy(field: str) -> SetMetric:
+    """Mean recall over the labels, 0 to 1; always naming one of two labels gives 0.5.
+
+    Unreadable counts as not right.
+    """
+    return SetMetric(name="balanced accuracy", field=field, function=_balanced_accuracy, counts_unreadable=True)
+
+
+def _mcc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    truth, answers, _ = _labels(expected, predicted)
+    return float(_sklearn_metrics().matthews_corrcoef(truth, answers))
+
+
+def mcc(field: str) -> SetMetric:
+    """Matthews' correlation of labels and answers, -1 to 1; 0 when one side is constant.
+
+    Unreadable is a label of its own.
+    """
+    return SetMetric(name="MCC", field=field, function=_mcc, counts_unreadable=True)
+
+
+def _roc_auc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    # Mann and Whitney's form, U / (n1 * n0): scikit-learn's roc_auc_score gives the same number (tests compare them)
+    # at about 1 ms a call, and the bootstrap calls this thousands of times.
+    positive = np.asarray(expected) == 1.0
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return math.nan
+    ranks = require("scipy.stats", "eval", "ROC AUC").rankdata(np.asarray(predicted, dtype=float))
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def roc_auc(field: str, *, positive: Any = None) -> SetMetric:
+    """Chance that a random positive gets a higher probability than a random negative, 0 to 1.
+
+    NaN with one label only.
+    """
+    return SetMetric(name="ROC AUC", field=field, function=_roc_auc, reads="probability", positive=positive)
+
+
+def _average_precision(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    if not any(expected):
+        return math.nan
+    return float(_sklearn_metrics().average_precision_score(expected, predicted))
+
+
+def average_precision(field: str, *, positive: Any = None) -> SetMetric:
+    """Area under precision over recall, 0 to 1; a coin gives the share of positives. NaN without positives."""
+    return SetMetric(
+        name="average precision", field=field, function=_average_precision, reads="probability", positive=positive
+    )
+
+
+def _ece(expected: Sequence[Any], predicted: Sequence[Any], *, n_bins: int) -> float:
+    truth, shares = np.asarray(expected, dtype=float), np.asarray(predicted, dtype=float)
+    bins = np.minimum((shares * n_bins).astype(int), n_bins - 1)
+    gaps = np.bincount(bins, weights=shares - truth, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def ece(field: str, *, n_bins: int = 10, positive: Any = None) -> SetMetric:
+    """Expected calibration error of the positive's probability, 0 to 1; lower is better. Bins of equal width.
+
+    Guo et al. 2017 bin the probability of the chosen label; we bin the positive label's, which also shows a bias to
+    one side. The value is biased upwards on few items: with 100 items a perfectly calibrated model shows about 0.1.
+    """
+    return SetMetric(
+        name="ECE",
+        field=field,
+        function=functools.partial(_ece, n_bins=n_bins),
+        reads="probability",
+        higher_is_better=False,
+        positive=positive,
+    )
+
+
+def _errors(expected: Sequence[Any], predicted: Sequence[Any], *, kind: str) -> float:
+    truth, answers = np.asarray(expected, dtype=float), np.asarray(predicted, dtype=float)
+    if kind == "rmse":
+        return math.sqrt(float(np.mean((answers - truth) ** 2)))
+    if kind == "median":
+        return float(np.median(np.abs(answers - truth)))
+    # A negative answer has no logarithm above -1; it is read as 0, as a price or count cannot be less.
+    logs = np.log1p(np.maximum(answers, 0.0)) - np.log1p(np.maximum(truth, 0.0))
+    return math.sqrt(float(np.mean(logs**2)))
+
+
+def _number_metric(name: str, field: str, kind: str) -> SetMetric:
+    return SetMetric(
+        name=name, field=field, function=functools.partial(_errors, kind=kind), reads="number", higher_is_better=False
+    )
+
+
+def root_mean_squared_error(field: str) -> SetMetric:
+    """Root of the mean squared error, from 0 up, in the label's unit.
+
+    Answers that are no number are left out and counted.
+    """
+    return _number_metric("root mean squared error", field, "rmse")
+
+
+def root_mean_squared_log_error(field: str) -> SetMetric:
+    """Root mean squared difference of ln(1 + value), from 0 up; negative values are read as 0. No number: left out."""
+    return _number_metric("root mean squared log error", field, "rmsle")
+
+
+def median_absolute_error(field: str) -> SetMetric:
+    """Median of |predicted - expected|, from 0 up, in the label's unit. No number: left out and counted."""
+    return _number_metric("median absolute error", field, "median")
+
+
+def _kendall(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+    if len(expected) < 2:
+        return math.nan
+    return float(require("scipy.stats", "eval", "Kendall's tau").kendalltau(expected, predicted).statistic)
+
+
+def kendall_tau(field: str) -> SetMetric:
+    """Kendall's tau-b between the true and the predicted numbers or ranks, -1 to 1; 0 for a random order.
+
+    NaN for fewer than two items or where one side is constant. Answers that are no number are left out and counted.
+    """
+    return SetMetric(name="Kendall tau", field=field, function=_kendall, reads="number")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Metrics of free text: how much of the expected wording, or of its meaning, an answer holds.
+#
+# In: an expected and a predicted text. Out: a float; each docstring states the range. Two empty texts are alike (1),
+# an empty and a full one are not (0). Unreadable answers count 0. A list of expected texts: the best of them counts.
+# ROUGE-L is computed here: the package of that name has had no release since 2022, draws in nltk, and reads letters
+# other than a to z as blanks. Not covered: judging by a rubric (judge.py).
+
+Embed: TypeAlias = Callable[[list[str]], Any]
+"""Texts to vectors, one row each: a `dspy.Embedder`, or a SentenceTransformer's `encode`."""
+
+_WORD = re.compile(r"\w+")
+
+
+def longest_common_words(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words stand in both texts in the same order, others between them or not.
+
+    >>> longest_common_words("police killed the gunman".split(), "the gunman kill police".split())
+    2
+    """
+    row = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for column, against in enumerate(other, start=1):
+            diagonal, row[column] = row[column], diagonal + 1 if word == against else max(row[column], row[column - 1])
+    return row[-1]
+
+
+def rouge_l_overlap(expected: Any, predicted: Any) -> float:
+    """ROUGE-L of two texts, 0 to 1: the F1 of their longest common subsequence of words (Lin 2004).
+
+    Lin weighs recall over precision by a factor that later use has set to 1, as here. Words are letters and digits of
+    any script, without case and without stemming; a whole text is one sequence.
+    """
+    if isinstance(expected, (list, tuple)):
+        return max((rouge_l_overlap(one, predicted) for one in expected), default=0.0)
+    one, other = (_WORD.findall(str(text).casefold()) for text in (expected, predicted))
+    if not one or not other:
+        return float(one == other)
+    return 2 * longest_common_words(one, other) / (len(one) + len(other))
+
+
+def rouge_l(field: str) -> Metric:
+    """Mean ROUGE-L, 0 to 1: the words shared in the same order. Unreadable answers count 0."""
+    return Metric(name="ROUGE-L", field=field, function=rouge_l_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
+
+
+def semantic_similarity(field: str, embed: Embed) -> Metric:
+    """Mean cosine of the two texts' vectors, -1 to 1. Unreadable answers count 0.
+
+    The number means nothing without the embedding model: compare figures of one model only, and expect unrelated
+    texts well above 0.
+
+    Args:
+        field: The text output.
+        embed: Takes a list of texts and gives one vector each; yours: `dspy.Embedder("openai/text-embedding-3-small")`,
+            or `SentenceTransformer(...).encode`. Each text is asked about once.
+
+    Raises:
+        UsageError: On call, when `embed` gives something other than one vector per text.
+    """
+    model = getattr(embed, "model", None)
+    name = model if isinstance(model, str) else None
+    return Metric(
+        name="semantic similarity" if name is None else f"semantic similarity by {name}",
+        card={} if name is None else {"embedding model": name},
+        field=field,
+        function=Similarity(embed),
+        if_unreadable=0.0,
+        asks_a_model=True,
+        bounds=(-1.0, 1.0),
+    )
+
+
+class Similarity:
+    """The function behind `semantic_similarity`: keeps the vectors of texts it has seen."""
+
+    def __init__(self, embed: Embed) -> None:
+        self.embed = embed
+        self._seen: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, expected: Any, predicted: Any) -> float:
+        """The cosine of two texts."""
+        if isinstance(expected, (list, tuple)):
+            return max((self(one, predicted) for one in expected), default=0.0)
+        one, other = str(expected).strip(), str(predicted).strip()
+        if not one or not other or one == other:
+            return float(one == other)
+        first, second = self._vectors([one, other])
+        length = float((first @ first) ** 0.5 * (second @ second) ** 0.5)
+        return float(first @ second) / length if length else 0.0
+
+    def _vectors(self, texts: list[str]) -> list[Any]:
+        # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
+        import numpy as np
+
+        with self._lock:
+            missing = [text for text in texts if text not in self._seen]
+        if missing:
+            found = np.asarray(self.embed(missing), dtype=float)
+            if found.ndim != 2 or len(found) != len(missing):
+                raise UsageError(
+                    f"embed gave an array of shape {found.shape} for {len(missing)} texts; see dspy.Embedder"
+                )
+            with self._lock:
+                self._seen.update(zip(missing, found, strict=True))
+        with self._lock:
+            return [self._seen[text] for text in texts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"embed": self.embed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.embed, self._seen, self._lock = state["embed"], {}, threading.Lock()  # a lock cannot be pickled
+
+
+# ----------------------------------------------------------------------------------------------------
 __all__ = [
     "Metric",
     "SetMetric",

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
-from dspy_finetune.evaluation import clusters, stats
+from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.answers import Answer
-from dspy_finetune.evaluation.comparison import Kind, MetricFacts
-from dspy_finetune.evaluation.metric_types import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
+from dspy_finetune.evaluation.result import Kind, MetricFacts
+from dspy_finetune.evaluation.statistics import Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Scored:
     """Per item, for item metrics; None for set metrics."""
     interval: Interval
     """The figure over all items that could be scored."""
-    draws: stats.Floats | None
+    draws: statistics.Floats | None
     """The bootstrap distribution, for set metrics: the same items are drawn for every program."""
     is_scored: tuple[bool, ...]
     """Per item, whether it counts."""
@@ -167,15 +167,15 @@ def score_items(given: ItemScores, fact: MetricFacts, how: Resampling) -> Scored
     groups = _groups_of_known(scores, how)
     if fact.kind == "proportion":
         interval = (
-            stats.wilson(round(sum(known)), len(known), how.confidence)
+            statistics.wilson(round(sum(known)), len(known), how.confidence)
             if groups is None
-            else clusters.proportion_interval(known, groups, how.confidence)
+            else statistics.proportion_interval(known, groups, how.confidence)
         )
     else:
         interval = (
-            stats.mean_interval(known, how.confidence, fact.bounds)
+            statistics.mean_interval(known, how.confidence, fact.bounds)
             if groups is None
-            else clusters.mean_interval(known, groups, how.confidence, fact.bounds)
+            else statistics.clustered_mean_interval(known, groups, how.confidence, fact.bounds)
         )
     return Scored(
         scores=scores,
@@ -204,10 +204,10 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
 
     # All items are drawn from, also those that cannot be scored, so that every program sees the same draws.
     if how.groups is None:
-        draws = stats.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
+        draws = statistics.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
     else:
-        draws = clusters.resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
-    interval = stats.percentile_interval(value, draws, sum(counted), how.confidence)
+        draws = statistics.clustered_resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
+    interval = statistics.percentile_interval(value, draws, sum(counted), how.confidence)
     if interval.low is not None and interval.low == interval.high:
         # Draws that agree show no spread, as where few items are all right: that is no certainty.
         interval = dataclasses.replace(interval, low=None, high=None, method="none")
@@ -247,27 +247,29 @@ def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> Pa
     if fact.kind == "proportion":
         n_first, n_second = sum(a > b for a, b in both), sum(a < b for a, b in both)
         return PairedTest(
-            interval=stats.paired_proportions(first, second, how.confidence),
-            narrow=stats.paired_proportions(first, second, narrow),
-            p_value=stats.mcnemar(n_first, n_second) if both else None,
+            interval=statistics.paired_proportions(first, second, how.confidence),
+            narrow=statistics.paired_proportions(first, second, narrow),
+            p_value=statistics.mcnemar(n_first, n_second) if both else None,
             test="exact McNemar",
             deviation=deviation,
         )
     return PairedTest(
-        interval=stats.mean_interval(differences, how.confidence),
-        narrow=stats.mean_interval(differences, narrow),
-        p_value=stats.sign_flip(differences, n_resamples=10 * how.n_resamples - 1, seed=how.seed) if both else None,
+        interval=statistics.mean_interval(differences, how.confidence),
+        narrow=statistics.mean_interval(differences, narrow),
+        p_value=statistics.sign_flip(differences, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
+        if both
+        else None,
         test="sign-flip permutation",
         deviation=deviation,
     )
 
 
 def _paired_groups(differences: Sequence[float], groups: Sequence[int], how: Resampling, narrow: float) -> PairedTest:
-    error = clusters.standard_error(differences, groups)
+    error = statistics.standard_error(differences, groups)
     return PairedTest(
-        interval=clusters.mean_interval(differences, groups, how.confidence),
-        narrow=clusters.mean_interval(differences, groups, narrow),
-        p_value=clusters.sign_flip(differences, groups, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
+        interval=statistics.clustered_mean_interval(differences, groups, how.confidence),
+        narrow=statistics.clustered_mean_interval(differences, groups, narrow),
+        p_value=statistics.clustered_sign_flip(differences, groups, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
         if differences
         else None,
         test="sign-flip permutation of groups",
@@ -276,18 +278,18 @@ def _paired_groups(differences: Sequence[float], groups: Sequence[int], how: Res
     )
 
 
-def _paired_draws(one: Scored, other: Scored, draws: stats.Floats, confidence: float, narrow: float) -> PairedTest:
+def _paired_draws(one: Scored, other: Scored, draws: statistics.Floats, confidence: float, narrow: float) -> PairedTest:
     n = sum(a and b for a, b in zip(one.is_scored, other.is_scored, strict=True))
     values = one.interval.value, other.interval.value
     value = math.nan if values[0] is None or values[1] is None else values[0] - values[1]
-    interval = stats.percentile_interval(value, draws, n, confidence)
+    interval = statistics.percentile_interval(value, draws, n, confidence)
     is_defined = interval.low is not None
     return PairedTest(
         interval=interval,
-        narrow=stats.percentile_interval(value, draws, n, narrow),
+        narrow=statistics.percentile_interval(value, draws, n, narrow),
         # Draws that agree would give the least p-value there is, even for three items; no paired test of n items can
         # give less than n coins that all fall alike.
-        p_value=max(stats.bootstrap_p(draws), min(1.0, 2.0 ** (1 - n))) if is_defined else None,
+        p_value=max(statistics.bootstrap_p(draws), min(1.0, 2.0 ** (1 - n))) if is_defined else None,
         test="paired bootstrap",
         deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
     )

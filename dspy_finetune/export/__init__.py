@@ -9,8 +9,11 @@
 (12, True)
 """
 
-from dspy_finetune.export.check_report import CheckReport, Issue
-from dspy_finetune.export.checks import check
+from dspy_finetune.export.checks.check import LintReport, check, lint
+from dspy_finetune.export.checks.checker import RowChecker
+from dspy_finetune.export.checks.fix import FixReport, fix
+from dspy_finetune.export.checks.report import CheckReport, Issue
+from dspy_finetune.export.checks.show import show
 from dspy_finetune.export.convert import convert
 from dspy_finetune.export.cost import (
     InferenceCost,
@@ -21,21 +24,16 @@ from dspy_finetune.export.cost import (
     training_cost,
 )
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dpo import export_dpo
-from dspy_finetune.export.fix import FixReport, fix
-from dspy_finetune.export.lint import LintReport, lint
+from dspy_finetune.export.examples import export_dpo, export_sft
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.export.preferences import (
     Preference,
     Preferences,
     preferences_from_corrections,
     preferences_from_mistakes,
+    preferences_from_program,
 )
-from dspy_finetune.export.row_checker import RowChecker
-from dspy_finetune.export.sft import export_sft
-from dspy_finetune.export.show import show
 from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
-from dspy_finetune.export.traces import preferences_from_program
 
 __all__ = [
     "CheckReport",

@@ -1,7 +1,7 @@
 """What training and using a tuned model will cost.
 
 In: counts of tokens, or a Dataset, and a model. Out: USD with the figures it is made of; None, with the reason, where a
-price or a count is unknown. Prices are those of hosts/catalog.json or of the user's own file.
+price or a count is unknown. Prices are those of catalog.json or of the user's own file.
 Not covered: what was billed in the end; the job says that.
 
 The formula (OpenAI guide): price per million x tokens of the file, each example cut at the training context, x epochs.
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
+from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import from_any
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
-from dspy_finetune.hosts.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
 
 if TYPE_CHECKING:
     import dspy

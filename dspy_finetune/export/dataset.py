@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dspy_finetune._files import sha256_file
 from dspy_finetune.errors import DataError
-from dspy_finetune.export.checks import CheckReport, check
+from dspy_finetune.export.checks.check import CheckReport, check
 from dspy_finetune.export.manifest import Manifest, Method
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The line formats of the hosts: OpenAI, Azure, Together, Fireworks, TRL.
 
 In: rows in OpenAI's shape (rows.py), or lines of any dialect. Out: lines of a dialect, or rows in OpenAI's shape.
-Not covered: files (convert.py, writer.py) and limits such as the least number of rows (hosts/catalog.json, read by
+Not covered: files (convert.py, writer.py) and limits such as the least number of rows (catalog.json, read by
 checks.py).
 
 | dialect | SFT line | DPO line | file |

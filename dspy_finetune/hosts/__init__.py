@@ -6,8 +6,7 @@
 'openai/my-model'
 """
 
-from dspy_finetune.hosts.catalog import Catalog, ModelFacts, load_catalog, parse_model_id, strip_model_id
-from dspy_finetune.hosts.host import Host
-from dspy_finetune.hosts.kinds import HostKind
+from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id, strip_model_id
+from dspy_finetune.hosts.host import Host, HostKind
 
 __all__ = ["Catalog", "Host", "HostKind", "ModelFacts", "load_catalog", "parse_model_id", "strip_model_id"]

@@ -20,9 +20,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dspy_finetune._appendlog import process_lock
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import HostError, MissingExtraError
-from dspy_finetune.hosts.locks import process_lock
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import process_lock
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import JobError
-from dspy_finetune.hosts.locks import process_lock
 
 SCHEMA_VERSION = 2
 """1: paths as they were given, so that a process in another folder could not find the files. 2: whole paths, and in the

@@ -5,12 +5,17 @@ In: what the user gave. Out: the same, or a UsageError that says what is accepte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
+from dspy_finetune.catalog import Catalog, HostFacts, strip_model_id
 from dspy_finetune.errors import UsageError
-from dspy_finetune.hosts.catalog import HostFacts
+from dspy_finetune.export.cost import default_epochs, training_cost
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.embedded import home
+from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.submit import RESERVED_KEYS
 
 MOST_PAIRS = 16 - len(RESERVED_KEYS)
@@ -76,3 +81,137 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
         if not isinstance(key, str) or not isinstance(value, str) or not 0 < len(key) <= 64 or len(value) > 512:
             raise UsageError(f"metadata {key!r}: keys are texts of 1 to 64 characters, values of up to 512")
     return pairs
+
+
+# ----------------------------------------------------------------------------------------------------
+# Hyperparameters: each with its range, its value and where the value comes from.
+#
+# In: what the user gave, the method, the number of rows. Out: one `Hyperparameter` for each, and `method=` for the API.
+# The epochs are settled here and sent as a number, as they multiply the bill; the others are the host's unless given.
+
+Method = Literal["sft", "dpo"]
+Value = int | float | Literal["auto"]
+Origin = Literal["given", "rule", "host default"]
+
+NAMES: dict[Method, tuple[str, ...]] = {
+    "sft": ("n_epochs", "batch_size", "learning_rate_multiplier"),
+    "dpo": ("n_epochs", "batch_size", "learning_rate_multiplier", "beta"),
+}
+WIRE_METHOD: dict[Method, str] = {"sft": "supervised", "dpo": "dpo"}
+
+_RANGES: dict[str, tuple[bool, float, float, str]] = {
+    # name: (whole number, least, most, in words); the API's own bounds. 0 itself is outside.
+    "n_epochs": (True, 1, 50, "a whole number from 1 to 50"),
+    "batch_size": (True, 1, 256, "a whole number from 1 to 256"),
+    "learning_rate_multiplier": (False, 0, float("inf"), "a number above 0"),
+    "beta": (False, 0, 2, "a number above 0, up to 2"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameter:
+    """One setting of the training."""
+
+    name: str
+    """As the API calls it."""
+    value: Value
+    """What is sent; "auto" leaves the choice to the host."""
+    origin: Origin
+    """given: by you. rule: worked out here. host default: the host chooses."""
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value} ({self.origin})"
+
+
+def resolve(method: Method, given: Mapping[str, Any] | None, *, n_rows: int) -> tuple[Hyperparameter, ...]:
+    """Settle every hyperparameter of a method.
+
+    Raises:
+        UsageError: An unknown name, or a value outside its range; says what is accepted.
+    """
+    given = dict(given or {})
+    names = NAMES[method]
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise UsageError(f'method "{method}" has no hyperparameter "{unknown[0]}"; it has {", ".join(names)}')
+    settled = []
+    for name in names:
+        if given.get(name) is not None:
+            settled.append(Hyperparameter(name=name, value=_checked(name, given[name]), origin="given"))
+        elif name == "n_epochs":
+            settled.append(Hyperparameter(name=name, value=default_epochs(n_rows), origin="rule"))
+        else:
+            settled.append(Hyperparameter(name=name, value="auto", origin="host default"))
+    return tuple(settled)
+
+
+def epochs_of(settled: Sequence[Hyperparameter], n_rows: int) -> int:
+    """How often the data will be gone through; the published rule where the host chooses."""
+    value = next(one.value for one in settled if one.name == "n_epochs")
+    return default_epochs(n_rows) if value == "auto" else int(value)
+
+
+def wire_method(method: Method, settled: Sequence[Hyperparameter]) -> dict[str, Any]:
+    """`method` of the create request; what is left to the host is left out."""
+    name = WIRE_METHOD[method]
+    sent = {one.name: one.value for one in settled if one.origin != "host default"}
+    return {"type": name, name: {"hyperparameters": sent} if sent else {}}
+
+
+def _checked(name: str, value: Any) -> Value:
+    if value == "auto":
+        return "auto"
+    is_whole, least, most, words = _RANGES[name]
+    fits_type = isinstance(value, int) if is_whole else isinstance(value, (int, float))
+    if isinstance(value, bool) or not fits_type or not (least <= value <= most) or value == 0 or value != value:
+        raise UsageError(f'hyperparameter {name}={value!r}: expected {words}, or "auto"')
+    if value == float("inf"):
+        raise UsageError(f'hyperparameter {name}={value!r}: expected {words}, or "auto"')
+    checked: int | float = value
+    return checked
+
+
+# ----------------------------------------------------------------------------------------------------
+# What a job costs and how long it takes, as far as anybody knows.
+#
+# In: the catalog's prices, the journal's finished jobs. Out: US dollars and seconds; None where unknown, never 0.
+
+
+def journal_of(host: Host) -> Journal:
+    """Where a host's jobs are written down: in the embedded server's own folder, or in the library's."""
+    if host.root is not None and host.to_dict().get("base_url") is None:
+        return Journal(host.root / "journal.jsonl")
+    return Journal(home() / "journal.jsonl")
+
+
+def catalog_name(host: Host, catalog: Catalog) -> str:
+    """The catalog's name of a host: its own or its kind's if there is such an entry; else its own, for which no limits
+    and prices are known."""
+    return next((name for name in (host.name, host.kind.name) if catalog.host(name) is not None), host.name)
+
+
+def billed_cost(base: str, method: str, trained_tokens: int | None, host: str, catalog: Catalog) -> float | None:
+    """What a finished job cost: the tokens that the host counted, all epochs, times the price; None where unknown."""
+    if method not in {"sft", "dpo"}:
+        return None
+    kind: Literal["sft", "dpo"] = "dpo" if method == "dpo" else "sft"
+    cost = training_cost(
+        base_model=base, method=kind, n_rows=1, n_tokens=trained_tokens, n_epochs=1, host=host, catalog=catalog
+    )
+    return cost.cost_usd
+
+
+def estimate_seconds(journal: Journal, host_name: str, base: str, n_tokens: int | None) -> float | None:
+    """By the median speed of this journal's finished jobs on the same host and base model."""
+    if n_tokens is None:
+        return None
+    intents: dict[str, tuple[str, str]] = {}
+    speeds = []
+    for entry in journal.entries():
+        if entry.event == "intent":
+            described = entry.facts.get("host") or {}
+            intents[entry.intent] = (str(described.get("name")), strip_model_id(str(entry.facts.get("base_model"))))
+        seconds, tokens = entry.facts.get("seconds"), entry.facts.get("trained_tokens")
+        if entry.event == "ended" and seconds and tokens and intents.get(entry.intent) == (host_name, base):
+            speeds.append(tokens / seconds)
+    return n_tokens / median(speeds) if speeds else None

@@ -5,8 +5,17 @@ In: the client's objects, or their dicts. Out: `JobFacts`, `Event`, `Checkpoint`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import binascii
+import contextlib
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
+from html import escape
 from typing import Any
 
 from dspy_finetune.hosts.failures import redact
@@ -183,3 +192,112 @@ def _text(value: Any) -> str | None:
 
 def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+# ----------------------------------------------------------------------------------------------------
+# A job's figures as a table: from its result file, or from its events while there is none.
+#
+# In: the file's bytes (CSV, plain or in base64), or events. Out: a list of rows, one dict per step; blanks are None.
+
+Row = dict[str, int | float | str | None]
+
+
+def parse_metrics(content: bytes) -> list[Row]:
+    """Read a result file. OpenAI sends it in base64, others as it is; both are taken.
+
+    Returns:
+        One row per step, `step` as a whole number; empty if the file holds no table.
+
+    >>> parse_metrics(b"step,train_loss,valid_loss\\n1,2.5,\\n")
+    [{'step': 1, 'train_loss': 2.5, 'valid_loss': None}]
+    """
+    text = _cell_text(content)
+    rows = []
+    # A file with NUL characters is no table; Python 3.10's reader would raise at them.
+    for line in csv.DictReader(io.StringIO(text)) if "\0" not in text else ():
+        row: Row = {name: _number(value) for name, value in line.items() if name}
+        step = row.get("step")
+        if isinstance(step, float):
+            row["step"] = int(step)
+        rows.append(row)
+    return rows
+
+
+def metrics_from_events(events: Iterable[Event]) -> list[Row]:
+    """The same table from the metrics events, one row per step; a later event fills and replaces an earlier one's."""
+    by_step: dict[Any, Row] = {}
+    for event in events:
+        step = event.data.get("step")
+        if event.type != "metrics" or not isinstance(step, (int, float)):
+            continue
+        row = by_step.setdefault(int(step), {"step": int(step)})
+        for name, value in event.data.items():
+            if name not in {"step", "total_steps"} and isinstance(value, (int, float, str)):
+                row[name] = value
+    names = list(dict.fromkeys(name for row in by_step.values() for name in row))
+    return [{name: row.get(name) for name in names} for _, row in sorted(by_step.items())]
+
+
+def _cell_text(content: bytes) -> str:
+    plain = content.lstrip(b"\xef\xbb\xbf")
+    if not plain.lstrip().startswith(b"step"):
+        with contextlib.suppress(binascii.Error, ValueError):  # neither: read as it stands
+            plain = base64.b64decode(b"".join(plain.split()), validate=True)
+    return plain.decode("utf-8-sig", "replace")
+
+
+def _number(value: str | list[str] | None) -> int | float | str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not math.isfinite(number):
+        return None
+    is_whole = "." not in value and "e" not in value.lower()
+    return int(number) if is_whole else number
+
+
+# ----------------------------------------------------------------------------------------------------
+# A heading and a table of facts, for the notebooks that show a plan or a job.
+#
+# In: a title, facts by name, remarks. Out: HTML in which every text is escaped.
+
+
+def facts_table(title: str, facts: Mapping[str, object], remarks: Iterable[str] = ()) -> str:
+    """Show what is known: facts that are None are left out.
+
+    >>> facts_table("a <job>", {"status": "running", "model": None}, ["soon gone"])
+    '<p><b>a &lt;job&gt;</b></p><table><tbody><tr><th>status</th><td>running</td></tr></tbody></table><p>soon gone</p>'
+    """
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    told = "".join(f"<p>{escape(one)}</p>" for one in remarks)
+    return f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>{told}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Time as a value: what jobs ask for the hour and how they pause, so that tests need not wait.
+#
+# In: nothing. Out: `Clock`, the real one by default.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """The hour, and a way to let it pass."""
+
+    now: Callable[[], float] = time.time
+    """Seconds since 1970: for records, and for how long ago something was."""
+    sleep: Callable[[float], object] = time.sleep
+    """Lets so many seconds pass."""
+
+    def today(self) -> date:
+        """The day, UTC."""
+        return datetime.fromtimestamp(self.now(), timezone.utc).date()
+
+
+SYSTEM_CLOCK = Clock()

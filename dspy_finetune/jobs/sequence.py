@@ -16,11 +16,10 @@ from dspy_finetune._files import atomic_writer, read_jsonl, sha256_file
 from dspy_finetune.errors import BudgetError, RowError
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.clock import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.job import Progress
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import Plan, plan, unknown_price
-from dspy_finetune.jobs.progress import Progress
-from dspy_finetune.jobs.training_file import Source, path_of
+from dspy_finetune.jobs.plan import Plan, Source, path_of, plan, unknown_price
+from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
 
 
 @dataclass(frozen=True, kw_only=True)

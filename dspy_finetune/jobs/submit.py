@@ -28,9 +28,8 @@ from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import never_sent
-from dspy_finetune.jobs.clock import Clock
 from dspy_finetune.jobs.journal import Entry, Journal
-from dspy_finetune.jobs.records import JobFacts, job_facts
+from dspy_finetune.jobs.records import Clock, JobFacts, job_facts
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from dspy_finetune.local.prefix_tree import PrefixTree
+from dspy_finetune.local.training import PrefixTree
 
 MIN_SHARED = 16
 """A cached beginning shorter than this is not worth the bookkeeping."""

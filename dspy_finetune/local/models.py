@@ -21,7 +21,7 @@ from typing import Any
 from dspy_finetune._files import file_error
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
-from dspy_finetune.local.locks import locked
+from dspy_finetune.local.store import locked
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""

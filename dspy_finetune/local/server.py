@@ -21,8 +21,8 @@ from typing import Any
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._optional import require
 from dspy_finetune.errors import HostError, UsageError
-from dspy_finetune.local.locks import try_lock
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base
+from dspy_finetune.local.store import try_lock
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -77,7 +77,7 @@ def serve(options: ServeOptions) -> None:
     for base in options.models:
         check_base(base)
     # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
-    from dspy_finetune.local.app import Host, create_app
+    from dspy_finetune.local.api import Host, create_app
     from dspy_finetune.local.scheduler import Scheduler
     from dspy_finetune.local.store import Store
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
-from dspy_finetune.local.spec import Recipe, TrainResult, TrainSpec
+from dspy_finetune.local.schemas import Recipe, TrainResult, TrainSpec
 from dspy_finetune.local.store import append_event, derived_id
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
@@ -152,12 +152,12 @@ def recipe(method: str) -> Recipe:
     """The recipe of a method."""
     # Each recipe brings a trainer that takes seconds to import: only the one that is needed.
     if method == "dpo":
-        from dspy_finetune.local import dpo
+        from dspy_finetune.local import training
 
-        return dpo.train
-    from dspy_finetune.local import sft
+        return training.train_dpo
+    from dspy_finetune.local import training
 
-    return sft.train
+    return training.train
 
 
 def _device() -> str:

@@ -23,9 +23,9 @@ from dspy.utils.saving import get_dependency_versions
 from dspy_finetune._files import read_json, write_json
 from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.logprobs import Position, positions_of
+from dspy_finetune.hosts.lm import Position, positions_of
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.calibration import Calibration
+from dspy_finetune.predictors.calibrate import Calibration
 from dspy_finetune.predictors.probabilities import label_masses
 from dspy_finetune.prompts import PromptFormat
 
@@ -124,7 +124,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             return self._given_lm
         if self._lm is None:
             assert self.host is not None
-            from dspy_finetune.hosts.engine import engines_for  # imported late, as in _request
+            from dspy_finetune.hosts.lm import engines_for  # imported late, as in _request
 
             self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
         return self._lm
@@ -387,3 +387,46 @@ def _short_answers() -> Iterator[None]:
         yield
     finally:
         _asking.reset(token)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Settings of a module that DSPy saves: weights, thresholds, fitted coefficients.
+#
+# DSPy saves a program's parameters and nothing else; what a plain module keeps in its own attributes is lost without a
+# word. A `SavedSettings` held by a module is saved and loaded with it, nested or not.
+
+
+class SavedSettings(Parameter):
+    """JSON values under names; they stand in the program's file beside its predictors.
+
+    >>> settings = SavedSettings("Cascade", min_confidence=0.8)
+    >>> settings.dump_state()
+    {'of': 'Cascade', 'min_confidence': 0.8}
+    """
+
+    def __init__(self, of: str, **values: Any) -> None:
+        self.of = of
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.values[name] = value
+
+    def reset(self) -> None:
+        """Nothing to reset: an optimizer that starts afresh keeps what was fitted."""
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The values, and whose they are."""
+        return {"of": self.of, **self.values}
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
+        """Take over saved values; names that the file lacks keep theirs.
+
+        Raises:
+            DataError: The values are of another kind of module.
+        """
+        if state.get("of") != self.of:
+            raise DataError(f"the saved settings are of {state.get('of')!r}, not of {self.of!r}")
+        self.values = {name: state.get(name, value) for name, value in self.values.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import dspy
 
 from dspy_finetune.errors import DataError, UsageError
-from dspy_finetune.predictors.reading import (
+from dspy_finetune.predictors.ask import (
     UNREADABLE,
     ask_async,
     check_members,
@@ -29,7 +29,7 @@ from dspy_finetune.predictors.reading import (
     read_answer,
     wilson,
 )
-from dspy_finetune.predictors.saved import SavedSettings
+from dspy_finetune.predictors.base import SavedSettings
 
 
 class Cascade(dspy.Module):

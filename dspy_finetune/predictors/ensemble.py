@@ -12,16 +12,17 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import dspy
 
-from dspy_finetune.errors import AnswerError, HostError, MissingExtraError, UsageError
-from dspy_finetune.predictors import stacking
-from dspy_finetune.predictors.reading import (
+from dspy_finetune._optional import require
+from dspy_finetune.errors import AnswerError, DataError, HostError, MissingExtraError, UsageError
+from dspy_finetune.predictors.ask import (
     UNREADABLE,
     ask_async,
     check_members,
@@ -32,19 +33,186 @@ from dspy_finetune.predictors.reading import (
     match_label,
     output_of,
     read_answer,
+    read_share,
     read_shares,
 )
-from dspy_finetune.predictors.saved import SavedSettings
-from dspy_finetune.predictors.votes import (
-    Vote,
-    decide_votes,
-    known_labels,
-    mean_shares,
-    read_vote,
-    vote_shares,
-    weighted_median,
-)
+from dspy_finetune.predictors.base import SavedSettings
 
+# ----------------------------------------------------------------------------------------------------
+# How the answers of several members become one: shares, votes, the middle number.
+#
+# In: `Vote`s, one per member that answered. Out: a dict of prediction fields. Every rule is deterministic and does not
+# depend on the order in which answers arrive. Not covered: asking the members (ensemble.py), fitting (stacking.py).
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """What one member said."""
+
+    member: int
+    """Its place among the members."""
+    weight: float
+    """How much it counts."""
+    answer: Any
+    """The label, as one of the known labels; or the number."""
+    shares: dict[Any, float] | None
+    """The probability of each known label, or None where the member gives none."""
+
+
+def known_labels(
+    answers: Sequence[Any], shares: Sequence[Mapping[Any, float] | None], labels: Sequence[Any]
+) -> list[Any]:
+    """The given labels, or where none are given every label that was answered or has a probability, in that order."""
+    if labels:
+        return list(labels)
+    known: list[Any] = []
+    keys = [key for one in shares for key in one or ()]
+    for value in [*answers, *keys]:
+        # What equals a label of another type, as 1 does True, is no label beside it.
+        if match_label(value, known) is None and value not in known:
+            known.append(value)
+    # A bool among the labels is meant as one, even where a classical member wrote it as text first.
+    texts = {str(value).strip().casefold() for value in known}
+    return [True, False] if texts and texts <= {"true", "false"} else known
+
+
+def read_vote(member: int, weight: float, answer: Any, prediction: Any, labels: Sequence[Any]) -> Vote:
+    """A member's answer in terms of the known labels.
+
+    Raises:
+        AnswerError: The answer is none of them.
+    """
+    label = match_label(answer, labels)
+    if label is None:
+        raise AnswerError(
+            f"the answer {answer!r:.60} is none of the labels {', '.join(map(repr, labels))}", text=str(answer)
+        )
+    shares = read_shares(prediction)
+    if shares is None and is_yes_no(labels) and prediction.get("probability", None) is not None:
+        said = read_share(prediction["probability"])
+        shares = {True: said, False: 1.0 - said}
+    if shares is not None:
+        matched = {match_label(key, labels): share for key, share in shares.items()}
+        shares = {one: matched.get(one, 0.0) for one in labels}
+    return Vote(member=member, weight=weight, answer=label, shares=shares)
+
+
+def mean_shares(votes: Sequence[Vote], labels: Sequence[Any]) -> dict[Any, float] | None:
+    """The weighted mean probability of each label, over the members that give one; None where no member does."""
+    telling = [vote for vote in votes if vote.shares is not None and vote.weight > 0]
+    total = sum(vote.weight for vote in telling)
+    if not telling:
+        return None
+    return {
+        label: sum(vote.weight * vote.shares[label] for vote in telling if vote.shares is not None) / total
+        for label in labels
+    }
+
+
+def vote_shares(votes: Sequence[Vote], labels: Sequence[Any]) -> dict[Any, float]:
+    """The share of the weighted votes for each label that has any."""
+    total = sum(vote.weight for vote in votes)
+    shares = {label: sum(vote.weight for vote in votes if vote.answer == label) / total for label in labels}
+    return {label: share for label, share in shares.items() if share > 0}
+
+
+def decide_votes(votes: Sequence[Vote], labels: Sequence[Any]) -> tuple[Any, bool]:
+    """The label with most votes, and whether there was a tie.
+
+    A tie goes to the label of greater mean probability, then to the one that comes first among the labels.
+    """
+    shares = vote_shares(votes, labels)
+    most = max(shares.values())
+    tied = [label for label in labels if shares.get(label, 0.0) >= most - 1e-12]
+    means = mean_shares(votes, labels) or {}
+    return max(tied, key=lambda label: means.get(label, 0.0)), len(tied) > 1
+
+
+def weighted_median(votes: Sequence[Vote]) -> float:
+    """The number with at most half the weight on either side; midway where two numbers share the middle."""
+    rank = sorted(votes, key=lambda vote: (vote.answer, vote.member))
+    half = sum(vote.weight for vote in rank) / 2
+    passed = 0.0
+    for place, vote in enumerate(rank):
+        passed += vote.weight
+        if abs(passed - half) < 1e-12 and place + 1 < len(rank):
+            return float((vote.answer + rank[place + 1].answer) / 2)
+        if passed > half:
+            return float(vote.answer)
+    return float(rank[-1].answer)
+
+
+# ----------------------------------------------------------------------------------------------------
+# A fitted combiner of several members: logistic regression on their log-odds.
+#
+# In: the members' probabilities on labelled examples. Out: coefficients as JSON values, and probabilities from them.
+# scikit-learn fits; applying needs nothing. A member that gives no probability enters as 0.9 on its answer, a member
+# that did not answer with its mean log-odds in fitting: the regression finds out what either is worth.
+
+MINIMUM = 20
+"""The fewest examples; and at least 5 of each label."""
+
+_VOTE_SHARE = 0.9
+_LEAST = 1e-6
+
+
+def features(votes: Sequence[Vote], labels: Sequence[Any], n_members: int) -> list[float | None]:
+    """For each member and each label but the first, log(share / share of the first); None where it did not answer."""
+    by_member = {vote.member: vote for vote in votes}
+    row: list[float | None] = []
+    for member in range(n_members):
+        vote = by_member.get(member)
+        if vote is None:
+            row += [None] * (len(labels) - 1)
+            continue
+        rest = (1.0 - _VOTE_SHARE) / (len(labels) - 1)
+        shares = vote.shares or {label: _VOTE_SHARE if label == vote.answer else rest for label in labels}
+        logs = [math.log(min(max(shares[label], _LEAST), 1.0 - _LEAST)) for label in labels]
+        row += [value - logs[0] for value in logs[1:]]
+    return row
+
+
+def fit(rows: Sequence[Sequence[float | None]], right: Sequence[int], n_labels: int) -> dict[str, Any]:
+    """The coefficients, as JSON values.
+
+    Raises:
+        DataError: Too few examples, or too few of a label.
+    """
+    counts = Counter(right)
+    if len(right) < MINIMUM or len(counts) < n_labels or min(counts.values()) < 5:
+        raise DataError(
+            f"stacking needs at least {MINIMUM} examples and 5 of each label; found {len(right)}, "
+            f"by label {[counts[label] for label in range(n_labels)]}"
+        )
+    means = []
+    for column in zip(*rows, strict=True):
+        values = [value for value in column if value is not None]
+        means.append(sum(values) / len(values) if values else 0.0)
+    linear = require("sklearn.linear_model", "eval", 'Ensemble(how="stacking")')
+    model = linear.LogisticRegression(C=1.0, max_iter=2000)
+    model.fit([_filled(row, means) for row in rows], right)
+    slopes, intercepts = model.coef_.tolist(), model.intercept_.tolist()
+    if n_labels == 2:  # scikit-learn keeps one row, for the second label
+        slopes, intercepts = [[0.0] * len(means), slopes[0]], [0.0, intercepts[0]]
+    return {"slopes": slopes, "intercepts": intercepts, "means": means, "n": len(right)}
+
+
+def apply(fitted: dict[str, Any], row: Sequence[float | None]) -> list[float]:
+    """The probability of each label."""
+    filled = _filled(row, fitted["means"])
+    scores = [
+        intercept + sum(slope * value for slope, value in zip(slopes, filled, strict=True))
+        for slopes, intercept in zip(fitted["slopes"], fitted["intercepts"], strict=True)
+    ]
+    powers = [math.exp(score - max(scores)) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def _filled(row: Sequence[float | None], means: Sequence[float]) -> list[float]:
+    return [mean if value is None else value for value, mean in zip(row, means, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------
 logger = logging.getLogger(__name__)
 
 Rule: TypeAlias = Literal["probability", "majority", "median", "stacking"]
@@ -184,11 +352,11 @@ class Ensemble(dspy.Module):
             right.append(labels.index(label))
         size = len(self.members)
         rows = [
-            stacking.features(self._votes(said[start : start + size], labels)[0], labels, size)
+            features(self._votes(said[start : start + size], labels)[0], labels, size)
             for start in range(0, len(said), size)
         ]
         plain = [label if isinstance(label, (bool, int, str)) else label.value for label in labels]
-        self.settings["fitted"] = {**stacking.fit(rows, right, len(labels)), "labels": plain}
+        self.settings["fitted"] = {**fit(rows, right, len(labels)), "labels": plain}
         return self
 
     # -- from answers to one answer -------------------------------------------------------------------------------
@@ -256,8 +424,8 @@ class Ensemble(dspy.Module):
         answer, is_tie = decide_votes(votes, labels)
         shares: dict[Any, float] | None = None
         if how == "stacking":
-            row = stacking.features(votes, labels, len(self.members))
-            shares = dict(zip(labels, stacking.apply(self.settings["fitted"], row), strict=True))
+            row = features(votes, labels, len(self.members))
+            shares = dict(zip(labels, apply(self.settings["fitted"], row), strict=True))
         elif how == "probability" and any(vote.shares is not None for vote in votes):
             # A member without a probability counts as a whole vote.
             whole = [vote if vote.shares is not None else _whole(vote, labels) for vote in votes]

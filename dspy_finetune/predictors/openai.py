@@ -16,10 +16,10 @@ import dspy
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.predictors.ask import in_threads, is_yes_no
 from dspy_finetune.predictors.base import Answer, FinetunedPredictor
+from dspy_finetune.predictors.intervals import Residuals
 from dspy_finetune.predictors.probabilities import normalised
-from dspy_finetune.predictors.reading import in_threads, is_yes_no
-from dspy_finetune.predictors.residuals import Residuals
 from dspy_finetune.prompts import PromptFormat
 
 _MOST_THREADS = 16

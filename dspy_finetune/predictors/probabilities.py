@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 
-from dspy_finetune.hosts.logprobs import Position
+from dspy_finetune.hosts.lm import Position
 
 
 def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[str, float]:

@@ -26,11 +26,9 @@ from typing import Any, BinaryIO
 import dspy
 
 from dspy_finetune._files import file_error, read_jsonl
+from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, UsageError
-from dspy_finetune.predictors.pairwise import sides
-from dspy_finetune.predictors.ranking_fit import first_pairs, fit, next_pairs
-from dspy_finetune.predictors.ranking_posterior import Posterior, posterior
-from dspy_finetune.predictors.reading import (
+from dspy_finetune.predictors.ask import (
     UNREADABLE,
     in_threads,
     labels_of,
@@ -39,7 +37,227 @@ from dspy_finetune.predictors.reading import (
     read_answer,
     read_shares,
 )
+from dspy_finetune.predictors.pairwise import sides
 
+# ----------------------------------------------------------------------------------------------------
+# Scores from comparisons (Bradley-Terry with a term for the first place), and which pair to ask next.
+#
+# In: who stood first, who second, and the probability that the first is preferred. Out: `Fit`: scores with their
+# covariance. The model (Bradley and Terry, 1952; Davidson and Beaver, 1977, for the place):
+#
+#     log-odds(first preferred) = score[first] - score[second] + position
+#
+# with a normal prior on each score. It is a logistic regression, and scikit-learn's is the solver: choix and evalica,
+# which fit the plain model, have no term for the place. On comparisons without one the tests hold it against choix.
+
+PRIOR_DEVIATION = 3.0
+"""Of a score, in log-odds: weak, but it keeps an item that won everything finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Scores of items 0 to n - 1, in log-odds, with mean 0."""
+
+    scores: Any  # (n,)
+    """The scores."""
+    covariance: Any  # (n, n)
+    """Of the scores."""
+    position: float | None
+    """What standing first adds, in log-odds; None where it was not fitted."""
+
+
+def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_position: bool) -> Fit:
+    """Fit (first, second, probability that the first is preferred); there must be at least one comparison."""
+    feature = "rank(items, predictor)"
+    numpy = require("numpy", "ranking", feature)
+    sparse = require("scipy.sparse", "ranking", feature)
+    linear = require("sklearn.linear_model", "ranking", feature)
+    first, second, share = (numpy.array(column) for column in zip(*comparisons, strict=True))
+    n = len(share)
+    rows, ones = numpy.arange(n), numpy.ones(n)
+    design = sparse.csr_matrix((ones, (rows, first)), (n, n_items + has_position))
+    design -= sparse.csr_matrix((ones, (rows, second)), design.shape)
+    if has_position:
+        design += sparse.csr_matrix((ones, (rows, numpy.full(n, n_items))), design.shape)
+    # A probability is a win and a loss, weighted. newton-cg: 15 times as fast as lbfgs at 100 items, and more exact.
+    weights = numpy.concatenate([share, 1.0 - share])
+    told = weights > 0
+    outcomes = numpy.concatenate([ones, 0 * ones])
+    if len(set(outcomes[told])) < 2:  # whoever stood first always won or always lost: the solver wants both outcomes
+        told[:] = True
+    model = linear.LogisticRegression(
+        C=PRIOR_DEVIATION**2, fit_intercept=False, solver="newton-cg", max_iter=1000, tol=1e-6
+    )
+    model.fit(sparse.vstack([design, design]).tocsr()[told], outcomes[told], weights[told])
+    values = model.coef_[0]
+    expected = 1.0 / (1.0 + numpy.exp(-(design @ values)))
+    information = (design.T @ sparse.diags(expected * (1.0 - expected)) @ design).toarray()
+    # The curvature: enough to choose pairs by. How sure the scores are says ranking_posterior.py.
+    covariance = numpy.linalg.inv(information + numpy.eye(len(values)) / PRIOR_DEVIATION**2)
+    centre = numpy.eye(n_items) - 1.0 / n_items
+    scores = values[:n_items]
+    return Fit(
+        scores=scores - scores.mean(),
+        covariance=centre @ covariance[:n_items, :n_items] @ centre,
+        position=float(values[n_items]) if has_position else None,
+    )
+
+
+def first_pairs(n_items: int, generator: random.Random) -> list[tuple[int, int]]:
+    """A ring through all items in random order: each stands in two pairs, once first and once second."""
+    order = list(range(n_items))
+    generator.shuffle(order)
+    if n_items == 2:
+        return [(order[0], order[1])]
+    return [(order[place], order[(place + 1) % n_items]) for place in range(n_items)]
+
+
+def next_pairs(
+    found: Fit, asked: Counter[tuple[int, int]], n_pairs: int, n_orders: int, generator: random.Random
+) -> list[tuple[int, int]]:
+    """The pairs that tell most, each item in one pair of a round, most telling first.
+
+    What a comparison tells is p (1 - p) times the variance of the difference of the two scores: the larger, the more
+    the determinant of the covariance shrinks. A pair is asked at most once in each of `n_orders` orders; the item that
+    has stood first less often is put first.
+    """
+    numpy = require("numpy", "ranking", "rank(items, predictor)")
+    n_items = len(found.scores)
+    low, high = numpy.triu_indices(n_items, k=1)
+    variance = found.covariance.diagonal()
+    spread = variance[low] + variance[high] - 2.0 * found.covariance[low, high]
+    share = 1.0 / (1.0 + numpy.exp(found.scores[high] - found.scores[low]))
+    # Rounded, so that equal gains are equal on every machine; the order of the pairs then decides.
+    order = numpy.argsort(-numpy.round(share * (1.0 - share) * spread, 9), kind="stable")
+    n_first = Counter(first for first, _ in asked.elements())
+    used: set[int] = set()
+    pairs: list[tuple[int, int]] = []
+    for place in order:
+        one, two = int(low[place]), int(high[place])
+        open_orders = [pair for pair in ((one, two), (two, one)) if not asked[pair]]
+        if one in used or two in used or len(open_orders) <= 2 - n_orders:
+            continue
+        balance = {pair: n_first[pair[0]] - n_first[pair[1]] for pair in open_orders}
+        best = min(balance.values())
+        pairs.append(generator.choice([pair for pair in open_orders if balance[pair] == best]))
+        used |= {one, two}
+        if len(pairs) == n_pairs:
+            break
+    return pairs
+
+
+# ----------------------------------------------------------------------------------------------------
+# How sure a ranking is: scores and their deviations given the comparisons, with the spread of the scores unknown.
+#
+# In: comparisons, and the `Fit` to start from. Out: `Posterior`. The curvature at the fitted scores, the usual way to
+# an interval, fails here: pairs are chosen where the fit is in doubt, so a spread that was fitted too wide is never
+# corrected, and in simulations intervals of 95 % covered 62 % of the true scores. Here the scores' spread is unknown
+# and is averaged over, which bounds what choosing the pairs can do: the comparisons that were not asked say nothing
+# about the answers (the likelihood principle), given that the spread is right.
+#
+# The model is that of ranking_fit.py with scores from a normal distribution whose deviation has a half-Cauchy prior
+# of scale 2 (Gelman 2006). It is averaged by Gibbs sampling with Polya-gamma weights (Polson, Scott and Windle 2013),
+# whose infinite sum is cut after 40 terms with the mean of the rest added. Answers that are probabilities tell more
+# than a toss of a coin: their weight is 1 / phi, phi being the Pearson dispersion of the fit (quasi-likelihood,
+# McCullagh and Nelder 1989, chapter 9), at most 1. Reported are means of the conditional means and covariances rather
+# than of the draws, so that the noise of the sampling is small.
+
+SPREAD_SCALE = 2.0
+"""Of the half-Cauchy prior of the scores' deviation, in log-odds."""
+
+_TERMS = 40
+_SPREADS = (0.05, 12.0, 100)  # the grid of deviations that are averaged over: from, to, how many
+_LEAST_DISPERSION = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Scores of items 0 to n - 1, in log-odds, with mean 0."""
+
+    scores: Any  # (n,)
+    """Their means."""
+    deviations: Any  # (n,)
+    """Their standard deviations."""
+    position: float | None
+    """What standing first adds, in log-odds; None where it was not fitted."""
+    position_deviation: float | None
+    """Its standard deviation."""
+
+
+def posterior(comparisons: Sequence[tuple[int, int, float]], found: Fit, seed: int) -> Posterior:
+    """Average over what the comparisons leave open.
+
+    Args:
+        comparisons: (first, second, probability that the first is preferred), as `fit` was given.
+        found: What `fit` made of them.
+        seed: Of the sampling.
+    """
+    numpy = require("numpy", "ranking", "rank(items, predictor)")
+    sparse = require("scipy.sparse", "ranking", "rank(items, predictor)")
+    generator = numpy.random.default_rng(seed)
+    n, has_position = len(found.scores), found.position is not None
+    first, second, share = (numpy.array(column) for column in zip(*comparisons, strict=True))
+    rows, ones = numpy.arange(len(share)), numpy.ones(len(share))
+    cells = [(first, ones), (second, -ones)] + [(numpy.full(len(share), n), ones)] * has_position
+    columns, entries = (numpy.concatenate(part) for part in zip(*cells, strict=True))
+    places = (numpy.tile(rows, len(cells)), columns)
+    design = sparse.csr_matrix((entries, places), (len(share), n + has_position))  # (comparisons, unknowns)
+    values = numpy.append(found.scores, found.position) if has_position else numpy.array(found.scores)
+    weight = 1.0 / _dispersion(numpy, design @ values, share, n)
+    pull = design.T @ (weight * (share - 0.5))
+    spreads = numpy.geomspace(*_SPREADS)
+    spread_prior = -numpy.log1p((spreads / SPREAD_SCALE) ** 2) - (n - 1) * numpy.log(spreads)  # on the log scale
+    spread = max(float(values[:n].std()), _SPREADS[0])
+    centre = numpy.eye(n) - 1.0 / n
+    # Each draw inverts a matrix as large as there are items: fewer draws for many items, which need no more.
+    n_draws = min(300, max(60, 20_000_000 // n**2))
+    means: list[Any] = []
+    variances: list[Any] = []
+    for draw in range(-(n_draws // 5), n_draws):
+        omega = _polya_gamma(numpy, generator, weight, design @ values)
+        precision = (design.T @ sparse.diags(omega) @ design).toarray()
+        prior = numpy.full(n + has_position, PRIOR_DEVIATION**-2.0)
+        prior[:n] = spread**-2.0
+        covariance = numpy.linalg.inv(precision + numpy.diag(prior))
+        mean = covariance @ pull
+        values = mean + numpy.linalg.cholesky(covariance) @ generator.standard_normal(len(mean))
+        chances = spread_prior - 0.5 * float(values[:n] @ values[:n]) / spreads**2
+        chances = numpy.exp(chances - chances.max())
+        spread = float(generator.choice(spreads, p=chances / chances.sum()))
+        if draw >= 0:
+            middle = centre @ covariance[:n, :n] @ centre
+            means.append(numpy.append(mean[:n] - mean[:n].mean(), mean[n:]))
+            variances.append(numpy.append(middle.diagonal(), covariance.diagonal()[n:]))
+    scores = numpy.mean(means, axis=0)
+    deviations = numpy.sqrt(numpy.mean(variances, axis=0) + numpy.var(means, axis=0))
+    return Posterior(
+        scores=scores[:n],
+        deviations=deviations[:n],
+        position=float(scores[n]) if has_position else None,
+        position_deviation=float(deviations[n]) if has_position else None,
+    )
+
+
+def _dispersion(numpy: Any, odds: Any, share: Any, n_items: int) -> float:
+    """Phi: 1 for answers in words, below where probabilities scatter less around the fit than tosses would."""
+    if ((share == 0.0) | (share == 1.0)).all():
+        return 1.0
+    expected = 1.0 / (1.0 + numpy.exp(-odds))
+    scatter = float(((share - expected) ** 2 / (expected * (1.0 - expected))).sum())
+    # The prior is weak: nearly every item uses up one comparison's freedom.
+    return min(1.0, max(_LEAST_DISPERSION, scatter / max(len(share) - n_items, 1)))
+
+
+def _polya_gamma(numpy: Any, generator: Any, weight: float, odds: Any) -> Any:
+    """A draw of PG(weight, odds) for each comparison."""
+    places = numpy.arange(1, _TERMS + 1)[:, None] - 0.5
+    gammas = generator.standard_gamma(weight, size=(_TERMS, len(odds)))
+    terms = gammas / (places**2 + (odds / (2.0 * math.pi)) ** 2)
+    rest = weight / _TERMS  # the sum of weight / place**2 over the places that were left out
+    return (terms.sum(axis=0) + rest) / (2.0 * math.pi**2)
+
+
+# ----------------------------------------------------------------------------------------------------
 FORMAT = 1
 """Version of the checkpoint file."""
 

@@ -10,9 +10,8 @@ Example:
 """
 
 from dspy_finetune.prompts.adapter import as_adapter
+from dspy_finetune.prompts.codecs import LabelSet, NumberFormat
 from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
-from dspy_finetune.prompts.labels import LabelSet
-from dspy_finetune.prompts.number_text import NumberFormat
 from dspy_finetune.prompts.presets import answer, binary, explained_pairwise, number, pairwise
 
 __all__ = [

@@ -19,12 +19,11 @@ from dspy.utils.exceptions import AdapterParseError
 from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts.completion import JsonLayout
-from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
-from dspy_finetune.prompts.identity import digest_of
+from dspy_finetune.prompts.answers import JsonLayout
+from dspy_finetune.prompts.codecs import checked_text, codec_of, plain_value
+from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of
 from dspy_finetune.prompts.render import field_text
-from dspy_finetune.prompts.schema import dump_signature, load_signature
-from dspy_finetune.prompts.values import checked_text, codec_of, plain_value
+from dspy_finetune.prompts.signature_json import dump_signature, load_signature
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,9 @@ message as text. A host of one's own must tokenise message contents without read
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args, get_origin
@@ -25,16 +28,145 @@ from typing import Any, get_args, get_origin
 import dspy
 
 from dspy_finetune.errors import AnswerError, UsageError
-from dspy_finetune.prompts.building import loaded_labels, make_codecs, saved_labels, system_source
-from dspy_finetune.prompts.completion import JsonLayout, TemplateLayout, default_source, title
-from dspy_finetune.prompts.identity import difference, digest_of
-from dspy_finetune.prompts.labels import LabelSet
-from dspy_finetune.prompts.number_text import NumberFormat
+from dspy_finetune.prompts.answers import JsonLayout, TemplateLayout, default_source, title
+from dspy_finetune.prompts.codecs import Codec, LabelSet, NumberFormat, codec_of, is_structured
 from dspy_finetune.prompts.render import Columns, column_renderer, renderer, user_parts
-from dspy_finetune.prompts.schema import dump_signature, load_signature
-from dspy_finetune.prompts.template import Template
-from dspy_finetune.prompts.values import is_structured
+from dspy_finetune.prompts.signature_json import dump_signature, load_signature
+from dspy_finetune.prompts.template import Template, literal
 
+# ----------------------------------------------------------------------------------------------------
+# What a PromptFormat is built of: the source of its system template, and the codecs of its outputs.
+#
+# In: a signature, and what the user asked for: a rubric, a template, labels, a number format. Out: a template's source;
+# codecs by output; labels as JSON types and back. Not covered: the template language (template.py), layouts
+# (completion.py).
+
+_RUBRIC_HEADING = "Taste rubric:\n"
+
+
+def system_source(signature: type[dspy.Signature], system: str | None, rubric: str | None) -> str:
+    """The source of the system template, with the instructions and the rubric in it. Raises UsageError."""
+    source = literal(signature.instructions) if system is None else system
+    # Only author's texts go in here; what an example holds is inserted later, by slots.
+    words = {"instructions": signature.instructions, "rubric": rubric}
+    for name, text in words.items():
+        placeholder = f"{{{name}}}"
+        is_asked = _has_placeholder(source, name)
+        if name in signature.input_fields:
+            if name == "rubric" and rubric is not None:
+                raise UsageError(
+                    'rubric: the signature has an input "rubric" too; rename the field, or write the rubric into system'
+                )
+            continue
+        if is_asked and text is None:
+            raise UsageError("system: {rubric} stands in the template, but no rubric is given")
+        if is_asked and text is not None:
+            source = _fill(source, placeholder, literal(text))
+        elif name == "rubric" and text is not None:
+            source = "\n\n".join(part for part in (source, _RUBRIC_HEADING + literal(text)) if part)
+    return source
+
+
+def _has_placeholder(source: str, name: str) -> bool:
+    return f"{{{name}}}" in source.replace("{{", "").replace("}}", "")
+
+
+def _fill(source: str, placeholder: str, text: str) -> str:
+    """Replace a placeholder, but not the same letters between doubled braces."""
+    return text.join(
+        piece.replace("\0", "{{").replace("\1", "}}")
+        for piece in source.replace("{{", "\0").replace("}}", "\1").split(placeholder)
+    )
+
+
+def make_codecs(
+    signature: type[dspy.Signature], labels: Mapping[Any, str] | Sequence[str] | None, number: NumberFormat | None
+) -> dict[str, Codec]:
+    """How each output is written and read. Raises UsageError where labels or a number format fit none of them."""
+    annotations = {name: field.annotation for name, field in signature.output_fields.items()}
+    codecs: dict[str, Codec] = {}
+    for name, annotation in annotations.items():
+        is_number = number is not None and codec_of(annotation).kind == "number"
+        codecs[name] = codec_of(annotation, number=number if is_number else None)
+    if number is not None and not any(codec.kind == "number" for codec in codecs.values()):
+        raise UsageError("number: no output is int, float or Decimal")
+    if labels is None:
+        return codecs
+    target = next((name for name, codec in codecs.items() if codec.kind == "label"), next(iter(codecs)))
+    codecs[target] = codec_of(annotations[target], labels=_custom_labels(labels, codecs[target], target))
+    return codecs
+
+
+def _custom_labels(labels: Any, codec: Codec, name: str) -> LabelSet:
+    if not isinstance(labels, Mapping):
+        labels = {text: text for text in labels}
+    made = labels if isinstance(labels, LabelSet) else LabelSet(labels)
+    own = LabelSet.of(codec.annotation)
+    if own is not None and set(map(repr, own)) != set(map(repr, made)):
+        raise UsageError(f"labels: the output {name} has the values {list(own)}, the labels are for {list(made)}")
+    if own is None and (codec.annotation is not str or not all(isinstance(value, str) for value in made)):
+        raise UsageError(
+            f"labels: the output {name} is of type {codec.annotation!r}; labels are for bool, Literal, Enum and str"
+        )
+    return made
+
+
+def saved_labels(codecs: Mapping[str, Codec]) -> list[list[Any]] | None:
+    """Value and text of each label of the one output that labels were given for, if they are not its type's own."""
+    for codec in codecs.values():
+        if codec.labels is not None and codec.labels != LabelSet.of(codec.annotation):
+            return [[getattr(value, "value", value), text] for value, text in codec.labels.items()]
+    return None
+
+
+def loaded_labels(signature: type[dspy.Signature], saved: list[list[Any]] | None) -> Mapping[Any, str] | None:
+    """Saved labels; the members of a rebuilt Enum stand for their values."""
+    if saved is None:
+        return None
+    for field in signature.output_fields.values():
+        own = LabelSet.of(field.annotation)
+        if own is not None:
+            members = {repr(getattr(value, "value", value)): value for value in own}
+            return {members[repr(value)]: text for value, text in saved}
+    return dict(map(tuple, saved))
+
+
+# ----------------------------------------------------------------------------------------------------
+# What tells one prompt from another: a digest, and a readable difference.
+#
+# In: a prompt's identity, a dict of JSON types with all that changes a byte of it. Out: `digest_of`, `difference`.
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """SHA-256 of JSON types, whatever the order of keys."""
+    text = json.dumps(identity, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """What differs, as a unified diff from one identity to the other; empty if nothing does."""
+    lines = difflib.unified_diff(
+        _lines(one), _lines(other), f"prompt {digest_of(one)[:12]}", f"prompt {digest_of(other)[:12]}", lineterm=""
+    )
+    return "\n".join(lines)
+
+
+def _lines(identity: dict[str, Any]) -> list[str]:
+    """One readable line per fact, texts line by line."""
+    lines: list[str] = []
+    for key, value in identity.items():
+        if isinstance(value, str):
+            lines += [f"{key}: {line}" for line in value.split("\n")]
+        elif isinstance(value, list):
+            lines += [f"{key}: {json.dumps(item, ensure_ascii=False)}" for item in value]
+        elif isinstance(value, dict):
+            lines += [f"{key}.{name}: {json.dumps(item, ensure_ascii=False)}" for name, item in value.items()]
+        else:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------
 RENDERING_VERSION = 1
 """Changes whenever the same prompt would give other bytes; part of every digest."""
 

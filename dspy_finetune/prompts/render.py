@@ -12,8 +12,8 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from dspy_finetune.errors import RowError, UsageError
+from dspy_finetune.prompts.codecs import checked_text, image_parts, input_json, input_text
 from dspy_finetune.prompts.template import LINE_BREAKS, Slot, Template, escape_line
-from dspy_finetune.prompts.values import checked_text, image_parts, input_json, input_text
 
 
 def renderer(template: Template) -> Callable[[Any], str]:

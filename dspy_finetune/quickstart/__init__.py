@@ -6,9 +6,7 @@ True
 """
 
 from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles, read_titles
-from dspy_finetune.quickstart.run import Material, Result, prepare, run, summary
-from dspy_finetune.quickstart.sizes import SIZES, Size, size_of
-from dspy_finetune.quickstart.steps import Step
+from dspy_finetune.quickstart.run import SIZES, Material, Result, Size, Step, prepare, run, size_of, summary
 
 __all__ = [
     "RUBRIC",

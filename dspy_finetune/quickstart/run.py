@@ -17,7 +17,7 @@ import dspy
 
 from dspy_finetune._files import write_json
 from dspy_finetune.data import find_leakage, make_pairs, split
-from dspy_finetune.errors import DataError, FinetuneError, LeakageError
+from dspy_finetune.errors import DataError, FinetuneError, LeakageError, UsageError
 from dspy_finetune.evaluation import Progress as CompareProgress
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.export import export_dpo, export_sft
@@ -27,10 +27,97 @@ from dspy_finetune.jobs import Progress as JobProgress
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, N_TRIED, ByScore, few_shot, quiet_dspy
-from dspy_finetune.quickstart.sizes import Size
-from dspy_finetune.quickstart.steps import OnStep, Step
 from dspy_finetune.report import Report, compare, write_html
 
+# ----------------------------------------------------------------------------------------------------
+# How much of the main job is done: `full` for figures to believe, `small` to see that it runs.
+#
+# In: a name. Out: a `Size`, with every count that the steps use.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The counts of one size; training sets are cut to them, smaller data is used whole."""
+
+    name: str
+    """full or small."""
+    n_titles: int
+    """Titles to train the binary model on."""
+    n_pairs: int
+    """Pairs to train the pairwise model on."""
+    n_explained: int
+    """Explained pairs to train the DPO model on."""
+    n_test_titles: int
+    """Titles that all programs are asked about."""
+    n_test_pairs: int
+    """Pairs that all programs are asked about."""
+    binary_epochs: int
+    """Times through the titles."""
+    pairwise_epochs: int
+    """Times through the pairs."""
+
+
+SIZES = {
+    "full": Size(
+        name="full",
+        n_titles=440,
+        n_pairs=320,
+        n_explained=100,
+        n_test_titles=150,
+        n_test_pairs=80,
+        binary_epochs=2,
+        pairwise_epochs=1,
+    ),
+    "small": Size(
+        name="small",
+        n_titles=260,
+        n_pairs=80,
+        n_explained=24,
+        n_test_titles=40,
+        n_test_pairs=20,
+        binary_epochs=2,
+        pairwise_epochs=1,
+    ),
+}
+"""What `dspy-finetune quickstart --size` accepts."""
+
+
+def size_of(name: str) -> Size:
+    """The size of that name. Raises UsageError."""
+    if name not in SIZES:
+        raise UsageError(f'unknown size "{name}"; choose one of {", ".join(SIZES)}')
+    return SIZES[name]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Telling how far the main job is: one value for whoever shows it.
+#
+# In: a callback. Out: a `Step` for each sign of progress. Not covered: showing it (the command line does).
+
+N_STEPS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One sign of progress."""
+
+    number: int
+    """From 1 to N_STEPS."""
+    title: str
+    """What is being done; a change of title begins a new bar."""
+    n_done: int = 0
+    """How far."""
+    n_total: int | None = None
+    """Of how many; None while that is unknown."""
+    note: str = ""
+    """The last figure, such as a loss."""
+
+
+OnStep = Callable[[Step], None]
+"""Takes each sign of progress."""
+
+
+# ----------------------------------------------------------------------------------------------------
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, validation, test: a large test side, as a verdict is only as narrow as its test set."""
 

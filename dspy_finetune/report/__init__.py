@@ -20,7 +20,6 @@ page.
 from dspy_finetune.report.compare import compare
 from dspy_finetune.report.curve import CurveReport, learning_curve
 from dspy_finetune.report.html import write as write_html
-from dspy_finetune.report.migration import Migration, migrate
 from dspy_finetune.report.numbers import Report
 
-__all__ = ["CurveReport", "Migration", "Report", "compare", "learning_curve", "migrate", "write_html"]
+__all__ = ["CurveReport", "Report", "compare", "learning_curve", "write_html"]

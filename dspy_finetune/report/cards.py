@@ -15,11 +15,10 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune.evaluation.comparison import Comparison
-from dspy_finetune.evaluation.metric_types import AnyMetric, Metric
-from dspy_finetune.evaluation.reading import to_number
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, to_number
+from dspy_finetune.evaluation.result import Comparison
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report.number_plots import number_field
+from dspy_finetune.report.plots import number_field
 from dspy_finetune.report.tables import figure
 
 Cards = Mapping[str, Mapping[str, str]]

@@ -13,16 +13,13 @@ from typing import Any
 
 from dspy_finetune._progress import ProgressLine
 from dspy_finetune.data.items import By
-from dspy_finetune.evaluation.answers import Program
-from dspy_finetune.evaluation.collect import Progress
-from dspy_finetune.evaluation.compare import compare_programs
-from dspy_finetune.evaluation.metric_types import AnyMetric
-from dspy_finetune.evaluation.rivals import n_in_training, with_baselines
-from dspy_finetune.evaluation.subgroups import Subgroups
+from dspy_finetune.evaluation.answers import Program, Progress
+from dspy_finetune.evaluation.compare import compare_programs, n_in_training, with_baselines
+from dspy_finetune.evaluation.metric import AnyMetric
+from dspy_finetune.evaluation.slices import Subgroups
 from dspy_finetune.report.cards import make as make_cards
-from dspy_finetune.report.curves import Training, loss_curves
-from dspy_finetune.report.number_plots import NEAR
 from dspy_finetune.report.numbers import Report
+from dspy_finetune.report.plots import NEAR, Training, loss_curves
 
 
 def compare(

@@ -1,6 +1,6 @@
 """`learning_curve`, shown: the table of training size by model, a picture, and the value of the next 100 examples.
 
-In: a `LearningCurve` (evaluation/). Out: texts and files. Not covered: training and asking (evaluation/curve.py).
+In: a `LearningCurve` (evaluation/). Out: texts and files. Not covered: training and asking (evaluation/).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, ParamSpec
 from dspy_finetune._files import atomic_writer, read_lines, write_json
 from dspy_finetune._progress import ProgressLine
 from dspy_finetune.errors import DataError, UsageError
-from dspy_finetune.evaluation import curve as running
-from dspy_finetune.evaluation.curve_result import CurvePoint, LearningCurve, MarginalValue
-from dspy_finetune.report import curve_plot, plots, tables
+from dspy_finetune.evaluation.learning_curve import CurvePoint, LearningCurve, MarginalValue
+from dspy_finetune.evaluation.learning_curve import learning_curve as run_learning_curve
+from dspy_finetune.report import plots, tables
 from dspy_finetune.report.tables import MISSING, Table
 
 P = ParamSpec("P")
@@ -64,10 +64,10 @@ class CurveReport:
             MissingExtraError: The extra `report` is not installed.
         """
         ending = Path(path).suffix.lower().lstrip(".")
-        if ending not in curve_plot.FORMATS:
-            raise UsageError(f"plot({os.fspath(path)!r}): the file must end in .{', .'.join(curve_plot.FORMATS)}")
+        if ending not in plots.FORMATS:
+            raise UsageError(f"plot({os.fspath(path)!r}): the file must end in .{', .'.join(plots.FORMATS)}")
         with atomic_writer(path) as stream:
-            stream.write(curve_plot.for_file(self.curve, ending))
+            stream.write(plots.for_file(self.curve, ending))
 
     def html(self) -> str:
         """One self-contained HTML page. Raises MissingExtraError without the extra `report`."""
@@ -152,7 +152,7 @@ def _as_report(run: Callable[P, LearningCurve]) -> Callable[P, CurveReport]:
     return learning_curve
 
 
-learning_curve = _as_report(running.learning_curve)
+learning_curve = _as_report(run_learning_curve)
 """`evaluation.learning_curve` with a result that can draw itself; its docstring and parameters are that one's."""
 
 

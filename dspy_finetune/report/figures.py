@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from dspy_finetune.evaluation.comparison import Comparison
-from dspy_finetune.report import number_plots, plots, probability_plots, tables
+from dspy_finetune.evaluation.result import Comparison
+from dspy_finetune.report import plots, tables
 
 if TYPE_CHECKING:
     from dspy_finetune.report.numbers import Report
@@ -91,10 +91,10 @@ def _numbers(report: Report, number: int) -> list[_Drawn]:
     comparison, near = report.comparison, report.near
     found: list[_Drawn] = []
     for name in dict.fromkeys(one for one in (comparison.candidate, comparison.reference) if one is not None):
-        guesses = number_plots.guesses(comparison, name, near)
+        guesses = plots.guesses(comparison, name, near)
         if not guesses:
             continue
-        counts = number_plots.counts(guesses)
+        counts = plots.counts(guesses)
         share = counts["near"] / len(guesses)
         rule = f"within {near[0]:.0%} or {near[1]:g} of the true number, whichever is wider"
         caption = (
@@ -104,47 +104,47 @@ def _numbers(report: Report, number: int) -> list[_Drawn]:
         left = comparison.row(name).n - len(guesses)
         if left:
             caption += f" {left:,} answers that are no numbers are not shown."
-        if len(guesses) > number_plots.MAX_POINTS:
-            caption += f" Every {math.ceil(len(guesses) / number_plots.MAX_POINTS)}th answer is shown."
+        if len(guesses) > plots.MAX_POINTS:
+            caption += f" Every {math.ceil(len(guesses) / plots.MAX_POINTS)}th answer is shown."
         alt = (
             f"Of {len(guesses):,} answers {counts['near']:,} ({share:.0%}) are near, {counts['fair']:,} fair, "
             f"{counts['far']:,} far"
         )
         place = len(found)
-        found.append((number_plots.scatter(comparison, name, f"scatter{number}-{place}", near), caption, alt))
+        found.append((plots.scatter(comparison, name, f"scatter{number}-{place}", near), caption, alt))
     return found
 
 
 def _probabilities(comparison: Comparison, number: int) -> list[_Drawn]:
     candidate = comparison.candidate
-    pairs = probability_plots.probabilities(comparison)
+    pairs = plots.probabilities(comparison)
     names = ", ".join(pairs)
     own = pairs.get(candidate, [])
-    bins = probability_plots.reliability(own)
+    bins = plots.reliability(own)
     means = [
-        f"{probability_plots.mean_share(own, truth):.2f} on average where the label is {what}"
+        f"{plots.mean_share(own, truth):.2f} on average where the label is {what}"
         for truth, what in ((1.0, str(comparison.positive)), (0.0, "another"))
         if any(one == truth for one, _ in own)
     ]
     return [
         (
-            probability_plots.roc(comparison, f"roc{number}"),
+            plots.roc(comparison, f"roc{number}"),
             "ROC curves: at every threshold, the positives found against the negatives taken for positives.",
             f"ROC curves of {names}",
         ),
         (
-            probability_plots.precision_recall(comparison, f"recall{number}"),
+            plots.precision_recall(comparison, f"recall{number}"),
             "Precision-recall curves: at every threshold, how many of the items named are right, against how many of "
             "the right ones are named. The flat line is chance.",
             f"Precision-recall curves of {names}",
         ),
         (
-            probability_plots.histogram(comparison, f"histogram{number}"),
+            plots.histogram(comparison, f"histogram{number}"),
             f"{candidate}'s probabilities, by what the label says.",
             f"Histogram of {candidate}'s probabilities: {', '.join(means)}",
         ),
         (
-            probability_plots.calibration(comparison, f"calibration{number}"),
+            plots.calibration(comparison, f"calibration{number}"),
             f"Calibration of {candidate}: on the diagonal, probabilities come true as often as they say. "
             "Larger dots hold more items.",
             "Calibration: " + "; ".join(f"said {said:.2f}, was {was:.2f} (n = {n})" for said, was, n in bins),

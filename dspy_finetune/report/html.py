@@ -19,7 +19,7 @@ from dspy_finetune._files import atomic_writer
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
 from dspy_finetune.report import figures, items, tables
-from dspy_finetune.report.curves import Training, loss_curves
+from dspy_finetune.report.plots import Training, loss_curves
 
 if TYPE_CHECKING:
     from dspy_finetune.report.numbers import Report

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspy_finetune.evaluation.answers import Answer
-from dspy_finetune.evaluation.bias import PairwiseBias, pairwise_bias
-from dspy_finetune.evaluation.comparison import Comparison
-from dspy_finetune.evaluation.reading import label_text
-from dspy_finetune.report import number_plots, tables
-from dspy_finetune.report.number_plots import NEAR
-from dspy_finetune.report.probability_plots import positive_share
+from dspy_finetune.evaluation.metric import label_text
+from dspy_finetune.evaluation.result import Comparison
+from dspy_finetune.evaluation.slices import PairwiseBias, pairwise_bias
+from dspy_finetune.report import plots, tables
+from dspy_finetune.report.plots import NEAR, positive_share
 
 
 def label_field(comparison: Comparison) -> str | None:
@@ -133,7 +132,7 @@ def listing(comparison: Comparison, near: tuple[float, float] = NEAR) -> list[Ro
     metric = next((one.name for one in comparison.metrics if one.kind != "set"), None)
     scores = comparison.item_scores.get(metric, {}) if metric is not None else {}
     names = [row.name for row in comparison.programs]
-    guesses = {name: {one.index: one for one in number_plots.guesses(comparison, name, near)} for name in names}
+    guesses = {name: {one.index: one for one in plots.guesses(comparison, name, near)} for name in names}
 
     def said(name: str, index: int) -> Said:
         answer, guess = comparison.answers[name][index], guesses[name].get(index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dspy_finetune.report import figures, items, number_plots, tables
+from dspy_finetune.report import figures, items, plots, tables
 from dspy_finetune.report.tables import Table, as_markdown, escape_markdown
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def render(report: Report) -> str:
 def _numbers(report: Report) -> list[str]:
     rows = []
     for row in report.rows:
-        guesses = number_plots.guesses(report.comparison, row.name, report.near)
+        guesses = plots.guesses(report.comparison, row.name, report.near)
         if guesses:
-            rows.append((row.name, *(f"{n:,}" for n in number_plots.counts(guesses).values())))
+            rows.append((row.name, *(f"{n:,}" for n in plots.counts(guesses).values())))
     if not rows:
         return []
     share, distance = report.near

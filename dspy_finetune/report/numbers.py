@@ -14,11 +14,9 @@ from typing import Any, Literal
 
 from dspy_finetune._files import atomic_writer, read_lines, write_json
 from dspy_finetune.errors import DataError
-from dspy_finetune.evaluation.comparison import Comparison, Difference, ProgramRow
-from dspy_finetune.evaluation.verdict import Verdict
+from dspy_finetune.evaluation.result import Comparison, Difference, ProgramRow, Verdict
 from dspy_finetune.report import tables
-from dspy_finetune.report.curves import Curves, Training, loss_curves
-from dspy_finetune.report.number_plots import NEAR
+from dspy_finetune.report.plots import NEAR, Curves, Training, loss_curves
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspy_finetune.evaluation.comparison import Comparison, Difference
-from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation.result import Comparison, Difference
+from dspy_finetune.evaluation.statistics import Interval
 
 MISSING = "–"
 """What stands where there is no figure."""

@@ -13,12 +13,12 @@ import pytest
 import dspy_finetune as ft
 from dspy_finetune import bulk
 from dspy_finetune.bulk import batch_api
+from dspy_finetune.bulk.predict import RowOptions
 from dspy_finetune.bulk.progress import Prices, Progress
-from dspy_finetune.bulk.task import RowOptions
-from dspy_finetune.bulk.tokens import Tokens
+from dspy_finetune.bulk.requests import Tokens
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.clock import Clock
+from dspy_finetune.jobs.records import Clock
 from tests.bulk.fake_batches import FakeBatches
 
 CREATE = "POST /*"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_finetune.bulk.progress import Budget, Prices
-from dspy_finetune.bulk.tokens import Tokens
+from dspy_finetune.bulk.requests import Tokens
 
 
 class TenthsOfADollar(Prices):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.bulk.pacing import Pace, backoff_seconds, reset_seconds, retry_after_seconds
+from dspy_finetune.bulk.rate_limit import Pace, backoff_seconds, reset_seconds, retry_after_seconds
 
 
 class Clock:

@@ -18,7 +18,7 @@ from dspy_finetune.cli.follow import curve, duration
 from dspy_finetune.cli.main import main
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.kinds import KINDS
+from dspy_finetune.hosts.host import KINDS
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import write_sft
 

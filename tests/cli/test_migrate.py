@@ -11,7 +11,7 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune.cli.main import main
-from dspy_finetune.hosts.kinds import KINDS
+from dspy_finetune.hosts.host import KINDS
 from tests.jobs.answering import AnsweringOpenAI
 
 BASE = "gpt-4.1-mini-2025-04-14"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.data.coerce import Unreadable, converter_for, parse_bool, parse_number
+from dspy_finetune.data.fields import Unreadable, converter_for, parse_bool, parse_number
 from dspy_finetune.errors import RowsError, UsageError
 
 

@@ -165,7 +165,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.Monk
 
 def test_a_hub_whose_name_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = threading.Event()
-    monkeypatch.setattr("dspy_finetune.data.tables._PATIENCE_SECONDS", -0.9)
+    monkeypatch.setattr("dspy_finetune.data.readers._PATIENCE_SECONDS", -0.9)
 
     def open_late(*_: Any, **__: Any) -> io.BytesIO:
         is_over.wait()

@@ -8,7 +8,7 @@ import pytest
 
 from dspy_finetune import prompts
 from dspy_finetune.evaluation import Comparison, baselines, compare_programs, in_both_orders, metrics
-from dspy_finetune.evaluation.tuned import is_tuned
+from dspy_finetune.evaluation.compare import is_tuned
 from dspy_finetune.predictors import Ensemble, OpenAIPredictor
 from dspy_finetune.report import Report, compare
 

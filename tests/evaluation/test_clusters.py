@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as statsmodels
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import clusters, compare_programs, metrics, stats
+from dspy_finetune.evaluation import compare_programs, metrics, statistics
 
 
 def pairs(n: int, rng: np.random.Generator) -> list[dspy.Example]:
@@ -23,8 +23,8 @@ def test_the_standard_error_is_statsmodels():
     groups = rng.integers(0, 12, 70)
     values = rng.normal(size=70) + rng.normal(size=12)[groups]
     fitted = statsmodels.OLS(values, np.ones(70)).fit(cov_type="cluster", cov_kwds={"groups": groups})
-    assert clusters.standard_error(values.tolist(), groups.tolist()) == pytest.approx(float(fitted.bse[0]))
-    found = clusters.mean_interval(values.tolist(), groups.tolist(), 0.95)
+    assert statistics.standard_error(values.tolist(), groups.tolist()) == pytest.approx(float(fitted.bse[0]))
+    found = statistics.clustered_mean_interval(values.tolist(), groups.tolist(), 0.95)
     fitted = statsmodels.OLS(values, np.ones(70)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
     assert (found.low, found.high) == pytest.approx(tuple(fitted.conf_int()[0]))
 
@@ -32,11 +32,13 @@ def test_the_standard_error_is_statsmodels():
 def test_groups_of_one_item_are_items():
     values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
     alone = list(range(8))
-    one, other = clusters.mean_interval(values, alone, 0.95), stats.mean_interval(values)
+    one, other = statistics.clustered_mean_interval(values, alone, 0.95), statistics.mean_interval(values)
     assert (one.low, one.high) == pytest.approx((other.low, other.high))
-    draws = clusters.resample(alone, lambda index: float(np.mean(index)), n_resamples=20, seed=4)
-    assert draws.tolist() == stats.resample(8, lambda index: float(np.mean(index)), n_resamples=20, seed=4).tolist()
-    assert clusters.sign_flip([0.4, 0.1, -0.2], [7, 8, 9], n_resamples=99, seed=0) == stats.sign_flip(
+    draws = statistics.clustered_resample(alone, lambda index: float(np.mean(index)), n_resamples=20, seed=4)
+    assert (
+        draws.tolist() == statistics.resample(8, lambda index: float(np.mean(index)), n_resamples=20, seed=4).tolist()
+    )
+    assert statistics.clustered_sign_flip([0.4, 0.1, -0.2], [7, 8, 9], n_resamples=99, seed=0) == statistics.sign_flip(
         [0.4, 0.1, -0.2], n_resamples=99
     )
 
@@ -44,18 +46,18 @@ def test_groups_of_one_item_are_items():
 def test_a_share_in_groups_keeps_to_its_bounds_and_is_wider_than_wilsons():
     groups = [number // 5 for number in range(60)]
     together = [float(group % 2) for group in groups]  # a group is all right or all wrong: 12 items, in truth
-    found, wilson = clusters.proportion_interval(together, groups, 0.95), stats.wilson(30, 60)
+    found, wilson = statistics.proportion_interval(together, groups, 0.95), statistics.wilson(30, 60)
     assert found.low is not None
     assert found.high is not None
     assert wilson.low is not None
     assert found.low < wilson.low
-    twelve = stats.wilson(6, 12)
+    twelve = statistics.wilson(6, 12)
     assert found.low == pytest.approx(twelve.low or math.nan, abs=0.04)
-    every = clusters.proportion_interval([1.0] * 60, groups, 0.95)
+    every = statistics.proportion_interval([1.0] * 60, groups, 0.95)
     assert every.high == 1.0
-    assert (every.low or 0.0) < (stats.wilson(12, 12).low or 0.0)
+    assert (every.low or 0.0) < (statistics.wilson(12, 12).low or 0.0)
     spread = [float(number % 2) for number in range(60)]  # groups alike: never surer than 60 items allow
-    assert clusters.proportion_interval(spread, groups, 0.95).low == pytest.approx(wilson.low, abs=0.02)
+    assert statistics.proportion_interval(spread, groups, 0.95).low == pytest.approx(wilson.low, abs=0.02)
 
 
 def _simulated(rng: np.random.Generator) -> tuple[list[int], list[float], list[float]]:
@@ -75,14 +77,14 @@ def test_intervals_cover_and_the_test_keeps_its_level_where_those_of_independent
     for seed in range(n_rounds):
         groups, scores, shares = _simulated(rng)
         for name, interval, truth in (
-            ("mean", clusters.mean_interval(scores, groups, 0.95), 0.0),
-            ("share", clusters.proportion_interval(shares, groups, 0.95), 0.7),
-            ("independent", stats.mean_interval(scores), 0.0),
+            ("mean", statistics.clustered_mean_interval(scores, groups, 0.95), 0.0),
+            ("share", statistics.proportion_interval(shares, groups, 0.95), 0.7),
+            ("independent", statistics.mean_interval(scores), 0.0),
         ):
             assert interval.low is not None
             assert interval.high is not None
             covers[name] += interval.low <= truth <= interval.high
-        alarms += clusters.sign_flip(scores, groups, n_resamples=199, seed=seed) <= 0.05
+        alarms += statistics.clustered_sign_flip(scores, groups, n_resamples=199, seed=seed) <= 0.05
     error = 4 * math.sqrt(0.95 * 0.05 / n_rounds)
     assert abs(covers["mean"] / n_rounds - 0.95) <= error
     assert 0.95 - error <= covers["share"] / n_rounds

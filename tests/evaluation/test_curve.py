@@ -13,11 +13,16 @@ import pytest
 
 from dspy_finetune import prompts
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, LeakageError, UsageError
-from dspy_finetune.evaluation import CurveProgress, LearningCurve, learning_curve, metrics, stats
-from dspy_finetune.evaluation.curve_fit import Measured, change_by_more, foretell_largest, mean_over_seeds
-from dspy_finetune.evaluation.curve_jobs import nested_order
-from dspy_finetune.evaluation.curve_result import CurveRun
-from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation import CurveProgress, LearningCurve, learning_curve, metrics, statistics
+from dspy_finetune.evaluation.learning_curve import (
+    CurveRun,
+    Measured,
+    change_by_more,
+    foretell_largest,
+    mean_over_seeds,
+    nested_order,
+)
+from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import Clock
 from tests.jobs.answering import AnsweringOpenAI
@@ -234,7 +239,7 @@ def test_orders_are_seeded_and_fair_at_every_length():
     assert sorted(nested_order(ROWS, label=None, seed=3)) == list(range(80))
 
 
-def measured(n_rows: int, value: float, draws: stats.Floats, seed: int = 0) -> Measured:
+def measured(n_rows: int, value: float, draws: statistics.Floats, seed: int = 0) -> Measured:
     interval = Interval(value=value, low=None, high=None, n=100, method="t")
     return Measured(n_rows=n_rows, seed=seed, value=value, draws=draws, interval=interval)
 
@@ -251,7 +256,7 @@ def test_the_line_is_numpys_and_foretells_what_lies_on_it():
     assert change_by_more(straight[:1], 100, confidence=0.95).value is None
 
 
-def mean_of(scores: stats.Floats) -> Callable[[Any], float]:
+def mean_of(scores: statistics.Floats) -> Callable[[Any], float]:
     return lambda index: float(scores[index].mean())
 
 
@@ -264,7 +269,7 @@ def test_the_change_covers_the_truth_with_noise_of_items_and_of_trainings():
         for size in sizes:
             for seed in range(2):
                 scores = 1 - 0.05 * math.log(size) + rng.normal(0, 0.02) + items + rng.normal(0, 0.1, 100)
-                draws = stats.resample(100, mean_of(scores), n_resamples=120, seed=1)
+                draws = statistics.resample(100, mean_of(scores), n_resamples=120, seed=1)
                 runs.append(measured(size, float(scores.mean()), draws, seed))
         found = change_by_more(runs, 100, confidence=0.95)
         assert found.low is not None

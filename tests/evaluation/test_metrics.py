@@ -12,7 +12,7 @@ import sklearn.metrics as reference
 
 from dspy_finetune.errors import AnswerError, DataError, UsageError
 from dspy_finetune.evaluation import metrics
-from dspy_finetune.evaluation.reading import to_number
+from dspy_finetune.evaluation.metric import to_number
 
 LABELS = ("red", "green", "blue")
 

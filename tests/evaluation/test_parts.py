@@ -9,8 +9,8 @@ import pytest
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import Comparison, compare_programs, metrics
-from dspy_finetune.evaluation.noise import uncached
-from dspy_finetune.evaluation.subgroups import parts_of
+from dspy_finetune.evaluation.compare import uncached
+from dspy_finetune.evaluation.slices import parts_of
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import binary

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pytest
 import scipy.stats
 
-from dspy_finetune.evaluation import clusters, stats
-from dspy_finetune.evaluation.bias import pairwise_bias, swap_agreement
-from dspy_finetune.evaluation.stats import Interval
-from dspy_finetune.evaluation.verdict import decide, n_more_items
+from dspy_finetune.evaluation import statistics
+from dspy_finetune.evaluation.result import decide, n_more_items
+from dspy_finetune.evaluation.slices import pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.statistics import Interval
 
 
 def test_wilson_equals_its_formula():
@@ -19,23 +19,23 @@ def test_wilson_equals_its_formula():
         z, p = scipy.stats.norm.ppf(0.975), n_right / n
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        found = stats.wilson(n_right, n)
+        found = statistics.wilson(n_right, n)
         assert (found.value, found.low, found.high) == pytest.approx((p, centre - half, centre + half), abs=1e-12)
-    empty = stats.wilson(0, 0)
+    empty = statistics.wilson(0, 0)
     assert (empty.value, empty.low, empty.high) == (None, 0.0, 1.0)
 
 
 def test_the_mean_has_students_interval_and_none_for_one_item():
     values = [1.0, 4.0, 2.5, 3.0]
     low, high = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
-    found = stats.mean_interval(values)
+    found = statistics.mean_interval(values)
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert stats.mean_interval([2.0]) == Interval(value=2.0, low=None, high=None, n=1, method="none")
+    assert statistics.mean_interval([2.0]) == Interval(value=2.0, low=None, high=None, n=1, method="none")
 
 
 def test_mcnemar_is_the_binomial_test_of_the_items_only_one_side_got_right():
-    assert stats.mcnemar(3, 11) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
-    assert stats.mcnemar(0, 0) == 1.0
+    assert statistics.mcnemar(3, 11) == pytest.approx(scipy.stats.binomtest(3, 14).pvalue)
+    assert statistics.mcnemar(0, 0) == 1.0
 
 
 def test_the_sign_flip_test_equals_scipys_exact_permutation():
@@ -43,22 +43,22 @@ def test_the_sign_flip_test_equals_scipys_exact_permutation():
     exact = scipy.stats.permutation_test(
         (np.array(differences),), np.mean, permutation_type="samples", vectorized=False, n_resamples=10_000
     ).pvalue
-    found = stats.sign_flip(differences, n_resamples=20_000)
+    found = statistics.sign_flip(differences, n_resamples=20_000)
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
-    assert stats.sign_flip([0.0, 0.0]) == 1.0
-    assert stats.sign_flip(differences, seed=5) == stats.sign_flip(differences, seed=5)
+    assert statistics.sign_flip([0.0, 0.0]) == 1.0
+    assert statistics.sign_flip(differences, seed=5) == statistics.sign_flip(differences, seed=5)
 
 
 def test_holm_equals_its_definition():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([]) == []
 
 
 def test_newcombes_interval_equals_a_published_example():
     # Newcombe 1998, Stat. Med. 17:2635-2650, table III, first of the examples with n = 50: cells 36, 12, 2, 0.
     one = [1.0] * 36 + [1.0] * 12 + [0.0] * 2
     other = [1.0] * 36 + [0.0] * 12 + [1.0] * 2
-    found = stats.paired_proportions(one, other)
+    found = statistics.paired_proportions(one, other)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-4)
 
 
@@ -66,7 +66,7 @@ def _holds(interval: Interval, truth: float) -> bool:
     return interval.low is not None and interval.high is not None and interval.low <= truth <= interval.high
 
 
-def _mean_of(scores: stats.Floats) -> Callable[[npt.NDArray[np.int64]], float]:
+def _mean_of(scores: statistics.Floats) -> Callable[[npt.NDArray[np.int64]], float]:
     return lambda indices: float(scores[indices].mean())
 
 
@@ -83,16 +83,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         shared = rng.random(n)
         one = (shared < 0.75).astype(float)
         other = (0.5 * shared + 0.5 * rng.random(n) < 0.6).astype(float)
-        found = stats.wilson(int(one.sum()), n)
+        found = statistics.wilson(int(one.sum()), n)
         hits["wilson"] += _holds(found, 0.75)
         # P(U/2 + V/2 < 0.6) = 1 - 2 * 0.4**2
-        found = stats.paired_proportions(one, other)
+        found = statistics.paired_proportions(one, other)
         hits["newcombe"] += _holds(found, 0.75 - 0.68)
         scores = rng.normal(0.3, 1, n)
-        found = stats.mean_interval(scores)
+        found = statistics.mean_interval(scores)
         hits["t"] += _holds(found, 0.3)
-        draws = stats.resample(n, _mean_of(scores), n_resamples=150, seed=3)
-        found = stats.percentile_interval(float(scores.mean()), draws, n)
+        draws = statistics.resample(n, _mean_of(scores), n_resamples=150, seed=3)
+        found = statistics.percentile_interval(float(scores.mean()), draws, n)
         hits["bootstrap"] += _holds(found, 0.3)
     assert _share_within(hits["t"], n_rounds, 0.95)
     # Score intervals of counts are conservative by design, the bootstrap's are known to be: never below, little above.
@@ -105,19 +105,19 @@ def test_without_a_difference_the_tests_cry_wolf_no_more_often_than_they_say():
     n_rounds, alarms = 300, {"mcnemar": 0, "sign flip": 0}
     for seed in range(n_rounds):
         one, other = rng.random(60) < 0.7, rng.random(60) < 0.7
-        alarms["mcnemar"] += stats.mcnemar(int((one & ~other).sum()), int((~one & other).sum())) <= 0.05
-        alarms["sign flip"] += stats.sign_flip(rng.laplace(0, 1, 60), n_resamples=399, seed=seed) <= 0.05
+        alarms["mcnemar"] += statistics.mcnemar(int((one & ~other).sum()), int((~one & other).sum())) <= 0.05
+        alarms["sign flip"] += statistics.sign_flip(rng.laplace(0, 1, 60), n_resamples=399, seed=seed) <= 0.05
     assert _share_within(alarms["sign flip"], n_rounds, 0.05)
     assert alarms["mcnemar"] / n_rounds <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / n_rounds)  # exact tests are conservative
 
 
 def test_the_number_of_items_gives_the_power_it_promises():
-    n = stats.items_needed(0.3, 1.0)
+    n = statistics.items_needed(0.3, 1.0)
     assert n is not None
     rng = np.random.default_rng(3)
     found = sum(scipy.stats.ttest_1samp(rng.normal(0.3, 1.0, n), 0).pvalue <= 0.05 for _ in range(500))
     assert _share_within(found, 500, 0.8)
-    assert stats.items_needed(0.0, 1.0) is None
+    assert statistics.items_needed(0.0, 1.0) is None
 
 
 def _interval(low: float, high: float) -> Interval:
@@ -144,7 +144,7 @@ def test_the_verdict_follows_its_rule(difference, p, higher, margin, narrow, ver
 
 
 def test_more_items_are_counted_from_those_there_are():
-    assert n_more_items(0.3, 1.0, 50, alpha=0.05) == (stats.items_needed(0.3, 1.0) or 0) - 50
+    assert n_more_items(0.3, 1.0, 50, alpha=0.05) == (statistics.items_needed(0.3, 1.0) or 0) - 50
     assert n_more_items(0.0, 1.0, 50, alpha=0.05) is None
 
 
@@ -171,8 +171,8 @@ def test_an_interval_stays_where_the_scores_can_lie(scores, bounds):
     """A mean absolute error is not below zero, whatever Student's t says."""
     low, high = bounds
     for found in (
-        stats.mean_interval(scores, 0.95, bounds),
-        clusters.mean_interval(scores, range(len(scores)), 0.95, bounds),
+        statistics.mean_interval(scores, 0.95, bounds),
+        statistics.clustered_mean_interval(scores, range(len(scores)), 0.95, bounds),
     ):
         assert found.value == pytest.approx(sum(scores) / len(scores))
         assert found.value is not None
@@ -184,15 +184,15 @@ def test_an_interval_stays_where_the_scores_can_lie(scores, bounds):
 
 
 def test_scores_all_at_one_end_have_wilsons_interval():
-    found = stats.mean_interval([0.0] * 400, 0.95, (0.0, 1.0))
-    assert (found.low, found.high) == pytest.approx((0.0, stats.wilson(0, 400).high), abs=1e-4)
+    found = statistics.mean_interval([0.0] * 400, 0.95, (0.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((0.0, statistics.wilson(0, 400).high), abs=1e-4)
 
 
 def test_many_items_have_students_interval_whatever_the_bounds():
     scores = np.random.default_rng(0).uniform(0.2, 0.9, 20_000)
-    plain = stats.mean_interval(scores)
+    plain = statistics.mean_interval(scores)
     for bounds in ((0.0, None), (0.0, 1.0), (-1.0, 1.0)):
-        found = stats.mean_interval(scores, 0.95, bounds)
+        found = statistics.mean_interval(scores, 0.95, bounds)
         assert (found.low, found.high) == pytest.approx((plain.low, plain.high), rel=1e-4)
 
 
@@ -202,9 +202,9 @@ def test_errors_with_a_long_tail_are_covered_more_often_on_the_logarithm():
     hits = {"t": 0, "log t": 0, "logit t": 0}
     for _ in range(n_rounds):
         errors, shares = rng.exponential(1.0, 8), rng.beta(0.5, 0.5, 8)
-        hits["t"] += _holds(stats.mean_interval(errors), 1.0)
-        hits["log t"] += _holds(stats.mean_interval(errors, 0.95, (0.0, None)), 1.0)
-        hits["logit t"] += _holds(stats.mean_interval(shares, 0.95, (0.0, 1.0)), 0.5)
+        hits["t"] += _holds(statistics.mean_interval(errors), 1.0)
+        hits["log t"] += _holds(statistics.mean_interval(errors, 0.95, (0.0, None)), 1.0)
+        hits["logit t"] += _holds(statistics.mean_interval(shares, 0.95, (0.0, 1.0)), 0.5)
     covered = {name: one / n_rounds for name, one in hits.items()}
     assert covered["t"] + 0.015 < covered["log t"] <= 0.95 + 4 * math.sqrt(0.95 * 0.05 / n_rounds)
     assert covered["log t"] > 0.91

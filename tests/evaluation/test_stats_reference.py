@@ -13,8 +13,8 @@ from statsmodels.stats.power import NormalIndPower, TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from dspy_finetune.evaluation import compare_programs, metrics, stats
-from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation import compare_programs, metrics, statistics
+from dspy_finetune.evaluation.statistics import Interval
 
 
 def ends(interval: Interval) -> tuple[float, float]:
@@ -27,26 +27,27 @@ def ends(interval: Interval) -> tuple[float, float]:
 def test_shares_and_means_have_statsmodels_intervals(confidence):
     for n_right, n in [(0, 7), (3, 40), (40, 40), (611, 1000)]:
         expected = proportion_confint(n_right, n, alpha=1 - confidence, method="wilson")
-        assert ends(stats.wilson(n_right, n, confidence)) == pytest.approx(expected, abs=1e-9)
+        assert ends(statistics.wilson(n_right, n, confidence)) == pytest.approx(expected, abs=1e-9)
     values = np.random.default_rng(0).exponential(size=35)
     expected = DescrStatsW(values).tconfint_mean(alpha=1 - confidence)
-    assert ends(stats.mean_interval(values, confidence)) == pytest.approx(expected)
+    assert ends(statistics.mean_interval(values, confidence)) == pytest.approx(expected)
 
 
 def test_mcnemar_and_holm_are_statsmodels():
     for only_one, only_other in [(0, 5), (3, 11), (20, 21)]:
         expected = mcnemar([[9, only_one], [only_other, 4]], exact=True).pvalue
-        assert stats.mcnemar(only_one, only_other) == pytest.approx(expected)
+        assert statistics.mcnemar(only_one, only_other) == pytest.approx(expected)
     p_values = [0.04, 0.001, 0.6, 0.013, 0.013]
-    assert stats.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert statistics.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_the_number_of_items_is_statsmodels():
     # NormalIndPower with ratio 0 is the one-sample z test, which the paired test is.
     expected = NormalIndPower(ddof=0).solve_power(effect_size=0.3, alpha=0.05, power=0.8, ratio=0)
-    assert stats.items_needed(0.3, 1.0) == math.ceil(expected)
+    assert statistics.items_needed(0.3, 1.0) == math.ceil(expected)
     assert (
-        abs((stats.items_needed(0.3, 1.0) or 0) - TTestPower().solve_power(effect_size=0.3, alpha=0.05, power=0.8)) < 3
+        abs((statistics.items_needed(0.3, 1.0) or 0) - TTestPower().solve_power(effect_size=0.3, alpha=0.05, power=0.8))
+        < 3
     )
 
 
@@ -55,7 +56,7 @@ def test_equivalence_is_two_one_sided_tests():
     rng, agreed = np.random.default_rng(4), {True: 0, False: 0}
     for _ in range(60):
         differences = rng.normal(rng.uniform(-0.3, 0.3), 1.0, 80)
-        low, high = ends(stats.mean_interval(differences, 0.9))
+        low, high = ends(statistics.mean_interval(differences, 0.9))
         is_inside = low > -0.3 and high < 0.3
         assert is_inside == (DescrStatsW(differences).ttost_mean(-0.3, 0.3)[0] < 0.05)
         agreed[is_inside] += 1
@@ -97,7 +98,7 @@ def test_a_difference_of_the_margins_size_is_seldom_called_equivalent():
     false = 0
     for _ in range(n_rounds):
         differences = rng.normal(0.2, 1.0, n)
-        low, high = ends(stats.mean_interval(differences, 0.9))
+        low, high = ends(statistics.mean_interval(differences, 0.9))
         false += low > -0.2 and high < 0.2
     assert false / n_rounds <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / n_rounds)
 
@@ -113,7 +114,7 @@ def test_the_bootstrap_of_a_set_metric_covers_its_truth():
         def on(index: Any, labels: Any = labels, shares: Any = shares) -> float:
             return float(auc(labels[index], shares[index]))
 
-        draws = stats.resample(80, on, n_resamples=150, seed=2)
-        low, high = ends(stats.percentile_interval(auc(labels, shares), draws, 80))
+        draws = statistics.resample(80, on, n_resamples=150, seed=2)
+        low, high = ends(statistics.percentile_interval(auc(labels, shares), draws, 80))
         hits += low <= truth <= high
     assert 0.95 - 4 * math.sqrt(0.95 * 0.05 / n_rounds) <= hits / n_rounds

@@ -13,7 +13,7 @@ import scipy.stats
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.evaluation import compare_programs, in_both_orders, metrics, pairwise_bias
-from dspy_finetune.evaluation.text_metrics import longest_common_words
+from dspy_finetune.evaluation.metrics import longest_common_words
 
 
 def score(metric: metrics.Metric, expected: object, predicted: object) -> float:

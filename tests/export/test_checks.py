@@ -18,12 +18,10 @@ from hypothesis import strategies as st
 
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.export import RowChecker, check
-from dspy_finetune.export.check_codes import CODES
-from dspy_finetune.export.check_report import KEPT_PER_CODE, IssueLog
-from dspy_finetune.export.check_sets import SeenRows
-from dspy_finetune.export.check_tokens import PieceCounter
-from dspy_finetune.export.encodings import load_encoding
-from dspy_finetune.export.tokens import TokenCounter
+from dspy_finetune.export.checks.across import SeenRows
+from dspy_finetune.export.checks.codes import CODES
+from dspy_finetune.export.checks.report import KEPT_PER_CODE, IssueLog
+from dspy_finetune.export.tokens import PieceCounter, TokenCounter, load_encoding
 
 BROKEN = Path(__file__).parent / "broken"
 GOOD = Path(__file__).parent / "good"
@@ -239,9 +237,9 @@ def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_
     train = write(tmp_path / "train.jsonl", [chat(i % 40, content=f"{i % 3}") for i in range(500)])
     validation = write(tmp_path / "validation.jsonl", [chat(i, content="0") for i in range(30, 600)])
     whole = check(train, validation=validation, count=False)
-    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
-    monkeypatch.setattr("dspy_finetune.export.check_sets._AT_ONCE", 7)
-    monkeypatch.setattr("dspy_finetune.export.check_sets._MARKS", 1)
+    monkeypatch.setattr("dspy_finetune.export.checks.across._IN_MEMORY", 64)
+    monkeypatch.setattr("dspy_finetune.export.checks.across._AT_ONCE", 7)
+    monkeypatch.setattr("dspy_finetune.export.checks.across._MARKS", 1)
     if not has_room:
 
         def full() -> None:
@@ -280,7 +278,7 @@ def test_what_repeats_by_chance_takes_no_memory() -> None:
 
 @pytest.mark.parametrize("n_rows", [3, 300])
 def test_two_hashes_and_a_line_come_back_from_the_temporary_file(monkeypatch: pytest.MonkeyPatch, n_rows: int) -> None:
-    monkeypatch.setattr("dspy_finetune.export.check_sets._IN_MEMORY", 64)
+    monkeypatch.setattr("dspy_finetune.export.checks.across._IN_MEMORY", 64)
     rows = [(hash(("prompt", i)), hash(("output", i)), i + 1) for i in range(n_rows)]
     seen = SeenRows()
     for prompt, output, line in rows[:70]:
@@ -322,7 +320,7 @@ def test_texts_have_the_tokens_that_tiktoken_counts(text: str) -> None:
 
 
 def test_words_that_never_come_again_are_left_to_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspy_finetune.export.check_tokens._MAX_PIECES", 20)
+    monkeypatch.setattr("dspy_finetune.export.tokens._MAX_PIECES", 20)
     encoding = load_encoding("o200k_base")
     count = PieceCounter(encoding)
     for i in range(60):

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from dspy_finetune.data import iter_examples, load_examples
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, RowsError, UsageError
 from dspy_finetune.export import Dataset, Manifest, Preference, export_dpo, export_sft
-from dspy_finetune.export.checks import check
+from dspy_finetune.export.checks.check import check
 from dspy_finetune.export.manifest import forget_manifest, manifest_path
 from dspy_finetune.export.rows import encode_row
 from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, pairwise

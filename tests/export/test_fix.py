@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export import check, fix
-from dspy_finetune.export.check_codes import CODES
+from dspy_finetune.export.checks.codes import CODES
 
 from .test_checks import BROKEN, GOOD, chat, json_values, pieces, write
 

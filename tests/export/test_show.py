@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export import show
-from dspy_finetune.export.show import REJECTED, TRAINED, render, visible
+from dspy_finetune.export.checks.show import REJECTED, TRAINED, render, visible
 
 from .test_checks import BROKEN, GOOD, json_values, write
 

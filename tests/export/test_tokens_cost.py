@@ -14,22 +14,21 @@ from typing import Any
 
 import pytest
 
+from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import FileError, RowError, UsageError
 from dspy_finetune.export import (
     TokenCounter,
     count_messages,
     count_tokens,
     default_epochs,
-    encodings,
     evaluation_cost,
     export_dpo,
     export_sft,
     inference_cost,
+    tokens,
     training_cost,
 )
-from dspy_finetune.export.encodings import encoding_for, load_encoding
-from dspy_finetune.export.images import image_size, image_tokens
-from dspy_finetune.hosts.catalog import load_catalog
+from dspy_finetune.export.tokens import encoding_for, image_size, image_tokens, load_encoding
 from dspy_finetune.prompts import binary, pairwise
 
 MINI = "gpt-4.1-mini-2025-04-14"
@@ -189,7 +188,7 @@ def test_a_table_that_cannot_be_had_is_one_clear_line(tmp_path: Path, monkeypatc
     def refuse(name: str) -> None:
         raise OSError("no\nnetwork")
 
-    monkeypatch.setattr(encodings, "packaged_tables", lambda name: None)
+    monkeypatch.setattr(tokens, "packaged_tables", lambda name: None)
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
     load_encoding.cache_clear()
     try:

@@ -7,8 +7,8 @@ from datetime import date
 
 import pytest
 
+from dspy_finetune.catalog import CATALOG_VARIABLE, ModelId, load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import DataError, FileError
-from dspy_finetune.hosts.catalog import CATALOG_VARIABLE, ModelId, load_catalog, parse_model_id, strip_model_id
 
 # OpenAI's fine-tuning price table as stored in 2026, USD per million tokens:
 # training, standard (input, cached, output), batch (input, cached, output). Read 2026-11-20.

@@ -17,8 +17,7 @@ from dspy.utils.exceptions import LMAuthError, LMRateLimitError
 
 import dspy_finetune as ft
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.engine import AsyncHostEngine, HostEngine, engines_for
-from dspy_finetune.hosts.logprobs import packed, positions_of, positions_on_wire
+from dspy_finetune.hosts.lm import AsyncHostEngine, HostEngine, engines_for, packed, positions_of, positions_on_wire
 from tests.fake_openai import FakeOpenAI
 
 TUNED = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"

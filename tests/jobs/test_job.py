@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, Progress, attach, jobs, plan
-from dspy_finetune.jobs.records import FINAL_STATUSES, event, job_facts
-from dspy_finetune.jobs.results import metrics_from_events, parse_metrics
+from dspy_finetune.jobs.records import FINAL_STATUSES, event, job_facts, metrics_from_events, parse_metrics
 from tests.fake_openai import STEPS, FakeOpenAI
 from tests.jobs.conftest import FakeTime
 

@@ -13,11 +13,10 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune.errors import BudgetError, DataError, UsageError
-from dspy_finetune.evaluation.stored import stored_answers
+from dspy_finetune.evaluation.saved_programs import stored_answers
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Plan, plan, sft_then_dpo
-from dspy_finetune.jobs.migration import plan_migration
-from dspy_finetune.report import migrate
+from dspy_finetune.migration import migrate, plan_migration
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.answering import AnsweringOpenAI
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft

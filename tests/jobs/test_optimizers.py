@@ -14,8 +14,9 @@ from dspy.teleprompt import BetterTogether
 
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, JobFailedError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import PreferenceFinetune, attach
-from dspy_finetune.jobs.serving import TunedPredict
+from dspy_finetune.jobs import attach
+from dspy_finetune.optimizers import PreferenceFinetune
+from dspy_finetune.optimizers.serving import TunedPredict
 from dspy_finetune.prompts import PromptFormat, as_adapter, binary
 from tests.jobs.answering import AnsweringOpenAI
 from tests.jobs.conftest import FakeTime

@@ -12,7 +12,7 @@ import pytest
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import Clock, FinetunedModel, Journal, WandB, plan
-from dspy_finetune.jobs.pricing import estimate_seconds, journal_of
+from dspy_finetune.jobs.options import estimate_seconds, journal_of
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_sft
 

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dspy_finetune.local import dpo, sft
+from dspy_finetune.local import training
 from dspy_finetune.local.chat import encode_completion, encode_prompt
-from dspy_finetune.local.spec import TrainResult, TrainSpec
+from dspy_finetune.local.schemas import TrainResult, TrainSpec
 
 # TRL still reads names that transformers is about to drop; its business, not ours.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:trl")
@@ -84,7 +84,7 @@ def test_sft_learns_the_answers_and_tells_every_step(toy_model: Path, tmp_path: 
     rows = chat_rows()
     held_out = write(tmp_path / "validation.jsonl", chat_rows(4))
     job = spec(toy_model, tmp_path, "sft", rows, validation_file=held_out)
-    result = sft.train(job, emit=told.append, should_stop=lambda: False)
+    result = training.train(job, emit=told.append, should_stop=lambda: False)
     before = answer_probability(toy_model, None, question("A 3"), "true")
     after = answer_probability(toy_model, result, question("A 3"), "true")
     # A random toy of 16 dimensions learns no more than this; the real model's test asks for an accuracy.
@@ -110,8 +110,8 @@ def test_only_weighted_assistant_messages_are_trained(toy_model: Path) -> None:
         {"role": "user", "content": "B"},
         {"role": "assistant", "content": "true"},
     ]
-    (row,) = sft.tokenize(tokenizer, messages)
-    trained = [label for label in row["labels"] if label != sft.IGNORED]
+    (row,) = training.tokenize(tokenizer, messages)
+    trained = [label for label in row["labels"] if label != training.IGNORED]
     assert trained == encode_completion(tokenizer, "true")
     assert row["input_ids"] == encode_prompt(tokenizer, messages[:4]) + trained
 
@@ -120,7 +120,7 @@ def test_dpo_moves_the_preference_and_starts_at_the_reference(toy_model: Path, t
     """Before the first update both models are the same: the sigmoid loss is ln 2, and the margin 0."""
     told: list[dict[str, Any]] = []
     job = spec(toy_model, tmp_path, "dpo", preference_rows(), learning_rate=0.02)
-    result = dpo.train(job, emit=told.append, should_stop=lambda: False)
+    result = training.train_dpo(job, emit=told.append, should_stop=lambda: False)
     likelihood = -sum(
         math.log(answer_probability(toy_model, None, question(f"B {i}"), "A")) for i in range(12)
     ) / 12  # fmt: skip
@@ -137,10 +137,10 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(toy_model: Path, tmp_path: Pa
     """Stopped after step 5 and started again, it takes the steps that were left and no other."""
     first: list[dict[str, Any]] = []
     job = spec(toy_model, tmp_path, "sft", chat_rows(), n_epochs=3)
-    stopped = sft.train(job, emit=first.append, should_stop=lambda: len(first) >= 5)
+    stopped = training.train(job, emit=first.append, should_stop=lambda: len(first) >= 5)
     assert stopped.stopped
     rest: list[dict[str, Any]] = []
-    result = sft.train(job, emit=rest.append, should_stop=lambda: False)
+    result = training.train(job, emit=rest.append, should_stop=lambda: False)
     assert not result.stopped
     assert [row["step"] for row in first + rest] == list(range(1, 10))
 
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) ->
     losses = []
     for name in ("one", "two"):
         told: list[dict[str, Any]] = []
-        sft.train(
+        training.train(
             spec(toy_model, tmp_path / name, "sft", chat_rows(), n_epochs=1),
             emit=told.append,
             should_stop=lambda: False,

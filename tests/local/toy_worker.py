@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from dspy_finetune.local import worker
-from dspy_finetune.local.spec import Emit, TrainResult, TrainSpec
+from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 from tests.local.toy import write_toy_adapter
 
 STEPS = 10

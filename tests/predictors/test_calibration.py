@@ -14,8 +14,7 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune.predictors import Calibration
-from dspy_finetune.predictors.calibration_fit import sigmoid
-from dspy_finetune.predictors.reliability import reliability
+from dspy_finetune.predictors.calibrate import reliability, sigmoid
 
 from .conftest import ChatServer
 

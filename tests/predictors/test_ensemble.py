@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 import dspy_finetune as ft
-from dspy_finetune.predictors.calibration_fit import sigmoid
+from dspy_finetune.predictors.calibrate import sigmoid
 
 from .conftest import ChatServer
 

@@ -13,7 +13,7 @@ import dspy
 import pytest
 
 import dspy_finetune as ft
-from dspy_finetune.predictors.dpo import argues_for
+from dspy_finetune.predictors.pairwise import argues_for
 
 from .conftest import ChatServer
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.hosts.logprobs import Position, spelling
+from dspy_finetune.hosts.lm import Position, spelling
 from dspy_finetune.predictors.probabilities import label_masses, normalised
 
 

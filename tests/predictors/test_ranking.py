@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import kendalltau
 
 import dspy_finetune as ft
-from dspy_finetune.predictors.ranking_fit import PRIOR_DEVIATION, fit
+from dspy_finetune.predictors.ranking import PRIOR_DEVIATION, fit
 
 from .conftest import ChatServer
 

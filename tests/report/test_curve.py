@@ -7,7 +7,7 @@ import pytest
 
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import CurvePoint, CurveRun, LearningCurve, MarginalValue, MetricFacts
-from dspy_finetune.evaluation.stats import Interval
+from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.report import CurveReport
 
 EVIL = "<script>m</script>"

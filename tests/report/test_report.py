@@ -17,19 +17,9 @@ from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.predictors import OpenAIPredictor
-from dspy_finetune.report import (
-    Report,
-    compare,
-    html,
-    items,
-    number_plots,
-    plots,
-    probability_plots,
-    tables,
-    write_html,
-)
+from dspy_finetune.report import Report, compare, html, items, plots, tables, write_html
 from dspy_finetune.report.cards import prompt_cards
-from dspy_finetune.report.curves import loss_curves
+from dspy_finetune.report.plots import loss_curves
 
 EVIL = "<script>alert(1)</script> | *bold* & $x$"
 ROWS = [dspy.Example(title=EVIL if n == 3 else f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(30)]
@@ -140,12 +130,12 @@ def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
     for svg in (
         plots.scores(report.comparison, "a"),
         plots.differences(report.comparison, "b"),
-        probability_plots.roc(report.comparison, "c"),
-        probability_plots.histogram(report.comparison, "d"),
-        probability_plots.calibration(report.comparison, "e"),
+        plots.roc(report.comparison, "c"),
+        plots.histogram(report.comparison, "d"),
+        plots.calibration(report.comparison, "e"),
         plots.training({"x": [(1, 0.5)]}, "f"),
         plots.latency(report.comparison, "g"),
-        probability_plots.precision_recall(report.comparison, "h"),
+        plots.precision_recall(report.comparison, "h"),
     ):
         assert svg is not None
         ElementTree.fromstring(svg)
@@ -155,8 +145,8 @@ def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
 
 def test_there_is_no_picture_without_numbers(report):
     silent = compare({"a": lambda title: dspy.Prediction(liked=True)}, ROWS, [metrics.accuracy("liked")]).comparison
-    assert probability_plots.roc(silent, "a") is None
-    assert probability_plots.histogram(silent, "a") is None
+    assert plots.roc(silent, "a") is None
+    assert plots.histogram(silent, "a") is None
     assert plots.differences(silent, "a") is None
     assert plots.training({"x": []}, "a") is None
     assert html.render([Report(comparison=silent)], title="x")
@@ -164,7 +154,7 @@ def test_there_is_no_picture_without_numbers(report):
 
 def test_the_roc_curve_encloses_the_roc_auc():
     pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
-    points = probability_plots.roc_points(pairs)
+    points = plots.roc_points(pairs)
     expected = sklearn.metrics.roc_auc_score([truth for truth, _ in pairs], [share for _, share in pairs])
     assert sklearn.metrics.auc([x for x, _ in points], [y for _, y in points]) == pytest.approx(expected)
 
@@ -264,11 +254,11 @@ def prices() -> Report:
     ],
 )
 def test_a_number_is_near_within_20_percent_or_40(truth: float, predicted: float, expected: str):
-    assert number_plots.band(truth, predicted) == expected
+    assert plots.band(truth, predicted) == expected
 
 
 def test_as_many_are_near_as_the_metric_within_counts(prices):
-    counts = number_plots.counts(number_plots.guesses(prices.comparison, "tuned"))
+    counts = plots.counts(plots.guesses(prices.comparison, "tuned"))
     share = prices.rows[0].scores["within 20% or 40"].value
     assert counts["near"] == round(share * 100)
     assert sum(counts.values()) == 98
@@ -279,20 +269,20 @@ def test_as_many_are_near_as_the_metric_within_counts(prices):
 
 
 def test_the_scatter_holds_a_point_for_each_number_in_its_bands_colour(prices):
-    svg = number_plots.scatter(prices.comparison, "tuned", "s")
+    svg = plots.scatter(prices.comparison, "tuned", "s")
     assert svg is not None
-    counts = number_plots.counts(number_plots.guesses(prices.comparison, "tuned"))
-    looks: list[tuple[str, number_plots.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
+    counts = plots.counts(plots.guesses(prices.comparison, "tuned"))
+    looks: list[tuple[str, plots.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
     for variable, band in looks:
         drawn = len(re.findall(rf"<use [^>]*style=\"[^\"]*var\({variable},", svg))
         # The legend shows one more of each band.
         assert drawn == counts[band] + 1
-    assert number_plots.number_field(prices.comparison) == "price"
+    assert plots.number_field(prices.comparison) == "price"
 
 
 def test_labels_are_no_numbers(report):
-    assert number_plots.number_field(report.comparison) is None
-    assert number_plots.scatter(report.comparison, "tuned <b>", "s") is None
+    assert plots.number_field(report.comparison) is None
+    assert plots.scatter(report.comparison, "tuned <b>", "s") is None
 
 
 def test_what_counts_as_near_is_the_users_to_say(prices, tmp_path):
@@ -308,7 +298,7 @@ def test_what_counts_as_near_is_the_users_to_say(prices, tmp_path):
 
 def test_the_precision_recall_curve_is_scikit_learns():
     pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
-    points = probability_plots.precision_recall_points(pairs)
+    points = plots.precision_recall_points(pairs)
     precision, recall, _ = sklearn.metrics.precision_recall_curve(
         [truth for truth, _ in pairs], [share for _, share in pairs]
     )

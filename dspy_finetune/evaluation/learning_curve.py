@@ -1,0 +1,812 @@
+"""how much more data would help? One job per training size, model and number of epochs, and what each gave.
+
+In: training examples, test examples, a prompt, sizes, models, epochs, a host, a budget. Out: a `LearningCurve`.
+All jobs are planned and priced before the first is started; a second call finds each job again by its plan's intent,
+and each answer in the folder, so nothing is paid for twice. Not covered: the fit (curve_fit.py), showing it (report/).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from dspy_finetune._optional import require
+from dspy_finetune.data import find_leakage
+from dspy_finetune.data.items import By
+from dspy_finetune.errors import (
+    BudgetError,
+    DataError,
+    EmptyDatasetError,
+    JobCancelledError,
+    JobFailedError,
+    UsageError,
+)
+from dspy_finetune.evaluation import scoring, statistics
+from dspy_finetune.evaluation.answers import Answer, Program, Progress, collect, jsonable
+from dspy_finetune.evaluation.baselines import predictor_for
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, label_text
+from dspy_finetune.evaluation.result import MetricFacts
+from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.statistics import Floats, Interval
+from dspy_finetune.export import export_dpo, export_sft
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.embedded import home
+from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, FinetunedModel, Job, Plan, plan
+from dspy_finetune.jobs.plan import unknown_price
+from dspy_finetune.prompts import PromptFormat
+
+# ----------------------------------------------------------------------------------------------------
+# What a learning curve says beyond its points: means over seeds, and the value of more examples.
+#
+# In: scores of runs by training size, with bootstrap draws over the same test items. Out: `Interval`s. The line:
+# score = a + b ln(size), by least squares over all runs. It is the simplest form that falls ever slower, as error
+# does with data (Hestness et al. 2017 find power laws; over the one or two doublings that a sweep measures, the two
+# cannot be told apart, and a power law's three numbers cannot be had from three points). The interval of a change is
+# the wider of two: the bootstrap, which knows the test items, and Student's t from the runs' distances to the line,
+# which knows the noise between trainings and a line that does not fit. With as many runs as the line has numbers,
+# only the first exists. Not covered: asking and training (curve.py).
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One run's score."""
+
+    n_rows: int
+    """Training examples."""
+    seed: int
+    """Which nested order."""
+    value: float
+    """The score over all test items."""
+    draws: Floats
+    """The score over resampled items; the same items for every run, shape (n_resamples,)."""
+    interval: Interval
+    """The score's own interval."""
+
+
+def mean_over_seeds(runs: Sequence[Measured], *, confidence: float, seed: int) -> Interval:
+    """The mean of runs of one size; of one run its own interval, of several a bootstrap over items and runs.
+
+    Drawing k runs with replacement shows (k - 1) / k of the variance between trainings: with two or three seeds the
+    interval is still too narrow, though less so than without them.
+    """
+    if len(runs) == 1:
+        return runs[0].interval
+    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
+    import numpy as np
+
+    draws = np.stack([run.draws for run in runs])  # (n_runs, n_resamples)
+    picks = np.random.default_rng(seed).integers(0, len(runs), size=draws.shape)
+    drawn = np.take_along_axis(draws, picks, axis=0).mean(axis=0)
+    value = math.fsum(run.value for run in runs) / len(runs)
+    return statistics.percentile_interval(value, drawn, min(run.interval.n for run in runs), confidence)
+
+
+def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) -> Interval:
+    """By how much the score changes with `n_more` examples beyond the largest size; no interval with one size."""
+    # Imported here: see mean_over_seeds.
+    import numpy as np
+
+    sizes = np.log([run.n_rows for run in runs])
+    spread = float(((sizes - sizes.mean()) ** 2).sum())
+    n_items = min(run.interval.n for run in runs)
+    if not spread:
+        return Interval(value=None, low=None, high=None, n=n_items, method="none")
+    weights = (sizes - sizes.mean()) / spread  # the slope is this weighted sum of the scores
+    # Counted from the first run's, which changes no slope: scores that are all the same then give exactly zero.
+    values = np.array([run.value for run in runs]) - runs[0].value
+    draws = np.stack([run.draws for run in runs]) - runs[0].draws  # (n_runs, n_resamples)
+    slope = float(weights @ values)
+    largest = max(run.n_rows for run in runs)
+    reach = math.log((largest + n_more) / largest)
+    found = statistics.percentile_interval(slope * reach, reach * (weights @ draws), n_items, confidence)
+    degrees = len(runs) - 2
+    if degrees < 1 or found.low is None or found.high is None:
+        return found
+    residuals = values - values.mean() - slope * (sizes - sizes.mean())
+    deviation = math.sqrt(float((residuals**2).sum()) / degrees / spread)
+    student = require("scipy.stats", "eval", "a learning curve").t.ppf((1 + confidence) / 2, degrees)
+    half = float(student) * deviation * reach
+    if 2 * half <= found.high - found.low:
+        return found
+    return Interval(value=slope * reach, low=slope * reach - half, high=slope * reach + half, n=n_items, method="t")
+
+
+def foretell_largest(runs: Sequence[Measured]) -> float | None:
+    """The largest size's score as the line through the smaller sizes has it; None with fewer than three sizes."""
+    # Imported here: see mean_over_seeds.
+    import numpy as np
+
+    largest = max(run.n_rows for run in runs)
+    smaller = [run for run in runs if run.n_rows < largest]
+    if len({run.n_rows for run in smaller}) < 2:
+        return None
+    sizes = np.log([run.n_rows for run in smaller])
+    values = np.array([run.value for run in smaller])
+    slope = float(((sizes - sizes.mean()) * values).sum() / ((sizes - sizes.mean()) ** 2).sum())
+    return float(values.mean() + slope * (math.log(largest) - sizes.mean()))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The jobs of a learning curve: nested parts of the data, one budget, and every job followed to its end.
+#
+# In: rows, sizes, plans, a budget. Out: training files, and for each plan its model or the reason why there is none.
+# Not covered: asking the models and what their answers mean (curve.py).
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveProgress:
+    """How far a learning curve is: given to `on_progress` at each sign of life."""
+
+    stage: Literal["training", "asking"]
+    """What is being done."""
+    run: str
+    """Which run: model, rows, epochs, seed."""
+    n_done: int
+    """Runs trained, or answers had."""
+    n_total: int
+    """Of how many."""
+    note: str
+    """The job's status and step, or the answers' faults."""
+
+
+Tell: TypeAlias = Callable[[CurveProgress], object]
+"""Takes each sign of progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run to be made."""
+
+    n_rows: int
+    """Training examples."""
+    seed: int
+    """Of the order they were taken from, and of the job."""
+    plan: Plan
+    """The job."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        epochs = f"{self.plan.n_epochs} epoch{'s' * (self.plan.n_epochs != 1)}"
+        return f"{self.plan.base_model}, {self.n_rows} rows, {epochs}, seed {self.seed}"
+
+
+@dataclass
+class Trained:
+    """What became of a cell."""
+
+    cell: Cell
+    """What was to be made."""
+    job: Job | None = None
+    """Its job; None where it was not started."""
+    model: FinetunedModel | None = None
+    """Its model; None until there is one."""
+    error: str | None = None
+    """Why there is none."""
+
+    @property
+    def paid_usd(self) -> float:
+        """The bill, else the estimate."""
+        if self.job is None:
+            return 0.0
+        billed = self.model.cost_usd if self.model is not None else None
+        return (billed if billed is not None else self.cell.plan.cost_usd) or 0.0
+
+
+def nested_order(rows: Sequence[Any], *, label: str | None, seed: int) -> list[int]:
+    """An order of the rows whose every beginning is a fair part: at random, and with the labels in the whole's shares.
+
+    Each row is put at its place within its own label, (k + 1/2) / n, so a label's share in any beginning is off by one
+    row at most.
+    """
+    generator = random.Random(seed)
+    shuffled = list(range(len(rows)))
+    generator.shuffle(shuffled)
+    if label is None:
+        return shuffled
+    by_label: dict[str, list[int]] = {}
+    for index in shuffled:
+        by_label.setdefault(label_text(rows[index].get(label, "")), []).append(index)
+    placed = [
+        ((position + 0.5) / len(indices), generator.random(), index)
+        for indices in by_label.values()
+        for position, index in enumerate(indices)
+    ]
+    return [index for _, _, index in sorted(placed)]
+
+
+def write_parts(
+    rows: Sequence[Any],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    prompt: PromptFormat,
+    method: str,
+    folder: Path,
+) -> Iterator[tuple[int, int, Path]]:
+    """(seed, size, training file), the small sizes first; the same rows give the same bytes and so the same jobs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    orders = {seed: nested_order(rows, label=prompt.label_field, seed=seed) for seed in seeds}
+    for size in sizes:
+        for seed in seeds:
+            part = [rows[index] for index in orders[seed][:size]]
+            file = folder / f"{method}-{size}-rows-seed-{seed}.jsonl"
+            if method == "sft":
+                export_sft(part, prompt, file, seed=seed)
+            else:
+                export_dpo(part, prompt, file, seed=seed)
+            yield seed, size, file
+
+
+def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_price: bool) -> None:
+    """Refuse jobs that cost more together than allowed. Raises BudgetError, which tells what each size costs."""
+    unknown = sorted({cell.plan.base_model for cell in cells if cell.plan.cost_usd is None})
+    if unknown and not allow_unknown_price:
+        raise unknown_price(", ".join(unknown), cells[0].plan.host, max_usd)
+    total = sum(cell.plan.cost_usd or 0.0 for cell in cells)
+    if max_usd is not None and total > max_usd:
+        by_size: dict[int, float] = {}
+        for cell in cells:
+            by_size[cell.n_rows] = by_size.get(cell.n_rows, 0.0) + (cell.plan.cost_usd or 0.0)
+        shown = ", ".join(f"{size} rows ${cost:,.2f}" for size, cost in by_size.items())
+        raise BudgetError(
+            f"the {len(cells)} jobs cost ${total:,.2f}, more than the allowed ${max_usd:,.2f} ({shown}); take fewer or "
+            "smaller sizes, fewer epochs, models or seeds, or allow more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Starts the jobs, so many at once, and follows each to its end."""
+
+    max_usd: float | None
+    """For all together."""
+    allow_unknown_price: bool
+    """Start although nobody knows a price."""
+    retry_failed: bool
+    """Make a new job for one that an earlier call had seen fail."""
+    n_at_once: int
+    """Jobs that may be on the host at once."""
+    clock: Clock
+    """The hour."""
+    tell: Tell
+    """Takes each sign of progress."""
+
+    def run(self, cells: Sequence[Cell]) -> list[Trained]:
+        """Each cell's fate, in the order given; Ctrl-C leaves the jobs that were started alive on the host."""
+        every: list[Trained] = []
+        waiting: list[Trained] = []
+        for cell in cells:
+            if len(waiting) >= self.n_at_once:
+                self._follow(waiting.pop(0), every, len(cells))
+            one = Trained(cell=cell)
+            self._start(one, every)
+            every.append(one)
+            if one.job is not None:
+                waiting.append(one)
+        for one in waiting:
+            self._follow(one, every, len(cells))
+        return every
+
+    def _start(self, one: Trained, before: Sequence[Trained], *, new: bool = False) -> None:
+        # The bills of the jobs before may be above their plans: what is left counts, not what was planned.
+        left = None if self.max_usd is None else self.max_usd - sum(other.paid_usd for other in before)
+        try:
+            one.job = one.cell.plan.start(
+                # A rounding error of the sum is no reason to leave out the last job.
+                None if left is None else left + 1e-9,
+                new=new,
+                allow_unknown_price=self.allow_unknown_price,
+                clock=self.clock,
+            )
+        except BudgetError as error:
+            one.error = f"not started: {error}"
+
+    def _follow(self, one: Trained, every: Sequence[Trained], n_total: int) -> None:
+        def tell(note: str) -> None:
+            n_done = sum(other.model is not None or other.error is not None for other in every)
+            self.tell(CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=note))
+
+        def look(progress: Any) -> None:
+            tell(str(progress))
+
+        for is_retry in (False, True):
+            assert one.job is not None
+            tell(f"{one.job.id} {'started' if one.job.is_new else 'found'}")
+            try:
+                one.model, one.error = one.job.wait(on_progress=look), None
+            except (JobFailedError, JobCancelledError) as error:
+                one.error = str(error)
+                if self.retry_failed and not one.job.is_new and not is_retry:
+                    self._start(one, [other for other in every if other is not one], new=True)
+                    continue
+            break
+        tell("done" if one.error is None else one.error)
+
+
+# ----------------------------------------------------------------------------------------------------
+# A learning curve as plain values: what was trained, how it scored, and what more examples would bring.
+#
+# In: JSON, or what curve.py computes. Out: frozen values, and JSON again (`to_dict`, `from_dict`).
+# Not covered: running the jobs (curve.py), fitting (curve_fit.py), showing it (the report).
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRun:
+    """One job of the sweep, and how its model did."""
+
+    base_model: str
+    """What was trained on."""
+    n_epochs: int
+    """Times through the rows, by the plan."""
+    n_rows: int
+    """Training examples."""
+    seed: int
+    """Which nested order of the examples it took its rows from; the job's own seed too."""
+    job_id: str | None
+    """The host's id; None where it was not started."""
+    model: str | None
+    """The tuned model; None without one."""
+    is_new: bool
+    """Whether this call made the job, or found it."""
+    estimated_cost_usd: float | None
+    """What the plan said; None where no price is known."""
+    cost_usd: float | None
+    """What the host billed by its own count of tokens; None where that is unknown."""
+    score: Interval | None
+    """The metric on the test items; None without a model."""
+    n_unreadable: int
+    """Test answers that could not be read."""
+    n_failed: int
+    """Test calls that failed."""
+    error: str | None
+    """Why there is no model; None when there is one."""
+
+    @property
+    def paid_usd(self) -> float | None:
+        """The bill, else the plan's estimate; 0 for a job that was not started."""
+        if self.job_id is None:
+            return 0.0
+        return self.cost_usd if self.cost_usd is not None else self.estimated_cost_usd
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One cell of the table: all seeds of one model, number of epochs and training size."""
+
+    base_model: str
+    """What was trained on."""
+    n_epochs: int
+    """Times through the rows."""
+    n_rows: int
+    """Training examples."""
+    n_runs: int
+    """Runs that gave a model; the score is their mean."""
+    score: Interval
+    """The metric; with several seeds the interval holds the spread between them as well."""
+    cost_usd: float | None
+    """Mean cost of one run; None where unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginalValue:
+    """What more examples would bring to one model at the end of its curve, if the curve goes on as it went."""
+
+    base_model: str
+    """What was trained on."""
+    n_epochs: int
+    """Times through the rows."""
+    n_rows: int
+    """The largest size that was measured."""
+    n_more: int
+    """How many examples more."""
+    change: Interval
+    """By how much the metric would change; below zero is good for errors, above zero for shares of right answers."""
+    cost_usd: float | None
+    """By how much one job would cost more; labelling is not in it. None where unknown."""
+    foretold: float | None
+    """The largest size's score as the smaller sizes foretell it; None with fewer than three sizes."""
+    measured: float
+    """The largest size's score as it is; far from `foretold`, the line is no good guide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningCurve:
+    """All of a sweep."""
+
+    metric: MetricFacts
+    """What was measured."""
+    runs: tuple[CurveRun, ...]
+    """Every job, in the order in which they were started."""
+    points: tuple[CurvePoint, ...]
+    """The table: by model, epochs and size."""
+    margins: tuple[MarginalValue, ...]
+    """One for each model and number of epochs with two sizes or more."""
+    n_test: int
+    """Items that every model was asked about."""
+    seeds: tuple[int, ...]
+    """Of the nested orders."""
+    confidence: float
+    """Of all intervals."""
+    not_checked: tuple[str, ...]
+    """What the curve does not tell, in sentences."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Of all jobs, those found from an earlier call included; None where one is unknown."""
+        paid = [run.paid_usd for run in self.runs]
+        return None if None in paid else sum(one for one in paid if one is not None)
+
+    def point(self, base_model: str, n_rows: int, *, n_epochs: int | None = None) -> CurvePoint | None:
+        """One cell; None where no run gave a model. `n_epochs` may be left out when there is but one."""
+        return next(
+            (
+                one
+                for one in self.points
+                if (one.base_model, one.n_rows) == (base_model, n_rows) and n_epochs in (None, one.n_epochs)
+            ),
+            None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"format": FORMAT, "cost_usd": self.cost_usd, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LearningCurve:
+        """From JSON.
+
+        Raises:
+            DataError: It is not a learning curve, or of another version.
+        """
+        try:
+            given = dict(values)
+            given.pop("cost_usd")
+            if given.pop("format") != FORMAT:
+                raise ValueError(f"format {values['format']}")
+            given["metric"] = MetricFacts.from_dict(given["metric"])
+            given["runs"] = tuple(CurveRun(**{**one, "score": _interval(one["score"])}) for one in given["runs"])
+            given["points"] = tuple(CurvePoint(**{**one, "score": Interval(**one["score"])}) for one in given["points"])
+            given["margins"] = tuple(
+                MarginalValue(**{**one, "change": Interval(**one["change"])}) for one in given["margins"]
+            )
+            given["seeds"], given["not_checked"] = tuple(given["seeds"]), tuple(given["not_checked"])
+            return cls(**given)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"this is not a learning curve of format {FORMAT} ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _interval(values: Mapping[str, Any] | None) -> Interval | None:
+    return None if values is None else Interval(**values)
+
+
+# ----------------------------------------------------------------------------------------------------
+MORE_ROWS = 100
+"""The step whose value is told: the next hundred examples."""
+
+
+MakePredictor: TypeAlias = Callable[[FinetunedModel], Program]
+"""Makes a program of a tuned model."""
+
+
+def learning_curve(
+    train: Sequence[Any],
+    *,
+    sizes: Sequence[int] | None = None,
+    models: str | Sequence[str],
+    epochs: Sequence[int] | None = None,
+    host: Host,
+    test: Sequence[Any],
+    prompt: PromptFormat,
+    metric: AnyMetric,
+    max_usd: float | None = None,
+    allow_unknown_price: bool = False,
+    method: Literal["sft", "dpo"] = "sft",
+    hyperparameters: Mapping[str, Any] | None = None,
+    suffix: str | None = None,
+    seeds: Sequence[int] = (0,),
+    predictor: MakePredictor | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    n_jobs_at_once: int = 4,
+    n_threads: int = 8,
+    retry_failed: bool = False,
+    on_progress: Tell | None = None,
+    group_by: By | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    clock: Clock = SYSTEM_CLOCK,
+) -> LearningCurve:
+    """Train on growing parts of the data and say what each size gave, what it cost, and what more would bring.
+
+    The parts are nested: the first 50 rows are among the first 100. Where the prompt has labels, every part has them in
+    the shares of the whole. Calling again with the same arguments finds the jobs and answers of the first call.
+
+    Args:
+        train: Labelled examples; for `method="dpo"` pairs as `export_dpo` takes them.
+        sizes: How many rows to train on; default: 50, 100, 200, ... and all.
+        models: Base models, by the host's names.
+        epochs: Times through the rows, each tried; default: what the host chooses.
+        host: Where to train and ask.
+        test: Labelled examples that every model is asked about; none may stand in `train`.
+        prompt: How examples are rendered, for training and asking.
+        metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
+        max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
+            models is not in it.
+        allow_unknown_price: Start although nobody knows a price.
+        method: sft or dpo.
+        hyperparameters: For every job, besides the epochs.
+        suffix: A part of the new models' names.
+        seeds: Orders of the rows, each a curve of its own; several show the noise between trainings.
+        predictor: Makes a program of a tuned model; default: the predictor that fits the prompt.
+        folder: Where training files and answers are kept; default: a folder of this data in the library's home.
+        n_jobs_at_once: Jobs that the host works on or queues at once.
+        n_threads: Calls at once when a model is asked.
+        retry_failed: Make a new job for one that had failed or was cancelled.
+        on_progress: Called at each sign of progress.
+        group_by: What test items share that makes them no independent evidence, as for `compare`.
+        confidence: Of the intervals.
+        n_resamples: Bootstrap draws.
+        clock: For tests.
+
+    Raises:
+        UsageError: An argument is wrong.
+        EmptyDatasetError: There are no training or test examples.
+        LeakageError: A test item stands in the training rows.
+        DataError: A test label is empty or no number where the metric needs one; or the host would refuse a training
+            file, because it is too short, for one.
+        BudgetError: All jobs together cost more than allowed, or a price is unknown; nothing was started.
+        JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
+        HostError: The host refused or did not answer; call again to go on.
+    """
+    rows, items = list(train), list(test)
+    sizes = _checked_sizes(sizes, rows, items, epochs, seeds, n_jobs_at_once)
+    if isinstance(metric, (Metric, SetMetric)):
+        metric.check(items)  # missed only when scores are counted, a wrong name would cost every training
+    find_leakage(rows, items).raise_if_any()
+    groups = statistics.groups_of(items, group_by) if group_by is not None else None
+    statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of training
+    place = Path(folder) if folder is not None else home() / "curves" / _digest(rows, prompt, method)
+    cells = [
+        Cell(
+            n_rows=size,
+            seed=seed,
+            plan=plan(
+                file,
+                base_model=model,
+                method=method,
+                host=host,
+                hyperparameters={**(hyperparameters or {}), **({} if n_epochs is None else {"n_epochs": n_epochs})},
+                suffix=suffix,
+                seed=seed,
+                clock=clock,
+            ),
+        )
+        for seed, size, file in write_parts(rows, sizes, seeds, prompt, method, place)
+        for model in ([models] if isinstance(models, str) else models)
+        for n_epochs in (list(epochs) if epochs is not None else [None])
+    ]
+    check_budget(cells, max_usd, allow_unknown_price)
+    trainer = Trainer(
+        max_usd=max_usd,
+        allow_unknown_price=allow_unknown_price,
+        retry_failed=retry_failed,
+        n_at_once=n_jobs_at_once,
+        clock=clock,
+        tell=on_progress or (lambda progress: None),
+    )
+    trained = trainer.run(cells)
+    make = predictor or (lambda model: predictor_for(prompt, model, host=host))
+    answers = _ask(trained, items, make, place, n_threads, on_progress)
+    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds), groups=groups)
+    return _summary(trained, answers, items, metric, how, tuple(seeds), n_threads)
+
+
+def _checked_sizes(
+    sizes: Sequence[int] | None,
+    rows: Sequence[Any],
+    items: Sequence[Any],
+    epochs: Sequence[int] | None,
+    seeds: Sequence[int],
+    n_jobs_at_once: int,
+) -> list[int]:
+    if not rows or not items:
+        raise EmptyDatasetError(f"a learning curve needs training and test examples; got {len(rows)} and {len(items)}")
+    if any(not hasattr(row, "inputs") for row in (*rows, *items)):
+        raise UsageError("train and test are dspy.Examples with their inputs marked; see load_examples(..., inputs=)")
+    if sizes is None:
+        sizes = [50 * 2**power for power in range(20) if 50 * 2**power < len(rows)] + [len(rows)]
+    if not sizes or len(set(sizes)) < len(sizes) or min(sizes) < 1 or max(sizes) > len(rows):
+        raise UsageError(f"sizes={list(sizes)} must be different whole numbers from 1 to the {len(rows)} training rows")
+    if not seeds or len(set(seeds)) < len(seeds) or (epochs is not None and not epochs):
+        raise UsageError("seeds and epochs must hold at least one value, and no seed twice")
+    if n_jobs_at_once < 1:
+        raise UsageError(f"n_jobs_at_once={n_jobs_at_once} must be 1 or more")
+    return sorted(sizes)
+
+
+def _digest(rows: Sequence[Any], prompt: PromptFormat, method: str) -> str:
+    text = json.dumps([prompt.digest, method, [jsonable(row) for row in rows]], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _ask(
+    trained: Sequence[Trained],
+    items: Sequence[Any],
+    make: MakePredictor,
+    folder: Path,
+    n_threads: int,
+    on_progress: Tell | None,
+) -> dict[int, tuple[Answer, ...]]:
+    """Every model's answers, by the place of its run."""
+    # A tuned model's id may come again on another host; with its job's id it does not.
+    keys = {place: f"{one.model.id} {one.model.job_id}" for place, one in enumerate(trained) if one.model is not None}
+    names = {key: trained[place].cell.name for place, key in keys.items()}
+    programs = {key: make(one.model) for place, key in keys.items() if (one := trained[place]).model is not None}
+
+    def tell(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(
+                CurveProgress(
+                    stage="asking",
+                    run=names[progress.program],
+                    n_done=progress.n_done,
+                    n_total=progress.n_total,
+                    note=f"{progress.n_unreadable} unreadable, {progress.n_failed} failed",
+                )
+            )
+
+    collected = collect(
+        programs,
+        [dict(item.inputs().items()) for item in items],
+        n_threads=n_threads,
+        checkpoint=folder / "answers.jsonl",
+        on_progress=tell,
+    )
+    return {place: collected[key].answers for place, key in keys.items()}
+
+
+def _summary(
+    trained: Sequence[Trained],
+    answers: Mapping[int, tuple[Answer, ...]],
+    items: Sequence[Any],
+    metric: AnyMetric,
+    how: Resampling,
+    seeds: tuple[int, ...],
+    n_threads: int,
+) -> LearningCurve:
+    facts, scored = _scores(metric, items, answers, how, n_threads)
+    runs = tuple(_run(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
+    groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
+    for place, run in enumerate(runs):
+        measured = _measured(run, scored.get(place), how)
+        if measured is not None:
+            groups.setdefault((run.base_model, run.n_epochs), {}).setdefault(run.n_rows, []).append((run, measured))
+    points: list[CurvePoint] = []
+    margins: list[MarginalValue] = []
+    for (base_model, n_epochs), by_size in groups.items():
+        for n_rows, found in sorted(by_size.items()):
+            costs = [run.paid_usd for run, _ in found]
+            points.append(
+                CurvePoint(
+                    base_model=base_model,
+                    n_epochs=n_epochs,
+                    n_rows=n_rows,
+                    n_runs=len(found),
+                    score=mean_over_seeds([one for _, one in found], confidence=how.confidence, seed=how.seed),
+                    cost_usd=None if None in costs else sum(one for one in costs if one is not None) / len(costs),
+                )
+            )
+        if len(by_size) > 1:
+            last = points[-1]
+            measured_runs = [one for found in by_size.values() for _, one in found]
+            assert last.score.value is not None
+            margins.append(
+                MarginalValue(
+                    base_model=base_model,
+                    n_epochs=n_epochs,
+                    n_rows=last.n_rows,
+                    n_more=MORE_ROWS,
+                    change=change_by_more(measured_runs, MORE_ROWS, confidence=how.confidence),
+                    cost_usd=None if last.cost_usd is None else last.cost_usd * MORE_ROWS / last.n_rows,
+                    foretold=foretell_largest(measured_runs),
+                    measured=last.score.value,
+                )
+            )
+    return LearningCurve(
+        metric=facts,
+        runs=runs,
+        points=tuple(points),
+        margins=tuple(margins),
+        n_test=len(items),
+        seeds=seeds,
+        confidence=how.confidence,
+        not_checked=_not_checked(runs, seeds),
+    )
+
+
+def _scores(
+    metric: AnyMetric,
+    items: Sequence[Any],
+    answers: Mapping[int, tuple[Answer, ...]],
+    how: Resampling,
+    n_threads: int,
+) -> tuple[MetricFacts, dict[int, Scored]]:
+    if isinstance(metric, SetMetric):
+        facts = scoring.describe(metric, is_proportion=False)
+        return facts, {place: scoring.score_set(metric, items, given, how) for place, given in answers.items()}
+    scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
+    seen = {score for one in scores.values() for score in one.scores if score is not None}
+    facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
+    return facts, {place: scoring.score_items(one, facts, how) for place, one in scores.items()}
+
+
+def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:
+    if scored is None or scored.interval.value is None:
+        return None
+    draws = scored.draws
+    if draws is None:
+        # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
+        import numpy as np
+
+        assert scored.scores is not None
+        values = np.array([np.nan if one is None else one for one in scored.scores], dtype=float)
+        known = ~np.isnan(values)
+
+        def mean(indices: Any) -> float:
+            kept = known[indices]
+            return float(values[indices][kept].mean()) if kept.any() else float("nan")
+
+        if how.groups is None:
+            draws = statistics.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
+        else:
+            draws = statistics.clustered_resample(how.groups, mean, n_resamples=how.n_resamples, seed=how.seed)
+    return Measured(
+        n_rows=run.n_rows, seed=run.seed, value=scored.interval.value, draws=draws, interval=scored.interval
+    )
+
+
+def _run(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> CurveRun:
+    return CurveRun(
+        base_model=one.cell.plan.base_model,
+        n_epochs=one.cell.plan.n_epochs,
+        n_rows=one.cell.n_rows,
+        seed=one.cell.seed,
+        job_id=one.job.id if one.job is not None else None,
+        model=one.model.id if one.model is not None else None,
+        is_new=one.job is not None and one.job.is_new,
+        estimated_cost_usd=one.cell.plan.cost_usd,
+        cost_usd=one.model.cost_usd if one.model is not None else None,
+        score=scored.interval if scored is not None else None,
+        n_unreadable=sum(answer.outcome == "unreadable" for answer in answers),
+        n_failed=sum(answer.outcome == "failed" for answer in answers),
+        error=one.error,
+    )
+
+
+def _not_checked(runs: Sequence[CurveRun], seeds: Sequence[int]) -> tuple[str, ...]:
+    told = [
+        "Whether the curve goes on as a line over the logarithm of the rows: a plateau or a jump beyond the largest "
+        "size is not foretold.",
+        "What labelling more examples, and asking the models, costs.",
+    ]
+    if len(seeds) == 1:
+        told.append(
+            "The noise between trainings: one order of the rows was tried, and intervals of single points hold the "
+            "test items' chance alone; seeds=(0, 1, 2) would show it."
+        )
+    lost = sum(run.error is not None for run in runs)
+    if lost:
+        told.append(f"{lost} of {len(runs)} jobs gave no model; their reasons stand with the runs.")
+    return tuple(told)

@@ -1,0 +1,328 @@
+"""The two kinds of metric: `Metric` scores one item, `SetMetric` scores a whole set of items at once.
+
+In: an example with its labels and a prediction (or lists of both). Out: a float.
+A mean of per-item scores can be tested item by item; a ROC AUC or an F1 exists only over a set, and its interval
+comes from resampling the items. `compare` takes both kinds, and any plain function `metric(example, prediction,
+trace=None)`. Not covered: which metrics there are (item_metrics.py, set_metrics.py), and intervals (stats.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
+
+# ----------------------------------------------------------------------------------------------------
+# How a metric reads an example and a prediction: fields, labels as text, numbers, the positive label's probability.
+#
+# In: a `dspy.Example` or `dspy.Prediction`. Out: values; AnswerError where a prediction holds nothing to read,
+# UsageError where the caller named a field that is not there. Not covered: what is computed from the values
+# (item_metrics.py, set_metrics.py).
+
+_ROUNDING = 1e-6
+"""So much beyond 0 or 1 a sum of shares may come to."""
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def read_field(row: Any, field: str, kind: str, metric: str) -> Any:
+    """A field of an example or a prediction. Raises UsageError that names the fields there are."""
+    if field not in row:
+        raise UsageError(
+            f'{metric} reads the field "{field}", but the {kind} has only: {", ".join(map(str, row.keys()))}'
+        )
+    return row[field]
+
+
+def read_label(example: Any, field: str, metric: str, *, is_number: bool = False) -> Any:
+    """The label of an example; a number where the metric needs one.
+
+    Raises:
+        UsageError: There is no such field.
+        DataError: It is empty, or not a number: nothing can be right or wrong by it.
+    """
+    value = read_field(example, field, "example", metric)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise DataError(f'{metric}: the label "{field}" is empty ({value}); label the example or leave it out')
+    if not is_number:
+        return value
+    try:
+        return to_number(value)
+    except AnswerError as error:
+        raise DataError(f'{metric}: the label "{field}" is {error}') from error
+
+
+def read_answer(prediction: Any, field: str, metric: str) -> Any:
+    """The predicted value. Raises AnswerError when it is None: the program gave no answer."""
+    value = read_field(prediction, field, "prediction", metric)
+    if value is None:
+        raise AnswerError(f'the prediction\'s field "{field}" is empty', text="")
+    return value
+
+
+def read_probability(prediction: Any, positive: Any, field: str) -> float:
+    """The probability of the positive label.
+
+    Read from `.probabilities` (label to share). Without it from `.probability`, which by this library's convention is
+    that of True for yes/no answers and that of the label returned for others; so for A and B the share of B is turned
+    round.
+
+    Raises:
+        AnswerError: The prediction carries neither, or not for this label, or no number from 0 to 1.
+    """
+    shares = prediction.get("probabilities", None)
+    if isinstance(shares, Mapping):
+        for label, share in shares.items():
+            if same_label(label, positive):
+                return _share(share)
+    share, answer = prediction.get("probability", None), prediction.get(field, None)
+    if share is None:
+        raise AnswerError("the prediction carries no probability", text="")
+    said, wanted = label_text(answer), label_text(positive)
+    if {said, wanted} <= {"true", "false"}:
+        said = "true"
+    if said == wanted:
+        return _share(share)
+    if {said, wanted} in ({"a", "b"}, {"true", "false"}):
+        return 1.0 - _share(share)
+    raise AnswerError(f"the prediction carries no probability of {positive}; give it .probabilities", text="")
+
+
+def _share(value: Any) -> float:
+    number = to_number(value)
+    if not -_ROUNDING <= number <= 1 + _ROUNDING:
+        raise AnswerError(f"{str(value)[:80]} is no probability: it must be from 0 to 1", text=str(value))
+    return min(max(number, 0.0), 1.0)
+
+
+def label_text(value: Any) -> str:
+    """A label as text, the same for True, "True" and " true ", for 3 and 3.0, for a member of an Enum and its value."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a table with one empty cell reads all its whole numbers as 3.0
+    return str(value).strip().casefold()
+
+
+def same_label(one: Any, other: Any) -> bool:
+    """Whether two labels are the same; letter case and outer blanks do not count."""
+    return label_text(one) == label_text(other)
+
+
+def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
+    """The label whose probability is meant: as given, else True for yes/no labels and A for pairs.
+
+    Raises:
+        UsageError: The labels are of another kind and none was named.
+    """
+    if positive is not None:
+        return positive
+    seen = {label_text(value) for value in expected}
+    if seen <= {"true", "false"}:
+        return True
+    if seen <= {"a", "b"}:
+        return "A"
+    raise UsageError(f"which label is the positive one? Name it with positive=...; the labels are {sorted(seen)[:10]}")
+
+
+def to_number(value: Any) -> float:
+    """A number from a number or from text such as "$1,199.99".
+
+    Raises:
+        AnswerError: It is not one number, or not finite.
+    """
+    if isinstance(value, str):
+        text = value.strip().lstrip("$€£").strip()
+        number = float(text.replace(",", "")) if _NUMBER.fullmatch(text) and any(map(str.isdigit, text)) else math.nan
+    else:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number):
+        raise AnswerError(f"{str(value)[:80]!r} is not a number", text=str(value))
+    return number
+
+
+# ----------------------------------------------------------------------------------------------------
+Reads: TypeAlias = Literal["answer", "number", "probability", "item"]
+"""What a metric looks at.
+
+The output field's value, that value as a number, the probability of the positive label; or ("item", for metrics of one
+item) the whole example beside the value, for a judge that needs the question.
+"""
+
+
+Bounds: TypeAlias = tuple[float | None, float | None]
+"""The least and the greatest value that a score can have; None where there is no end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score for one item: `metric(example, prediction, trace=None) -> float`, as DSPy calls it.
+
+    Raises:
+        AnswerError: On call, when the prediction holds nothing that can be scored and `if_unreadable` is None.
+        JudgeError: On call, when the metric asks a judge and the judge gives nothing that can be read.
+        UsageError: On call, when the example or the prediction has no such field.
+        DataError: On call, when the example's label is empty, or not a number where one is needed.
+    """
+
+    name: str
+    """What tables call it."""
+    field: str
+    """The output field it reads, in the example and in the prediction."""
+    function: Callable[[Any, Any], float]
+    """The plain function on values: (expected, predicted).
+
+    For `reads="probability"`: (1 or 0, probability); for `reads="number"`: two floats; for `reads="item"`: (example,
+    predicted).
+    """
+    reads: Reads = "answer"
+    """What of the prediction it looks at."""
+    higher_is_better: bool = True
+    """False for errors and losses."""
+    asks_a_model: bool = False
+    """True when a score costs a call to a model, so that `compare` scores with threads and tells how far it is."""
+    if_unreadable: float | None = None
+    """The score of an item whose answer could not be read or failed.
+
+    None leaves the item out of the mean, and says so.
+    """
+    is_proportion: bool = False
+    """True when every score is 0 or 1, so that binomial statistics hold."""
+    positive: Any = None
+    """The label whose probability is meant, for `reads="probability"`."""
+    bounds: Bounds = (None, None)
+    """Within which every score lies; its mean's interval then lies there too."""
+    needs_label: bool = True
+    """False where a score needs no label, as with a judge that sees no reference."""
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What a report should tell of it beyond its name: who judges, and by what."""
+
+    def check(self, examples: Sequence[Any]) -> None:
+        """Raise what a call would raise for the examples' labels, before any program is asked about them.
+
+        Raises:
+            UsageError: An example has no such field, or the positive label is not known.
+            DataError: A label is empty, or not a number where one is needed; says which example's.
+        """
+        if self.needs_label:
+            read = self._expected
+            _each(examples, read if self.reads != "item" else lambda one: read_label(one, self.field, self.name))
+
+    def _expected(self, example: Any) -> Any:
+        if self.reads == "item":
+            return example
+        expected = read_label(example, self.field, self.name, is_number=self.reads == "number")
+        return expected if self.reads != "probability" else (expected, positive_label([expected], self.positive))
+
+    def __call__(self, example: Any, prediction: Any, trace: object = None) -> float:
+        """The score of one item."""
+        expected = self._expected(example)
+        try:
+            if self.reads == "probability":
+                label, positive = expected
+                share = read_probability(prediction, positive, self.field)
+                return float(self.function(float(same_label(label, positive)), share))
+            answer = read_answer(prediction, self.field, self.name)
+            return float(self.function(expected, to_number(answer) if self.reads == "number" else answer))
+        except JudgeError:  # says nothing about the answer
+            raise
+        except AnswerError:
+            if self.if_unreadable is None:
+                raise
+            return self.if_unreadable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetMetric:
+    """A score over many items at once: `metric(examples, predictions) -> float`.
+
+    None in predictions stands for no answer.
+
+    The value is NaN where the score is not defined, such as ROC AUC when all items carry the same label.
+    """
+
+    name: str
+    """What tables call it."""
+    field: str
+    """The output field it reads."""
+    function: Callable[[Sequence[Any], Sequence[Any]], float]
+    """The plain function on lists: (expected, predicted). For `reads="probability"`: (1s and 0s, probabilities)."""
+    reads: Reads = "answer"
+    """What of the predictions it looks at."""
+    higher_is_better: bool = True
+    """False for errors and losses."""
+    counts_unreadable: bool = False
+    """True when an unreadable answer counts as wrong (it reaches the function as None); False leaves the item out."""
+    positive: Any = None
+    """The label whose probability is meant, for `reads="probability"`."""
+
+    def __call__(self, examples: Sequence[Any], predictions: Sequence[Any]) -> float:
+        """The score of a set of items."""
+        if isinstance(examples, Mapping) or hasattr(examples, "inputs"):
+            raise UsageError(
+                f"{self.name} is defined over a whole set, not for one item: give it to compare(), "
+                "or call it with lists of examples and predictions"
+            )
+        if len(examples) != len(predictions):
+            raise UsageError(f"{self.name} got {len(examples)} examples and {len(predictions)} predictions")
+        expected, predicted = self.columns(examples, predictions)
+        return self.over(expected, predicted)
+
+    def check(self, examples: Sequence[Any]) -> None:
+        """Raise what the examples' labels make impossible, as `Metric.check` does."""
+        labels = _each(
+            examples, lambda example: read_label(example, self.field, self.name, is_number=self.reads == "number")
+        )
+        if self.reads == "probability":
+            positive_label(labels, self.positive)
+
+    def columns(self, examples: Sequence[Any], predictions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The values that the function will see, item by item; None where there is nothing to score."""
+        is_number = self.reads == "number"
+        expected = [read_label(example, self.field, self.name, is_number=is_number) for example in examples]
+        positive = positive_label(expected, self.positive) if self.reads == "probability" else None
+        predicted: list[Any] = []
+        for prediction in predictions:
+            try:
+                if prediction is None:
+                    predicted.append(None)
+                elif self.reads == "probability":
+                    predicted.append(read_probability(prediction, positive, self.field))
+                else:
+                    answer = read_answer(prediction, self.field, self.name)
+                    predicted.append(to_number(answer) if is_number else answer)
+            except AnswerError:
+                predicted.append(None)
+        if self.reads == "probability":
+            expected = [float(same_label(value, positive)) for value in expected]
+        return expected, predicted
+
+    def over(self, expected: Sequence[Any], predicted: Sequence[Any]) -> float:
+        """The score of columns as `columns` gives them."""
+        if not self.counts_unreadable:
+            kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
+            expected, predicted = [one for one, _ in kept], [other for _, other in kept]
+        return float(self.function(expected, predicted)) if len(expected) else math.nan
+
+
+def _each(examples: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:
+    found = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            found.append(read(example))
+        except DataError as error:
+            raise DataError(f"example {number}: {error}") from error
+    return found
+
+
+AnyMetric: TypeAlias = Metric | SetMetric | Callable[..., Any]
+"""What `compare` takes: the two kinds, or a plain function `metric(example, prediction, trace=None)`."""

@@ -1,0 +1,1 @@
+"""dspy_finetune.checks"""

@@ -1,0 +1,246 @@
+"""Check a training file: every issue at once, with line, place and remedy.
+
+In: a path. Out: a `CheckReport`. `RowChecker` does the same for rows while they are written.
+Not covered: what the host's moderation thinks of the texts, and whether the answers are right.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy_finetune.errors import FinetuneError, UsageError
+from dspy_finetune.export.checks.across import PairGraph, choice_of
+from dspy_finetune.export.checks.checker import RowChecker, method_named
+from dspy_finetune.export.checks.lines import MISSING, read_entries
+from dspy_finetune.export.checks.report import CheckReport, CheckStats, Issue, TokenStats
+from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
+from dspy_finetune.export.dialects import DIALECTS
+from dspy_finetune.export.manifest import Manifest
+
+if TYPE_CHECKING:
+    from dspy_finetune.prompts import PromptFormat
+
+__all__ = ["CheckReport", "CheckStats", "Issue", "RowChecker", "TokenStats", "check", "method_named"]
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    method: str | None = None,
+    base_model: str | None = None,
+    host: str = "openai",
+    validation: str | os.PathLike[str] | None = None,
+    count: bool = True,
+    tokenizer: Callable[[str], int] | None = None,
+    lint: bool = True,
+) -> CheckReport:
+    """Report every issue of a training file at once.
+
+    Args:
+        path: The file, in whatever state.
+        method: `sft`, `dpo` or `rft`; None reads it off the first row.
+        base_model: Whose limits apply and whose tokens are counted. None counts none; for OpenAI and Azure, rows are
+            then held to the training context that their models share.
+        host: Whose limits apply: `openai`, `azure`, `fireworks`, `together`, `trl`, `local` or any other name.
+        validation: The validation file: it is checked as well, and compared with this one.
+        count: Count tokens where a model or a tokenizer is named; the slow half of a check.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+        lint: Look for what spoils training without being an error.
+
+    Raises:
+        FileError: A file cannot be read.
+        UsageError: The method is unknown.
+    """
+    held: CheckReport | None = None
+    theirs: RowChecker | None = None
+    options: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "count": count}
+    options |= {"tokenizer": tokenizer, "lint": lint}
+    if validation is not None:
+        theirs = RowChecker(role="validation", **options)
+        held = _check_file(theirs, validation, host)
+    checker = RowChecker(**options)
+    return _check_file(checker, path, host, validation=theirs, held=held)
+
+
+def _check_file(
+    checker: RowChecker,
+    path: str | os.PathLike[str],
+    host: str,
+    *,
+    validation: RowChecker | None = None,
+    held: CheckReport | None = None,
+) -> CheckReport:
+    log, wants_bom, has_bom = checker.log, DIALECTS[host].bom if host in DIALECTS else False, False
+    for line, value, raw, faults in read_entries(path):
+        for fault in faults:
+            has_bom = has_bom or fault.code == "bom"
+            if fault.code != "bom" or not wants_bom:
+                log.add(line, fault.path, fault.code, fault.message)
+        if value is not MISSING:
+            checker.row(line or 1, value, len(raw))
+        elif line is not None and faults and faults[0].code != "blank-line":
+            checker.unreadable()
+    if wants_bom and not has_bom:
+        log.add(None, "", "bom-missing", f"the file has no byte-order mark, which {host} asks for")
+    if Path(path).suffix != ".jsonl" and host in ("openai", "azure"):
+        log.add(None, "", "file-extension", f'the file\'s name ends in "{Path(path).suffix}"; only .jsonl is taken')
+    if validation is not None:
+        checker.seen.report_overlap(log, validation.seen)
+    return checker.finish(size_bytes=os.path.getsize(path), path=os.fspath(path), validation=held)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Look for what silently spoils training: shortcuts, imbalance, a lost system prompt, contradictory preferences.
+#
+# In: a training file, or examples. Out: a `LintReport`: issues of the same kind as a check's, and the figures behind
+# them. `check` reports the same warnings; here are the figures, the system prompt, and the comparison with the prompt
+# that will be served.
+
+_LABELS = ("preferred", "preference", "choice", "preferred_title", "label", "answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintReport:
+    """What a lint found."""
+
+    path: str | None
+    """The file; None for examples."""
+    issues: tuple[Issue, ...]
+    """Issues of the whole set first, then by line."""
+    figures: LintFigures
+    """The figures behind them."""
+    system_prompt: str | None
+    """The system prompt that all rows share; the model must be served with it."""
+    not_checked: tuple[str, ...] = ()
+    """What could not be looked at, and why."""
+
+    @property
+    def ok(self) -> bool:
+        """True where nothing graver than an info was found."""
+        return all(issue.severity == "info" for issue in self.issues)
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """The codes that occur."""
+        return frozenset(issue.code for issue in self.issues)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report, ready for JSON."""
+        figures = {name: getattr(self.figures, name) for name in self.figures.__dataclass_fields__}
+        figures["phrases"] = [vars(phrase) for phrase in self.figures.phrases]
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "issues": [issue.to_dict() for issue in self.issues],
+            "figures": figures,
+            "system_prompt": self.system_prompt,
+            "not_checked": list(self.not_checked),
+        }
+
+    def __str__(self) -> str:
+        n = len(self.issues)
+        head = f"{self.path or 'examples'}: {self.figures.n_rows:,} rows looked at, {n} issue{'s' if n != 1 else ''}"
+        return "\n".join(
+            [head, *(f"  {found}" for found in self.issues), *(f"  not checked: {r}" for r in self.not_checked)]
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def lint(
+    source: str | os.PathLike[str] | Iterable[Any], *, prompt: PromptFormat | None = None, method: str | None = None
+) -> LintReport:
+    """Look for what silently spoils training.
+
+    Args:
+        source: A training file, or labelled pairs (examples or dicts with fields such as `title_a`, `title_b` and
+        `preferred`),
+            of which only the preferences are looked at.
+        prompt: What the model will be asked with; rows that were written with another one are an error.
+        method: `sft`, `dpo` or `rft`; None reads it off the file.
+
+    Raises:
+        FileError: The file cannot be read.
+        UsageError: The method is unknown, or the source is neither a file nor examples.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _lint_examples(source)
+    checker = RowChecker(method=method, count=False)
+    for line, value, raw, _ in read_entries(source):
+        if value is not MISSING:
+            checker.row(line or 1, value, len(raw))
+    sample, labels = checker.texts()
+    figures = measure(sample.rows, labels)
+    system = sample.constant_system
+    issues = [*shortcuts(figures, labels), *graph_of(sample.rows).issues()]
+    not_checked: list[str] = []
+    if system and sample.n_rows:
+        issues.append(issue("constant-system-prompt", f"all {sample.n_rows:,} rows have the system prompt {system!r}"))
+    if prompt is not None:
+        issues += _compare(source, sample, prompt, not_checked)
+    if not sample.is_open:
+        not_checked.append(f"rows behind line {sample.last_line}")
+    ordered = sorted(issues, key=lambda found: (found.line or 0, found.severity != "error"))
+    return LintReport(
+        path=os.fspath(source),
+        issues=tuple(ordered),
+        figures=figures,
+        system_prompt=system,
+        not_checked=tuple(not_checked),
+    )
+
+
+def _compare(
+    path: str | os.PathLike[str], sample: Sample, prompt: PromptFormat, not_checked: list[str]
+) -> Iterable[Issue]:
+    """The rows' prompt against the one that will be served: by the manifest's digest, and by the system's text."""
+    manifest = Manifest.read(path)
+    if manifest is not None and manifest.prompt_digest is not None and manifest.prompt_digest != prompt.digest:
+        found = f"the manifest says prompt {manifest.prompt_digest[:12]}, the given one is {prompt.digest[:12]}"
+        yield issue("prompt-mismatch", found)
+    try:
+        messages = prompt.messages(dict.fromkeys(prompt.input_fields, "x"))
+    except FinetuneError as error:
+        not_checked.append(f"the text of the prompt: it cannot be rendered without an example ({error})")
+        return
+    served = next((message["content"] for message in messages if message["role"] == "system"), None)
+    if not sample.is_constant:
+        yield issue("prompt-mismatch", "the rows have different system prompts; the given prompt has one")
+    elif served != sample.system:
+        found = f"the rows' system prompt is {_shown(sample.system)}, the given prompt's is {_shown(served)}"
+        yield issue("prompt-mismatch", found)
+
+
+def _shown(text: str | None) -> str:
+    return "missing" if text is None else repr(text if len(text) <= 200 else text[:200] + "…")
+
+
+def _lint_examples(examples: Iterable[Any]) -> LintReport:
+    graph, sample, n_unread = PairGraph(), Sample(), 0
+    for number, example in enumerate(examples, start=1):
+        to_dict = getattr(example, "toDict", None)
+        fields = to_dict() if callable(to_dict) else example
+        if not isinstance(fields, Mapping):
+            raise UsageError(f"row {number} is {type(example).__name__}; expected examples or dicts")
+        stem = next((name[:-2] for name in fields if name.endswith("_a") and f"{name[:-2]}_b" in fields), None)
+        label = next((fields[name] for name in _LABELS if name in fields), None)
+        if stem is None or label is None:
+            n_unread += 1
+            continue
+        a, b = str(fields[f"{stem}_a"]), str(fields[f"{stem}_b"])
+        choice = choice_of(str(label)) or {a: "A", b: "B"}.get(str(label))
+        if choice is None:
+            n_unread += 1
+        else:
+            graph.add(number, *((a, b) if choice == "A" else (b, a)))
+            sample.add(number, f"A: {' '.join(a.split())}\nB: {' '.join(b.split())}", (choice,))
+    figures = measure([Sampled(*row) for row in sample.rows], None)
+    issues = (*shortcuts(figures, None), *graph.issues())
+    unread = (f"{n_unread:,} examples without two texts and a choice between them",) if n_unread else ()
+    return LintReport(path=None, issues=issues, figures=figures, system_prompt=None, not_checked=unread)

@@ -1,0 +1,418 @@
+"""Check rows one by one, while they are read or written, and report on all of them.
+
+In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
+kept, in a temporary file from 150,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
+first rows, up to a bound.
+
+Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
+training context that all of their models share: only a row of so many bytes that it may exceed it is counted.
+Not covered: what the host's moderation thinks of the texts, and whether the answers are right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Any
+
+from dspy_finetune.catalog import load_catalog
+from dspy_finetune.errors import UsageError
+from dspy_finetune.export.blocks import Block
+from dspy_finetune.export.checks.across import SeenRows, pair_hash
+from dspy_finetune.export.checks.fix_rows import respell
+from dspy_finetune.export.checks.lines import kind
+from dspy_finetune.export.checks.report import CheckReport, CheckStats, IssueLog, TokenStats
+from dspy_finetune.export.checks.rules import (
+    METHOD_OF,
+    RowFacts,
+    check_row,
+    head_hash,
+    is_trained,
+    plain_row,
+    sniff,
+    text_of,
+)
+from dspy_finetune.export.checks.shortcuts import EmptyInputs, Sample, lint_sample, may_lack
+from dspy_finetune.export.dialects import from_any
+from dspy_finetune.export.tokens import TokenCounter, fast_counter
+
+METHODS = {"sft": "sft", "supervised": "sft", "dpo": "dpo", "preference": "dpo", "rft": "rft", "reinforcement": "rft"}
+"""The names of the methods: the library's and the hosts' own."""
+
+_CONTEXT_OF = "gpt-4.1-mini-2025-04-14"
+"""Its training context is that of every model OpenAI and Azure still train; rows are held to it where none is named."""
+_MAX_RFT_ROWS = {"train": 50_000, "validation": 1_000}
+_MAX_LABELS = 20
+_MAX_LABEL_CHARS = 100
+
+
+def method_named(method: str | None) -> str | None:
+    """`sft`, `dpo`, `rft` or None, by any of the names in use. Raises UsageError."""
+    if method is None:
+        return None
+    if method not in METHODS:
+        raise UsageError(f'unknown method "{method}"; choose one of sft, dpo, rft')
+    return METHODS[method]
+
+
+class RowChecker:
+    """Checks rows one by one; `finish` gives the report.
+
+    >>> checker = RowChecker(method="sft")
+    >>> for n in range(10):
+    ...     question, answer = {"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}
+    ...     checker.row(n + 1, {"messages": [question, answer]})
+    >>> checker.finish().ok
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str | None = None,
+        base_model: str | None = None,
+        host: str = "openai",
+        role: str = "train",
+        count: bool = True,
+        tokenizer: Callable[[str], int] | None = None,
+        lint: bool = True,
+    ) -> None:
+        """Prepare a check.
+
+        Args:
+            method: `sft`, `dpo` or `rft`; None reads it off the first row.
+            base_model: Whose limits apply and whose tokens are counted; an `ft:` id counts as its base.
+            host: Whose limits apply: a name of the catalog; another host's name has no limits.
+            role: `train` or `validation`, which have different limits.
+            count: Count tokens, where a table or a tokenizer is known. Rows that come with their count are not
+                counted again.
+            tokenizer: Counts the tokens of a text, for models without a known table.
+            lint: Look for what spoils training without being an error.
+        """
+        catalog = load_catalog()
+        self._method = method_named(method)
+        self._is_given = method is not None
+        self._base_model, self._host, self._role = base_model, host, role
+        self._model_facts = catalog.model(base_model) if base_model is not None else None
+        self._host_facts = catalog.host(host)
+        self._model_methods = catalog.methods(base_model, host) if base_model is not None else None
+        is_held = base_model is None and tokenizer is None and count and host in ("openai", "azure")
+        self._context_of = _CONTEXT_OF if is_held else base_model
+        limits = catalog.model(self._context_of) if self._context_of is not None else None
+        self._limit = limits.train_context_tokens if limits is not None else None
+        # No text has more tokens than bytes; half of the context leaves room for images, which have few.
+        self._short_bytes = self._limit // 2 if is_held and self._limit is not None else None
+        self._max_images = self._host_facts.max_images_per_row if self._host_facts is not None else None
+        self._counter = fast_counter(base_model, tokenizer) if count else None
+        self._long_counter: TokenCounter | None = None
+        self._is_counting = count
+        self._sample = Sample() if lint else None
+        self._inputs = EmptyInputs()
+        self.log = IssueLog()
+        self.seen = SeenRows()
+        self._shapes: Counter[tuple[str, ...]] = Counter()
+        self._tokens: Counter[int] = Counter()
+        self._labels: dict[str, int] | None = {}
+        self._n_rows = self._n_unreadable = self._n_image_rows = self._size_bytes = 0
+
+    def row(self, line: int, row: Any, raw_size: int = 0, *, n_tokens: int | None = None) -> None:
+        """Check one row.
+
+        Args:
+            line: Its line in the file.
+            row: The parsed row, in any shape: what is not an object is an issue.
+            raw_size: Bytes of the line; 0 where it was not one plain line.
+            n_tokens: Its tokens, where they have been counted already.
+        """
+        self._n_rows += 1
+        self._size_bytes += raw_size
+        if type(row) is not dict:
+            remedy = 'wrap it: {"messages": [...]}' if isinstance(row, list) else None
+            self.log.add(line, "", "row-not-object", f"the line is {kind(row)}, not an object", remedy=remedy)
+            return
+        if not self._plain_row(line, row):
+            row = self._any_row(line, row)
+        if n_tokens is not None:
+            self._add_tokens(line, row, n_tokens)
+        elif self._counter is not None:
+            self._add_tokens(line, row, self._counter.row(row))
+        elif self._short_bytes is not None and (raw_size or len(repr(row))) > self._short_bytes:
+            self._hold_to_context(line, row)
+
+    def _hold_to_context(self, line: int, row: dict[str, Any]) -> None:
+        """Check the length of a row whose tokens are not to be counted in the figures."""
+        self._long_counter = self._long_counter or fast_counter(self._context_of, None)
+        assert self._long_counter is not None
+        assert self._limit is not None
+        n_tokens = self._long_counter.row(row)
+        if n_tokens > self._limit:
+            self._check_length(line, row, n_tokens)
+
+    def _add_tokens(self, line: int, row: dict[str, Any], n_tokens: int) -> None:
+        self._tokens[n_tokens] += 1
+        if self._limit is not None and n_tokens > self._limit:
+            self._check_length(line, row, n_tokens)
+
+    def texts(self) -> tuple[Sample, dict[str, int] | None]:
+        """What the lint looks at: the first rows' texts, and the labels of all rows."""
+        return self._sample or Sample(), self._labels_found()
+
+    def unreadable(self) -> None:
+        """Count a line that is no row, so that it is not missed in the number of examples."""
+        self._n_unreadable += 1
+
+    def block(self, line: int, block: Block, *, n_tokens: Sequence[int] | None = None) -> bool:
+        """Check the rows of a block, which stand on consecutive lines, at once.
+
+        Their form holds by construction, so that only their texts are looked at. False where a text is blank, or so
+        long that it is to be counted: then nothing is taken, and the rows are to be given to `row`.
+        """
+        system, questions, columns = block.system, block.questions, block.columns
+        if self._method != ("sft" if block.rejected is None else "dpo"):
+            return False
+        answers = Counter(block.answers)
+        texts = [questions, answers, block.rejected or (), () if system is None else (system,)]
+        if not all(all(map(str.strip, column)) for column in texts):
+            return False
+        if n_tokens is None and self._short_bytes is not None:
+            longest = sum(max(map(len, column)) for column in columns) + len(system or "")
+            if 4 * longest > self._short_bytes:  # a character has up to four bytes
+                return False
+        self._n_rows += len(block)
+        asked = ("user",) if system is None else ("system", "user")
+        answered = ("assistant",) * (len(columns) - 1)
+        self._shapes[asked + answered] += len(block)
+        head = head_hash(asked, () if system is None else (system,))
+        outputs = map(hash, block.answers)
+        if block.rejected is not None:
+            outputs = map(pair_hash, outputs, map(hash, block.rejected))
+        self.seen.add_many(line, map(head.__xor__, map(hash, questions)), outputs, len(block))
+        if self._labels is not None:
+            for text, n in answers.items():
+                self._count_label(text, n)
+        if self._sample is not None:
+            self._sample.add_many(line, system, questions, columns[1:])
+            self._inputs.look_many(line, questions, self._question_path(asked))
+        if n_tokens is not None:
+            self._tokens.update(n_tokens)
+            if self._limit is not None and max(n_tokens) > self._limit:
+                for i, n in enumerate(n_tokens):
+                    if n > self._limit:
+                        self._check_length(line + i, block.row(i), n)
+        return True
+
+    def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
+        """Take a row of nothing but text, which has no fault; nearly all rows are such."""
+        plain = plain_row(row, self._method)
+        if plain is None:
+            return False
+        self._shapes[plain.roles] += 1
+        self.seen.add_hashes(line, plain.prompt_hash, plain.output_hash)
+        if self._labels is not None:
+            self._count_label(plain.answers[0])
+        if self._sample is not None:
+            if self._sample.is_open:
+                self._sample.add(line, plain.question, plain.answers)
+            self._sample.add_system(plain.system)
+            if may_lack(plain.question):
+                self._inputs.note(line, plain.question, self._question_path(plain.roles))
+        return True
+
+    def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
+        """Check a row of any kind; returns it in the host's spelling."""
+        form = sniff(row)
+        if self._method is None and form in METHOD_OF:
+            self._method = METHOD_OF[form]
+            if self._plain_row(line, row):
+                return row
+        method = self._method or "sft"
+        if self._host == "trl" and form in ("trl-preference", "prompt-completion"):
+            row = _from_trl(row)
+        facts = check_row(self.log, line, row, method, is_given=self._is_given, max_images=self._max_images)
+        # A row in another spelling is told so, and then read as what it means: its other faults are worth knowing at
+        # once.
+        meant = (
+            respell(row)
+            if facts is None and METHOD_OF.get(form) == method and form not in ("chat", "preference")
+            else None
+        )
+        if meant is not None:
+            facts = check_row(self.log, line, meant, method, is_given=self._is_given, max_images=self._max_images)
+        if facts is not None:
+            self._remember(line, facts)
+        return meant or row
+
+    def _remember(self, line: int, facts: RowFacts) -> None:
+        self._shapes[tuple(facts.roles)] += 1
+        self._n_image_rows += facts.n_images > 0
+        self.seen.add(line, facts.prompt, facts.outputs)
+        if facts.answers and self._labels is not None:
+            self._count_label(facts.answers[0])
+        if self._sample is not None:
+            self._sample.add_system(facts.system)
+            if self._sample.is_open and facts.answers:
+                self._sample.add(line, facts.question, facts.answers)
+            # A question that is blank as a whole is told by its message.
+            if may_lack(facts.question) and facts.question.strip():
+                self._inputs.note(line, facts.question, self._question_path(facts.roles))
+
+    def _question_path(self, roles: Sequence[str]) -> str:
+        """Where the last user message stands in a row of such roles."""
+        at = max(i for i, role in enumerate(roles) if role == "user")
+        return f"{'input.' if self._method == 'dpo' else ''}messages[{at}].content"
+
+    def _count_label(self, text: str, n: int = 1) -> None:
+        labels = self._labels
+        if labels is not None:
+            labels[text] = labels.get(text, 0) + n
+            if len(labels) > _MAX_LABELS or len(text) > _MAX_LABEL_CHARS:
+                self._labels = None
+
+    def _check_length(self, line: int, row: dict[str, Any], n_tokens: int) -> None:
+        limit, counter = self._limit, self._counter or self._long_counter or TokenCounter.for_model(self._context_of)
+        assert limit is not None
+        if counter is None:
+            found = f"{n_tokens:,} tokens; the training context is {limit:,}: the last {n_tokens - limit:,} are cut off"
+            self.log.add(line, "", "context-length", found)
+            return
+        outputs = [row[key] for key in ("preferred_output", "non_preferred_output") if isinstance(row.get(key), list)]
+        if outputs:
+            sizes = [counter.messages(output) - counter.messages([]) for output in outputs]
+            # Each output is trained behind the prompt by itself: the longer of the two is what must fit.
+            n_tokens, n_answer, path = n_tokens - sum(sizes) + max(sizes), max(sizes), ""
+        else:
+            messages = row.get("messages")
+            messages = messages if isinstance(messages, list) else []
+            at = [
+                i
+                for i, m in enumerate(messages)
+                if isinstance(m, dict) and m.get("role") == "assistant" and is_trained(m)
+            ]
+            n_answer = counter.text(text_of(messages[at[-1]])) if at else 0
+            path = f"messages[{at[-1]}]" if at else ""
+        lost = n_tokens - limit
+        if lost <= 0:
+            return
+        answer = "the whole answer among them" if lost >= n_answer else f"{lost:,} of the answer's {n_answer:,}"
+        found = (
+            f"{n_tokens:,} tokens; the training context is {limit:,}: the last {lost:,} tokens are cut off, {answer}"
+        )
+        self.log.add(line, path, "context-length", found)
+
+    def finish(
+        self, *, size_bytes: int | None = None, path: str | None = None, validation: CheckReport | None = None
+    ) -> CheckReport:
+        """Look at the rows together and give the report.
+
+        Args:
+            size_bytes: Of the file; None takes the sum of the rows' `raw_size`.
+            path: Of the file, for the report's head.
+            validation: The report of the validation file, to be held by this one.
+        """
+        size = self._size_bytes if size_bytes is None else size_bytes
+        self._check_counts(size)
+        self._check_model()
+        self.seen.report(self.log, preferences=self._method == "dpo")
+        if self._sample is not None:
+            self.log.extend(lint_sample(self._sample, labels=self._labels_found()))
+            self._inputs.report(self.log, [row.question for row in self._sample.rows])
+        return CheckReport(
+            path=path,
+            method=self._method,
+            host=self._host,
+            base_model=self._base_model,
+            issues=self.log.issues(),
+            counts=dict(self.log.counts),
+            stats=CheckStats(
+                n_rows=self._n_rows,
+                size_bytes=size,
+                tokens=TokenStats.of(self._tokens),
+                labels=self._labels_found(),
+                roles=_roles(self._shapes),
+            ),
+            not_checked=tuple(self._not_checked()),
+            validation=validation,
+        )
+
+    def _labels_found(self) -> dict[str, int] | None:
+        # Ten different answers in ten rows are texts, not labels.
+        labels = self._labels
+        if not labels or 2 * len(labels) > sum(labels.values()):
+            return None
+        return dict(sorted(labels.items(), key=lambda item: (-item[1], item[0])))
+
+    def _check_counts(self, size_bytes: int) -> None:
+        n, host = self._n_rows + self._n_unreadable, self._host_facts
+        least = host.min_rows if host is not None and host.min_rows is not None else 1
+        most = _MAX_RFT_ROWS[self._role] if self._method == "rft" and self._host in ("openai", "azure") else None
+        if not n and "binary-file" not in self.log.counts:
+            self.log.add(None, "", "empty-file", "the file holds no row")
+        elif 0 < n < least and self._role == "train":
+            found = f"the file has {n} example{'s' if n != 1 else ''}; {self._host} takes at least {least}"
+            self.log.add(None, "", "too-few-examples", found)
+        if most is not None and n > most:
+            found = f"the file has {n:,} examples; reinforcement {self._role} files take at most {most:,}"
+            self.log.add(None, "", "too-many-examples", found)
+        if host is None:
+            return
+        if host.max_file_bytes is not None and size_bytes > host.max_file_bytes:
+            most_mb = host.max_file_bytes >> 20
+            found = f"the file has {size_bytes / (1 << 20):,.0f} MB; {self._host} takes at most {most_mb:,} MB"
+            self.log.add(None, "", "file-too-large", found)
+        if host.max_image_rows is not None and self._n_image_rows > host.max_image_rows:
+            found = f"{self._n_image_rows:,} examples hold images; at most {host.max_image_rows:,} are taken"
+            self.log.add(None, "", "too-many-images", found)
+
+    def _check_model(self) -> None:
+        model, facts = self._base_model, self._model_facts
+        if model is None:
+            return
+        methods = self._model_methods
+        if methods is not None and self._method is not None and self._method not in methods:
+            can = ", ".join(methods) or "nothing"
+            self.log.add(None, "", "model-method", f"{self._host} trains {model} by {can}, not by {self._method}")
+        if facts is None:
+            if methods is None and self._host in ("openai", "azure"):
+                self.log.add(None, "", "model-unknown", f"the model {model!r:.100} is not in the catalog")
+            return
+        if facts.host != self._host:
+            return
+        if self._n_image_rows and not facts.has_vision:
+            self.log.add(
+                None, "", "model-no-images", f"{self._n_image_rows:,} rows hold images, and {model} takes none"
+            )
+        if facts.shutdown_date is not None and facts.shutdown_date <= date.today():
+            self.log.add(None, "", "model-shut-down", f"{model} was shut down on {facts.shutdown_date}")
+
+    def _not_checked(self) -> list[str]:
+        reasons, model = [], self._base_model
+        if self._host_facts is None:
+            reasons.append(f"size and number of rows: no limits of a host {self._host!r:.60} are known")
+        if not self._tokens and self._n_rows:
+            why = "no base model is named" if model is None else f"no token table is known for {model}"
+            if self._short_bytes is None:
+                why = why if self._is_counting else "counting was switched off"
+                reasons.append(f"tokens and context length: {why}")
+            else:
+                reasons.append(f"tokens: {why} (rows are held to the training context of {self._context_of})")
+        elif self._limit is None and self._n_rows:
+            reasons.append("context length: the model's training context is not known")
+        if self._sample is not None and not self._sample.is_open:
+            reasons.append(f"shortcuts and preference cycles behind line {self._sample.last_line}")
+        return reasons
+
+
+def _from_trl(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return from_any(row)
+    except ValueError:  # RowError: not in TRL's form either; the row is checked as it stands
+        return row
+
+
+def _roles(shapes: Counter[tuple[str, ...]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for roles, n in shapes.items():
+        for role in roles:
+            counts[role] += n
+    return dict(counts.most_common())

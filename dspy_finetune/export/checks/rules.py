@@ -1,0 +1,694 @@
+"""The rules of one row: which format it is in, whether that fits the method, and what must be in it.
+
+In: a parsed row. Out: issues in an `IssueLog`, and a `RowFacts` with what the checks between rows need.
+Not covered: text that is not JSON (check_text.py), rules between rows (check_sets.py), counts per file (checks.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dspy_finetune.export.checks.across import pair_hash
+from dspy_finetune.export.checks.lines import decode_arguments, kind
+from dspy_finetune.export.checks.report import IssueLog
+
+# ----------------------------------------------------------------------------------------------------
+# Rows of nothing but text, which have no fault: nearly all rows of a file, told by a glance.
+#
+# In: a parsed row and its method. Out: what the checks between rows need of it, or None where it wants a closer look
+# (check_rows.py). A row that comes in a block (blocks.py) has the same hashes.
+
+_ROLES = frozenset({"system", "user", "assistant"})
+_ASKING = frozenset({"system", "user"})
+_ANSWERING = frozenset({"assistant"})
+
+_Texts = tuple[tuple[str, ...], tuple[str, ...]]
+"""The roles and the texts of messages."""
+
+
+class PlainRow(NamedTuple):
+    """What a plain row holds."""
+
+    roles: tuple[str, ...]
+    """The role of each message."""
+    prompt_hash: int
+    """Of all that stands before the answer."""
+    output_hash: int
+    """Of the answer, or of the preferred and the rejected one."""
+    question: str
+    """The last user message; empty where there is none."""
+    system: str | None
+    """The system message that opens the row, if one does."""
+    answers: tuple[str, ...]
+    """The answer, or the preferred and the rejected one."""
+
+
+def plain_row(row: dict[str, Any], method: str | None) -> PlainRow | None:
+    """The row, if all of it is plain: SFT messages with the answer last, or a preference's prompt and two answers."""
+    if method == "sft" and len(row) == 1:
+        found = _texts(row.get("messages"), _ROLES)
+        if found is None or found[0][-1] != "assistant":
+            return None
+        roles, texts = found
+        return _plain(roles, (roles[:-1], texts[:-1]), hash(texts[-1]), texts[-1:])
+    if method != "dpo" or len(row) != 3:
+        return None
+    given = row.get("input")
+    prompt = _texts(given.get("messages"), _ASKING) if type(given) is dict and len(given) == 1 else None
+    chosen, rejected = (
+        _texts(row.get("preferred_output"), _ANSWERING),
+        _texts(row.get("non_preferred_output"), _ANSWERING),
+    )
+    if prompt is None or prompt[0][-1] != "user" or chosen is None or rejected is None or chosen == rejected:
+        return None
+    answers = (*chosen[1], *rejected[1])
+    if len(answers) != 2:
+        return None
+    roles = (*prompt[0], "assistant", "assistant")
+    return _plain(roles, prompt, pair_hash(hash(answers[0]), hash(answers[1])), answers)
+
+
+def head_hash(roles: tuple[str, ...], texts: tuple[str, ...]) -> int:
+    """Of a prompt but for its last text; `roles` are those of all its messages. `head ^ hash(last)` is the prompt's."""
+    return hash((roles, texts))
+
+
+def _plain(roles: tuple[str, ...], prompt: _Texts, output_hash: int, answers: tuple[str, ...]) -> PlainRow:
+    asked, texts = prompt
+    users = [text for role, text in zip(asked, texts, strict=True) if role == "user"]
+    # A lone answer has no text before it.
+    prompt_hash = head_hash(asked, texts[:-1]) ^ hash(texts[-1] if texts else None)
+    system = texts[0] if asked and asked[0] == "system" else None
+    return PlainRow(roles, prompt_hash, output_hash, users[-1] if users else "", system, answers)
+
+
+def _texts(messages: Any, roles: frozenset[str]) -> _Texts | None:
+    """The roles and texts of messages that have nothing else, and texts that are not blank; None for all others."""
+    if type(messages) is not list:
+        return None
+    shape: list[str] = []
+    texts: list[str] = []
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, text = message.get("role"), message.get("content")
+        if type(text) is not str or not text or text.isspace() or type(role) is not str or role not in roles:
+            return None
+        shape.append(role)
+        texts.append(text)
+    return (tuple(shape), tuple(texts)) if texts else None
+
+
+# ----------------------------------------------------------------------------------------------------
+# The rules of tools, tool calls and tool messages.
+#
+# In: messages and the row's list of tools. Out: issues in an `IssueLog`.
+# Not covered: whether the arguments fit the tool's schema: neither does the host look.
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_MAX_FUNCTIONS = 128
+
+
+def check_function_name(log: IssueLog, line: int, path: str, name: Any) -> None:
+    """A function's name has 1 to 64 letters, digits, underscores and hyphens."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        found = f"{str(name)[:80]!r}" if isinstance(name, str) else kind(name)
+        log.add(
+            line, path, "function-name", f"the function's name is {found}; allowed are a-z A-Z 0-9 _ - (64 at most)"
+        )
+
+
+def check_tools(log: IssueLog, line: int, row: dict[str, Any], at: str = "") -> None:
+    """The lists `tools` and `functions` and the flag beside them; `at` is the path of the object that holds them."""
+    if "tools" in row and row["tools"] is not None:
+        tools = row["tools"]
+        if not isinstance(tools, list):
+            log.add(line, f"{at}tools", "tools-invalid", f"tools are {kind(tools)}, not a list")
+        else:
+            for i, tool in enumerate(tools):
+                _check_tool(log, line, f"{at}tools[{i}]", tool)
+    if "functions" in row and row["functions"] is not None:
+        functions = row["functions"]
+        if not isinstance(functions, list) or not 1 <= len(functions) <= _MAX_FUNCTIONS:
+            n = f"{len(functions)} of them" if isinstance(functions, list) else kind(functions)
+            log.add(
+                line, f"{at}functions", "tools-invalid", f"functions must be a list of 1 to {_MAX_FUNCTIONS}; found {n}"
+            )
+        else:
+            for i, function in enumerate(functions):
+                _check_function(log, line, f"{at}functions[{i}]", function)
+    parallel = row.get("parallel_tool_calls", True)
+    if not isinstance(parallel, bool):
+        log.add(
+            line,
+            f"{at}parallel_tool_calls",
+            "tools-invalid",
+            f"parallel_tool_calls is {kind(parallel)}, not true or false",
+        )
+
+
+def _check_tool(log: IssueLog, line: int, path: str, tool: Any) -> None:
+    if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
+        log.add(line, path, "tools-invalid", 'a tool is {"type": "function", "function": {"name", "parameters"}}')
+        return
+    _check_function(log, line, f"{path}.function", tool["function"])
+
+
+def _check_function(log: IssueLog, line: int, path: str, function: Any) -> None:
+    if not isinstance(function, dict):
+        log.add(line, path, "tools-invalid", f"a function is {kind(function)}, not an object")
+        return
+    check_function_name(log, line, f"{path}.name", function.get("name"))
+    if not isinstance(function.get("parameters", {}), dict):
+        log.add(
+            line, f"{path}.parameters", "tools-invalid", f"parameters are {kind(function['parameters'])}, not an object"
+        )
+    if not isinstance(function.get("strict"), (bool, type(None))):
+        log.add(line, f"{path}.strict", "tools-invalid", f"strict is {kind(function['strict'])}, not true or false")
+
+
+def check_tool_calls(log: IssueLog, line: int, path: str, calls: Any) -> None:
+    """The `tool_calls` of an assistant message."""
+    if not isinstance(calls, list) or not calls:
+        log.add(line, path, "tool-call-invalid", f"tool_calls are {'an empty list' if calls == [] else kind(calls)}")
+        return
+    for i, call in enumerate(calls):
+        here = f"{path}[{i}]"
+        if not isinstance(call, dict):
+            log.add(line, here, "tool-call-invalid", f"a tool call is {kind(call)}, not an object")
+            continue
+        if not isinstance(call.get("id"), str) or not call["id"]:
+            log.add(line, f"{here}.id", "tool-call-invalid", "the tool call has no id")
+        if call.get("type") != "function":
+            log.add(line, f"{here}.type", "tool-call-invalid", f'the type is {call.get("type")!r:.40}, not "function"')
+        check_called_function(log, line, f"{here}.function", call.get("function"))
+
+
+def check_called_function(log: IssueLog, line: int, path: str, function: Any) -> None:
+    """The `function` of a tool call, or the older `function_call`: a name and arguments as a JSON string."""
+    if not isinstance(function, dict):
+        log.add(line, path, "tool-call-invalid", f"the called function is {kind(function)}, not an object")
+        return
+    check_function_name(log, line, f"{path}.name", function.get("name"))
+    if "arguments" not in function:
+        log.add(
+            line, f"{path}.arguments", "tool-call-invalid", "the called function has no arguments", remedy='write "{}"'
+        )
+        return
+    code, message, _ = decode_arguments(function["arguments"])
+    if code is not None:
+        log.add(line, f"{path}.arguments", code, message)
+
+
+def check_conversation(log: IssueLog, line: int, path: str, messages: list[Any], tools: Any, *, complete: bool) -> None:
+    """Calls and answers fit together: each answer has its call, each call its answer, each called tool is declared.
+
+    Args:
+        log: Where issues go.
+        line: Line of the row.
+        path: Path of the list of messages.
+        messages: The conversation.
+        tools: The row's list of tools, if any.
+        complete: True where a call at the very end is the answer that is trained, not one that waits for its tool.
+    """
+    declared = _declared(tools)
+    open_calls: dict[str, str] = {}
+    made: set[str] = set()
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            continue
+        here = f"{path}[{i}]"
+        if message.get("role") == "tool":
+            answered = message.get("tool_call_id")
+            if isinstance(answered, str) and answered not in made:
+                log.add(line, f"{here}.tool_call_id", "tool-call-id-unknown", f"no call has the id {answered[:60]!r}")
+            open_calls.pop(answered, None) if isinstance(answered, str) else None
+        if message.get("role") != "assistant":
+            continue
+        calls = message.get("tool_calls")
+        for j, call in enumerate(calls if isinstance(calls, list) else []):
+            if not isinstance(call, dict):
+                continue
+            if isinstance(call.get("id"), str):
+                made.add(call["id"])
+                if not (complete and i == len(messages) - 1):
+                    open_calls[call["id"]] = f"{here}.tool_calls[{j}]"
+            function = call.get("function")
+            name = function.get("name") if isinstance(function, dict) else None
+            if declared is not None and isinstance(name, str) and name not in declared:
+                place = f"{here}.tool_calls[{j}].function.name"
+                log.add(line, place, "tool-undeclared", f"the row's tools do not list {name[:64]!r}")
+    for identity, place in open_calls.items():
+        log.add(line, place, "tool-call-unanswered", f"no tool message answers the call {identity[:60]!r}")
+
+
+def _declared(tools: Any) -> set[str] | None:
+    if not isinstance(tools, list):
+        return None
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)]
+    return {f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)}
+
+
+# ----------------------------------------------------------------------------------------------------
+# The rules of one list of messages: roles, contents, parts, images, weights.
+#
+# In: a list of messages and the method that trains on them. Out: issues in an `IssueLog`, and what was counted on the
+# way.
+# Not covered: which list of messages a row must have (check_rows.py), whether calls and answers fit (check_tools.py).
+
+ROLES = {
+    "sft": frozenset({"system", "user", "assistant", "tool", "function"}),
+    "dpo": frozenset({"system", "user", "assistant", "tool", "function"}),
+    "rft": frozenset({"developer", "user", "assistant", "tool"}),
+}
+"""The roles of each method's schema: `developer` is known in reinforcement rows alone, `system` in the others."""
+
+_KEYS = frozenset({"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal"})
+_IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+_MAX_IMAGE_BYTES = 10 << 20
+_DETAILS = ("low", "high", "auto")
+
+
+@dataclass(kw_only=True)
+class Counted:
+    """What a list of messages holds."""
+
+    n_images: int = 0
+    """Image parts."""
+    n_assistant: int = 0
+    """Messages of the assistant."""
+    n_trained: int = 0
+    """Messages of the assistant whose weight is not 0."""
+
+
+def check_messages(log: IssueLog, line: int, path: str, messages: list[Any], method: str) -> Counted:
+    """Check each message of a list; the list itself is known to be one and not to be empty."""
+    counted = Counted()
+    for i, message in enumerate(messages):
+        here = f"{path}[{i}]"
+        if not isinstance(message, dict):
+            log.add(line, here, "message-not-object", f"a message is {kind(message)}, not an object")
+            continue
+        role = message.get("role")
+        _check_role(log, line, here, message, method)
+        _check_weight(log, line, here, message)
+        if role == "assistant":
+            counted.n_assistant += 1
+            counted.n_trained += is_trained(message)
+            if message.get("tool_calls") is not None:
+                check_tool_calls(log, line, f"{here}.tool_calls", message["tool_calls"])
+            if message.get("function_call") is not None:
+                check_called_function(log, line, f"{here}.function_call", message["function_call"])
+        if role == "tool" and (not isinstance(message.get("tool_call_id"), str) or not message["tool_call_id"]):
+            log.add(line, f"{here}.tool_call_id", "tool-call-id-missing", "the tool message names no call")
+        counted.n_images += _check_content(log, line, here, message)
+        for key in message:
+            if key not in _KEYS:
+                log.add(line, f"{here}.{key}", "unknown-key", f"a message has no key {key[:60]!r}")
+    return counted
+
+
+def is_trained(message: dict[str, Any]) -> bool:
+    """True where the host trains on this assistant message: its weight is not 0."""
+    weight = message.get("weight", 1)
+    return not (isinstance(weight, (int, float)) and weight == 0)
+
+
+def text_of(message: Any) -> str:
+    """A message's text: its content, or its text parts one after the other."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return ""
+
+
+def _check_role(log: IssueLog, line: int, here: str, message: dict[str, Any], method: str) -> None:
+    role = message.get("role")
+    if role is None:
+        log.add(line, f"{here}.role", "role-missing", "the message has no role")
+    elif not isinstance(role, str) or role not in ROLES[method]:
+        known = ", ".join(sorted(ROLES[method]))
+        if role == "developer":
+            log.add(line, f"{here}.role", "role-developer", f'"developer" is not a role of {method.upper()} rows')
+        elif role == "system":
+            log.add(line, f"{here}.role", "role-system", '"system" is not a role of RFT rows')
+        else:
+            found = repr(role[:60]) if isinstance(role, str) else kind(role)
+            log.add(line, f"{here}.role", "role-unknown", f"the role is {found}; known are {known}")
+
+
+def _check_weight(log: IssueLog, line: int, here: str, message: dict[str, Any]) -> None:
+    if "weight" not in message:
+        return
+    weight = message["weight"]
+    if message.get("role") != "assistant":
+        log.add(line, f"{here}.weight", "weight-not-assistant", "only assistant messages have a weight")
+    elif isinstance(weight, bool) or not isinstance(weight, int) or weight not in (0, 1):
+        log.add(
+            line, f"{here}.weight", "weight-invalid", f"the weight is {weight!r:.40}; it must be the integer 0 or 1"
+        )
+
+
+def _check_content(log: IssueLog, line: int, here: str, message: dict[str, Any]) -> int:
+    """Check a content; returns the number of its images."""
+    role, content, path = message.get("role"), message.get("content"), f"{here}.content"
+    if isinstance(content, str):
+        if not content.strip() and not _calls(message):
+            log.add(line, path, "content-empty", f"the content of the {role_name(role)} message is empty")
+        return 0
+    if content is None:
+        if role == "function" and "content" in message:
+            return 0
+        if not (role == "assistant" and (_calls(message) or isinstance(message.get("refusal"), str))):
+            log.add(line, path, "content-missing", f"the {role_name(role)} message has no content")
+        return 0
+    if not isinstance(content, list):
+        log.add(line, path, "content-type", f"the content is {kind(content)}, not text")
+        return 0
+    if role == "tool":
+        log.add(line, path, "tool-content-not-string", "a tool's content is a list of parts")
+    if not content:
+        log.add(line, path, "content-empty", "the content has no part")
+    n_images = n_refusals = 0
+    for i, part in enumerate(content):
+        part_type = part.get("type") if isinstance(part, dict) else None
+        if part_type == "image_url":
+            n_images += 1
+            _check_image(log, line, f"{path}[{i}]", part, role)
+        elif part_type == "refusal" and role == "assistant" and isinstance(part.get("refusal"), str):
+            n_refusals += 1
+        elif part_type != "text" or not isinstance(part.get("text"), str):
+            found = (
+                f"a part of type {part_type!r:.60}" if isinstance(part_type, str) else f"a part that is {kind(part)}"
+            )
+            what = f"{found} has no text" if part_type == "text" else f"{found} cannot be trained on here"
+            log.add(line, f"{path}[{i}]", "part-invalid", what)
+    if n_refusals and (n_refusals > 1 or len(content) > 1):
+        log.add(line, path, "part-invalid", "a refusal must be the only part of its message")
+    return n_images
+
+
+def _check_image(log: IssueLog, line: int, path: str, part: dict[str, Any], role: Any) -> None:
+    if role != "user":
+        log.add(line, path, "image-role", f"an image stands in a message of the role {role_name(role)}")
+    image = part.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else None
+    if not isinstance(image, dict) or not isinstance(url, str):
+        log.add(line, path, "part-invalid", 'an image part is {"type": "image_url", "image_url": {"url": ...}}')
+        return
+    if image.get("detail", "auto") not in _DETAILS:
+        log.add(line, f"{path}.image_url.detail", "image-detail", f"the detail is {image['detail']!r:.40}")
+    head = url[:64].lower()
+    if head.startswith("data:"):
+        if not head.startswith(tuple(f"data:{name}" for name in _IMAGE_TYPES)):
+            log.add(
+                line, f"{path}.image_url.url", "image-skipped", f"the image is {head[5:].split(';')[0].split(',')[0]!r}"
+            )
+        elif (size := len(url) * 3 // 4) > _MAX_IMAGE_BYTES:
+            log.add(line, f"{path}.image_url.url", "image-skipped", f"the image has about {size / (1 << 20):.1f} MB")
+    elif not head.startswith("https://"):
+        log.add(line, f"{path}.image_url.url", "image-url", f"the image's address starts {url[:24]!r}")
+
+
+def _calls(message: dict[str, Any]) -> bool:
+    return bool(message.get("tool_calls")) or message.get("function_call") is not None
+
+
+def role_name(role: Any) -> str:
+    """A role for a message, whatever it is."""
+    return role[:40] if isinstance(role, str) else "nameless"
+
+
+# ----------------------------------------------------------------------------------------------------
+RowFormat = Literal[
+    "chat",
+    "reinforcement",
+    "preference",
+    "preference-wrong-spelling",
+    "preference-old-names",
+    "trl-preference",
+    "prompt-completion",
+    "sharegpt",
+    "unknown",
+]
+
+METHOD_OF: dict[str, str] = {
+    "chat": "sft",
+    "prompt-completion": "sft",
+    "sharegpt": "sft",
+    "reinforcement": "rft",
+    "preference": "dpo",
+    "preference-wrong-spelling": "dpo",
+    "preference-old-names": "dpo",
+    "trl-preference": "dpo",
+}
+"""What each format is meant to train."""
+
+_CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
+_PREFERENCE_KEYS = frozenset({"input", "preferred_output", "non_preferred_output"})
+_INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
+
+
+@dataclass(kw_only=True)
+class RowFacts:
+    """What a row holds, for the checks between rows; hashes rather than texts."""
+
+    prompt: int
+    """Hash of all that stands before the answer."""
+    outputs: tuple[int, ...]
+    """Hash of the answer; of the preferred and the rejected one for preference rows."""
+    question: str
+    """Text of the last user message."""
+    system: str | None
+    """Text of the system message, if there is one."""
+    answers: tuple[str, ...]
+    """Text of the answer, or of preferred and rejected."""
+    roles: list[str]
+    """The role of each message."""
+    n_images: int = 0
+    """Image parts."""
+
+
+def sniff(row: dict[str, Any]) -> RowFormat:
+    """The format of a row, by its keys."""
+    if "preferred_output" in row or "non_preferred_output" in row:
+        return "preference"
+    if "preferred_completion" in row or "non_preferred_completion" in row:
+        return "preference-old-names"
+    rejected = "rejected" in row or "non_preferred" in row
+    if "chosen" in row and rejected and "prompt" in row:
+        return "trl-preference"
+    # A lone "preferred" beside messages may be a grader's key of a reinforcement row; with its counterpart it is a
+    # preference.
+    if ("preferred" in row or "chosen" in row) and (rejected or isinstance(row.get("preferred"), list)):
+        return "preference-wrong-spelling"
+    if isinstance(row.get("input"), dict) and "messages" in row["input"]:
+        return "preference"
+    if "messages" in row:
+        return "reinforcement" if _is_reinforcement(row) else "chat"
+    if "prompt" in row and "completion" in row:
+        return "prompt-completion"
+    return "sharegpt" if isinstance(row.get("conversations"), list) else "unknown"
+
+
+def _is_reinforcement(row: dict[str, Any]) -> bool:
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        return False
+    roles = [message.get("role") for message in messages]
+    # Keys beside the messages feed graders; without an answer to imitate they are what the row trains on.
+    return roles[-1] == "user" and "assistant" not in roles and not row.keys() <= _CHAT_KEYS and "system" not in roles
+
+
+def check_row(
+    log: IssueLog, line: int, row: dict[str, Any], method: str, *, is_given: bool = True, max_images: int | None = 10
+) -> RowFacts | None:
+    """Check one row under a method; None where nothing can be said about its content.
+
+    Args:
+        log: Where issues go.
+        line: Line of the row.
+        row: The parsed row.
+        method: `sft`, `dpo` or `rft`.
+        is_given: False where the method was read off the rows before: another format then mixes them.
+        max_images: Most images in one row; None where the host has no limit.
+    """
+    form = sniff(row)
+    if form == "unknown":
+        keys = ", ".join(repr(key[:40]) for key in list(row)[:6]) or "none"
+        log.add(line, "", "unknown-format", f"the row is in no known format; its keys: {keys}")
+        return None
+    if method == "dpo" and form == "preference":
+        return _check_preference(log, line, row)
+    if (method, form) in (("sft", "chat"), ("rft", "chat"), ("rft", "reinforcement")):
+        return _check_chat(log, line, row, method, max_images)
+    _check_other(log, line, row, form, method, is_given=is_given)
+    return None
+
+
+def _check_other(
+    log: IssueLog, line: int, row: dict[str, Any], form: RowFormat, method: str, *, is_given: bool
+) -> None:
+    """A row that must be rewritten first, or that belongs to another method."""
+    if form == "preference-wrong-spelling":
+        keys = "/".join(key for key in ("messages", "preferred", "chosen", "rejected", "non_preferred") if key in row)
+        log.add(line, "", form, f"the row is spelled {keys}, not input.messages/preferred_output/non_preferred_output")
+    elif form == "preference-old-names":
+        log.add(line, "", form, "preferred_completion/non_preferred_completion are the names of before 2025-05")
+    elif form == "trl-preference":
+        log.add(line, "", "trl-preference-format", "the row is spelled prompt/chosen/rejected")
+    elif form == "prompt-completion":
+        log.add(line, "", "prompt-completion-format", "the row is a prompt/completion pair, not chat messages")
+    elif form == "sharegpt":
+        log.add(line, "", "sharegpt-format", "the row is spelled conversations/from/value")
+    if METHOD_OF[form] != method:
+        named = {"sft": "supervised chat", "dpo": "preference", "rft": "reinforcement"}
+        if is_given:
+            found = f"the row is in the {named[METHOD_OF[form]]} format, but the method is {method}"
+            remedy = f"choose the method {METHOD_OF[form]}, or export the rows again for {method}"
+            log.add(line, "", "format-method-mismatch", found, remedy=remedy)
+        else:
+            found = f"the row is in the {named[METHOD_OF[form]]} format, the rows before in the {named[method]} format"
+            log.add(line, "", "mixed-formats", found)
+
+
+def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_images: int | None) -> RowFacts | None:
+    messages = row.get("messages")
+    if method == "sft":
+        for key in row.keys() - _CHAT_KEYS:
+            log.add(line, key, "unknown-key", f"a supervised row has no key {key[:60]!r}")
+    if not _is_list(log, line, "messages", messages):
+        return None
+    assert isinstance(messages, list)
+    counted = check_messages(log, line, "messages", messages, method)
+    check_tools(log, line, row)
+    check_conversation(log, line, "messages", messages, row.get("tools"), complete=True)
+    if max_images is not None and counted.n_images > max_images:
+        log.add(
+            line,
+            "messages",
+            "too-many-images",
+            f"the row has {counted.n_images} images; at most {max_images} are taken",
+        )
+    if method == "sft":
+        last = messages[-1]
+        if not counted.n_assistant:
+            log.add(line, "messages", "no-assistant", "the row has no assistant message")
+        elif not counted.n_trained:
+            log.add(
+                line, "messages", "weights-all-zero", f"all {counted.n_assistant} assistant messages have the weight 0"
+            )
+        if counted.n_assistant and isinstance(last, dict) and last.get("role") != "assistant":
+            found = f"the last message is of the role {role_name(last.get('role'))}"
+            log.add(line, f"messages[{len(messages) - 1}]", "last-not-assistant", found)
+    at = [i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "assistant"]
+    # What is left of the row without its last answer; a hole marks the place, since what follows is not part of the
+    # prompt.
+    before = [*messages[: at[-1]], None, *messages[at[-1] + 1 :]] if at else messages
+    outputs = [[messages[at[-1]]]] if at else []
+    extra = {key: value for key, value in row.items() if key != "messages"}
+    return _facts(before, outputs, messages, extra, counted.n_images)
+
+
+def _check_preference(log: IssueLog, line: int, row: dict[str, Any]) -> RowFacts | None:
+    for key in row.keys() - _PREFERENCE_KEYS:
+        log.add(line, key, "unknown-key", f"a preference row has no key {key[:60]!r}")
+    given = row.get("input")
+    messages: list[Any] = []
+    n_images = 0
+    if not isinstance(given, dict) or "messages" not in given:
+        log.add(
+            line,
+            "input.messages" if isinstance(given, dict) else "input",
+            "input-missing",
+            "the row has no input.messages",
+        )
+    elif _is_list(log, line, "input.messages", given["messages"]):
+        messages = given["messages"]
+        for key in given.keys() - _INPUT_KEYS:
+            log.add(line, f"input.{key}", "unknown-key", f"the input has no key {key[:60]!r}")
+        counted = check_messages(log, line, "input.messages", messages, "dpo")
+        check_tools(log, line, given, "input.")
+        check_conversation(log, line, "input.messages", messages, given.get("tools"), complete=False)
+        n_images += counted.n_images
+        if counted.n_assistant:
+            found = f"the input holds {counted.n_assistant} assistant message{'s' if counted.n_assistant > 1 else ''}"
+            log.add(line, "input.messages", "input-has-assistant", found)
+    outputs = []
+    for name in ("preferred_output", "non_preferred_output"):
+        output, images = _check_output(log, line, name, row)
+        n_images += images
+        if output is not None:
+            outputs.append(output)
+    if n_images:
+        log.add(line, "", "image-in-dpo", f"the row holds {n_images} image{'s' if n_images > 1 else ''}")
+    if len(outputs) == 2 and outputs[0] == outputs[1]:
+        log.add(line, "", "outputs-identical", "preferred_output and non_preferred_output are the same")
+    if not messages or len(outputs) < 2:
+        return None
+    extra = {key: value for key, value in given.items() if key != "messages"} if isinstance(given, dict) else {}
+    return _facts(messages, outputs, messages + outputs[0] + outputs[1], extra, n_images)
+
+
+def _check_output(log: IssueLog, line: int, name: str, row: dict[str, Any]) -> tuple[list[Any] | None, int]:
+    """Check one of the two outputs; returns it as a list of messages, and its images."""
+    output = row.get(name)
+    if output is None or output == []:
+        log.add(line, name, "output-missing", f"the row has {'an empty' if output == [] else 'no'} {name}")
+        return None, 0
+    if not isinstance(output, list):
+        log.add(line, name, "output-not-list", f"{name} is {kind(output)}, not a list with one assistant message")
+        output = [output] if isinstance(output, dict) else [{"role": "assistant", "content": output}]
+    if len(output) > 1:
+        log.add(line, name, "output-several", f"{name} has {len(output)} messages; only one is taken")
+    own = IssueLog()
+    counted = check_messages(own, line, name, output, "dpo")
+    for issue in own.kept:
+        # In an output, empty text is not one message among others: it is the answer.
+        code = "output-empty" if issue.code == "content-empty" else issue.code
+        log.add(line, issue.path, code, issue.message)
+    for i, message in enumerate(output):
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role != "assistant":
+            log.add(line, f"{name}[{i}].role", "output-role", f"the output's role is {role_name(role)}, not assistant")
+    return output, counted.n_images
+
+
+def _is_list(log: IssueLog, line: int, path: str, messages: Any) -> bool:
+    if not isinstance(messages, list):
+        log.add(line, path, "messages-missing", f"{path} is {kind(messages)}, not a list")
+        return False
+    if not messages:
+        log.add(line, path, "messages-empty", f"{path} is an empty list")
+        return False
+    return True
+
+
+def _facts(
+    before: list[Any], outputs: list[list[Any]], messages: list[Any], extra: dict[str, Any], n_images: int
+) -> RowFacts:
+    objects = [message for message in messages if isinstance(message, dict)]
+    users = [message for message in before if isinstance(message, dict) and message.get("role") == "user"]
+    systems = [
+        message for message in before if isinstance(message, dict) and message.get("role") in ("system", "developer")
+    ]
+    return RowFacts(
+        prompt=digest([before, extra] if extra else before),
+        outputs=tuple(digest(output) for output in outputs),
+        question=text_of(users[-1]) if users else "",
+        system=text_of(systems[0]) if systems else None,
+        answers=tuple("\n".join(text_of(message) for message in output) for output in outputs),
+        roles=[role_name(message.get("role")) for message in objects],
+        n_images=n_images,
+    )
+
+
+def digest(value: Any) -> int:
+    """A 64-bit hash of a JSON value, whatever the order of its keys; valid within this process."""
+    return hash(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))

@@ -1,0 +1,327 @@
+"""Examples to a supervised training file.
+
+In: examples with their right answers, or ready conversations, from a list or a stream. Out: a Dataset.
+Not covered: splitting and cleaning (data/), the file's faults (checks.py, run in the same pass).
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dspy_finetune.errors import FinetuneError, RowError, UsageError
+from dspy_finetune.export.blocks import Block, chunks
+from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dialects import dialect_named
+from dspy_finetune.export.preferences import Answer, Preference, as_preference, render_preference
+from dspy_finetune.export.rows import Row, row_error
+from dspy_finetune.export.tokens import Tokenizer
+from dspy_finetune.export.writer import OnError, Progress, write_dataset
+
+if TYPE_CHECKING:
+    import dspy
+
+    from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.render import Columns
+
+
+def export_sft(
+    examples: Iterable[dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write one training conversation for each example.
+
+    Args:
+        examples: A list or any iterator, read once. With `prompt=None` each is a ready row, `{"messages": [...]}` with
+            all it may hold: `weight`, `tools`, tool calls, image parts.
+        prompt: What renders the examples; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to examples that cannot be rendered: `"raise"` lists them all and writes nothing,
+            `"skip"` leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Of the split or the sampling behind the examples; recorded in the manifest, used for nothing.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every example that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    check_given(examples, prompt)
+    extra = tool_keys(tools, parallel_tool_calls)
+    progress = Progress()
+    if prompt is None:
+        rows: Iterable[Row | Block | RowError] = _ready_rows(examples, extra, progress)
+    else:
+        columns = None if extra or dedupe or not dialect_named(dialect).messages else prompt.columns()
+        rows = _rows(examples, prompt, columns, extra, progress)
+    return write_dataset(
+        rows,
+        path,
+        progress=progress,
+        source=examples,
+        method="sft",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _rows(
+    examples: Iterable[Any], prompt: PromptFormat, columns: Columns | None, extra: Row, progress: Progress
+) -> Iterator[Row | Block | RowError]:
+    """The rows: in blocks where they are plain and can all be rendered, else one by one."""
+    for chunk in chunks(examples):
+        block = None if columns is None else _block(chunk, columns, progress.n_rows_in + 1)
+        if block is not None:
+            progress.n_rows_in += len(chunk)
+            yield block
+            continue
+        for example in chunk:
+            progress.n_rows_in += 1
+            try:
+                messages = prompt.training_messages(example)
+            except FinetuneError as error:
+                yield row_error(error, progress.n_rows_in)
+                continue
+            yield {"messages": messages, **extra}
+
+
+def _block(examples: list[Any], columns: Columns, first: int) -> Block | None:
+    """The examples' rows; None where one cannot be rendered."""
+    try:
+        questions, answers = columns.questions(examples), columns.answers(examples)
+    except FinetuneError:
+        return None
+    return Block(system=columns.system, first=first, questions=questions, answers=answers)
+
+
+def _ready_rows(examples: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        yield _ready(example, extra, number)
+
+
+def _ready(example: Any, extra: Row, number: int) -> Row | RowError:
+    values = as_mapping(example)
+    if values is None or not isinstance(values.get("messages"), list):
+        return RowError(
+            'no list "messages"',
+            line=number,
+            value=example,
+            remedy='with prompt=None each example is {"messages": [...]}; give a prompt to render other fields',
+        )
+    return {**values, **extra}
+
+
+def as_mapping(example: Any) -> Mapping[str, Any] | None:
+    """The fields of an example or a dict; None when it is neither."""
+    if isinstance(example, Mapping):
+        return example
+    fields = getattr(example, "toDict", None)
+    return dict(example.items()) if callable(fields) else None
+
+
+def check_given(examples: object, prompt: object) -> None:
+    """Refuse what can be no examples or no prompt, before it is taken for many bad rows. Raises UsageError."""
+    if isinstance(examples, (str, bytes, os.PathLike)):
+        raise UsageError(
+            f"examples: {examples!r:.80} is a path or a text; load the file with load_examples or iter_examples"
+        )
+    if type(examples).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise UsageError(f"examples: a {type(examples).__name__} is a table; load it with load_examples")
+    if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
+        raise UsageError(f"examples: a list or an iterator of examples is needed, got {type(examples).__name__}")
+    if prompt is not None and not hasattr(prompt, "training_messages"):
+        raise UsageError(f"prompt: a PromptFormat is needed, such as prompts.binary(), got {prompt!r:.80}")
+
+
+def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bool | None) -> Row:
+    """The keys that every row carries because of its tools."""
+    keys: Row = {} if tools is None else {"tools": [dict(tool) for tool in tools]}
+    if parallel_tool_calls is not None:
+        keys["parallel_tool_calls"] = parallel_tool_calls
+    return keys
+
+
+# ----------------------------------------------------------------------------------------------------
+# Pairs of answers to a preference training file.
+#
+# In: preferences (preferences.py), or examples with the right answer and, or not, the wrong one. Out: a Dataset whose
+# lines are `{"input": {"messages": [...]}, "preferred_output": [answer], "non_preferred_output": [answer]}`.
+# Not covered: where preferences come from (preferences.py), the file's faults (checks.py, run in the same pass).
+
+
+def export_dpo(
+    pairs: Iterable[Preference | dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Write one line for each pair of a chosen and a rejected answer to the same prompt.
+
+    A pair is one of:
+
+    - a `Preference`;
+    - an example with the prompt's input fields and its right outputs. The rejected answer is the other label, with all
+      other outputs (an explanation) the same, so that the two differ in the choice alone; with more than two labels it
+      is one of the others, drawn with `seed`;
+    - the same with `rejected_<output>` for the outputs that differ, such as `rejected_explanation`;
+    - an example with `chosen` and `rejected`: dicts of outputs, or the answers' texts.
+
+    Args:
+        pairs: A list or any iterator, read once. With `prompt=None` each is a ready line in OpenAI's shape.
+        prompt: What renders the pairs; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to pairs that cannot be rendered: `"raise"` lists them all and writes nothing, `"skip"`
+            leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Draws the rejected label where there are several.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every pair that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    check_given(pairs, prompt)
+    progress = Progress()
+    extra = tool_keys(tools, parallel_tool_calls)
+    if prompt is None:
+        rows: Iterable[Row | Block | RowError] = _ready_dpo_rows(pairs, extra, progress)
+    else:
+        columns = None if extra or dedupe or not dialect_named(dialect).messages else prompt.columns()
+        rows = _dpo_rows(pairs, prompt, columns, extra, progress, random.Random(seed))
+    return write_dataset(
+        rows,
+        path,
+        progress=progress,
+        source=pairs,
+        method="dpo",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _dpo_rows(
+    pairs: Iterable[Any],
+    prompt: PromptFormat,
+    columns: Columns | None,
+    extra: Row,
+    progress: Progress,
+    rng: random.Random,
+) -> Iterator[Row | Block | RowError]:
+    """The rows: in blocks where they are plain and can all be rendered, else one by one."""
+    for chunk in chunks(pairs):
+        found = [_preference(pair, prompt, rng) for pair in chunk]
+        block = None if columns is None else _dpo_block(found, columns, progress.n_rows_in + 1)
+        if block is not None:
+            progress.n_rows_in += len(chunk)
+            yield block
+            continue
+        for preference in found:
+            progress.n_rows_in += 1
+            yield _row(preference, prompt, extra, progress.n_rows_in)
+
+
+def _preference(pair: Any, prompt: PromptFormat, rng: random.Random) -> Preference | FinetuneError:
+    try:
+        return as_preference(pair, prompt, rng=rng)
+    except FinetuneError as error:
+        return error
+
+
+def _dpo_block(preferences: list[Preference | FinetuneError], columns: Columns, first: int) -> Block | None:
+    """The preferences' rows; None where one is an error, or cannot be rendered."""
+    made = [preference for preference in preferences if isinstance(preference, Preference)]
+    if len(made) < len(preferences):
+        return None
+    try:
+        questions = columns.questions([preference.inputs for preference in made])
+        chosen = _answers([preference.chosen for preference in made], columns)
+        rejected = _answers([preference.rejected for preference in made], columns)
+    except FinetuneError:
+        return None
+    if any(map(operator.eq, chosen, rejected)):
+        return None
+    return Block(system=columns.system, first=first, questions=questions, answers=chosen, rejected=rejected)
+
+
+def _answers(answers: list[Answer], columns: Columns) -> list[str]:
+    """The texts of answers, of which those that are texts already stay as they are. Raises FinetuneError."""
+    rendered = iter(columns.answers([answer for answer in answers if not isinstance(answer, str)]))
+    return [answer if isinstance(answer, str) else next(rendered) for answer in answers]
+
+
+def _row(preference: Preference | FinetuneError, prompt: PromptFormat, extra: Row, number: int) -> Row | RowError:
+    try:
+        if isinstance(preference, FinetuneError):
+            raise preference
+        messages, chosen, rejected = render_preference(preference, prompt)
+    except FinetuneError as error:
+        return row_error(error, number)
+    return {
+        "input": {"messages": messages, **extra},
+        "preferred_output": [{"role": "assistant", "content": chosen}],
+        "non_preferred_output": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
+    for number, pair in enumerate(pairs, start=1):
+        progress.n_rows_in = number
+        try:
+            yield _ready_dpo(pair, extra)
+        except FinetuneError as error:
+            yield row_error(error, number)
+
+
+def _ready_dpo(pair: Any, extra: Row) -> Row:
+    given = pair.get("input") if isinstance(pair, Mapping) else None
+    if not isinstance(given, Mapping) or "preferred_output" not in pair or "non_preferred_output" not in pair:
+        raise RowError(
+            'no "input", "preferred_output" and "non_preferred_output"',
+            value=pair,
+            remedy="with prompt=None each pair is a ready line in OpenAI's shape; give a prompt to render other fields",
+        )
+    return {**pair, "input": {**given, **extra}}

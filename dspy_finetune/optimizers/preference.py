@@ -1,0 +1,388 @@
+"""`PreferenceFinetune`: a DSPy optimizer that trains a program's models by DPO on its own better and worse answers.
+
+In: a program, examples and a metric. Out: a copy of the program whose predictors ask tuned models, through the adapter
+that they were trained with. Not covered: training on right answers (DSPy's BootstrapFinetune with a FinetuneProvider).
+
+    sample    each example runs `n_samples` times; the metric scores each run
+    pair      of a predictor's answers to the same inputs, the better is preferred to the worse
+    train     one job for each language model (or each predictor); checked and priced before anything is uploaded
+    serve     the tuned models take their predictors' places once they answer
+
+The pairs of a run on a small model are its own words, so training moves what the model does already; where it never
+answers well, it has nothing to prefer, and examples with right answers are the better teacher.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import dspy
+from dspy.teleprompt.teleprompt import Teleprompter
+
+from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
+from dspy_finetune.export import Dataset, Preferences, export_dpo
+from dspy_finetune.export.preferences import How, preferences_from_program, render_preference
+from dspy_finetune.hosts import Host, load_catalog, strip_model_id
+from dspy_finetune.hosts.lm import HostLM
+from dspy_finetune.jobs.job import Progress
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.options import catalog_name
+from dspy_finetune.jobs.plan import Plan
+from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.sequence import SequencePlan
+from dspy_finetune.optimizers.provider import FinetuneProvider, systems_of
+from dspy_finetune.optimizers.serving import TunedPredict, attach_adapter, prompt_of, tuned_lm
+
+logger = logging.getLogger(__name__)
+
+TrainingMethod = Literal["dpo", "sft_then_dpo"]
+MIN_PAIRS = 10
+"""What every host asks for at least, where the catalog says nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceTuning:
+    """What a compile did; `tuning` of the program that it returns."""
+
+    models: Mapping[str, FinetunedModel]
+    """Predictor -> the model that it asks now."""
+    n_pairs: Mapping[str, int]
+    """Predictor -> pairs that it was trained on, before equal ones were joined."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> runs and prompts that gave no pair."""
+    score_before: float | None = None
+    """The student's mean metric on `valset`; None without one."""
+    score_after: float | None = None
+    """The tuned program's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """One job that is to come: whose pairs, on which base, in which file."""
+
+    predictors: tuple[str, ...]
+    base_model: str
+    systems: frozenset[str | None]
+    dpo: Dataset
+
+
+class PreferenceFinetune(Teleprompter):
+    """Sample a program, let the metric choose, and train by direct preference optimization.
+
+    Args:
+        metric: `metric(example, prediction) -> float | bool`, higher is better; None counts as not scored.
+        base_model: What is tuned; None takes each predictor's own model.
+        host: Where to train and serve; None takes the host of the predictors' LMs (`host.lm(...)`).
+        adapter: What the prompts are made with, in sampling, training and serving; `as_adapter(prompt)` for a
+            PromptFormat. None takes the one in `dspy.settings`, else dspy.ChatAdapter.
+        predictors: Names of the predictors to tune; None tunes all.
+        n_samples: Runs of each example.
+        temperature: Of the sampling.
+        min_difference: Pairs whose scores differ by less are left out.
+        how: `"best_vs_worst"`: at most one pair for each prompt; `"all_pairs"`: every pair that differs enough.
+        unreadable_score: The score of a run that ends because an answer could not be read, on the metric's scale: such
+            answers become worse ones. None leaves these runs out.
+        method: `"dpo"`, or `"sft_then_dpo"`: first train on the preferred answers, then prefer them.
+        multitask: One job for all predictors that share a model; False makes one for each predictor.
+        min_pairs: Fewer than these are not trained on; None takes what the host asks for at least.
+        hyperparameters: Of the DPO job: `n_epochs`, `batch_size`, `learning_rate_multiplier`, `beta`.
+        sft_hyperparameters: Of the SFT job of `"sft_then_dpo"`.
+        max_usd: More than this, over all jobs, is not started.
+        num_threads: Runs at the same time.
+        seed: Of sampling and training.
+        allow_unknown_price, suffix, on_progress, timeout_seconds, new, deploy, clock: As in `FinetuneProvider`.
+    """
+
+    def __init__(
+        self,
+        metric: Callable[..., Any],
+        *,
+        base_model: str | FinetunedModel | None = None,
+        host: Host | None = None,
+        adapter: Any = None,
+        predictors: Sequence[str] | None = None,
+        n_samples: int = 4,
+        temperature: float = 1.0,
+        min_difference: float = 0.0,
+        how: How = "best_vs_worst",
+        unreadable_score: float | None = 0.0,
+        method: TrainingMethod = "dpo",
+        multitask: bool = True,
+        min_pairs: int | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        sft_hyperparameters: Mapping[str, Any] | None = None,
+        max_usd: float | None = None,
+        allow_unknown_price: bool = False,
+        suffix: str | None = None,
+        num_threads: int = 1,
+        seed: int = 0,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout_seconds: float | None = None,
+        new: bool = False,
+        deploy: Callable[[FinetunedModel], str] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__()
+        if method not in ("dpo", "sft_then_dpo"):
+            raise UsageError(f'method="{method}" is unknown; choose "dpo" or "sft_then_dpo"')
+        if sft_hyperparameters and method == "dpo":
+            raise UsageError('sft_hyperparameters belong to method="sft_then_dpo"')
+        self.metric = metric
+        self.base_model = base_model
+        self.host = host
+        self.adapter = adapter
+        self.predictors = predictors
+        self.n_samples = n_samples
+        self.temperature = temperature
+        self.min_difference = min_difference
+        self.how: How = how
+        self.unreadable_score = unreadable_score
+        self.method = method
+        self.multitask = multitask
+        self.min_pairs = min_pairs
+        self.hyperparameters = dict(hyperparameters or {})
+        self.sft_hyperparameters = dict(sft_hyperparameters or {})
+        self.num_threads = num_threads
+        self.seed = seed
+        self.provider_options: dict[str, Any] = {
+            "max_usd": max_usd,
+            "allow_unknown_price": allow_unknown_price,
+            "suffix": suffix,
+            "seed": seed,
+            "on_progress": on_progress,
+            "timeout_seconds": timeout_seconds,
+            "new": new,
+            "deploy": deploy,
+            "clock": clock,
+        }
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: Any = None,
+        valset: Sequence[dspy.Example] | None = None,
+        **options: Any,
+    ) -> Any:
+        """A copy of the program with tuned models; `.tuning` of it tells what was done.
+
+        Args:
+            student: The program; it is left as it is. Each predictor needs a language model, its own or the configured.
+            trainset: Examples with their inputs marked; what else they hold is the metric's.
+            teacher: Not used: the program learns from its own answers.
+            valset: Held-out examples; student and result are scored on them, and a loss is logged.
+            **options: None is known; DSPy's signature has them.
+
+        Raises:
+            UsageError: No language model, no host, or a setting is wrong.
+            DataError: Too few pairs, or the host would refuse them; nothing was uploaded.
+            BudgetError: It costs more than allowed; nothing was uploaded.
+            JobError: A job failed, or its model does not answer.
+            HostError: The host refused, or did not answer.
+        """
+        if options:
+            raise UsageError(f"compile has no argument {sorted(options)[0]}; options are given to PreferenceFinetune")
+        if not trainset:
+            raise EmptyDatasetError("trainset is empty: there is nothing to sample from")
+        program, names = self._prepared(student)
+        by_name = dict(program.named_predictors())
+        provider = FinetuneProvider(host=self._host(by_name[names[0]].lm), **self.provider_options)
+        found = preferences_from_program(
+            program,
+            trainset,
+            self.metric,
+            n_samples=self.n_samples,
+            min_difference=self.min_difference,
+            how=self.how,
+            temperature=self.temperature,
+            predictors=names,
+            num_threads=self.num_threads,
+            seed=self.seed,
+            unreadable_score=self.unreadable_score,
+        )
+        pairs = {name: found.of(name) for name in names if found.of(name)}
+        self._need(len(found), found, provider)
+        trainings = [self._training(group, by_name, pairs, provider) for group in self._groups(pairs, by_name)]
+        for training in trainings:
+            self._need(training.dpo.n_rows, found, provider, training.predictors)
+        before = self._mean_score(program, valset)
+        models = self._train(trainings, provider, by_name)
+        after = self._mean_score(program, valset)
+        if before is not None and after is not None and after < before:
+            logger.warning("the tuned program scores %.3f on valset, the program before %.3f", after, before)
+        program.tuning = PreferenceTuning(
+            models=models,
+            n_pairs={name: len(of_name) for name, of_name in pairs.items()},
+            skipped=found.skipped,
+            score_before=before,
+            score_after=after,
+        )
+        return program
+
+    # ---- the program
+
+    def _prepared(self, student: dspy.Module) -> tuple[Any, list[str]]:
+        """(a copy whose predictors have LMs of their own and the adapter, the names of those to tune)."""
+        program = student.deepcopy()
+        lms = [predictor.lm or dspy.settings.lm for predictor in student.predictors()]
+        for (name, predictor), lm in zip(program.named_predictors(), lms, strict=True):
+            if lm is None:
+                raise UsageError(
+                    f"predictor {name} has no language model; use dspy.configure(lm=...) or program.set_lm(...)"
+                )
+            predictor.lm = lm  # the same object, so that predictors which shared a model still do
+        every = [name for name, _ in program.named_predictors()]
+        names = every if self.predictors is None else list(self.predictors)
+        if not names:
+            raise UsageError("the program has no dspy.Predict to tune")
+        attach_adapter(program, self.adapter, predictors=names)
+        return program, names
+
+    def _host(self, lm: Any) -> Host:
+        if self.host is not None:
+            return self.host
+        if isinstance(lm, HostLM):
+            return lm.host
+        provider = getattr(lm, "provider", None)
+        if isinstance(provider, FinetuneProvider):
+            return provider.host
+        raise UsageError("say where to train: PreferenceFinetune(metric, host=...), or a program with host.lm(...)")
+
+    def _base_of(self, lm: Any) -> str:
+        if self.base_model is not None:
+            return str(self.base_model)
+        name = str(lm.model)
+        if "/" in name and not name.startswith("openai/") and not isinstance(lm, HostLM):
+            raise UsageError(f"the program asks {name}, which cannot be tuned here; name base_model=...")
+        return name.removeprefix("openai/")
+
+    # ---- the pairs
+
+    def _need(
+        self, n: int, found: Preferences, provider: FinetuneProvider, predictors: Sequence[str] | None = None
+    ) -> None:
+        catalog = load_catalog()
+        facts = catalog.host(catalog_name(provider.host, catalog))
+        needed = self.min_pairs or (facts.min_rows if facts is not None else None) or MIN_PAIRS
+        if n >= needed:
+            return
+        whose = f" of {', '.join(predictors)}" if predictors else ""
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.skipped.items())) or "none"
+        raise DataError(
+            f"only {n} different pair{'s' if n != 1 else ''}{whose} came of {found.n_examples} examples with"
+            f" {self.n_samples} samples each, and {needed} are needed (what gave none: {reasons}); nothing was"
+            " uploaded. Give more examples or samples, a higher temperature, or a metric that tells answers apart"
+        )
+
+    def _groups(self, pairs: Mapping[str, Any], by_name: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        if not self.multitask:
+            return [(name,) for name in pairs]
+        groups: dict[str, list[str]] = {}
+        for name in pairs:
+            groups.setdefault(self._base_of(by_name[name].lm), []).append(name)
+        return [tuple(names) for names in groups.values()]
+
+    def _training(
+        self,
+        names: tuple[str, ...],
+        by_name: Mapping[str, Any],
+        pairs: Mapping[str, Preferences],
+        provider: FinetuneProvider,
+    ) -> _Training:
+        """Write the training files of a group of predictors."""
+        base = self._base_of(by_name[names[0]].lm)
+        prompts = {name: prompt_of(by_name[name], by_name[name].adapter) for name in names}
+        rows = []
+        for name in names:
+            for preference in pairs[name]:
+                try:
+                    messages, better, worse = render_preference(preference, prompts[name])
+                except RowError as error:
+                    logger.warning("a pair of %s is left out: %s", name, error)
+                    continue
+                answers = [[{"role": "assistant", "content": text}] for text in (better, worse)]
+                row = {
+                    "input": {"messages": messages},
+                    "preferred_output": answers[0],
+                    "non_preferred_output": answers[1],
+                }
+                rows.append(row)
+        options: dict[str, Any] = {
+            "base_model": strip_model_id(base),
+            "dialect": provider.dialect,
+            "dedupe": True,
+        }
+        content = json.dumps(rows, ensure_ascii=True)
+        # With one predictor the file belongs to one prompt, which the manifest then keeps, and the model's record.
+        prompt = prompts[names[0]] if len(names) == 1 else None
+        given: Any = pairs[names[0]] if prompt is not None else rows
+        path = provider.path_for("preferences", content)
+        dpo = export_dpo(given, prompt, path, on_error="skip", **options)
+        return _Training(predictors=names, base_model=base, systems=systems_of(rows), dpo=dpo)
+
+    # ---- the jobs
+
+    def _train(
+        self, trainings: Sequence[_Training], provider: FinetuneProvider, by_name: Mapping[str, Any]
+    ) -> dict[str, FinetunedModel]:
+        plans: list[Plan | SequencePlan] = []
+        for training in trainings:
+            if self.method == "sft_then_dpo":
+                plans.append(
+                    provider.plan_both(
+                        training.dpo,
+                        base_model=training.base_model,
+                        sft_hyperparameters=self.sft_hyperparameters,
+                        hyperparameters=self.hyperparameters,
+                    )
+                )
+            else:
+                plans.append(
+                    provider.plan(training.dpo, base_model=training.base_model, hyperparameters=self.hyperparameters)
+                )
+        provider.check_budget(plans)
+        jobs = [provider.start(settled) for settled in plans]
+        results = [provider.finish(job) for job in jobs]
+        models = {}
+        for training, (tuned, name) in zip(trainings, results, strict=True):
+            served: dict[int, Any] = {}
+            for predictor_name in training.predictors:
+                predictor = by_name[predictor_name]
+                assert isinstance(predictor, TunedPredict)
+                before = predictor.lm
+                if id(before) not in served:
+                    served[id(before)] = tuned_lm(
+                        before, name, host=provider.host, systems=training.systems, provider=provider
+                    )
+                predictor.lm = served[id(before)]
+                models[predictor_name] = tuned
+        return models
+
+    # ---- the verdict
+
+    def _mean_score(self, program: Any, examples: Sequence[dspy.Example] | None) -> float | None:
+        """The mean metric; a run that ends in an error counts as `unreadable_score`, or 0."""
+        if not examples:
+            return None
+
+        def score(example: dspy.Example) -> float:
+            try:
+                raw = self.metric(example, program(**example.inputs()))
+            except Exception as error:  # the program and the metric are the user's: one failed run is one bad score
+                logger.debug("an example of valset failed: %s", error)
+                return self.unreadable_score or 0.0
+            return float(getattr(raw, "score", raw) or 0.0)
+
+        with ThreadPoolExecutor(max_workers=max(1, self.num_threads)) as pool:
+            contexts = [contextvars.copy_context() for _ in examples]
+            scores: list[float] = list(
+                pool.map(lambda pair: pair[0].run(score, pair[1]), zip(contexts, examples, strict=True))
+            )
+        return sum(scores) / len(scores)

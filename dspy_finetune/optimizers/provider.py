@@ -1,0 +1,385 @@
+"""`FinetuneProvider`: DSPy's own optimizers (BootstrapFinetune, BetterTogether) train through this library.
+
+In: DSPy's training rows, from `LM.finetune`. Out: the tuned model's LM on the same host, once it answers.
+Rows are checked before anything is uploaded, the same rows are paid once (journal.py), and a job that fails raises:
+DSPy hands errors over as the job's *result*, so `FinetuneTrainingJob` puts that right.
+Not covered: making the rows, which is the optimizer's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, overload
+
+from dspy.clients.provider import Provider, TrainingJob
+
+from dspy_finetune.errors import BudgetError, HostError, JobError, UsageError
+from dspy_finetune.export import Dataset, export_dpo, export_sft
+from dspy_finetune.export.dialects import DIALECTS, method_of
+from dspy_finetune.hosts import Host, load_catalog, strip_model_id
+from dspy_finetune.hosts.lm import HostLM
+from dspy_finetune.jobs.job import Job, Progress
+from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.options import Method, catalog_name, journal_of
+from dspy_finetune.jobs.plan import Plan, Source, plan, unknown_price
+from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
+from dspy_finetune.optimizers.serving import MAX_SYSTEMS, TunedLM, system_of, tuned_lm
+
+logger = logging.getLogger(__name__)
+
+READY_SECONDS = 900.0
+"""How long a tuned model may take to answer after its job's success."""
+
+
+class FinetuneTrainingJob(TrainingJob):
+    """DSPy's handle of a training: a future whose errors are errors, and whose host's job can be looked at."""
+
+    def __init__(self, thread: Thread | None = None, **settings: Any) -> None:
+        super().__init__(thread=thread, **settings)
+        if thread is not None:
+            # Ctrl-C must end the program although the thread goes on asking; the job itself lives on the host.
+            thread.daemon = True
+        self.job: Job | None = None
+        """The host's job; None until it is created."""
+        self.tuned: FinetunedModel | None = None
+        """What it made; None until then."""
+        self.serve: Callable[[Any], TunedLM] | None = None
+
+    def set_result(self, result: Any) -> None:
+        """DSPy's wrapper gives the tuned LM, or the error, here."""
+        if self.cancelled():
+            return
+        if isinstance(result, BaseException):
+            self.set_exception(result)
+            return
+        super().set_result(self.serve(result) if self.serve is not None else result)
+
+    def status(self) -> str:
+        """The job's status in the host's word; `"not_started"` until there is one."""
+        return self.job.status if self.job is not None else "not_started"
+
+    def cancel(self) -> bool:
+        """Cancel the host's job too, if it has not ended."""
+        if self.job is not None and not self.job.facts.is_final:
+            self.job.cancel()
+        is_cancelled: bool = Future.cancel(self)  # DSPy's own returns nothing
+        return is_cancelled
+
+
+class FinetuneProvider(Provider):
+    """What `dspy.LM(model, provider=FinetuneProvider(host=...))` trains with.
+
+    Args:
+        host: Where to train and to serve.
+        method: `"sft"` or `"dpo"`; None goes by the rows. DSPy's own optimizers make sft rows.
+        suffix: A part of the tuned model's name.
+        seed: Of the training, and of the rows that are held out.
+        validation: Rows to measure on while training: a file, or the share of the rows, such as 0.1, that is held out.
+        hyperparameters: `n_epochs` and so on; an optimizer's `train_kwargs` go before them.
+        max_usd: A training that costs more is not started.
+        allow_unknown_price: Train although nobody knows the price.
+        on_progress: Is told after each look at the job.
+        timeout_seconds: Stop waiting after so long; the job is left alive.
+        new: Train again although the same was trained before.
+        deploy: For hosts that serve a model only after its deployment: is given the tuned model, deploys it, and
+            returns the name to ask by.
+        clock: For tests.
+
+    Raises:
+        UsageError: The host needs a deployment and `deploy` is not given, or `validation` is no share.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        method: Method | None = None,
+        suffix: str | None = None,
+        seed: int | None = None,
+        validation: float | Source | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        max_usd: float | None = None,
+        allow_unknown_price: bool = False,
+        on_progress: Callable[[Progress], object] | None = None,
+        timeout_seconds: float | None = None,
+        new: bool = False,
+        deploy: Callable[[FinetunedModel], str] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        super().__init__()
+        if host.kind.needs_deployment and deploy is None:
+            raise UsageError(
+                f"{host.name} serves a tuned model only after a deployment: give deploy=, a function that deploys the"
+                " FinetunedModel and returns the deployment's name"
+            )
+        if isinstance(validation, (int, float)) and not 0 < validation < 1:
+            raise UsageError(f"validation={validation}: a share lies between 0 and 1, such as 0.1; or give a file")
+        self.finetunable = True
+        self.TrainingJob = FinetuneTrainingJob
+        self.host = host
+        self.method = method
+        self.suffix = suffix
+        self.seed = seed
+        self.validation = validation
+        self.hyperparameters = dict(hyperparameters or {})
+        self.max_usd = max_usd
+        self.allow_unknown_price = allow_unknown_price
+        self.on_progress = on_progress
+        self.timeout_seconds = timeout_seconds
+        self.new = new
+        self.deploy = deploy
+        self.clock = clock
+
+    def __repr__(self) -> str:
+        return f"FinetuneProvider(host={self.host!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FinetuneProvider:
+        # Optimizers copy programs, LMs and all; on_progress may hold what cannot be copied.
+        return self
+
+    def lm(self, model: str | None = None, **options: Any) -> HostLM:
+        """The LM of a model on this host, trainable through this provider; what a program starts with.
+
+        Args:
+            model: The host's own base model without it.
+            **options: For dspy.LM.
+        """
+        return self.host.lm(model or self.host.base_model, provider=self, **options)
+
+    # ---- what DSPy calls
+
+    def launch(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Point a plain dspy.LM at the host, unless it was given an address or a key; BetterTogether calls it first."""
+        if isinstance(lm, HostLM) or {"api_base", "base_url", "api_key"} & lm.kwargs.keys():
+            return
+        base_url, key = self.host.connection()
+        lm.kwargs = {**lm.kwargs, "api_key": key, **({"api_base": base_url} if base_url else {})}
+
+    def kill(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
+        """Nothing to stop: the host serves others too."""
+
+    def finetune(
+        self,
+        job: FinetuneTrainingJob,
+        model: str,
+        train_data: Sequence[Mapping[str, Any]],
+        train_data_format: Any = None,
+        train_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Train on DSPy's rows and wait until the model answers.
+
+        Raises:
+            UsageError: The rows are of a kind that cannot be trained, or a setting is wrong.
+            DataError: The host would refuse the rows; nothing was uploaded.
+            BudgetError: It costs more than allowed; nothing was uploaded.
+            JobError: The job failed or was cancelled, or its model does not answer.
+            HostError: The host refused, or did not answer.
+        """
+        rows = _answered(train_data)
+        method = self._method_of(rows, train_data_format)
+        train, validation = self.write_rows(rows, method, base_model=model)
+        settled = self.plan(
+            train,
+            base_model=model,
+            validation=validation,
+            hyperparameters={**self.hyperparameters, **(train_kwargs or {})},
+        )
+        job.job = self.start(settled)
+        job.tuned, name = self.finish(job.job)
+        systems = systems_of(rows)
+        job.serve = lambda lm: tuned_lm(lm, name, host=self.host, systems=systems, provider=self)
+        return self.host.dspy_name(name)
+
+    # ---- the same in steps, for optimizers
+
+    def write_rows(
+        self, rows: Sequence[dict[str, Any]], method: Method, *, base_model: str
+    ) -> tuple[Dataset, Source | None]:
+        """Ready rows as a checked file, and one of those held out, beside the journal; equal rows give equal files."""
+        validation = None if isinstance(self.validation, (int, float)) else self.validation
+        if isinstance(self.validation, (int, float)):
+            rows, held_out = _hold_out(rows, self.validation, self.seed or 0)
+            validation = self._write(held_out, method, base_model, "validation")
+        return self._write(rows, method, base_model, "train"), validation
+
+    def path_for(self, name: str, content: str) -> Any:
+        """Where a training file of this content goes."""
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        folder = journal_of(self.host).path.parent / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}-{digest}.jsonl"
+
+    @property
+    def dialect(self) -> str:
+        """How the host wants its files."""
+        name = catalog_name(self.host, load_catalog())
+        return name if name in DIALECTS else "openai"
+
+    def plan(
+        self,
+        train: Source,
+        *,
+        base_model: str | FinetunedModel,
+        validation: Source | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """The plan of one training with this provider's settings; logs its warnings."""
+        settled = plan(
+            train,
+            validation=validation,
+            base_model=base_model,
+            host=self.host,
+            hyperparameters=hyperparameters,
+            suffix=self.suffix,
+            seed=self.seed,
+            clock=self.clock,
+        )
+        _tell(settled.warnings)
+        return settled
+
+    def plan_both(
+        self,
+        pairs: Source,
+        *,
+        base_model: str | FinetunedModel,
+        sft_hyperparameters: Mapping[str, Any],
+        hyperparameters: Mapping[str, Any],
+    ) -> SequencePlan:
+        """The plan of SFT on the preferred answers and DPO from there; logs its warnings."""
+        settled = sft_then_dpo(
+            pairs,
+            base_model=base_model,
+            host=self.host,
+            sft_hyperparameters=sft_hyperparameters,
+            dpo_hyperparameters=hyperparameters,
+            suffix=self.suffix,
+            seed=self.seed,
+            clock=self.clock,
+        )
+        _tell(settled.warnings)
+        return settled
+
+    def check_budget(self, plans: Sequence[Plan | SequencePlan]) -> None:
+        """Several plans as one sum. Raises BudgetError."""
+        unknown = [settled for settled in plans if settled.cost_usd is None]
+        if unknown and not self.allow_unknown_price:
+            first = unknown[0].sft if isinstance(unknown[0], SequencePlan) else unknown[0]
+            raise unknown_price(first.base_model, self.host, self.max_usd)
+        total = sum(settled.cost_usd or 0.0 for settled in plans)
+        if self.max_usd is not None and total > self.max_usd:
+            raise BudgetError(
+                f"the training costs ${total:,.2f}, more than the allowed ${self.max_usd:,.2f}; train on"
+                " fewer rows or epochs, on a cheaper model, or allow more"
+            )
+
+    @overload
+    def start(self, settled: Plan) -> Job: ...
+
+    @overload
+    def start(self, settled: Plan | SequencePlan) -> Job | SequenceJob: ...
+
+    def start(self, settled: Plan | SequencePlan) -> Job | SequenceJob:
+        """The plan's job: made now, or found if the same was started before."""
+        logger.info("%s", settled)
+        return settled.start(self.max_usd, new=self.new, allow_unknown_price=self.allow_unknown_price, clock=self.clock)
+
+    def finish(self, job: Job | SequenceJob) -> tuple[FinetunedModel, str]:
+        """(the job's model, the name that it answers by), once it does.
+
+        Raises:
+            JobError: The job failed, or its model does not answer in time.
+        """
+        tuned = job.wait(self.timeout_seconds, self.on_progress)
+        name = self.deploy(tuned) if self.deploy is not None else tuned.id
+        self._await_answer(name, job)
+        return tuned, name
+
+    # ---- inside
+
+    def _await_answer(self, name: str, job: Job | SequenceJob) -> None:
+        """One token from the model: a program must not be handed a model that is dead."""
+        deadline, pause = self.clock.now() + READY_SECONDS, 1.0
+        while True:
+            try:
+                with self.host.talking(f"ask {name} for its first answer"):
+                    self.host.client().chat.completions.create(
+                        model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=1
+                    )
+                return
+            except HostError as error:
+                if error.status != 404 and not error.retryable:
+                    raise
+                if self.clock.now() + pause > deadline:
+                    raise JobError(
+                        f"{job.id} made {name}, but {self.host.name} does not serve it after {READY_SECONDS:.0f} s;"
+                        f" nothing was changed: run the same again later, or attach({job.id!r})",
+                        job_id=job.id,
+                    ) from error
+            self.clock.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+    def _method_of(self, rows: Sequence[Mapping[str, Any]], train_data_format: Any) -> Method:
+        word = getattr(train_data_format, "value", train_data_format)
+        if word not in {None, "chat", "dpo"}:
+            raise UsageError(
+                f'train_data_format="{word}" cannot be trained by this provider: it takes chat rows and preference rows'
+            )
+        found = {method_of(row) for row in rows}
+        method = self.method or ("dpo" if found == {"dpo"} else "sft")
+        if found - {method}:
+            raise UsageError(f"the provider is to train {method}, but rows are for {', '.join(sorted(found))}")
+        return method
+
+    def _write(self, rows: Sequence[dict[str, Any]], method: Method, base_model: str, name: str) -> Dataset:
+        path = self.path_for(f"{name}-{method}", "\n".join(map(_line, rows)))
+        export = export_dpo if method == "dpo" else export_sft
+        return export(rows, None, path, base_model=strip_model_id(_bare(base_model)), dialect=self.dialect)
+
+
+def systems_of(rows: Sequence[Mapping[str, Any]]) -> frozenset[str | None]:
+    """The different system messages of training rows; empty where there are too many to be a fixed prompt."""
+    found: set[str | None] = set()
+    for row in rows:
+        found.add(system_of(row["input"]["messages"] if "input" in row else row["messages"]))
+        if len(found) > MAX_SYSTEMS:
+            return frozenset()
+    return frozenset(found)
+
+
+def _answered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that hold an answer to train on: an optimizer gives those of unreadable answers too."""
+    answered = [dict(row) for row in rows if not row.get("messages") or row["messages"][-1].get("role") == "assistant"]
+    if len(answered) < len(rows):
+        logger.warning(
+            "%d of %d rows are left out: the program's answer could not be read", len(rows) - len(answered), len(rows)
+        )
+    return answered
+
+
+def _tell(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        logger.warning("%s", warning)
+
+
+def _hold_out(
+    rows: Sequence[dict[str, Any]], share: float, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Two parts of the rows; equal rows stay together, so that none is trained on and measured on."""
+    lines = sorted({_line(row) for row in rows})
+    held = set(random.Random(seed).sample(lines, min(len(lines) - 1, max(1, round(share * len(lines))))))
+    return [row for row in rows if _line(row) not in held], [row for row in rows if _line(row) in held]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr)
+
+
+def _bare(model: str) -> str:
+    return model.removeprefix("openai/")
