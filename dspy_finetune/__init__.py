@@ -4,7 +4,7 @@ import dspy_finetune as ft
 
 examples = ft.load_examples("titles.jsonl", inputs=["title"])
 train, validation, test = ft.split(examples, stratify_by="is_favorite")
-prompt = ft.prompts.binary("Likes pieces that explain how things work.")
+prompt = ft.prompts.binary("title -> is_favorite: bool", rubric="Likes pieces that explain how things work.")
 dataset = ft.export_sft(train, prompt, "train.jsonl")
 host = ft.Host.local()
 job = ft.plan(dataset, base_model="smollm2-135m-instruct", host=host).start()
@@ -14,52 +14,46 @@ report = ft.compare({"tuned": tuned, "TF-IDF": ft.baselines.tfidf_logistic(train
 print(report.table())
 
 A name is imported when it is first used: `import dspy_finetune` alone costs next to nothing, and does not import dspy.
+Errors are in `ft.errors`; what is needed less often is in the subpackages: `ft.data`, `ft.export`, `ft.jobs`, ...
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy_finetune import bulk, errors, prompts
-    from dspy_finetune.data import (
-        deduplicate,
-        find_conflicts,
-        find_leakage,
-        iter_examples,
-        load_examples,
-        make_pairs,
-        split,
-        swap,
+    from dspy_finetune import (
+        bulk,
+        errors,
+        prompts,
     )
-    from dspy_finetune.errors import (
-        AmbiguousJobError,
-        AnswerError,
-        BudgetError,
-        DataError,
-        EmptyDatasetError,
-        FileError,
-        FinetuneError,
-        HostError,
-        JobCancelledError,
-        JobError,
-        JobFailedError,
-        JobTimeoutError,
-        JudgeError,
-        LeakageError,
-        LogprobsError,
-        MissingExtraError,
-        ModelGoneError,
-        PromptMismatchError,
-        RowError,
-        RowsError,
-        TrainingClosedError,
-        UsageError,
+    from dspy_finetune import (
+        data as data,
     )
-    from dspy_finetune.evaluation import baselines, in_both_orders, load_optimized, metrics
+    from dspy_finetune import (
+        evaluation as evaluation,
+    )
+    from dspy_finetune import (
+        export as export,
+    )
+    from dspy_finetune import (
+        hosts as hosts,
+    )
+    from dspy_finetune import (
+        jobs as jobs,
+    )
+    from dspy_finetune import (
+        optimizers as optimizers,
+    )
+    from dspy_finetune import (
+        predictors as predictors,
+    )
+    from dspy_finetune import (
+        report as report,
+    )
+    from dspy_finetune.data import iter_examples, load_examples, make_pairs, split
+    from dspy_finetune.evaluation import baselines, load_optimized, metrics
     from dspy_finetune.export import (
         CheckReport,
         Dataset,
@@ -68,22 +62,10 @@ if TYPE_CHECKING:
         export_dpo,
         export_sft,
         fix,
-        lint,
-        preferences_from_corrections,
-        preferences_from_mistakes,
         preferences_from_program,
     )
     from dspy_finetune.hosts import Host
-    from dspy_finetune.jobs import (
-        FinetunedModel,
-        Job,
-        Plan,
-        WandB,
-        attach,
-        jobs,
-        plan,
-        sft_then_dpo,
-    )
+    from dspy_finetune.jobs import FinetunedModel, Job, Plan, WandB, attach, list_jobs, plan, sft_then_dpo
     from dspy_finetune.migration import Migration, migrate
     from dspy_finetune.optimizers import FinetuneProvider, PreferenceFinetune
     from dspy_finetune.predictors import (
@@ -100,51 +82,29 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import CurveReport, Report, compare, learning_curve, write_html
+    from dspy_finetune.report import CurveReport, Report, compare, learning_curve
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AmbiguousJobError",
-    "AnswerError",
-    "BudgetError",
     "Cascade",
     "CheckReport",
     "CurveReport",
     "DPOPredictor",
-    "DataError",
     "Dataset",
     "DecisionLM",
-    "EmptyDatasetError",
     "Ensemble",
-    "FileError",
-    "FinetuneError",
     "FinetuneProvider",
     "FinetunedModel",
     "Host",
-    "HostError",
     "Job",
-    "JobCancelledError",
-    "JobError",
-    "JobFailedError",
-    "JobTimeoutError",
-    "JudgeError",
-    "LeakageError",
-    "LogprobsError",
     "Migration",
-    "MissingExtraError",
-    "ModelGoneError",
     "OpenAIPredictor",
     "PairwisePredictor",
     "Plan",
     "PreferenceFinetune",
     "PromptFormat",
-    "PromptMismatchError",
     "Report",
-    "RowError",
-    "RowsError",
-    "TrainingClosedError",
-    "UsageError",
     "WandB",
     "__version__",
     "attach",
@@ -155,18 +115,13 @@ __all__ = [
     "check",
     "compare",
     "convert",
-    "deduplicate",
     "errors",
     "export_dpo",
     "export_sft",
-    "find_conflicts",
-    "find_leakage",
     "fix",
-    "in_both_orders",
     "iter_examples",
-    "jobs",
     "learning_curve",
-    "lint",
+    "list_jobs",
     "load_examples",
     "load_optimized",
     "load_predictor",
@@ -174,33 +129,22 @@ __all__ = [
     "metrics",
     "migrate",
     "plan",
-    "preferences_from_corrections",
-    "preferences_from_mistakes",
     "preferences_from_program",
     "prompts",
     "rank",
     "replace",
     "sft_then_dpo",
     "split",
-    "swap",
-    "write_html",
 ]
 
-_ROOMS = {
+_SUBPACKAGES = {
     "bulk": "",
-    "data": "deduplicate find_conflicts find_leakage iter_examples load_examples make_pairs split swap",
-    "errors": (
-        "AmbiguousJobError AnswerError BudgetError DataError EmptyDatasetError FileError FinetuneError HostError "
-        "JobCancelledError JobError JobFailedError JobTimeoutError JudgeError LeakageError LogprobsError "
-        "MissingExtraError ModelGoneError PromptMismatchError RowError RowsError TrainingClosedError UsageError"
-    ),
-    "evaluation": "baselines in_both_orders load_optimized metrics",
-    "export": (
-        "CheckReport Dataset check convert export_dpo export_sft fix lint preferences_from_corrections "
-        "preferences_from_mistakes preferences_from_program"
-    ),
+    "data": "iter_examples load_examples make_pairs split",
+    "errors": "",
+    "evaluation": "baselines load_optimized metrics",
+    "export": "CheckReport Dataset check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
-    "jobs": "FinetunedModel Job Plan WandB attach jobs plan sft_then_dpo",
+    "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",
     "migration": "Migration migrate",
     "optimizers": "FinetuneProvider PreferenceFinetune",
     "predictors": (
@@ -208,44 +152,21 @@ _ROOMS = {
         "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "CurveReport Report compare learning_curve write_html",
+    "report": "CurveReport Report compare learning_curve",
 }
-"""The public names of each room. The imports at the top say the same to type checkers; a test compares the two."""
-
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
-
-
-class _Door(ModuleType):
-    """This package as a module: `jobs` is the function, also when the room of that name has been imported."""
-
-    @property
-    def jobs(self) -> Any:
-        return importlib.import_module("dspy_finetune.jobs").jobs
-
-    @jobs.setter
-    def jobs(self, value: object) -> None:
-        # Python binds an imported room to its package here; `from dspy_finetune.jobs import ...` does not need that.
-        pass
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # cloudpickle knows modules by their exact type: a program of a script that says `ft.` could not be saved whole.
-        return importlib.import_module, (self.__name__,)
-
-
-sys.modules[__name__].__class__ = _Door
-
+"""Where each public name comes from. The imports above say the same to type checkers; a test compares the two."""
 
 if not TYPE_CHECKING:  # type checkers would take any name for granted
 
     def __getattr__(name: str) -> Any:
-        if name in _ROOM_OF:
-            value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-            globals()[name] = value
-            return value
-        if name in _ROOMS:
+        if name in _SUBPACKAGES:
             return importlib.import_module(f"{__name__}.{name}")
+        for subpackage, names in _SUBPACKAGES.items():
+            if name in names.split():
+                globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{subpackage}"), name)
+                return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

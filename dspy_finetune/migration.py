@@ -29,7 +29,7 @@ from dspy_finetune.export.dialects import DIALECTS, method_of
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
-from dspy_finetune.jobs.job import attach, jobs
+from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import NAMES, Method, catalog_name, journal_of
@@ -183,7 +183,7 @@ def _facts(named: str, host: Host, job_id: str | None, notes: list[str], *, is_k
         if job_id is not None or not parse_model_id(named).is_tuned:
             return attach(job_id or named, host=host).facts
         return next(
-            (one.facts for one in jobs(host=host, limit=LISTED_JOBS) if one.facts.fine_tuned_model == named), None
+            (one.facts for one in list_jobs(host=host, limit=LISTED_JOBS) if one.facts.fine_tuned_model == named), None
         )
     except HostError as error:
         if not is_known:

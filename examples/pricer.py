@@ -77,7 +77,7 @@ def main(
     job = plan.start(max_usd=5)
     model = job.wait()
     print(*(event.message for event in job.events()[-10:]), sep="\n")
-    print(ft.jobs(host=host, limit=1)[0].facts.fine_tuned_model)
+    print(ft.list_jobs(host=host, limit=1)[0].facts.fine_tuned_model)
 
     tuned = ft.OpenAIPredictor(prompt, model, host=host)
     tuned.save(folder / "pricer.json")

@@ -138,7 +138,7 @@ def main(
         ),
         ft.compare(pairs, test_pairs, [ft.metrics.pairwise_accuracy()], title="Which of two is preferred?"),
     ]
-    ft.write_html(folder / "report.html", reports, title="One reader's taste")
+    ft.report.write_html(folder / "report.html", reports, title="One reader's taste")
     for report in reports:
         print(report.table(), report.verdict, sep="\n")
     if has_reasons:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dspy_finetune.cli.environment import host_option
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, Job, Progress
+from dspy_finetune.jobs import FinetunedModel, Job, JobProgress
 from dspy_finetune.jobs.sequence import SequenceJob
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -34,7 +34,7 @@ def follow(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds
     live = Live(console=console, transient=False, refresh_per_second=4) if console.is_terminal else None
     told = _Told()
 
-    def show(look: Progress) -> None:
+    def show(look: JobProgress) -> None:
         if live is not None:
             live.update(Text(summary(look)))
         elif told.is_due(look):
@@ -55,7 +55,7 @@ def follow(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds
         raise
 
 
-def summary(look: Progress) -> str:
+def summary(look: JobProgress) -> str:
     """One look in one line."""
     parts = [look.facts.id, look.status]
     if look.fraction is not None:
@@ -109,7 +109,7 @@ class _Told:
         self._status = ""
         self._at = 0.0
 
-    def is_due(self, look: Progress) -> bool:
+    def is_due(self, look: JobProgress) -> bool:
         now = time.monotonic()
         if look.status == self._status and now - self._at < QUIET_SECONDS:
             return False

@@ -16,8 +16,7 @@ from dspy_finetune.cli.follow import follow as follow_job
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.cli.train import tell_model
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Job, JobFacts, attach
-from dspy_finetune.jobs import jobs as list_jobs
+from dspy_finetune.jobs import Job, JobFacts, attach, list_jobs
 
 JobHost = Annotated[
     str | None,

@@ -10,7 +10,7 @@ dspy_finetune.errors.FileError: cannot read missing.jsonl: no such file or folde
 With data, the way is `model = plan(dataset, base_model=..., host=...).start(max_usd=5).wait()`.
 """
 
-from dspy_finetune.jobs.job import Job, Progress, attach, jobs
+from dspy_finetune.jobs.job import Job, JobProgress, attach, list_jobs
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel, ListedModel, list_models
 from dspy_finetune.jobs.options import Hyperparameter, WandB
@@ -27,15 +27,15 @@ __all__ = [
     "Hyperparameter",
     "Job",
     "JobFacts",
+    "JobProgress",
     "Journal",
     "ListedModel",
     "Plan",
-    "Progress",
     "SequenceJob",
     "SequencePlan",
     "WandB",
     "attach",
-    "jobs",
+    "list_jobs",
     "list_models",
     "plan",
     "sft_then_dpo",

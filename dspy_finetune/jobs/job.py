@@ -41,11 +41,11 @@ from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
 # ----------------------------------------------------------------------------------------------------
 # One look at a running job, for people: how far, how well, how long still, how dear so far.
 #
-# In: the job's facts and events. Out: `Progress`. Not covered: showing it (cli/).
+# In: the job's facts and events. Out: `JobProgress`. Not covered: showing it (cli/).
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class JobProgress:
     """One look at a job."""
 
     facts: JobFacts
@@ -115,7 +115,7 @@ def make_progress(
     n_tokens: int | None,
     cost: Callable[[JobFacts, int | None], float | None],
     now: float,
-) -> Progress:
+) -> JobProgress:
     """Draw a look together.
 
     Args:
@@ -140,7 +140,7 @@ def make_progress(
     trained = facts.trained_tokens
     if trained is None and n_tokens is not None and done is not None:
         trained = round(n_tokens * done)
-    return Progress(
+    return JobProgress(
         facts=facts,
         events=tuple(events),
         step=step,
@@ -326,7 +326,7 @@ class Job:
     def wait(
         self,
         timeout_seconds: float | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
+        on_progress: Callable[[JobProgress], object] | None = None,
         *,
         poll_seconds: float | None = None,
     ) -> FinetunedModel:
@@ -361,7 +361,7 @@ class Job:
 
     def follow(
         self, timeout_seconds: float | None = None, *, poll_seconds: float | None = None, with_events: bool = True
-    ) -> Iterator[Progress]:
+    ) -> Iterator[JobProgress]:
         """The same, as a stream of looks, the last one final; raises what the looking raises, not what the job did."""
         started = self._clock.now()
         first, longest = self.host.kind.poll_seconds
@@ -507,7 +507,7 @@ def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK
         if error.status != 404:
             raise
         raise HostError(
-            f"{host.name} does not know the job {job_id}; check the id (jobs(host=...), or dspy-finetune jobs list"
+            f"{host.name} does not know the job {job_id}; check the id (list_jobs(host=...), or dspy-finetune jobs list"
             " --host ..., shows the host's jobs) and that the key belongs to the project that started it",
             status=error.status,
             code=error.code,
@@ -516,7 +516,7 @@ def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK
     return job
 
 
-def jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = None) -> list[Job]:
+def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = None) -> list[Job]:
     """The host's jobs, newest first, whoever started them.
 
     Args:

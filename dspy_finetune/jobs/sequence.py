@@ -16,7 +16,7 @@ from dspy_finetune._files import atomic_writer, read_jsonl, sha256_file
 from dspy_finetune.errors import BudgetError, RowError
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.job import Progress
+from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import Plan, Source, path_of, plan, unknown_price
 from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
@@ -108,7 +108,7 @@ class SequenceJob:
         return self.jobs[-1].id
 
     def wait(
-        self, timeout_seconds: float | None = None, on_progress: Callable[[Progress], object] | None = None
+        self, timeout_seconds: float | None = None, on_progress: Callable[[JobProgress], object] | None = None
     ) -> FinetunedModel:
         """Follow the first job, start the next from its model, follow that, and so on; gives the last one's model.
 

@@ -30,7 +30,7 @@ from dspy_finetune.export import Dataset, Preferences, export_dpo
 from dspy_finetune.export.preferences import How, preferences_from_program, render_preference
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
-from dspy_finetune.jobs.job import Progress
+from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.plan import Plan
@@ -122,7 +122,7 @@ class PreferenceFinetune(Teleprompter):
         suffix: str | None = None,
         num_threads: int = 1,
         seed: int = 0,
-        on_progress: Callable[[Progress], object] | None = None,
+        on_progress: Callable[[JobProgress], object] | None = None,
         timeout_seconds: float | None = None,
         new: bool = False,
         deploy: Callable[[FinetunedModel], str] | None = None,

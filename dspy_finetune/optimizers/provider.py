@@ -24,7 +24,7 @@ from dspy_finetune.export import Dataset, export_dpo, export_sft
 from dspy_finetune.export.dialects import DIALECTS, method_of
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
-from dspy_finetune.jobs.job import Job, Progress
+from dspy_finetune.jobs.job import Job, JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import Method, catalog_name, journal_of
 from dspy_finetune.jobs.plan import Plan, Source, plan, unknown_price
@@ -107,7 +107,7 @@ class FinetuneProvider(Provider):
         hyperparameters: Mapping[str, Any] | None = None,
         max_usd: float | None = None,
         allow_unknown_price: bool = False,
-        on_progress: Callable[[Progress], object] | None = None,
+        on_progress: Callable[[JobProgress], object] | None = None,
         timeout_seconds: float | None = None,
         new: bool = False,
         deploy: Callable[[FinetunedModel], str] | None = None,

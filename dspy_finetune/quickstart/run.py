@@ -22,8 +22,7 @@ from dspy_finetune.evaluation import Progress as CompareProgress
 from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, Job, plan
-from dspy_finetune.jobs import Progress as JobProgress
+from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, plan
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, N_TRIED, ByScore, few_shot, quiet_dspy

@@ -80,7 +80,9 @@ def test_the_requests_are_byte_for_byte_those_of_the_predictor(make: Any, loopba
     predictor = make(loopback.host)
     inputs = {name: f"a “quoted” {name} {{x}}" for name in predictor.prompt.input_fields}
     loopback.reply = lambda question: "A"
-    with contextlib.suppress(ft.AnswerError):  # one answer does not suit every prompt; the requests are what counts
+    with contextlib.suppress(
+        ft.errors.AnswerError
+    ):  # one answer does not suit every prompt; the requests are what counts
         predictor(**inputs)
     alone, loopback.bodies = loopback.bodies, []
     bulk.predict(predictor, [inputs], tmp_path / "out.jsonl")
@@ -307,7 +309,7 @@ def test_any_program_can_be_asked(tmp_path: Path) -> None:
     async def ask(title: str) -> dspy.Prediction:
         await asyncio.sleep(0)
         if title.endswith("1"):
-            raise ft.AnswerError("no", text="hm")
+            raise ft.errors.AnswerError("no", text="hm")
         if title.endswith("2"):
             raise ValueError("odd")
         return dspy.Prediction(n=len(title))

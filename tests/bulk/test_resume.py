@@ -102,7 +102,7 @@ def test_order_and_content_do_not_depend_on_where_a_run_broke(
             raise HostError("gone", status=401)
         answered[n] += 1
         if n in odd:
-            raise ft.AnswerError("odd", text=str(n))
+            raise ft.errors.AnswerError("odd", text=str(n))
         return dspy.Prediction(twice=2 * n)
 
     with tempfile.TemporaryDirectory() as folder:

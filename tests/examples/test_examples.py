@@ -73,7 +73,7 @@ class TestTaste:
         assert "tuned + DSPy few-shot" in {row.name for row in titles.rows}
         assert {"tuned, pairwise", "tuned, DPO"} <= {row.name for row in pairs.rows}
         assert not [row.name for row in (*titles.rows, *pairs.rows) if row.n_failed]
-        found = {job.facts.method: job.facts for job in ft.jobs(host=host)}
+        found = {job.facts.method: job.facts for job in ft.list_jobs(host=host)}
         assert set(found) == {"sft", "dpo"}
         page = page_of(tmp_path / "report.html")
         assert "dpo from" in page
@@ -94,6 +94,6 @@ def test_the_packaged_products_are_what_their_script_makes(tmp_path: Path) -> No
 
 def test_no_packaged_question_is_asked_twice() -> None:
     rows = ft.load_examples(question_answering.DATA, inputs=["question"])
-    assert not ft.find_conflicts(rows, label="answer")
+    assert not ft.data.find_conflicts(rows, label="answer")
     assert len({row.question for row in rows}) == len(rows) == 96
     assert set(question_answering.CASES) <= {row.question for row in rows}

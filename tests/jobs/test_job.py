@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, Job, Progress, attach, jobs, plan
+from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, attach, list_jobs, plan
 from dspy_finetune.jobs.records import FINAL_STATUSES, event, job_facts, metrics_from_events, parse_metrics
 from tests.fake_openai import STEPS, FakeOpenAI
 from tests.jobs.conftest import FakeTime
@@ -30,7 +30,7 @@ def job(sft_file: Path, host: Host, time: FakeTime) -> Job:
 
 
 def test_waiting_ends_with_the_model_and_all_that_is_known_of_it(job: Job, sft_file: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[JobProgress] = []
     model = job.wait(on_progress=seen.append)
     assert str(model) == "ft:gpt-4.1-mini-2025-04-14:fake:taste:00000001"
     assert (model.base, model.method, model.host_name, model.job_id) == (BASE, "sft", "openai", job.id)
@@ -104,7 +104,7 @@ def test_a_laptop_that_slept_for_hours_goes_on(
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args, **kwargs: 0.0)
     fake.script = ["running", "running", "running", "succeeded"]
 
-    def close_the_lid(look: Progress) -> None:
+    def close_the_lid(look: JobProgress) -> None:
         if not fake.faults and look.status == "running":
             fake.now += 8 * 3600
             fake.fail(LOOK, status=503, times=3)  # the network is not up yet when it wakes
@@ -212,11 +212,11 @@ def test_this_machine_follows_by_the_id_alone(job: Job, time: FakeTime) -> None:
 def test_jobs_lists_those_that_others_started(job: Job, host: Host, fake: FakeOpenAI) -> None:
     for number in range(45):
         fake.create({"model": BASE, "training_file": f"file-{number}"})
-    assert len(jobs(host=host)) == 20
-    everything = jobs(host=host, limit=100)
+    assert len(list_jobs(host=host)) == 20
+    everything = list_jobs(host=host, limit=100)
     assert len(everything) == 46
     assert everything[0].id == "ftjob-0046"
-    assert jobs(host=host, metadata={"dspy_finetune_attempt": "1"})[0].id == job.id
+    assert list_jobs(host=host, metadata={"dspy_finetune_attempt": "1"})[0].id == job.id
 
 
 def test_an_unknown_job_is_said_to_be_unknown(host: Host) -> None:
@@ -237,7 +237,7 @@ def test_a_new_model_that_answers_404_is_waited_for(job: Job, fake: FakeOpenAI, 
 
 
 def test_ctrl_c_leaves_the_job_alive(job: Job, fake: FakeOpenAI) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: JobProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -110,7 +110,7 @@ def test_a_job_is_as_good_a_name_as_its_model(
     assert (planned.old.model, planned.old.base_model, len(fake.requests)) == (old.id, BASE, before)
     fake.script = ["failed"]
     failed = made.start(new=True, clock=time.clock())
-    with pytest.raises(ft.JobFailedError):
+    with pytest.raises(ft.errors.JobFailedError):
         failed.wait()
     with pytest.raises(UsageError, match="made no model"):
         plan_migration(failed.id, to=new_host)

@@ -15,7 +15,7 @@ import pytest
 
 from dspy_finetune.errors import HostError, JobCancelledError, JobFailedError, ModelGoneError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, Progress, attach, jobs, plan, sft_then_dpo
+from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, JobProgress, attach, list_jobs, plan, sft_then_dpo
 from dspy_finetune.jobs.submit import INTENT_KEY
 from tests.cassettes import FOLDER, recorder
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft
@@ -62,7 +62,7 @@ def test_a_job_from_plan_to_answer(local: Host, clock: Clock, tmp_path: Path) ->
         train, validation=validation, base_model="toy", host=local, suffix="taste", seed=3, metadata={"who": "tests"},
         hyperparameters={"n_epochs": 2},
     )  # fmt: skip
-    looks: list[Progress] = []
+    looks: list[JobProgress] = []
     job = made.start(max_usd=0.0, clock=clock)
     assert job.is_new
     model = job.wait(on_progress=looks.append)
@@ -79,7 +79,7 @@ def test_a_job_from_plan_to_answer(local: Host, clock: Clock, tmp_path: Path) ->
     again = made.start(clock=clock)
     assert (again.id, again.is_new) == (job.id, False)
     assert attach(job.id, host=local, clock=clock).facts.metadata[INTENT_KEY] == made.intent
-    assert job.id in [one.id for one in jobs(host=local)]
+    assert job.id in [one.id for one in list_jobs(host=local)]
     answer = local.client().chat.completions.create(
         model=model.id, messages=[{"role": "user", "content": "Title: tides"}], max_tokens=1, logprobs=True
     )

@@ -113,14 +113,14 @@ def test_what_is_planted_is_nowhere(
             ("GET /models/*", lambda model=model, host=host: model.wait_until_ready(host=host, clock=time.clock())),
         ):
             refuse(fake, route, key)
-            with pytest.raises(ft.HostError) as refused:
+            with pytest.raises(ft.errors.HostError) as refused:
                 act()
             found.keep_error(route, refused.value)
             found.keep(f"{route}: pickle", pickle.dumps(refused.value))
 
         fake.script, fake.failure = ["failed"], {"code": "bad", "message": echo(SHAPED), "param": "file"}
         failed = plan(data, base_model=BASE, host=host, suffix=f"f{number}")
-        with pytest.raises(ft.JobFailedError) as ended:
+        with pytest.raises(ft.errors.JobFailedError) as ended:
             failed.start(allow_unknown_price=True, clock=time.clock()).wait()
         found.keep_error("a failed job", ended.value)
         fake.script = ["succeeded"]
@@ -145,7 +145,7 @@ def test_what_is_planted_is_nowhere(
         client = hosts[0].client()
         job_id = client.fine_tuning.jobs.list(limit=1).data[0].id
         refuse(fake, "GET /fine_tuning/jobs/*", SHAPED)
-        with pytest.raises(ft.HostError):
+        with pytest.raises(ft.errors.HostError):
             ft.attach(job_id, host=hosts[0])
         client.fine_tuning.jobs.retrieve(job_id)
 

@@ -65,7 +65,7 @@ def test_bootstrap_finetune_and_better_together_from_titles_to_a_tuned_program(h
     assert candidates["w"]["program"].lm.model == tuned.lm.model
     assert best.candidate_programs[0]["score"] == max(one["score"] for one in candidates.values())
 
-    (job,) = ft.jobs(host=host)
+    (job,) = ft.list_jobs(host=host)
     assert (job.facts.fine_tuned_model, job.facts.seed) == (tuned.lm.model.removeprefix("openai/"), 1)
     assert {"running", "succeeded"} <= set(statuses)
     losses = [row["train_loss"] for row in job.metrics()]

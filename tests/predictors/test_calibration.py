@@ -180,33 +180,33 @@ def test_a_pair_asked_in_both_orders_stays_symmetric(how: Any) -> None:
 def test_what_cannot_be_calibrated_is_refused_and_nothing_changes() -> None:
     rows, shares = too_sure(300)
     tuned = predictor(shares)
-    with pytest.raises(ft.DataError, match="19 examples are too few"):
+    with pytest.raises(ft.errors.DataError, match="19 examples are too few"):
         ft.calibrate(tuned, rows[:19])
-    with pytest.raises(ft.DataError, match='at least 200 are needed; how="temperature" needs 20'):
+    with pytest.raises(ft.errors.DataError, match='at least 200 are needed; how="temperature" needs 20'):
         ft.calibrate(tuned, rows[:199], how="isotonic")
-    with pytest.raises(ft.DataError, match="all examples have the label True"):
+    with pytest.raises(ft.errors.DataError, match="all examples have the label True"):
         ft.calibrate(tuned, [row for row in rows if row.is_favorite])
-    with pytest.raises(ft.DataError, match="fewer than 5 examples of the label False"):
+    with pytest.raises(ft.errors.DataError, match="fewer than 5 examples of the label False"):
         ft.calibrate(tuned, [row for row in rows if row.is_favorite] + [row for row in rows if not row.is_favorite][:4])
-    with pytest.raises(ft.DataError, match="no threshold reaches a precision of 1"):
+    with pytest.raises(ft.errors.DataError, match="no threshold reaches a precision of 1"):
         ft.calibrate(predictor(lambda message: {"true": 0.5, "false": 0.5}), rows, how="platt",
                      threshold_for={"precision": 1.0})  # fmt: skip
-    with pytest.raises(ft.DataError, match="the reverse"):
+    with pytest.raises(ft.errors.DataError, match="the reverse"):
         ft.calibrate(
             predictor(lambda message: dict(zip(("false", "true"), shares(message).values(), strict=True))), rows
         )
-    with pytest.raises(ft.UsageError, match="has labels"):
+    with pytest.raises(ft.errors.UsageError, match="has labels"):
         ft.calibrate(ft.OpenAIPredictor(ft.prompts.number(), "m", lm=Stub(shares)), rows)
-    with pytest.raises(ft.UsageError, match="threshold_for"):
+    with pytest.raises(ft.errors.UsageError, match="threshold_for"):
         ft.calibrate(tuned, rows, threshold_for={"f1": 0.5})
-    with pytest.raises(ft.UsageError, match='no field "is_favorite"'):
+    with pytest.raises(ft.errors.UsageError, match='no field "is_favorite"'):
         ft.calibrate(tuned, [dspy.Example(title="title 1").with_inputs("title")] * 30)
     assert tuned.calibration is None
 
 
 @pytest.mark.parametrize("target", [{"recall": "high"}, {"cost": ("a", "b")}, {"precision": None}])
 def test_a_target_that_is_no_number_is_refused(target: dict[str, Any]) -> None:
-    with pytest.raises(ft.UsageError, match="threshold_for"):
+    with pytest.raises(ft.errors.UsageError, match="threshold_for"):
         ft.calibrate(predictor(too_sure(1)[1]), [], threshold_for=target)
 
 
@@ -214,7 +214,7 @@ def test_without_log_probabilities_there_is_nothing_to_calibrate(chat: ChatServe
     chat.sends_logprobs = False
     rows = too_sure(20)[0]
     tuned = ft.OpenAIPredictor(ft.prompts.binary(), "m", host=chat.host, cache=False)
-    with pytest.raises(ft.LogprobsError, match="no log-probabilities"):
+    with pytest.raises(ft.errors.LogprobsError, match="no log-probabilities"):
         ft.calibrate(tuned, rows)
 
 
@@ -252,7 +252,7 @@ def test_a_file_saved_without_calibration_still_loads(tmp_path: Path) -> None:
     loaded = ft.load_predictor(tmp_path / "old.json")
     assert isinstance(loaded, ft.OpenAIPredictor)
     assert (loaded.threshold, loaded.calibration, loaded.n_samples, loaded.stop) == (0.3, None, 1, ())
-    with pytest.raises(ft.DataError, match="not a saved calibration"):
+    with pytest.raises(ft.errors.DataError, match="not a saved calibration"):
         Calibration.from_dict({"how": "platt"})
 
 
@@ -260,5 +260,5 @@ def test_the_reliability_is_drawn(tmp_path: Path) -> None:
     rows, shares = too_sure(50)
     ft.calibrate(predictor(shares), rows).plot(tmp_path / "reliability.svg")
     assert (tmp_path / "reliability.svg").read_text().count("<svg") == 1
-    with pytest.raises(ft.UsageError, match="no report"):
+    with pytest.raises(ft.errors.UsageError, match="no report"):
         Calibration(how="temperature", labels=("a", "b"), n=1, temperature=1.0).plot(tmp_path / "x.svg")

@@ -34,7 +34,7 @@ def test_the_dear_program_is_asked_only_in_doubt() -> None:
 
 def test_no_confidence_and_no_readable_answer_are_doubt() -> None:
     def mumbles(**inputs: Any) -> Any:
-        raise ft.AnswerError("what?", text="hm")
+        raise ft.errors.AnswerError("what?", text="hm")
 
     for program in (mumbles, lambda **inputs: dspy.Prediction(liked=False)):
         found = ft.Cascade([program, dear], min_confidence=0.0, output="liked")(title="good", share=0.5)
@@ -94,19 +94,19 @@ def test_a_threshold_is_chosen_for_a_budget() -> None:
 
 
 def test_what_cannot_be_reached_is_said_with_what_can() -> None:
-    with pytest.raises(ft.DataError, match=r"no threshold reaches an accuracy of 1.0: the best is 0\.\d+, with"):
+    with pytest.raises(ft.errors.DataError, match=r"no threshold reaches an accuracy of 1.0: the best is 0\.\d+, with"):
         ft.Cascade.choose([cheap, dear], rows(200), target_accuracy=1.0, output="liked")
-    with pytest.raises(ft.DataError, match="too few"):
+    with pytest.raises(ft.errors.DataError, match="too few"):
         ft.Cascade.choose([cheap, dear], rows(5), output="liked")
-    with pytest.raises(ft.UsageError, match="max_escalated"):
+    with pytest.raises(ft.errors.UsageError, match="max_escalated"):
         ft.Cascade.choose([cheap, dear], rows(50), max_escalated=3, output="liked")
-    with pytest.raises(ft.UsageError, match="every example needs"):
+    with pytest.raises(ft.errors.UsageError, match="every example needs"):
         ft.Cascade.choose([cheap, dear], rows(50), output="other")
-    with pytest.raises(ft.DataError, match="gives no confidence"):
+    with pytest.raises(ft.errors.DataError, match="gives no confidence"):
         ft.Cascade.choose([dear, dear], rows(50), max_escalated=0.5, output="liked")
-    with pytest.raises(ft.UsageError, match="a cheap program and a dear one"):
+    with pytest.raises(ft.errors.UsageError, match="a cheap program and a dear one"):
         ft.Cascade([cheap], output="liked")
-    with pytest.raises(ft.UsageError, match="min_confidence"):
+    with pytest.raises(ft.errors.UsageError, match="min_confidence"):
         ft.Cascade([cheap, dear], min_confidence=-1, output="liked")
 
 
@@ -140,6 +140,6 @@ def test_costs_are_two_prices(costs: Any) -> None:
         asked.append(q)
         return {"out": True}
 
-    with pytest.raises(ft.UsageError, match="costs"):
+    with pytest.raises(ft.errors.UsageError, match="costs"):
         ft.Cascade.choose([program, program], [dspy.Example(q="x", out=True)] * 20, costs=costs, output="out")
     assert asked == []

@@ -92,15 +92,15 @@ def test_no_probability_is_invented(chat: ChatServer) -> None:
     chat.sends_logprobs = False
     predict = dspy.Predict(Taste)
     predict.lm = ft.DecisionLM(tuned(chat))
-    with pytest.raises(ft.LogprobsError, match="a decision needs a probability"):
+    with pytest.raises(ft.errors.LogprobsError, match="a decision needs a probability"):
         predict(title="x")
 
 
 def test_other_fields_and_predictors_are_refused(chat: ChatServer) -> None:
     predict = dspy.Predict(Triage)
     predict.lm = ft.DecisionLM(tuned(chat))
-    with pytest.raises(ft.UsageError, match=r"gives ticket and asks for queue \(choice\)"):
+    with pytest.raises(ft.errors.UsageError, match=r"gives ticket and asks for queue \(choice\)"):
         predict(ticket="x")
-    with pytest.raises(ft.UsageError, match="has labels"):
+    with pytest.raises(ft.errors.UsageError, match="has labels"):
         ft.DecisionLM(tuned(chat, ft.prompts.number()))
     assert chat.bodies == []

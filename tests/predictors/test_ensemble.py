@@ -35,7 +35,7 @@ def fails(title: str) -> dspy.Prediction:
 
 
 def mumbles(title: str) -> dspy.Prediction:
-    raise ft.AnswerError("neither true nor false", text="maybe")
+    raise ft.errors.AnswerError("neither true nor false", text="maybe")
 
 
 def test_probabilities_are_averaged_by_weight() -> None:
@@ -95,31 +95,33 @@ def test_members_that_fail_are_counted_and_the_others_decide() -> None:
 
 
 def test_too_few_answers_are_an_error_with_its_cause() -> None:
-    with pytest.raises(ft.HostError, match=r"0 of 2 members answered.*ConnectionError: the line is dead") as failed:
+    with pytest.raises(
+        ft.errors.HostError, match=r"0 of 2 members answered.*ConnectionError: the line is dead"
+    ) as failed:
         ft.Ensemble([mumbles, fails], output="liked")(title="x")
     assert isinstance(failed.value.__cause__, ConnectionError)
-    with pytest.raises(ft.AnswerError, match="0 of 2 members") as unread:
+    with pytest.raises(ft.errors.AnswerError, match="0 of 2 members") as unread:
         ft.Ensemble([mumbles, mumbles], output="liked")(title="x")
     assert unread.value.text == "maybe"
-    with pytest.raises(ft.HostError, match="1 of 2 members answered, min_members is 2"):
+    with pytest.raises(ft.errors.HostError, match="1 of 2 members answered, min_members is 2"):
         ft.Ensemble([says(True), fails], output="liked", min_members=2)(title="x")
 
 
 def test_a_wrong_setup_is_raised_at_once() -> None:
     def lacks(title: str) -> Any:
-        raise ft.MissingExtraError("pip install it")
+        raise ft.errors.MissingExtraError("pip install it")
 
-    with pytest.raises(ft.MissingExtraError):
+    with pytest.raises(ft.errors.MissingExtraError):
         ft.Ensemble([says(True), lacks], output="liked")(title="x")
-    with pytest.raises(ft.UsageError, match='no field "other", only liked'):
+    with pytest.raises(ft.errors.UsageError, match='no field "other", only liked'):
         ft.Ensemble([says(True)], output="other")(title="x")
     wrong: list[dict[str, Any]] = [
         {"weights": [1]}, {"weights": [1, 0]}, {"how": "mean"}, {"min_members": 3}, {"output": None}, {"threshold": 2},
     ]  # fmt: skip
     for options in wrong:
-        with pytest.raises(ft.UsageError):
+        with pytest.raises(ft.errors.UsageError):
             ft.Ensemble([says(True), says(False)], **{"output": "liked", **options})
-    with pytest.raises(ft.UsageError, match="at least one"):
+    with pytest.raises(ft.errors.UsageError, match="at least one"):
         ft.Ensemble([])
 
 
@@ -186,7 +188,7 @@ def test_stacking_learns_whom_to_believe(tmp_path: Path) -> None:
     """Better log loss than the plain mean on other rows; saved and loaded with the program."""
     rows = taste_rows(400)
     stacked = ft.Ensemble([guesses, knows], how="stacking", output="is_favorite")
-    with pytest.raises(ft.UsageError, match="not fitted"):
+    with pytest.raises(ft.errors.UsageError, match="not fitted"):
         stacked(worth=1.0)
     stacked.fit(rows[:200])
     mean = ft.Ensemble([guesses, knows], output="is_favorite")
@@ -200,9 +202,9 @@ def test_stacking_learns_whom_to_believe(tmp_path: Path) -> None:
     fresh.load(tmp_path / "stacked.json")
     assert fresh(worth=0.4).probability == stacked(worth=0.4).probability
     assert isinstance(fresh(worth=0.4).is_favorite, bool)
-    with pytest.raises(ft.DataError, match="at least 20 examples"):
+    with pytest.raises(ft.errors.DataError, match="at least 20 examples"):
         stacked.fit(rows[:10])
-    with pytest.raises(ft.UsageError, match="fit is for"):
+    with pytest.raises(ft.errors.UsageError, match="fit is for"):
         mean.fit(rows)
 
 
@@ -255,7 +257,7 @@ def test_tuned_predictors_inside_are_saved_loaded_and_listed(chat: ChatServer, t
 def test_settings_of_another_module_are_refused(tmp_path: Path) -> None:
     ft.Ensemble([says(True)], output="liked").save(tmp_path / "x.json")
     cascade = ft.Cascade([says(True), says(True)], output="liked")
-    with pytest.raises(ft.DataError, match="are of 'Ensemble', not of 'Cascade'"):
+    with pytest.raises(ft.errors.DataError, match="are of 'Ensemble', not of 'Cascade'"):
         cascade.load(tmp_path / "x.json")
 
 
@@ -294,12 +296,12 @@ def test_what_is_no_number_has_no_part_in_the_median() -> None:
 
 
 def test_members_that_give_no_prediction_are_told() -> None:
-    with pytest.raises(ft.UsageError, match=r"a dspy.Prediction or a mapping.*found 'A'"):
+    with pytest.raises(ft.errors.UsageError, match=r"a dspy.Prediction or a mapping.*found 'A'"):
         ft.Ensemble([lambda q: "A"], output="out")(q="x")
     found = ft.Ensemble([lambda q: None, lambda q: {"out": "A"}], output="out", how="majority")(q="x")
     assert (found.out, found.n_unreadable) == ("A", 1)
-    with pytest.raises(ft.UsageError, match=r"member 1 is 'tuned\.json'"):
+    with pytest.raises(ft.errors.UsageError, match=r"member 1 is 'tuned\.json'"):
         ft.Ensemble([lambda q: None, "tuned.json"], output="out")  # type: ignore[list-item]
     for weights in (["a"], [float("nan")], [0]):
-        with pytest.raises(ft.UsageError, match="weights"):
+        with pytest.raises(ft.errors.UsageError, match="weights"):
             ft.Ensemble([lambda q: None], output="out", weights=weights)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def test_a_bool_comes_with_its_probability(chat: ChatServer) -> None:
 def test_the_threshold_decides_a_bool(chat: ChatServer) -> None:
     chat.answer = lambda body: [("true", {"true": 0.75, "false": 0.25})]
     assert predictor(chat, threshold=0.8)(title="x").is_favorite is False
-    with pytest.raises(ft.UsageError, match="threshold"):
+    with pytest.raises(ft.errors.UsageError, match="threshold"):
         predictor(chat, threshold=1.5)
 
 
@@ -151,7 +151,7 @@ def test_answers_in_json_are_held_to_their_schema_where_the_host_can(chat: ChatS
 @pytest.mark.parametrize("text", ["maybe", "true or false", "", "B"])
 def test_an_answer_that_cannot_be_read_is_an_error_and_never_a_default(text: str, chat: ChatServer) -> None:
     chat.answer = lambda body: [(text, {"true": 0.4, "false": 0.1})] if text else []
-    with pytest.raises(ft.AnswerError) as caught:
+    with pytest.raises(ft.errors.AnswerError) as caught:
         predictor(chat)(title="x")
     assert caught.value.text == text
 
@@ -163,14 +163,14 @@ def test_no_logprobs_give_no_invented_number(chat: ChatServer, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, logger="dspy_finetune"):
         assert [tuned(title=title).probability for title in ("x", "y")] == [None, None]
     assert len([record for record in caplog.records if "log-probabilities" in record.message]) == 1
-    with pytest.raises(ft.LogprobsError, match="no log-probabilities"):
+    with pytest.raises(ft.errors.LogprobsError, match="no log-probabilities"):
         predictor(chat, logprobs=True)(title="x")
 
 
 def test_a_model_of_another_prompt_is_refused() -> None:
     model = ft.FinetunedModel(id="ft:x", base="x", host_name="openai", prompt_digest=ft.prompts.binary("One.").digest)
     ft.OpenAIPredictor(ft.prompts.binary("One."), model)
-    with pytest.raises(ft.PromptMismatchError, match="was trained on the prompt"):
+    with pytest.raises(ft.errors.PromptMismatchError, match="was trained on the prompt"):
         ft.OpenAIPredictor(ft.prompts.binary("Another."), model)
 
 
@@ -218,9 +218,9 @@ def test_without_logprobs_words_decide_and_a_contradiction_is_a_tie(chat: ChatSe
 
 
 def test_a_prompt_that_is_not_pairwise_is_refused(chat: ChatServer) -> None:
-    with pytest.raises(ft.UsageError, match="_a and _b"):
+    with pytest.raises(ft.errors.UsageError, match="_a and _b"):
         ft.PairwisePredictor(ft.prompts.binary(), "m", host=chat.host)
-    with pytest.raises(ft.UsageError, match="text output"):
+    with pytest.raises(ft.errors.UsageError, match="text output"):
         ft.DPOPredictor(ft.prompts.pairwise(), "m", host=chat.host)
 
 
@@ -258,7 +258,7 @@ def test_the_words_come_from_the_order_that_decided(chat: ChatServer) -> None:
 def test_an_explanation_without_a_choice_cannot_be_read(chat: ChatServer) -> None:
     """The parser that called everything without an A a B is the fault this library was made against."""
     chat.answer = lambda body: [("Both are fine articles.", {"A": 0.1, "B": 0.1})]
-    with pytest.raises(ft.AnswerError):
+    with pytest.raises(ft.errors.AnswerError):
         explained(chat)(title_a="x", title_b="y")
 
 
@@ -327,9 +327,9 @@ def test_the_file_says_where_the_model_comes_from(chat: ChatServer, tmp_path: Pa
 def test_what_is_not_a_saved_predictor_is_said_so(content: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(ft.DataError, match=r"saved predictor"):
+    with pytest.raises(ft.errors.DataError, match=r"saved predictor"):
         ft.load_predictor(path)
-    with pytest.raises(ft.FileError, match="no such file"):
+    with pytest.raises(ft.errors.FileError, match="no such file"):
         ft.load_predictor(tmp_path / "missing.json")
 
 
@@ -343,7 +343,7 @@ def test_a_damaged_file_says_where(field: str, is_gone: bool, chat: ChatServer, 
     else:
         state[field] = 7
     (tmp_path / "tuned.json").write_text(json.dumps(state), "utf-8")
-    with pytest.raises(ft.DataError, match=f"damaged, in {field};"):
+    with pytest.raises(ft.errors.DataError, match=f"damaged, in {field};"):
         ft.load_predictor(tmp_path / "tuned.json")
 
 
@@ -351,14 +351,14 @@ def test_a_prompt_that_was_changed_in_the_file_is_refused(chat: ChatServer, tmp_
     predictor(chat).save(tmp_path / "tuned.json")
     text = (tmp_path / "tuned.json").read_text("utf-8")
     (tmp_path / "tuned.json").write_text(text.replace("how things work", "how things fail"), "utf-8")
-    with pytest.raises(ft.PromptMismatchError, match="was changed in its file"):
+    with pytest.raises(ft.errors.PromptMismatchError, match="was changed in its file"):
         ft.load_predictor(tmp_path / "tuned.json")
 
 
 def test_loading_under_another_prompt_shows_the_difference(chat: ChatServer, tmp_path: Path) -> None:
     predictor(chat).save(tmp_path / "tuned.json")
     other = ft.OpenAIPredictor(ft.prompts.binary("Something else."), "m", host=chat.host)
-    with pytest.raises(ft.PromptMismatchError, match=r"(?s)Something else.*explain how things work"):
+    with pytest.raises(ft.errors.PromptMismatchError, match=r"(?s)Something else.*explain how things work"):
         other.load(tmp_path / "tuned.json")
     assert other.model == "m"
 

@@ -143,10 +143,10 @@ def test_a_run_that_died_goes_on_without_asking_twice(n_before: int, tmp_path: P
     again = rank(truth, judge, budget=60, checkpoint=path)
     assert (len(judge.asked), again.n_resumed) == (60 - n_before, n_before)
     assert again.items == expected.items
-    with pytest.raises(ft.DataError, match="not the checkpoint of these items and this seed"):
+    with pytest.raises(ft.errors.DataError, match="not the checkpoint of these items and this seed"):
         rank(truth, judge, budget=60, checkpoint=path, seed=9)
     path.write_text(path.read_text() + json.dumps({"first": 1}) + "\n")
-    with pytest.raises(ft.DataError, match=r"answers\.jsonl:62: not a line"):
+    with pytest.raises(ft.errors.DataError, match=r"answers\.jsonl:62: not a line"):
         rank(truth, judge, budget=60, checkpoint=path)
 
 
@@ -155,13 +155,13 @@ def test_answers_that_cannot_be_read_are_counted_and_say_nothing() -> None:
 
     def mumbles(item_a: str, item_b: str) -> dspy.Prediction:
         if "item 3" in (item_a, item_b):
-            raise ft.AnswerError("neither", text="both")
+            raise ft.errors.AnswerError("neither", text="both")
         return Judge(truth)(item_a, item_b)
 
     ranking = rank(truth, mumbles, budget=40)
     assert ranking.n_unreadable > 0
     assert {one.item: one.n_comparisons for one in ranking.items}["item 3"] == 0
-    with pytest.raises(ft.DataError, match="none of 10 comparisons could be read"):
+    with pytest.raises(ft.errors.DataError, match="none of 10 comparisons could be read"):
         rank(truth, lambda item_a, item_b: dspy.Prediction(preferred="C"))
 
 
@@ -196,7 +196,7 @@ def test_wrong_arguments_are_told() -> None:
         (["a", "b"], {"fields": {"x_a": "x_b", "y_a": "y_b"}}, "texts fit one field"),
         (["a", "b"], {"fields": None}, "fields: name the fields"),
     ):
-        with pytest.raises(ft.UsageError, match=message):
+        with pytest.raises(ft.errors.UsageError, match=message):
             ft.rank(items, judge, **{"fields": {"item_a": "item_b"}, "output": "preferred", **options})  # type: ignore[arg-type]
     assert judge.asked == []
 
@@ -204,7 +204,7 @@ def test_wrong_arguments_are_told() -> None:
 def test_nothing_is_asked_with_a_level_that_is_none() -> None:
     asked: list[str] = []
     for level in (0, 1, 95):
-        with pytest.raises(ft.UsageError, match="level"):
+        with pytest.raises(ft.errors.UsageError, match="level"):
             ft.rank(["a", "b"], lambda **pair: asked.append("x"), fields={"x_a": "x_b"}, output="y", level=level)
     assert asked == []
 
@@ -214,7 +214,7 @@ def test_items_may_be_counted_off_and_must_be_texts_or_have_fields() -> None:
         return {"y": "A" if x_a < x_b else "B"}
 
     assert ft.rank(iter(["b", "a"]), judge, fields={"x_a": "x_b"}, output="y").order == ["a", "b"]  # type: ignore[arg-type]
-    with pytest.raises(ft.UsageError, match="item 0 is 1; give texts"):
+    with pytest.raises(ft.errors.UsageError, match="item 0 is 1; give texts"):
         ft.rank([1, 2], judge, fields={"x_a": "x_b"}, output="y")
 
 
@@ -226,6 +226,6 @@ def test_the_answers_of_another_model_are_not_taken_up(chat: ChatServer, tmp_pat
         return ft.PairwisePredictor(ft.prompts.pairwise("Bees."), model, host=chat.host, cache=False)
 
     ft.rank(titles, judge("one"), checkpoint=tmp_path / "kept.jsonl")
-    with pytest.raises(ft.DataError, match="this predictor"):
+    with pytest.raises(ft.errors.DataError, match="this predictor"):
         ft.rank(titles, judge("two"), checkpoint=tmp_path / "kept.jsonl")
     assert ft.rank(titles, judge("one"), checkpoint=tmp_path / "kept.jsonl").n_resumed == 3

@@ -78,7 +78,7 @@ def test_every_name_that_dspy_gives_can_be_replaced(tuned: ft.OpenAIPredictor) -
 
 @pytest.mark.parametrize("name", ["nobody", "inner.nobody", "steps[7]", "steps[x]", "", "a b", "callbacks"])
 def test_an_unknown_name_is_refused(name: str, tuned: ft.OpenAIPredictor) -> None:
-    with pytest.raises(ft.UsageError, match=r"has no module .* it has: judge"):
+    with pytest.raises(ft.errors.UsageError, match=r"has no module .* it has: judge"):
         ft.replace(Program(), name, tuned)
 
 
@@ -87,7 +87,7 @@ def test_a_module_without_fields_of_its_own_can_be_replaced(tuned: ft.OpenAIPred
 
 
 def test_the_names_in_the_message_are_complete(tuned: ft.OpenAIPredictor) -> None:
-    with pytest.raises(ft.UsageError) as caught:
+    with pytest.raises(ft.errors.UsageError) as caught:
         ft.replace(Program(), "nobody", tuned)
     listed = str(caught.value).partition("it has: ")[2].split(", ")
     assert {"judge", "inner.generate", "steps[0]", "steps[1]", "named['third']", "thought.predict"} <= set(listed)
@@ -95,12 +95,12 @@ def test_the_names_in_the_message_are_complete(tuned: ft.OpenAIPredictor) -> Non
 
 def test_fields_that_do_not_match_are_refused(tuned: ft.OpenAIPredictor) -> None:
     program = Program()
-    with pytest.raises(ft.UsageError, match=r"question -> answer, the replacement has title -> is_favorite"):
+    with pytest.raises(ft.errors.UsageError, match=r"question -> answer, the replacement has title -> is_favorite"):
         ft.replace(program, "steps[0]", tuned)
-    with pytest.raises(ft.UsageError, match="is_favorite, reasoning, the replacement"):
+    with pytest.raises(ft.errors.UsageError, match="is_favorite, reasoning, the replacement"):
         ft.replace(program, "thought.predict", tuned)
-    with pytest.raises(ft.UsageError, match="tuple"):
+    with pytest.raises(ft.errors.UsageError, match="tuple"):
         ft.replace(program, "fixed[0]", tuned)
-    with pytest.raises(ft.UsageError, match="callable"):
+    with pytest.raises(ft.errors.UsageError, match="callable"):
         ft.replace(program, "judge", "ft:m")
     assert isinstance(program.judge, dspy.Predict)

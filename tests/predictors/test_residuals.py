@@ -106,19 +106,19 @@ def test_unreadable_answers_are_left_out_and_counted(chat: ChatServer) -> None:
 
 def test_too_few_examples_and_wrong_predictors_are_refused(chat: ChatServer) -> None:
     rows = draw(random.Random(2), 30)
-    with pytest.raises(ft.DataError, match="19 examples are too few"):
+    with pytest.raises(ft.errors.DataError, match="19 examples are too few"):
         ft.calibrate_interval(noisy(), rows[:19])
-    with pytest.raises(ft.DataError, match=r"level 0\.99: at least 99"):
+    with pytest.raises(ft.errors.DataError, match=r"level 0\.99: at least 99"):
         ft.calibrate_interval(noisy(), rows, level=0.99)
-    with pytest.raises(ft.DataError, match="predicted 0"):
+    with pytest.raises(ft.errors.DataError, match="predicted 0"):
         ft.calibrate_interval(
             noisy(), [dspy.Example(product="0", price=1.0).with_inputs("product")] * 20, how="relative"
         )
-    with pytest.raises(ft.UsageError, match="for labels there is calibrate"):
+    with pytest.raises(ft.errors.UsageError, match="for labels there is calibrate"):
         ft.calibrate_interval(ft.OpenAIPredictor(ft.prompts.binary(), "m", host=chat.host), rows)
-    with pytest.raises(ft.UsageError, match="level between 0 and 1"):
+    with pytest.raises(ft.errors.UsageError, match="level between 0 and 1"):
         ft.calibrate_interval(noisy(), rows, level=1.0)
-    with pytest.raises(ft.UsageError, match="for a number there is calibrate_interval"):
+    with pytest.raises(ft.errors.UsageError, match="for a number there is calibrate_interval"):
         ft.calibrate(noisy(), rows)
-    with pytest.raises(ft.DataError, match="not saved residuals"):
+    with pytest.raises(ft.errors.DataError, match="not saved residuals"):
         Residuals.from_dict({"half": 3})

@@ -54,7 +54,7 @@ def test_samples_that_are_no_number_are_counted_up_to_half(chat: ChatServer) -> 
     found = priced(chat, n_samples=3)(product="A lamp")
     assert (found.price, found.n_unreadable) == (11.0, 1)
     prices(chat, "$10.00", "dear")
-    with pytest.raises(ft.AnswerError, match="1 of 2 samples are no number") as caught:
+    with pytest.raises(ft.errors.AnswerError, match="1 of 2 samples are no number") as caught:
         priced(chat, n_samples=2)(product="A lamp")
     assert caught.value.text == "dear"
 
@@ -81,7 +81,7 @@ def test_sampling_is_for_one_number(chat: ChatServer, tmp_path: Path) -> None:
         (ft.prompts.number(), {"temperature": 0.0}),
         (ft.prompts.number(), {"interval_level": 1.0}),
     ):
-        with pytest.raises(ft.UsageError):
+        with pytest.raises(ft.errors.UsageError):
             ft.OpenAIPredictor(prompt, "m", host=chat.host, **options)
     priced(chat, n_samples=7, temperature=0.5, interval_level=0.9).save(tmp_path / "x.json")
     loaded: Any = ft.load_predictor(tmp_path / "x.json")

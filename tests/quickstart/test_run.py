@@ -72,7 +72,7 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
             jsonschema.validate(json.loads(line), rules)
         assert len(lines) == {"binary": 40, "pairwise": 12, "dpo": 10}[name]
 
-    jobs = {job.facts.fine_tuned_model: job.facts for job in ft.jobs(host=host)}
+    jobs = {job.facts.fine_tuned_model: job.facts for job in ft.list_jobs(host=host)}
     assert set(jobs) == {model.id for model in result.models.values()}
     assert [result.models[name].method for name in ("binary", "pairwise", "dpo")] == ["sft", "sft", "dpo"]
     assert jobs[result.models["dpo"].id].model == result.models["pairwise"].id
