@@ -1,16 +1,16 @@
 r"""THE reading of values: booleans, labels and numbers are written, read and compared here and nowhere else.
 
 In: a value of a program's own type, or the text that a model wrote for it. Out: `LabelSet` and `NumberFormat`, the two
-codecs, with `encode` (value -> text, for training), `decode` (text -> value), `read` (value or text -> value), and
-`load` (a cell of a person's file -> value, stricter). What cannot be read raises `AnswerError` (from a file:
-`Unparseable`, with a remedy); it is never taken for wrong, for False or for 1. docs/values.md holds the one table of what
-each text reads as; a test compares it with this module.
+codecs, with `encode` (value -> text, for training), `decode` (text -> value) and `read` (value or text -> value);
+`load_bool` and its like for a cell of a person's file, which are stricter. What cannot be read raises `AnswerError`
+(from a file: `Unparseable`, with a remedy); it is never taken for wrong, for False or for 1. docs/values.md holds the
+one table of what each text reads as; a test compares it with this module.
 
 Reading goes from the text outwards in, and stops where one value alone can be meant:
 
 1. the text itself;
 2. without what a chat template leaves in it: `<|im_end|>`, `</s>`, a closed `<think>` block (`answer_text`);
-3. without what frames it: a code fence, `[[ ## field ## ]]`, a JSON object of one key, `**bold**`, quotes, one last mark;
+3. without its frame: a code fence, `[[ ## field ## ]]`, a JSON object of one key, `**bold**`, quotes, one last mark;
 4. without a lead that names no value: `Answer:`, `The answer is`, the field's own name.
 
 Not covered: probabilities (predictors/probabilities.py), layouts of several outputs (prompts/answers.py), free text,
@@ -19,6 +19,7 @@ which stays as it is.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import json
@@ -26,7 +27,7 @@ import math
 import re
 import struct
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Integral, Real
@@ -79,7 +80,7 @@ def _reasoning() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def answer_text(text: str) -> str:
-    """What a model said, without its reasoning and without the marks that a chat template left in it.
+    r"""What a model said, without its reasoning and without the marks that a chat template left in it.
 
     A closed `<think>` block is read past, empty or not; so is reasoning whose opening mark stood in the prompt. The
     first end mark ends the answer.
@@ -158,7 +159,13 @@ _BOLD = re.compile(r"(?<![\w*_])(\*\*|__)(?=\S)(?P<body>.+?)(?<=\S)\1(?![\w*_])"
 _BULLET = re.compile(r"(?:[-*•>:]\s+|#{1,6}\s+)")
 _SECTION = re.compile(r"\[\[ ## (?P<name>\w+) ## \]\]")
 _REASON_NAMES = frozenset({"reasoning", "rationale", "completed", "thought", "explanation"})
-_ANSWER_NAMES = frozenset({"answer", "final_answer", "label", "output", "result", "response", "choice", "prediction"})
+_ANSWER_NAMES = frozenset(
+    {
+        *("answer", "final_answer", "label", "output", "result", "response", "choice", "prediction", "preferred"),
+        *("preference", "verdict", "decision", "category", "class", "classification", "sentiment", "score", "rating"),
+        *("grade", "value", "number", "price", "estimate"),
+    }
+)
 
 
 def _is_about(key: str, name: str | None) -> bool:
@@ -255,7 +262,7 @@ def _readings(text: str) -> list[str]:
 
 
 def _stages(body: str, name: str | None) -> Iterator[list[str]]:
-    """The forms of an answer, from the text itself inwards; a later stage counts only where the earlier gave nothing."""
+    """The forms of an answer, from the text itself inwards; a later one counts only where the earlier gave nothing."""
     yield _readings(body)
     inner, n_frames = body, 0
     while n_frames < 4 and (framed := _framed(inner, name)):
@@ -324,7 +331,7 @@ _WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 class _Index:
     """Which of some values a text names: in its own spelling first, else whatever its letter case, where it is one."""
 
-    def __init__(self, texts: Iterable[tuple[str, Any]], *, has_bool_words: bool = False) -> None:
+    def __init__(self, texts: Iterable[tuple[str, Any]], *, is_bool: bool = False, has_synonyms: bool = True) -> None:
         self.exact: dict[str, Any] = {}
         self.folded: dict[str, list[Any]] = {}
         for text, value in texts:
@@ -332,7 +339,8 @@ class _Index:
             known = self.folded.setdefault(fold(text), [])
             if not any(one is value or (type(one) is type(value) and one == value) for one in known):
                 known.append(value)
-        self._add_bool_words(has_bool_words)
+        if has_synonyms:
+            self._add_bool_words(is_bool)
         self._has_whole = any(re.fullmatch(r"[+-]?\d+", text, re.ASCII) for text in self.exact)
 
     def _add_bool_words(self, is_bool: bool) -> None:
@@ -356,9 +364,9 @@ class _Index:
         exact = _distinct(self.exact[form] for form in forms if form in self.exact)
         if exact:
             return exact
-        return _distinct(value for form in forms for value in self._of(form))
+        return _distinct(value for form in forms for value in self.folded_of(form))
 
-    def _of(self, form: str) -> list[Any]:
+    def folded_of(self, form: str) -> list[Any]:
         found = self.folded.get(key := fold(form), [])
         if not found and self._has_whole and (whole := _WHOLE.fullmatch(key)):
             found = self.folded.get(whole[1], [])
@@ -405,9 +413,7 @@ class LabelSet(Mapping[Any, str]):
         # bool is a kind of int and True == 1: the types are compared too, so that 1 is not taken for True.
         self._types = frozenset(type(value) for value in self._text_by_value)
         self._is_bool = self._types == {bool}
-        self._index = _Index(
-            ((text, value) for value, text in self._text_by_value.items()), has_bool_words=self._is_bool
-        )
+        self._index = _Index(((text, value) for value, text in self._text_by_value.items()), is_bool=self._is_bool)
 
     @classmethod
     def of(cls, annotation: Any) -> LabelSet | None:
@@ -442,7 +448,7 @@ class LabelSet(Mapping[Any, str]):
     def among(cls, values: Iterable[Any]) -> LabelSet | None:
         """The labels that stand in a column of a data set; None for fewer than two that can be told apart.
 
-        A column of True and False, as values or as their texts, is read as a bool is, even where one of them is missing.
+        A column of True and False, as values or as texts, is read as a bool is, even where one of the two is missing.
         """
         originals: dict[str, Any] = {}
         for value in values:
@@ -554,14 +560,6 @@ class LabelSet(Mapping[Any, str]):
         """Whether a bool can stand for one of these labels: where they are words, not numbers."""
         return not all(isinstance(plain_label(label), int) for label in self) or self._is_bool
 
-    def load(self, value: Any) -> Any:
-        """The label that a cell of a file names: spelled exactly, or alike but for case, outer blanks and a `.0`.
-
-        Raises:
-            Unparseable: It is none of them.
-        """
-        return load_choice({text: value for value, text in self.items()}, value)
-
     def _listed(self) -> str:
         shown = ", ".join(f'"{text}"' for text in self.texts[:12])
         return shown + (f" and {len(self) - 12} more" if len(self) > 12 else "")
@@ -654,8 +652,8 @@ def is_label(expected: Any, answer: Any) -> bool:
     text = label_text(expected)
     if text in ("true", "false"):
         return label_text(BOOL.read(answer)) == text
-    if isinstance(answer, bool) and text in ("yes", "no"):
-        return answer is (text == "yes")
+    if text in ("yes", "no") and label_text(answer) in ("true", "false"):
+        return (label_text(answer) == "true") is (text == "yes")
     if isinstance(answer, str):
         answer_text(answer)  # raises where there is nothing to read
     elif answer is None:
@@ -777,7 +775,7 @@ class NumberFormat:
             raise RowError(
                 f"{number} would be written {text}, which is another number",
                 value=number,
-                remedy=f"write {needed} decimals (decimals={needed}), all that it has (decimals=None), or round the column",
+                remedy=f"use decimals={needed}, or decimals=None for all that there are, or round the column",
             )
 
     def _number(self, value: Any) -> Any:
@@ -807,7 +805,7 @@ class NumberFormat:
         return f"{int(whole):,}{point}{rest}" if self.thousands and whole.isdigit() else text
 
     def decode(self, text: str, *, name: str | None = None) -> int | float | Decimal:
-        """The number that a text names, by the table in docs/values.md; `name` is the field's, which may stand before it.
+        """The number that a text names, by the table in docs/values.md; `name` is the field's and may stand before it.
 
         Raises:
             AnswerError: The text is not one number, or could be read as two different ones; `.text` keeps it.
@@ -1046,10 +1044,9 @@ def load_number(value: Any) -> float:
     Raises:
         Unparseable: The value is not a number, or can be read as more than one.
     """
-    try:
-        return float(_load_decimal(value, NUMBER))
-    except OverflowError:
-        raise Unparseable(f"{shown(value)} is not a finite number", _FILE_REMEDY) from None
+    if type(value) is float and math.isfinite(value):
+        return value
+    return float(_load_decimal(value, NUMBER))
 
 
 def load_int(value: Any) -> int:
@@ -1063,18 +1060,17 @@ def load_int(value: Any) -> int:
 
 
 def _load_decimal(value: Any, style: NumberFormat) -> Decimal:
-    if not isinstance(value, str):
-        try:
-            return Decimal(NumberFormat(kind="decimal").read(value)) if value is not None else _not_a_number(value)
-        except AnswerError:
-            return _not_a_number(value)
-    body = value.strip()
-    found = _amount(body)
-    if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _COMMAS.fullmatch(found[1])):
-        number = _decimal(found[0] + found[1].replace(",", ""))
-        if number is not None and not style._is_too_large(number):
-            return number
-    return _not_a_number(value)
+    number: Decimal | None = None
+    if isinstance(value, str):
+        found = _amount(value)
+        if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _COMMAS.fullmatch(found[1])):
+            number = _decimal(found[0] + found[1].replace(",", ""))
+    elif value is not None:
+        with contextlib.suppress(AnswerError):
+            number = Decimal(NumberFormat(kind="decimal").read(value))
+    if number is None or style._is_too_large(number):
+        raise _not_a_number(value)
+    return number
 
 
 def _decimal(text: str) -> Decimal | None:
@@ -1084,23 +1080,19 @@ def _decimal(text: str) -> Decimal | None:
         return None
 
 
-def _not_a_number(value: Any) -> Decimal:
-    if not isinstance(value, str) or not value.strip():
+def _not_a_number(value: Any) -> Unparseable:
+    if not isinstance(value, str):
         is_number = isinstance(value, Real) and not _is_bool(value)
-        raise Unparseable(f"{shown(value)} is not a {'finite ' if is_number else ''}number", _FILE_REMEDY)
+        return Unparseable(f"{shown(value)} is not a {'finite ' if is_number else ''}number", _FILE_REMEDY)
     # What an answer would be read as is asked about, not taken: a column's spelling is a person's to decide.
-    try:
-        meant = NUMBER.decode(value)
-    except AnswerError:
-        meant = None
+    guess = ""
+    with contextlib.suppress(AnswerError):
+        guess = f"; it may mean {NUMBER.decode(value):g}"
     if "," in value and re.fullmatch(r"[0-9.,]+", _digits_of(value)):
-        guess = f" (it may mean {meant:g})" if meant is not None else ""
-        raise Unparseable(
-            f"{shown(value)} is ambiguous: the comma does not part groups of three digits{guess}", _FILE_REMEDY
-        )
-    if meant is not None:
-        raise Unparseable(f"{shown(value)} is not only a number; it may mean {meant:g}", _FILE_REMEDY)
-    raise Unparseable(f"{shown(value)} is not a number", _FILE_REMEDY)
+        problem = "ambiguous: the comma does not part groups of three digits"
+    else:
+        problem = "not a plain number" if guess else "not a number"
+    return Unparseable(f"{shown(value)} is {problem}{guess}", _FILE_REMEDY)
 
 
 def _digits_of(value: str) -> str:
@@ -1108,26 +1100,32 @@ def _digits_of(value: str) -> str:
     return found[1] if found is not None else value
 
 
-def load_choice(options: Mapping[str, Any], value: Any) -> Any:
-    """The one of some options (text -> value) that a cell names: exactly, or but for case, outer blanks and a `.0`.
+def choice_loader(options: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """A function from a cell to the one of some options (text -> value) that it names.
 
-    Raises:
-        Unparseable: It is none of them.
+    It names one by its own spelling, or but for case, outer blanks and a `.0`. The function raises Unparseable.
+
+    >>> load = choice_loader({"A": "A", "3": 3})
+    >>> load(" a "), load("3.0"), load(3.0)
+    ('A', 3, 3)
     """
-    for option in options.values():
-        # type too: True == 1, but they are two labels.
-        if type(option) is type(value) and option == value:
-            return option
-    plain = plain_label(value)
-    if isinstance(plain, (str, int)) and not (isinstance(plain, bool) and str(plain) not in options):
-        index = _Index(options.items())
-        text = str(plain).strip()
-        if text in index.exact:
-            return index.exact[text]
-        found = _distinct(index._of(text))
-        if len(found) == 1:
-            return found[0]
-    raise Unparseable(f"{shown(value)} is not one of the choices", f"write one of: {', '.join(options)}")
+    index = _Index(options.items(), has_synonyms=False)
+    known = _distinct(options.values())
+
+    def load(value: Any) -> Any:
+        for option in known:
+            # type too: True == 1, but they are two labels.
+            if type(option) is type(value) and option == value:
+                return option
+        plain = plain_label(value)
+        if isinstance(plain, (str, int)) and not (isinstance(plain, bool) and str(plain) not in options):
+            if (text := str(plain)) in options:
+                return options[text]
+            if len(found := _distinct(index.folded_of(text))) == 1:
+                return found[0]
+        raise Unparseable(f"{shown(value)} is not one of the choices", f"write one of: {', '.join(options)}")
+
+    return load
 
 
 def shown(value: Any) -> str:

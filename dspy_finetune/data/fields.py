@@ -8,101 +8,28 @@ from __future__ import annotations
 
 import difflib
 import enum
-import math
-import re
 import types
 import typing
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
 
 from dspy_finetune.errors import RowError, UsageError
+from dspy_finetune.values import Unparseable, choice_loader, load_bool, load_int, load_number, shown
 
 # ----------------------------------------------------------------------------------------------------
 # from what a file holds ("$1,199.99", "yes") to what a field means (1199.99, True).
 #
-# In: a value and the type that its field should have. Out: the value of that type, or `Unreadable` with a problem and
+# In: a value and the type that its field should have. Out: the value of that type, or `Unparseable` with a problem and
 # a remedy. Nothing is guessed: a value that can be read in two ways is refused.
 #
-# Booleans     true/false, yes/no, y/n, t/f, 1/0 in any case, and the numbers 1 and 0.
-# Numbers      English notation: a point before the decimals, commas between groups of exactly three digits, one
-#              currency sign before or after ("$1,199.99", "-$5", "12 €"). "12,50", "1.199,99", "45%", "1.2k" and "nan"
-#              are refused.
+# bool, int, float, Literal and Enum are read by values.py, by the column "in a file" of docs/values.md.
 # Text         text stays as it is, a whole number becomes its digits; a boolean, a fraction or a list is refused.
-# Literal      one of the choices: spelled exactly, or alike but for case and outer spaces.
-# Enum         as Literal, over the members' values and names.
 # X | None     as X; null, an empty cell and a missing field become None.
 # Any other type leaves the value as it is.
 
 Converter = Callable[[Any], Any]
-
-_TRUE = frozenset({"true", "yes", "y", "t", "1"})
-_FALSE = frozenset({"false", "no", "n", "f", "0"})
-# ASCII digits only: float() would also take "1_000", Arabic digits and "nan", none of which a price list means.
-_NUMBER = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
-
-
-class Unreadable(ValueError):
-    """A value cannot be read as its field's type; the loader adds the place and makes it a RowError."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
-
-
-def parse_bool(value: Any) -> bool:
-    """Read a boolean.
-
-    >>> parse_bool("Yes"), parse_bool("0"), parse_bool(1.0)
-    (True, False, True)
-
-    Raises:
-        Unreadable: The value is none of the accepted spellings.
-    """
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str):
-        word = value.strip().casefold()
-        if word in _TRUE:
-            return True
-        if word in _FALSE:
-            return False
-    raise Unreadable(f"{_shown(value)} is not a boolean", "write true or false (also read: yes/no, y/n, t/f, 1/0)")
-
-
-def parse_number(value: Any) -> float:
-    """Read a finite number, with a currency sign and English thousands separators if there are any.
-
-    >>> parse_number("$1,199.99"), parse_number("-$5"), parse_number(12)
-    (1199.99, -5.0, 12.0)
-
-    Raises:
-        Unreadable: The value is not a number, or can be read as more than one.
-    """
-    remedy = "write it like 1199.99 or $1,199.99"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number
-        raise Unreadable(f"{_shown(value)} is not a finite number", remedy)
-    if not isinstance(value, str):
-        raise Unreadable(f"{_shown(value)} is not a number", remedy)
-    text, negative = _bare_number(value)
-    if _NUMBER.fullmatch(text):
-        number = float(text.replace(",", ""))
-        if math.isfinite(number):
-            return -number if negative else number
-    if "," in text and re.fullmatch(r"[0-9.,]+", text):
-        raise Unreadable(f"{_shown(value)} is ambiguous: the comma does not part groups of three digits", remedy)
-    raise Unreadable(f"{_shown(value)} is not a number", remedy)
 
 
 def converter_for(annotation: Any) -> Converter:
@@ -113,15 +40,15 @@ def converter_for(annotation: Any) -> Converter:
     """
     if accepts_none(annotation):
         return _optional(converter_for(_without_none(annotation)))
-    simple: dict[Any, Converter] = {bool: parse_bool, float: parse_number, int: _parse_int, str: _parse_text}
+    simple: dict[Any, Converter] = {bool: load_bool, float: load_number, int: load_int, str: _parse_text}
     # isinstance first: an annotation such as an unhashable Annotated cannot be looked up.
     if isinstance(annotation, type) and annotation in simple:
         return simple[annotation]
     if typing.get_origin(annotation) is Literal:
-        return _choice({str(option): option for option in typing.get_args(annotation)})
+        return choice_loader({str(option): option for option in typing.get_args(annotation)})
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         by_name: dict[str, Any] = {member.name: member for member in annotation}
-        return _choice({**by_name, **{str(member.value): member for member in annotation}})
+        return choice_loader({**by_name, **{str(member.value): member for member in annotation}})
     return lambda value: value
 
 
@@ -162,63 +89,13 @@ def check_types(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def _bare_number(value: str) -> tuple[str, bool]:
-    """The text without outer spaces, one sign and one currency sign; and whether it was negative."""
-    text = value.strip().replace("\N{MINUS SIGN}", "-")
-    negative, text = text.startswith("-"), text.removeprefix("-")
-    if text and unicodedata.category(text[0]) == "Sc":
-        text = text[1:].lstrip()
-        if not negative:  # "$-5" is written as often as "-$5"
-            negative, text = text.startswith("-"), text.removeprefix("-")
-    elif text and unicodedata.category(text[-1]) == "Sc":
-        text = text[:-1].rstrip()
-    return text, negative
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        text, negative = _bare_number(value)
-        # Through float, whole numbers above 2**53 would lose digits.
-        if text.isascii() and text.isdigit() and len(text) <= 4000:
-            return -int(text) if negative else int(text)
-    number = parse_number(value)
-    if number != int(number):
-        raise Unreadable(
-            f"{_shown(value)} is not a whole number", "write a whole number, or give the field the type float"
-        )
-    return int(number)
-
-
 def _parse_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    found = "missing (null)" if value is None else f"{_shown(value)} is not text"
-    raise Unreadable(found, "write a text in quotes" if value is not None else "fill it in, or take the row out")
-
-
-def _choice(options: Mapping[str, Any]) -> Converter:
-    folded: dict[str, set[str]] = {}
-    for name in options:
-        folded.setdefault(name.strip().casefold(), set()).add(name)
-
-    def convert(value: Any) -> Any:
-        for option in options.values():
-            # type too: True == 1, but they are two labels.
-            if type(option) is type(value) and option == value:
-                return option
-        if isinstance(value, (str, int)) and not (isinstance(value, bool) and str(value) not in options):
-            if str(value) in options:
-                return options[str(value)]
-            found = {id(options[name]): options[name] for name in folded.get(str(value).strip().casefold(), ())}
-            if len(found) == 1:
-                return next(iter(found.values()))
-        raise Unreadable(f"{_shown(value)} is not one of the choices", f"write one of: {', '.join(options)}")
-
-    return convert
+    found = "missing (null)" if value is None else f"{shown(value)} is not text"
+    raise Unparseable(found, "write a text in quotes" if value is not None else "fill it in, or take the row out")
 
 
 def _optional(inner: Converter) -> Converter:
@@ -232,15 +109,6 @@ def _without_none(annotation: Any) -> Any:
     kept = tuple(option for option in typing.get_args(annotation) if option is not type(None))
     # A union of several types is left as it is: none of them is the right one for sure.
     return kept[0] if len(kept) == 1 else Any
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "missing (null)"
-    if value == "":
-        return "an empty cell"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -337,13 +205,13 @@ class RowPlan:
         return RowError("missing", path=path, line=line, field=name, value=None, remedy=columns_hint(name, row))
 
     def _convert(self, row: dict[str, Any], path: str | None, line: int) -> RowError | None:
-        first: tuple[str, Unreadable] | None = None
+        first: tuple[str, Unparseable] | None = None
         others: list[str] = []
         values: dict[str, Any] = {}
         for name, convert in self._converters.items():
             try:
                 values[name] = convert(row.get(name))
-            except Unreadable as error:
+            except Unparseable as error:
                 if first is None:
                     first = name, error
                 else:

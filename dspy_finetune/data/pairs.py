@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.fields import Unreadable, check_names, parse_bool, parse_number
+from dspy_finetune.data.fields import check_names
 from dspy_finetune.data.items import check_rows, item_key, pair_base, values_of
 from dspy_finetune.errors import DataError, RowError, RowsError, UsageError
+from dspy_finetune.values import Unparseable, load_bool, load_number
 
 # ----------------------------------------------------------------------------------------------------
 # the two sides of a pair row: which one is preferred, however it is spelled, and the pair turned round.
@@ -45,15 +46,15 @@ def read_preferred(row: dspy.Example, base: str, names: Sequence[str] | None = N
         names: The fields to look under; None: the three usual ones. Where several are there, they must agree.
 
     Raises:
-        Unreadable: No such field, a value that is neither a side nor one of the texts, or two fields that disagree.
+        Unparseable: No such field, a value that is neither a side nor one of the texts, or two fields that disagree.
     """
     names = preference_names(base) if names is None else names
     found = {name: _read(row[name], row, base) for name in names if name in row}
     if not found:
-        raise Unreadable("no preference", f"give one of the fields {', '.join(names)}")
+        raise Unparseable("no preference", f"give one of the fields {', '.join(names)}")
     if len(set(found.values())) > 1:
         told = ", ".join(f"{name} says {side}" for name, side in found.items())
-        raise Unreadable(f"the fields disagree: {told}", "keep the one that is right")
+        raise Unparseable(f"the fields disagree: {told}", "keep the one that is right")
     return next(iter(found.values()))
 
 
@@ -72,14 +73,14 @@ def _read(value: Any, row: dspy.Example, base: str) -> Side:
     if is_a and is_b:
         if named is not None:
             return named
-        raise Unreadable(f"{_shown(value)} is the text of both sides", remedy)
+        raise Unparseable(f"{_shown(value)} is the text of both sides", remedy)
     by_text: Side | None = "A" if is_a else "B" if is_b else None
     if named is not None and by_text is not None and named != by_text:
-        raise Unreadable(
+        raise Unparseable(
             f"{_shown(value)} names side {named} and is the text of side {by_text}", 'write "title_a" or "title_b"'
         )
     if named is None and by_text is None:
-        raise Unreadable(f"{_shown(value)} is neither a side nor one of the two texts", remedy)
+        raise Unparseable(f"{_shown(value)} is neither a side nor one of the two texts", remedy)
     return named or by_text or "tie"
 
 
@@ -233,18 +234,18 @@ class _Item:
 
 def _items(rows: list[dspy.Example], text: str, label: str, carry: tuple[str, ...], *, is_rating: bool) -> list[_Item]:
     """The distinct items in the rows' order; each row that has no readable text or label is an error."""
-    read = parse_number if is_rating else parse_bool
+    read = load_number if is_rating else load_bool
     wrong: list[RowError] = []
     found: dict[str, tuple[int, _Item]] = {}
     for number, (row, values) in enumerate(zip(rows, values_of(rows, (text, label, *carry)), strict=True), start=1):
         try:
             _check_text(values[0])
-        except Unreadable as error:
+        except Unparseable as error:
             wrong.append(RowError(error.problem, line=number, field=text, value=values[0], remedy=error.remedy))
             continue
         try:
             value = float(read(values[1]))
-        except Unreadable as error:
+        except Unparseable as error:
             wrong.append(
                 RowError(
                     error.problem, line=number, field=label, value=values[1], remedy=_label_remedy(error, is_rating)
@@ -262,13 +263,13 @@ def _items(rows: list[dspy.Example], text: str, label: str, carry: tuple[str, ..
     return [item for _, item in found.values()]
 
 
-def _label_remedy(error: Unreadable, is_rating: bool) -> str:
+def _label_remedy(error: Unparseable, is_rating: bool) -> str:
     return error.remedy if is_rating else f"{error.remedy}; for ratings give min_difference="
 
 
 def _check_text(value: Any) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise Unreadable("no text", "fill it in, or take the row out")
+        raise Unparseable("no text", "fill it in, or take the row out")
 
 
 def _labelled_pairs(items: list[_Item], label: str, n_per_positive: int, generator: random.Random) -> list[_Pair]:
@@ -346,10 +347,10 @@ def _given_pairs(rows: list[dspy.Example], text: str, label: str, carry: tuple[s
             _check_text(text_b)
             key_a, key_b = item_key(text_a), item_key(text_b)
             if key_a == key_b:
-                raise Unreadable("both sides hold the same text", "take the row out")
+                raise Unparseable("both sides hold the same text", "take the row out")
             side = read_preferred(row, text, (*preference_names(text), label))
             sides = _carried(row, text, carry)
-        except Unreadable as error:
+        except Unparseable as error:
             wrong.append(RowError(error.problem, line=number, value=row.toDict(), remedy=error.remedy))
             continue
         first, second = (key_b, key_a) if side == "B" else (key_a, key_b)
@@ -378,7 +379,7 @@ def _carried(
         elif name in row:
             extra[name] = row[name]
         else:
-            raise Unreadable(
+            raise Unparseable(
                 f'neither "{name}" nor "{name}_a" and "{name}_b" to carry', f"the row has: {', '.join(row.keys())}"
             )
     return side_a, side_b, extra

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.fields import Unreadable, check_names
+from dspy_finetune.data.fields import check_names
 from dspy_finetune.data.items import (
     By,
     How,
@@ -28,6 +28,7 @@ from dspy_finetune.data.items import (
 )
 from dspy_finetune.data.pairs import read_preferred
 from dspy_finetune.errors import RowError, RowsError, UsageError
+from dspy_finetune.values import Unparseable
 
 _log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def _pair_conflicts(rows: list[dspy.Example], label: str | Sequence[str] | None,
         texts = {"A": row[f"{base}_a"], "B": row[f"{base}_b"]}
         try:
             side = read_preferred(row, base, names)
-        except Unreadable as error:
+        except Unparseable as error:
             wrong.append(RowError(error.problem, line=number, field="preferred", value=row, remedy=error.remedy))
             continue
         keys.append(tuple(sorted(item_key(text, how) for text in texts.values())))

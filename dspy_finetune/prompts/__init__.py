@@ -10,9 +10,9 @@ Example:
 """
 
 from dspy_finetune.prompts.adapter import as_adapter
-from dspy_finetune.prompts.codecs import LabelSet, NumberFormat
 from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat
 from dspy_finetune.prompts.presets import answer, binary, explained_pairwise, number, pairwise
+from dspy_finetune.values import LabelSet, NumberFormat
 
 __all__ = [
     "RENDERING_VERSION",

@@ -21,9 +21,10 @@ from itertools import repeat
 from typing import Any
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts.codecs import Codec, LabelSet, checked_text, loads
+from dspy_finetune.prompts.codecs import Codec, checked_text, loads
 from dspy_finetune.prompts.render import are_verbatim, field_text
 from dspy_finetune.prompts.template import Slot, Template, escape_line, json_line
+from dspy_finetune.values import LabelSet
 
 _LEAD = re.compile(
     r"(?:i(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|prefer|select|go\s+with)"

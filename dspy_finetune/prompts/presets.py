@@ -12,8 +12,8 @@ import dspy
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.prompts.answers import title
-from dspy_finetune.prompts.codecs import NumberFormat
 from dspy_finetune.prompts.format import PromptFormat
+from dspy_finetune.values import NumberFormat
 
 _BINARY = "Would this reader like the {thing}? Answer true or false."
 _PAIRWISE = "Which {thing} would this reader prefer? Answer A or B."

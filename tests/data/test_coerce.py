@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.data.fields import Unreadable, converter_for, parse_bool, parse_number
+from dspy_finetune.data.fields import converter_for
 from dspy_finetune.errors import RowsError, UsageError
+from dspy_finetune.values import Unparseable, load_bool, load_number
 
 
 class Mood(enum.Enum):
@@ -20,20 +21,20 @@ class Mood(enum.Enum):
     BAD = "bad"
 
 
-@pytest.mark.parametrize("word", ["true", "TRUE", " Yes ", "y", "T", "1", True, 1, 1.0])
+@pytest.mark.parametrize("word", ["true", "TRUE", " Yes ", "y", "T", "1", "1.0", True, 1, 1.0])
 def test_what_means_true(word: object) -> None:
-    assert parse_bool(word) is True
+    assert load_bool(word) is True
 
 
-@pytest.mark.parametrize("word", ["false", "No", "n", "f", "0", False, 0, 0.0])
+@pytest.mark.parametrize("word", ["false", "No", "n", "f", "0", "0.0", False, 0, 0.0])
 def test_what_means_false(word: object) -> None:
-    assert parse_bool(word) is False
+    assert load_bool(word) is False
 
 
-@pytest.mark.parametrize("word", ["", "maybe", "on", "2", 2, 0.5, None, [], "1.0", "yes please"])
+@pytest.mark.parametrize("word", ["", "maybe", "on", "2", 2, 0.5, None, [], "1.5", "yes please"])
 def test_what_is_no_boolean(word: object) -> None:
-    with pytest.raises(Unreadable) as caught:
-        parse_bool(word)
+    with pytest.raises(Unparseable) as caught:
+        load_bool(word)
     assert "true or false" in caught.value.remedy
 
 
@@ -46,6 +47,8 @@ def test_what_is_no_boolean(word: object) -> None:
         ("$-5", -5),
         ("−5.5", -5.5),
         ("12 €", 12),
+        ("1199.99 USD", 1199.99),
+        ("EUR 5", 5),
         ("£ 1,000,000", 1e6),
         (".5", 0.5),
         ("5.", 5),
@@ -55,17 +58,18 @@ def test_what_is_no_boolean(word: object) -> None:
     ],
 )
 def test_what_is_a_number(text: object, number: float) -> None:
-    assert parse_number(text) == number
+    assert load_number(text) == number
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "12,50", "1.199,99", "1,19", "1,1999", "45%", "1.2k", "nan", "inf", "1_000", "٣", "--5", "$", "$$5", "1 000",
+     "0,199", "about 40", "$12 EUR",
      True, None, float("nan"), float("inf"), 10**400, "1e999", "5-6", [1]],
 )  # fmt: skip
 def test_what_is_no_number_or_an_ambiguous_one(text: object) -> None:
-    with pytest.raises(Unreadable) as caught:
-        parse_number(text)
+    with pytest.raises(Unparseable) as caught:
+        load_number(text)
     assert "1199.99" in caught.value.remedy
 
 
@@ -74,8 +78,8 @@ def test_what_is_no_number_or_an_ambiguous_one(text: object) -> None:
 def test_a_price_written_with_sign_and_separators_is_read_back(value: Any) -> None:
     number = float(value)
     sign = "-" if number < 0 else ""
-    assert parse_number(f"{sign}${abs(number):,.2f}") == number
-    assert parse_number(repr(number)) == number
+    assert load_number(f"{sign}${abs(number):,.2f}") == number
+    assert load_number(repr(number)) == number
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,10 @@ def test_a_price_written_with_sign_and_separators_is_read_back(value: Any) -> No
         (str, "", ""),
         (Literal["A", "B"], " a ", "A"),
         (Literal[1, 2], "2", 2),
+        (Literal[1, 0], "1.0", 1),
+        (Literal[1, 0], 0.0, 0),
+        (Literal["1", "0"], "0.0", "0"),
+        (int, "9007199254740993.0", 9007199254740993),
         (Literal[True, "x"], True, True),
         (Mood, "good", Mood.GOOD),
         (Mood, "BAD", Mood.BAD),
@@ -110,7 +118,7 @@ def test_a_value_becomes_its_fields_type(annotation: Any, value: object, expecte
      (Literal[1, 2], True), (Mood, "ugly"), (float | None, "x")],
 )  # fmt: skip
 def test_a_value_that_is_not_of_the_type_is_refused(annotation: Any, value: object) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(Unparseable):
         converter_for(annotation)(value)
 
 

@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts import LabelSet
+from dspy_finetune.values import LabelSet
 
 BOOL = LabelSet({True: "true", False: "false"})
 
@@ -34,14 +34,17 @@ class Size(enum.Enum):
         '"true."',
         '"true".',
         "true!",
+        "yes",
+        "T",
+        "1",
     ],
 )
-def test_case_space_quotes_and_one_mark_are_forgiven(text: str) -> None:
+def test_case_space_quotes_one_mark_and_other_words_are_forgiven(text: str) -> None:
     assert BOOL.decode(text) is True
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "yes", "t", "1", "not true", "true false", "true!!", "true, because", "truefalse", '"']
+    "text", ["", " ", "on", "2", "10", "not true", "true false", "true!!", "true, because", "truefalse", '"']
 )
 def test_anything_else_is_refused_and_kept(text: str) -> None:
     with pytest.raises(AnswerError) as caught:

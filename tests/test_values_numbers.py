@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts import NumberFormat
+from dspy_finetune.values import NumberFormat
 
 PRICE = NumberFormat(decimals=2, currency="$")
 
@@ -115,11 +115,10 @@ def test_strict_refuses_what_is_not_exact(text: str) -> None:
         (PRICE, 1199.99, "$1199.99"),
         (PRICE, 5, "$5.00"),
         (PRICE, -5.5, "-$5.50"),
-        (PRICE, -0.001, "$0.00"),
         (PRICE, numpy.float32(2.5), "$2.50"),
         (PRICE, Decimal("2.5"), "$2.50"),
         (NumberFormat(decimals=2, currency="USD", position="after", thousands=True), 1199.99, "1,199.99 USD"),
-        (NumberFormat(decimals=0), 12.4, "12"),
+        (NumberFormat(decimals=0), 12.0, "12"),
         (NumberFormat(), 0.1, "0.1"),
         (NumberFormat(kind="int"), 12, "12"),
         (NumberFormat(kind="int", thousands=True), 1200, "1,200"),
@@ -129,6 +128,28 @@ def test_strict_refuses_what_is_not_exact(text: str) -> None:
 )
 def test_a_number_is_written_one_way(style: NumberFormat, value: Any, text: str) -> None:
     assert style.encode(value) == text
+
+
+@pytest.mark.parametrize(
+    ("style", "value", "needed"),
+    [
+        (PRICE, 0.0012, 4),
+        (PRICE, -0.001, 3),
+        (PRICE, 19.999, 3),
+        (NumberFormat(decimals=0), 12.4, 1),
+        (NumberFormat(decimals=1, kind="decimal"), Decimal("0.05"), 2),
+        (PRICE, numpy.float32(0.0012), 4),
+    ],
+)
+def test_a_number_that_the_decimals_would_change_is_not_written(style: NumberFormat, value: Any, needed: int) -> None:
+    with pytest.raises(RowError, match=rf"decimals={needed}"):
+        style.encode(value)
+    assert NumberFormat(decimals=needed, kind=style.kind).encode(value).rstrip("0") != "0."
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.1 + 0.2, "$0.30"), (numpy.float32(19.99), "$19.99"), (1e9 + 0.1, None)])
+def test_the_noise_of_binary_numbers_is_no_digit(value: Any, text: str | None) -> None:
+    assert PRICE.encode(value) == (text or "$1000000000.10")
 
 
 @pytest.mark.parametrize("value", ["12", None, True, float("nan"), float("inf"), [1], 1j])
