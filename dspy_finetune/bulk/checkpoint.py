@@ -10,19 +10,17 @@ lines to the system, where they outlive the process; a line torn by a crash is c
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import file_error
 from dspy_finetune.bulk.reader import InputRow, Outcome
 from dspy_finetune.bulk.requests import Tokens
-from dspy_finetune.errors import DataError, FileError, UsageError
+from dspy_finetune.errors import DataError, UsageError
 
 VERSION = 1
 WINDOW = 10_000
@@ -62,21 +60,20 @@ class Checkpoint:
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
-        self._file = _open_locked(path)
-        self.is_new = os.fstat(self._file).st_size == 0
+        self._log = AppendLog(path, "checkpoint").hold()
+        self.is_new = self._log.is_new
         try:
             if self.is_new:
-                self._write(json.dumps({"checkpoint": VERSION, **run}, ensure_ascii=True).encode() + b"\n")
+                self._log.append({"checkpoint": VERSION, **run})
             else:
-                self._cut_torn_line()
                 self._check(run)
-            self._size = os.fstat(self._file).st_size
+            self._log.write(b"")  # the torn end of a killed run goes
         except BaseException:
             self.close()
             raise
         self._lines: list[bytes] = []
         self._ahead: dict[int, Entry] = {}
-        self._earlier = self._entries(self._size)
+        self._earlier = self._entries(self._log.size_bytes)
         self._furthest = -1
 
     def find(self, index: int) -> Entry | None:
@@ -107,18 +104,15 @@ class Checkpoint:
     def flush(self) -> None:
         """Hand the lines to the system: when this returns, they outlive the process. Raises FileError."""
         lines, self._lines = self._lines, []
-        self._write(b"".join(lines))
+        self._log.write(b"".join(lines))
 
     def sync(self) -> None:
         """Bring all of it to the disk, where it outlives the machine. Raises FileError."""
-        try:
-            os.fsync(self._file)
-        except OSError as error:
-            raise file_error(error, self.path, "write the checkpoint") from error
+        self._log.sync()
 
     def entries(self) -> Iterator[Entry]:
         """All answers in the order of answering."""
-        return self._entries(os.fstat(self._file).st_size)
+        return self._entries(self._log.size_bytes)
 
     def in_order(self) -> Iterator[Entry]:
         """All answers in the input's order. Raises DataError where one is missing."""
@@ -133,36 +127,11 @@ class Checkpoint:
 
     def close(self) -> None:
         """Let go of the file; it stays."""
-        with contextlib.suppress(OSError):
-            os.close(self._file)
+        self._log.close()
 
     def remove(self) -> None:
         """The run is complete: the file goes."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-        self.close()
-
-    def _write(self, line: bytes) -> None:
-        view = memoryview(line)
-        try:
-            while view:
-                view = view[os.write(self._file, view) :]
-        except OSError as error:
-            raise file_error(error, self.path, "write the checkpoint") from error
-
-    def _cut_torn_line(self) -> None:
-        with open(self.path, "rb") as stream:
-            size = end = os.fstat(self._file).st_size
-            while end:
-                start = max(end - (1 << 16), 0)
-                stream.seek(start)
-                place = stream.read(end - start).rfind(b"\n")
-                if place >= 0:
-                    end = start + place + 1
-                    break
-                end = start
-        if end < size:
-            os.truncate(self.path, end)
+        self._log.remove()
 
     def _check(self, run: Mapping[str, Any]) -> None:
         with open(self.path, "rb") as stream:
@@ -215,37 +184,3 @@ class Checkpoint:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        except OSError as error:
-            raise file_error(error, path, "write the checkpoint") from error
-        try:
-            _lock(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise FileError(
-                f"another process is at work on {path}; wait for it, or choose another output", path=os.fspath(path)
-            ) from error
-        # Between opening and locking, the process that held it may have finished and removed it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        # Far behind the end: on Windows a locked byte cannot be read either.
-        os.lseek(descriptor, 1 << 40, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

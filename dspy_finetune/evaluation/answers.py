@@ -20,14 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from dspy_finetune._files import file_error, read_jsonl
-from dspy_finetune.errors import AnswerError, FileError, MissingExtraError, RowError, UsageError
+from dspy_finetune._appendlog import AppendLog, HeldLog
+from dspy_finetune.errors import AnswerError, MissingExtraError, RowError, UsageError
 
 Outcome: TypeAlias = Literal["answered", "unreadable", "failed"]
 """What became of a question."""
@@ -222,12 +221,11 @@ class _Checkpoint:
 
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    stream: BinaryIO | None = None
+    log: HeldLog | None = None
 
     def keep(self, row: dict[str, Any]) -> None:
-        if self.stream is not None:
-            self.stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            self.stream.flush()  # a crash of this process loses nothing; a power cut may cost the last lines
+        if self.log is not None:
+            self.log.append(row)
 
 
 def collect(
@@ -329,32 +327,16 @@ def _opened(path: str | os.PathLike[str] | None) -> Iterator[_Checkpoint]:
     if path is None:
         yield kept
         return
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            _cut_torn_line(target)
-            _read(target, kept)
-        stream = target.open("ab")
-    except OSError as error:
-        raise error if isinstance(error, FileError) else file_error(error, path, "write") from error
-    with stream:
-        kept.stream = stream
-        if not stream.tell():
+    with AppendLog(path, "checkpoint").hold() as log:
+        _read(log, kept)
+        kept.log = log
+        if log.is_new:
             kept.keep({"format": FORMAT})
         yield kept
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last line end: a crash in the middle of writing leaves half a line."""
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        with path.open("r+b") as stream:
-            stream.truncate(content.rfind(b"\n") + 1)
-
-
-def _read(path: Path, kept: _Checkpoint) -> None:
-    for line, row in read_jsonl(path):
+def _read(log: HeldLog, kept: _Checkpoint) -> None:
+    for line, row in log.rows():
         try:
             if "format" in row:
                 if row["format"] != FORMAT:
@@ -367,7 +349,7 @@ def _read(path: Path, kept: _Checkpoint) -> None:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise RowError(
                 "this is not a checkpoint of a comparison",
-                path=str(path),
+                path=str(log.log.path),
                 line=line,
                 remedy="name another file, or delete this one to ask everything anew",
             ) from error

@@ -1,14 +1,11 @@
 """The journal: what was meant, sent and answered, written down before and after each step that costs money.
 
-In: events of an intent. Out: the same, from any process, after any crash. One JSON object per line, only ever appended,
-each line flushed to the disk; a lock between processes keeps lines whole, and a line torn by a crash is passed over.
+In: events of an intent. Out: the same, from any process, after any crash (`_appendlog`).
 Not covered: what the events mean for the next step (submit.py).
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,15 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import process_lock
-from dspy_finetune._files import file_error
+from dspy_finetune._appendlog import AppendLog, process_lock
 from dspy_finetune.errors import JobError
 
 SCHEMA_VERSION = 2
 """1: paths as they were given, so that a process in another folder could not find the files. 2: whole paths, and in the
 intent the suffix and the seed, so that `migrate` can make the model again. Older journals are read as they stand."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +40,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._log = AppendLog(path, "journal")
 
     def __repr__(self) -> str:
         return f"Journal({str(self.path)!r})"
@@ -56,23 +51,7 @@ class Journal:
         Raises:
             FileError: It could not be written; nothing that costs money may follow.
         """
-        line = json.dumps(
-            {"v": SCHEMA_VERSION, "at": at, "intent": intent, "event": event, **facts}, ensure_ascii=False
-        )
-        with self._lock():
-            try:
-                with open(self.path, "a+b") as stream:
-                    stream.seek(0, os.SEEK_END)
-                    if stream.tell():
-                        stream.seek(-1, os.SEEK_END)
-                        # A line torn by a crash is closed, so that this one stands alone.
-                        line = line if stream.read(1) == b"\n" else f"\n{line}"
-                    stream.write(line.encode("utf-8") + b"\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.chmod(self.path, 0o600)
-            except OSError as error:
-                raise file_error(error, self.path, "write the journal") from error
+        self._log.append({"v": SCHEMA_VERSION, "at": at, "intent": intent, "event": event, **facts})
         return Entry(at=at, intent=intent, event=event, facts=dict(facts))
 
     def entries(self, intent: str | None = None) -> list[Entry]:
@@ -88,24 +67,8 @@ class Journal:
         """Held while one intent is submitted: a second process with the same plan waits and then finds the job."""
         return process_lock(self.path.with_name(f"{self.path.name}.locks") / intent)
 
-    def _lock(self) -> AbstractContextManager[None]:
-        return process_lock(self.path.with_name(f"{self.path.name}.lock"))
-
     def _read(self) -> Iterator[Entry]:
-        try:
-            lines = self.path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise file_error(error, self.path, "read the journal") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line.decode("utf-8"))
-            except ValueError:
-                logger.warning("%s:%d: torn by a crash; passed over", self.path, number)
-                continue
+        for number, values in self._log.rows():
             if isinstance(values, dict):
                 yield self._entry(values, number)
 

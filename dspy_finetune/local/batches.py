@@ -10,8 +10,6 @@ that are whole count, and the other requests are answered again; files of result
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import threading
 import time
@@ -21,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from dspy_finetune._files import file_error, read_jsonl, write_json
+from dspy_finetune._appendlog import AppendLog
+from dspy_finetune._files import read_jsonl, write_json
 from dspy_finetune.errors import FinetuneError, RowError
 from dspy_finetune.local.schemas import ApiError, ChatRequest
 from dspy_finetune.local.store import Store, derived_id, new_id
@@ -281,11 +280,7 @@ class Batches:
 
     def _append(self, batch_id: str, *, is_error: bool, line: dict[str, Any]) -> None:
         path = self.folder / batch_id / ("errors.jsonl" if is_error else "output.jsonl")
-        try:
-            with open(path, "ab") as stream:
-                stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        except OSError as error:
-            raise file_error(error, path, "write") from error
+        AppendLog(path).append(line, sync=False)
         with self._lock:
             n_completed, n_failed = self._counts.get(batch_id, (0, 0))
             self._counts[batch_id] = (n_completed + (not is_error), n_failed + is_error)
@@ -344,13 +339,8 @@ class Batches:
 
 def _finished(path: Path) -> set[str]:
     """The custom ids of the whole lines of a file; a line torn by a crash is cut off."""
-    found: set[str] = set()
-    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as stream:
-        whole = 0
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            found.add(json.loads(line)["custom_id"])
-        stream.truncate(whole)
-    return found
+    if not path.exists():
+        return set()
+    log = AppendLog(path)
+    log.append()
+    return {row["custom_id"] for _, row in log.rows()}

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import process_lock
 from dspy_finetune._files import file_error
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
-from dspy_finetune.local.store import locked
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""
@@ -145,7 +145,7 @@ def _packaged_folder(progress: Progress) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise file_error(error, target, "write") from error
-    with locked(target.parent / f"{target.name}.lock"):
+    with process_lock(target.parent / f"{target.name}.lock"):
         if not (target / "config.json").is_file():
             progress(f"Preparing the weights of {PACKAGED_MODEL} (once, about half a minute)")
             _write_folder(target, lambda folder: _convert(_gguf_folder(), folder))

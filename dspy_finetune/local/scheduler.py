@@ -22,12 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import is_locked, try_lock
 from dspy_finetune._files import read_jsonl, write_json
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.local.chat import message_text
 from dspy_finetune.local.models import base_name
 from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method
-from dspy_finetune.local.store import Store, append_event, derived_id, is_locked, try_lock
+from dspy_finetune.local.store import Store, append_event, derived_id
 from dspy_finetune.local.training import learning_rate, resolve
 
 # ----------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import try_lock
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._optional import require
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base
-from dspy_finetune.local.store import try_lock
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -12,22 +12,18 @@ skipped. Ids that publish a job's outcome derive from the job's id, so that doin
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
 
+from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import atomic_writer, file_error, write_json
 from dspy_finetune.local.schemas import ApiError, FileRecord, JobRecord, ModelRecord
 
@@ -63,17 +59,7 @@ def append_event(
         "type": kind,
         "data": data or {},
     }
-    path = job_folder / "events.jsonl"
-    line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-    try:
-        with open(path, "ab+") as stream:
-            if stream.tell() > 0:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    line = b"\n" + line
-            stream.write(line)
-    except OSError as error:
-        raise file_error(error, path, "write") from error
+    AppendLog(job_folder / "events.jsonl").append(event, sync=False)
 
 
 class Store:
@@ -192,16 +178,13 @@ class Store:
         path = self.job_folder(self.job(job_id).id) / "events.jsonl"
         with self.lock:
             offset, events = self._events.get(job_id, (0, []))
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-                stream.seek(offset)
-                new = stream.read()
-                complete = new[: new.rfind(b"\n") + 1]
-                seen = {event["id"] for event in events}
-                for event in _parse_lines(complete):
-                    if event["id"] not in seen:
-                        seen.add(event["id"])
-                        events.append(event)
-                self._events[job_id] = (offset + len(complete), events)
+            seen = {event["id"] for event in events}
+            rows, offset = AppendLog(path).tail(offset)
+            for event in rows:
+                if isinstance(event, dict) and event.get("id") not in {None, *seen}:
+                    seen.add(event["id"])
+                    events.append(event)
+            self._events[job_id] = (offset, events)
             return list(events)
 
     # Models
@@ -266,60 +249,3 @@ def _read(kind: type[Record], path: Path) -> Record | None:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _parse_lines(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in content.splitlines():
-        # A line that was cut off by a crash is no event.
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and "id" in event:
-                yield event
-
-
-# ----------------------------------------------------------------------------------------------------
-# Locks between processes that the kernel releases when their holder dies, however it dies.
-#
-# In: a path. Out: a descriptor that holds the lock. Linux and macOS (flock).
-
-
-def try_lock(path: Path) -> int | None:
-    """Take the lock and return its descriptor, or None where another process holds it. Closing it releases it.
-
-    A child process that inherits the descriptor holds the lock too, from its first moment to its last.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise file_error(error, path, "write") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock."""
-    if not path.exists():
-        return False
-    descriptor = try_lock(path)
-    if descriptor is None:
-        return True
-    os.close(descriptor)
-    return False
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock for a block, waiting for it as long as it takes."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise file_error(error, path, "write") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

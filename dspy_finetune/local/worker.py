@@ -8,7 +8,6 @@ It stops between two steps when JOB_FOLDER/control appears, or on SIGTERM; the r
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -20,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.local.schemas import Recipe, TrainResult, TrainSpec
@@ -34,13 +34,10 @@ class Metrics:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "work" / "metrics.jsonl"
+        self._log = AppendLog(folder / "work" / "metrics.jsonl")
         self.steps: dict[int, dict[str, Any]] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                # The last line may have been cut off by a kill.
-                with contextlib.suppress(ValueError):
-                    self._take(json.loads(line))
+        for _, metrics in self._log.rows():
+            self._take(metrics)
 
     def _take(self, metrics: dict[str, Any]) -> None:
         self.steps.setdefault(int(metrics["step"]), {}).update(metrics)
@@ -49,8 +46,7 @@ class Metrics:
         """Record one step's figures and tell them as an event in OpenAI's words."""
         metrics = {name: value for name, value in metrics.items() if value is not None}
         self._take(metrics)
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write("\n" + json.dumps(metrics))
+        self._log.append(metrics, sync=False)
         named = {
             "training loss": "train_loss",
             "validation loss": "valid_loss",

@@ -19,13 +19,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
-from typing import Any, BinaryIO
+from typing import Any
 
 import dspy
 
-from dspy_finetune._files import file_error, read_jsonl
+from dspy_finetune._appendlog import AppendLog, HeldLog
 from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import (
@@ -508,18 +507,14 @@ class _Kept:
 
     def __init__(self) -> None:
         self.answers: dict[tuple[int, int], float | None] = {}
-        self.stream: BinaryIO | None = None
+        self.log: HeldLog | None = None
         self.lock = threading.Lock()
 
     def keep(self, pair: tuple[int, int], share: float | None) -> None:
         with self.lock:
             self.answers[pair] = share
-            self.write({"first": pair[0], "second": pair[1], "share": share})
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self.stream is not None:
-            self.stream.write(json.dumps(row).encode() + b"\n")
-            self.stream.flush()  # a crash of this process loses nothing
+            if self.log is not None:
+                self.log.append({"first": pair[0], "second": pair[1], "share": share})
 
 
 def _digest(rows: Sequence[dict[str, Any]], pairs: dict[str, str], seed: int, predictor: Any) -> str:
@@ -534,26 +529,17 @@ def _opened(path: str | os.PathLike[str] | None, digest: str) -> Iterator[_Kept]
     if path is None:
         yield kept
         return
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            _read(target, digest, kept)
-        stream = target.open("ab")
-    except OSError as error:
-        raise file_error(error, path, "write") from error
-    with stream:
-        kept.stream = stream
-        if not stream.tell():
-            kept.write({"format": FORMAT, "digest": digest})
+    with AppendLog(path, "checkpoint").hold() as log:
+        _read(log, digest, kept)
+        kept.log = log
+        if log.is_new:
+            log.append({"format": FORMAT, "digest": digest})
         yield kept
 
 
-def _read(path: Path, digest: str, kept: _Kept) -> None:
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):  # the last line was torn by a crash
-        os.truncate(path, content.rfind(b"\n") + 1)
-    for number, row in read_jsonl(path):
+def _read(log: HeldLog, digest: str, kept: _Kept) -> None:
+    path = log.log.path
+    for number, row in log.rows():
         if number == 1:
             if not isinstance(row, dict) or row.get("format") != FORMAT or row.get("digest") != digest:
                 raise DataError(
