@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 INTERRUPTED = 130
 
@@ -40,7 +41,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         import rich.progress  # noqa: F401
         import typer
 
-        from dspy_finetune.cli.app import build_app, describe_error
+        from dspy_finetune.cli.app import build_app, describe_error, user_defaults
     except ModuleNotFoundError as error:
         print(
             f'error: the command line needs the package "{error.name}", which is not installed:'
@@ -53,7 +54,13 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
     try:
-        code = typer.main.get_command(build_app())(arguments, prog_name="dspy-finetune", standalone_mode=False)
+        command = typer.main.get_command(build_app())
+        code = command(
+            arguments,
+            prog_name="dspy-finetune",
+            standalone_mode=False,
+            default_map=user_defaults(command, Path("pyproject.toml")),
+        )
     except typer.Abort:
         return INTERRUPTED
     except typer.Exit as stop:

@@ -1,0 +1,160 @@
+"""`dspy-finetune init`: a commented project for a labelled file of one's own.
+
+Out: a folder with `finetune.py`, a script that runs as it stands, and `pyproject.toml`, whose table
+`[tool.dspy-finetune]` gives the commands their defaults. Nothing is asked that the file tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dspy_finetune._files import atomic_writer
+from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from dspy_finetune.data.columns import Columns
+
+_SCRIPT = '''"""Fine-tune a small model on {name} and learn whether it was worth it. Run: python finetune.py"""
+
+{imports}import dspy
+
+import dspy_finetune as ft
+
+
+class Task(dspy.Signature):
+    """{instructions}"""
+
+{fields}
+
+
+def main() -> None:
+    # The rows; each value is read as its field's type, and a row that cannot be read is named by its line.
+    examples = ft.load_examples({path!r}, signature=Task)
+    # No item stands on two sides, duplicates included.
+    train, validation, test = ft.split(examples{stratify})
+
+    # One prompt for training, serving and counting, byte for byte.
+    prompt = {prompt}
+    training_file = ft.export_sft(train, prompt, "train.jsonl")
+
+    # The local host trains a small open model on this machine. ft.Host.openai() is the only change for OpenAI.
+    host = ft.Host.local()
+    plan = ft.plan(training_file, base_model=host.base_model, host=host)
+    print(plan)
+    tuned = {predictor}(prompt, plan.start(max_usd=5).wait(), host=host)
+
+    # The same rows for all: the tuned model against baselines made from the training rows.
+    report = ft.compare({{"tuned": tuned}}, test, [{metric}], train=train)
+    print(report.table(), report.verdict, sep="\\n")
+    report.to_html("report.html")
+    tuned.save("predictor.json")  # ft.load_predictor("predictor.json") brings it back
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+_SETTINGS = """# Defaults of the commands of dspy-finetune in this folder: one table a command, options without dashes.
+# An option on the command line wins over an environment variable (DSPY_FINETUNE_PLAN_HOST), which wins over this file.
+
+[tool.dspy-finetune.plan]
+host = "local"
+
+[tool.dspy-finetune.train]
+host = "local"
+"""
+
+_PRESETS = {
+    "binary": ("ft.prompts.binary(Task)", "ft.OpenAIPredictor", "accuracy"),
+    "labels": ("ft.PromptFormat(Task)", "ft.OpenAIPredictor", "accuracy"),
+    "pairs": ("ft.prompts.pairwise(Task)", "ft.PairwisePredictor", "accuracy"),
+    "number": ("ft.prompts.number(Task)", "ft.OpenAIPredictor", "absolute_error"),
+    "text": ("ft.prompts.answer(Task)", "ft.OpenAIPredictor", "token_f1"),
+}
+_INSTRUCTIONS = {
+    "binary": "Does this hold: {label}?",
+    "labels": "Choose the {label}.",
+    "pairs": "Which of the two is preferred?",
+    "number": "Estimate the {label}.",
+    "text": "Give the {label}.",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("init")(init)
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="Your labelled rows: json, jsonl, csv, tsv or parquet.")],
+    to: Annotated[Path, typer.Option("--out", help="The folder of the project.")] = Path("finetune-project"),
+    label: Annotated[
+        str | None, typer.Option(help="The label's column, where it cannot be told from the rows.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="An input column; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the files and what was guessed as JSON.")] = False,
+) -> None:
+    """Write a commented project for your own file: a script that trains and compares, and settings.
+
+    Example: dspy-finetune init titles.csv
+    """
+    from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
+    from dspy_finetune.data.columns import guess_columns
+
+    files = {to / "finetune.py": "", to / "pyproject.toml": _SETTINGS}
+    for path in files:
+        if path.exists():
+            raise UsageError(f"{path} is there already; choose another folder with --out, or delete it")
+    columns = guess_columns(load_examples(data), label=label, inputs=text or None)
+    files[to / "finetune.py"] = script(columns, data.resolve())
+    for path, content in files.items():
+        with atomic_writer(path) as file:
+            file.write(content.encode())
+        if not as_json:
+            print(path)
+    if as_json:
+        print_json({"files": [str(path) for path in files], "columns": dataclasses.asdict(columns)})
+        return
+    talk().print(
+        f"{data}: {columns.why}; inputs {', '.join(columns.inputs)}. Now: cd {to} && python finetune.py",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def script(columns: Columns, data: Path) -> str:
+    """The script for a task, as Python source."""
+    prompt, predictor, metric = _PRESETS[columns.task]
+    fields = [f"    {name}: str = dspy.InputField()" for name in columns.inputs]
+    fields.append(f"    {columns.label}: {_type(columns)} = dspy.OutputField()")
+    stratify = f", stratify_by={columns.label!r}" if columns.task in ("binary", "labels") else ""
+    return _SCRIPT.format(
+        name=data.name,
+        path=str(data),
+        instructions=_INSTRUCTIONS[columns.task].format(label=columns.label.replace("_", " ")),
+        fields="\n".join(fields),
+        imports="from typing import Literal\n\n" if columns.task in ("labels", "pairs") else "",
+        prompt=prompt,
+        predictor=predictor,
+        metric=f"ft.metrics.{metric}({columns.label!r})",
+        stratify=stratify,
+    )
+
+
+def _type(columns: Columns) -> str:
+    if columns.task == "binary":
+        return "bool"
+    if columns.task == "pairs":
+        return "Literal['A', 'B']"
+    if columns.task == "labels":
+        return f"Literal[{', '.join(repr(_choice(value)) for value in sorted(columns.labels, key=str))}]"
+    return "float" if columns.task == "number" else "str"
+
+
+def _choice(value: Any) -> Any:
+    return value if isinstance(value, (str, int, bool)) else str(value)

@@ -1,0 +1,93 @@
+"""The commands around a project of one's own: split, init, doctor, and defaults from pyproject.toml and environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dspy_finetune.cli.doctor import examine
+from dspy_finetune.cli.main import main
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "titles.csv"
+    rows = "".join(f"{n},A title about thing {n % 35},{'yes' if n % 35 % 2 else 'no'}\n" for n in range(40))
+    path.write_text("id,headline,liked\n" + rows, encoding="utf-8")
+    return path
+
+
+def test_split_writes_every_row_once_and_parts_no_duplicates(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Rows 35 to 39 repeat the titles of rows 0 to 4.
+    assert (
+        run("split", str(titles), "--out", "data", "--fractions", "0.6,0.2,0.2", "--json", "--group-by", "headline")
+        == 0
+    )
+    facts = json.loads(capsys.readouterr().out)
+    parts = {
+        name: [json.loads(line) for line in Path(one["path"]).read_text().splitlines()] for name, one in facts.items()
+    }
+    assert sorted(int(row["id"]) for rows in parts.values() for row in rows) == list(range(40))
+    texts = [{row["headline"] for row in rows} for rows in parts.values()]
+    assert all(not texts[one] & texts[other] for one in range(3) for other in range(one))
+
+
+def test_split_says_how_fractions_are_written(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("split", str(titles), "--out", "data", "--fractions", "80%") == 2
+    assert "write three numbers, such as 0.8,0.1,0.1" in capsys.readouterr().err
+
+
+def test_init_writes_a_script_for_the_file_and_overwrites_none(
+    titles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("init", str(titles)) == 0
+    source = Path("finetune-project/finetune.py").read_text(encoding="utf-8")
+    compile(source, "finetune.py", "exec")
+    assert "headline: str = dspy.InputField()" in source
+    assert "liked: bool = dspy.OutputField()" in source
+    assert "inputs headline" in capsys.readouterr().err
+    assert run("init", str(titles)) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_defaults_come_from_the_line_then_the_environment_then_the_file(
+    titles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("pyproject.toml").write_text('[tool.dspy-finetune.split]\nout = "from-file"\n', encoding="utf-8")
+    assert run("split", str(titles)) == 0
+    assert Path("from-file/train.jsonl").exists()
+    monkeypatch.setenv("DSPY_FINETUNE_SPLIT_OUT", "from-environment")
+    assert run("split", str(titles)) == 0
+    assert Path("from-environment/train.jsonl").exists()
+    assert run("split", str(titles), "--out", "from-line") == 0
+    assert Path("from-line/train.jsonl").exists()
+
+
+def test_a_default_for_a_command_that_there_is_not_is_named(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pyproject.toml").write_text("[tool.dspy-finetune.trian]\nseed = 1\n", encoding="utf-8")
+    assert run("split", str(titles), "--out", "data") == 2
+    assert "[tool.dspy-finetune.trian] names no command" in capsys.readouterr().err
+
+
+def test_doctor_never_shows_a_key_and_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret-of-a-test")
+    assert run("doctor", "--offline") == 0
+    shown = capsys.readouterr().out
+    assert "OPENAI_API_KEY is set" in shown
+    assert "planted" not in shown
+    monkeypatch.delenv("OPENAI_API_KEY")
+    absent = [one for one in examine(offline=True) if one.area == "keys"]
+    assert [one.level for one in absent] == ["warning"]
+    assert "export OPENAI_API_KEY" in absent[0].remedy

@@ -1,0 +1,54 @@
+"""Inputs, label and task are told from the rows, and what cannot be told is asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dspy
+import pytest
+
+from dspy_finetune.data import load_examples
+from dspy_finetune.data.columns import guess_columns
+from dspy_finetune.errors import DataError, UsageError
+
+
+def rows(**columns: Sequence[object]) -> list[dspy.Example]:
+    return load_examples([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+TEXTS = [f"A title about thing number {n}" for n in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "inputs", "label"),
+    [
+        ({"id": list(range(24)), "headline": TEXTS, "liked": ["yes", "no"] * 12}, "binary", ("headline",), "liked"),
+        ({"title": TEXTS, "points": list(range(24)), "is_favorite": [True, False] * 12}, "binary", ("title",), None),
+        ({"text": TEXTS, "label": ["spam", "ham", "other"] * 8}, "labels", ("text",), "label"),
+        ({"text": TEXTS, "label": [1, 2, 3] * 8}, "labels", ("text",), "label"),
+        ({"name": TEXTS, "description": TEXTS, "price": [n * 1.5 for n in range(24)]}, "number", None, "price"),
+        ({"question": TEXTS, "answer": [f"Because of {n} and more" for n in range(24)]}, "text", ("question",), None),
+        ({"title_a": TEXTS, "title_b": TEXTS[::-1], "preferred": ["A", "B"] * 12}, "pairs", None, "preferred"),
+    ],
+)
+def test_inputs_label_and_task_are_told_from_the_rows(
+    columns: dict[str, Sequence[object]], task: str, inputs: tuple[str, ...] | None, label: str | None
+) -> None:
+    found = guess_columns(rows(**columns))
+    assert found.task == task
+    if inputs is not None:
+        assert found.inputs == inputs
+    if label is not None:
+        assert found.label == label
+
+
+def test_two_columns_that_fit_are_both_named() -> None:
+    data = rows(text=TEXTS, label=["a", "b"] * 12, category=["x", "y"] * 12)
+    with pytest.raises(DataError, match="label or category"):
+        guess_columns(data)
+    assert guess_columns(data, label="category").label == "category"
+
+
+def test_a_field_that_no_row_has_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(UsageError, match=r"'likes'; the fields are text, liked"):
+        guess_columns(rows(text=TEXTS, liked=[True, False] * 12), label="likes")
