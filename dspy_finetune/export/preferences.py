@@ -198,13 +198,13 @@ def other_label(outputs: Mapping[str, Any], prompt: PromptFormat, *, rng: random
         RowError: The prompt has no label to change, or the example lacks it.
         AnswerError: The label is none of the prompt's.
     """
-    name, labels = prompt.label_field, prompt.labels
-    if name is None or labels is None:
+    if prompt.choice is None:
         raise RowError(
             "no rejected answer, and the prompt has no label whose opposite could be one",
             value=outputs,
             remedy='add "rejected", or rejected_<output> for the outputs that differ',
         )
+    name, labels = prompt.choice
     right = labels.encode(_needed(outputs, name))
     others = [text for text in labels.texts if text != right]
     return {**outputs, name: labels.decode(others[0] if len(others) == 1 else rng.choice(others))}

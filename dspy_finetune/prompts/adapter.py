@@ -31,7 +31,7 @@ _KINDS: dict[str, type[Any]] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapt
 _MARKER = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
 
 
-class AdapterPrompt(PromptFormat):
+class AdapterPrompt(PromptFormat, kind="adapter"):
     """The prompt that one of DSPy's adapters sends; made by `PromptFormat.from_adapter`.
 
     The rendering is DSPy's, so another DSPy release may render other bytes: the digest covers a rendered sample and

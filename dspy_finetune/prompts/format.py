@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import dspy
 
@@ -193,6 +193,13 @@ class PromptFormat:
         UsageError: A template names an unknown field or leaves one out, labels do not fit, a type cannot be saved.
     """
 
+    _kinds: ClassVar[dict[str, Any]] = {}
+    """Prompts of another kind than templates, by the word that their saved form has for it; each adds itself."""
+
+    def __init_subclass__(cls, *, kind: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        PromptFormat._kinds[kind] = cls
+
     def __init__(
         self,
         signature: type[dspy.Signature] | str,
@@ -262,6 +269,16 @@ class PromptFormat:
     def labels(self) -> LabelSet | None:
         """The labels of `label_field`."""
         return self._codecs[self.label_field].labels if self.label_field else None
+
+    @property
+    def choice(self) -> tuple[str, LabelSet] | None:
+        """The output that chooses between labels, wherever it stands in the completion, and its labels; None without.
+
+        `label_field` where there is one, else the first output with labels.
+        """
+        names = [self.label_field, *self.output_fields]
+        found = ((name, self._codecs[name].labels) for name in names if name is not None)
+        return next(((name, labels) for name, labels in found if labels is not None), None)
 
     @property
     def response_format(self) -> dict[str, Any] | None:
@@ -379,11 +396,8 @@ class PromptFormat:
                 f"{RENDERING_VERSION}; "
                 "use the release that trained the model"
             )
-        if data.get("kind") == "adapter":
-            # Imported here: adapter.py builds on this module.
-            from dspy_finetune.prompts.adapter import AdapterPrompt
-
-            return AdapterPrompt.load(data)
+        if data.get("kind") in cls._kinds:
+            return cls._kinds[data["kind"]].load(data)
         try:
             signature, number = load_signature(data["signature"]), data["number"]
             prompt = cls(
@@ -413,10 +427,7 @@ class PromptFormat:
         Raises:
             UsageError: Another adapter, or a type that cannot be saved.
         """
-        # Imported here: adapter.py builds on this module.
-        from dspy_finetune.prompts.adapter import AdapterPrompt
-
-        return AdapterPrompt(signature, adapter, demos)
+        return cls._kinds["adapter"](signature, adapter, demos)
 
     def diff(self, other: PromptFormat) -> str:
         """What differs, as a unified diff from this prompt to the other; empty if nothing does."""

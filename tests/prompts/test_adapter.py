@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from dspy.clients.utils_finetune import infer_data_format
 from dspy.lm15 import ImagePart, Message, TextPart
 from dspy.utils.exceptions import AdapterParseError
 
-from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.errors import AnswerError, RowError, RowsError, UsageError
+from dspy_finetune.export import export_dpo
 from dspy_finetune.prompts import PromptFormat, answer, as_adapter, binary, explained_pairwise, number, pairwise
 from dspy_finetune.prompts.adapter import as_dicts
 
@@ -323,3 +325,36 @@ def test_a_prompt_over_an_adapter_of_the_new_shape(monkeypatch: pytest.MonkeyPat
     new = PromptFormat.from_adapter("question -> answer")
     assert new.messages({"question": "Why?"}) == expected
     assert new.digest == old.digest
+
+
+@pytest.mark.parametrize(
+    "adapter", [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()], ids=["chat", "json", "xml"]
+)
+@pytest.mark.parametrize(
+    ("signature", "row", "rejected"),
+    [
+        ("title -> is_favorite: bool", {"title": "Bees", "is_favorite": True}, {"is_favorite": False}),
+        (
+            "title -> reasoning: str, kept: Literal['yes', 'no']",
+            {"title": "Bees", "reasoning": "It shows.", "kept": "no"},
+            {"reasoning": "It shows.", "kept": "yes"},
+        ),
+    ],
+)
+def test_dpo_without_a_rejected_answer_takes_the_other_label(
+    tmp_path: Path, adapter: Any, signature: str, row: dict[str, Any], rejected: dict[str, Any]
+) -> None:
+    """As with the presets: the two answers differ in the label alone, wherever the adapter writes it."""
+    prompt = PromptFormat.from_adapter(signature, adapter)
+    path = export_dpo([row], prompt, tmp_path / "d.jsonl").path
+    line = json.loads(path.read_text(encoding="utf-8"))
+    assert prompt.parse(line["preferred_output"][0]["content"]) == {name: row[name] for name in prompt.output_fields}
+    assert prompt.parse(line["non_preferred_output"][0]["content"]) == rejected
+    # The probability of the label cannot be read at the first token, which is a marker of the adapter.
+    assert prompt.label_field is None
+
+
+def test_dpo_of_an_output_without_labels_says_what_is_missing(tmp_path: Path) -> None:
+    prompt = PromptFormat.from_adapter("question -> answer")
+    with pytest.raises(RowsError, match="rejected_<output>"):
+        export_dpo([{"question": "x", "answer": "y"}], prompt, tmp_path / "d.jsonl")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
 from dspy_finetune.errors import AnswerError, UsageError
@@ -141,3 +143,75 @@ def test_a_choice_of_both_or_none_is_refused(text: str) -> None:
     with pytest.raises(AnswerError) as caught:
         explained_pairwise().parse(text)
     assert caught.value.text == text
+
+
+class Favorite(dspy.Signature):
+    """Does this reader finish the article?"""
+
+    title: str = dspy.InputField()
+    is_favorite: bool = dspy.OutputField()
+
+
+@pytest.mark.parametrize(
+    ("of_a_signature", "of_names"),
+    [
+        (binary("title -> is_favorite: bool", rubric=RUBRIC), binary(rubric=RUBRIC)),
+        (pairwise("title_a, title_b -> preferred: Literal['A', 'B']"), pairwise()),
+        (
+            explained_pairwise("title_a, title_b -> preferred: Literal['A', 'B'], explanation", rubric=RUBRIC),
+            explained_pairwise(RUBRIC),
+        ),
+        (answer("question -> answer"), answer()),
+        (answer("question -> answer", system="You teach."), answer("You teach.")),
+        (number("product -> price: float"), number()),
+    ],
+)
+def test_a_signature_gives_the_prompt_that_its_field_names_give(
+    of_a_signature: PromptFormat, of_names: PromptFormat
+) -> None:
+    assert of_a_signature.digest == of_names.digest
+
+
+def test_a_signatures_own_instructions_are_the_system_message() -> None:
+    prompt = binary(Favorite, rubric="Likes bees.")
+    assert prompt.messages({"title": "Bees"}) == [
+        {"role": "system", "content": "Does this reader finish the article?\n\nTaste rubric:\nLikes bees."},
+        {"role": "user", "content": "Title: Bees"},
+    ]
+    assert prompt.signature.equals(Favorite)
+    assert answer(dspy.Signature("q -> a", "Be brief.")).messages({"q": "x"})[0]["content"] == "Be brief."
+    task = number(dspy.Signature("flat -> rent: int", "What is the {monthly} rent?"), currency="€", position="after")
+    assert task.training_messages({"flat": "two rooms", "rent": 900}) == [
+        {"role": "user", "content": "What is the {monthly} rent?\n\ntwo rooms"},
+        {"role": "assistant", "content": "900 €"},
+    ]
+
+
+def test_a_signature_may_have_more_inputs_and_other_labels() -> None:
+    flagged = binary("subject, body -> is_spam: Literal['spam', 'ham']")
+    assert flagged.system == "Would this reader like the item? Answer spam or ham."
+    assert flagged.messages({"subject": "Hi", "body": "x"})[1]["content"] == "Subject: Hi\nBody: x"
+    both = pairwise("reader, title_a, by_a, title_b, by_b -> preferred: Literal['A', 'B']")
+    row = {"reader": "Ana", "title_a": "Bees", "by_a": "Bo", "title_b": "Rust", "by_b": "Cy"}
+    assert both.messages(row)[1]["content"] == "Reader: Ana\nA title: Bees\nA by: Bo\nB title: Rust\nB by: Cy"
+    asked = answer("context, question -> answer")
+    assert asked.messages({"context": "x", "question": "y"})[1]["content"] == "Context: x\nQuestion: y"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: binary("title -> liked"), "binary: an output with two labels is needed"),
+        (lambda: binary("title -> liked: Mood"), "is no signature"),
+        (lambda: binary(dspy.Example(title="x")), "a dspy.Signature is needed first"),
+        (lambda: binary("Likes bees.", rubric="Likes bees."), "rubric= is given twice"),
+        (lambda: pairwise("title_a, title_b -> preferred: bool"), "does not say which item"),
+        (lambda: pairwise("title_a, title_b -> preferred: Literal['B', 'A']"), "the first label names the first item"),
+        (lambda: pairwise("title -> preferred: Literal['A', 'B']"), "two inputs"),
+        (lambda: explained_pairwise("title_a, title_b -> preferred: Literal['A', 'B']"), "one text output"),
+        (lambda: number("product -> price"), "no output is int, float or Decimal"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_told(make: Callable[[], PromptFormat], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        make()
