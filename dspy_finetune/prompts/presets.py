@@ -2,7 +2,7 @@ r"""The prompts of the common tasks, ready made: `binary`, `pairwise`, `explaine
 
 In: a dspy.Signature (a class, or text such as "title -> is_favorite: bool"), or the names of the user's own fields; a
 rubric or a task line. Out: a `PromptFormat` over that signature. A signature's own instructions, its docstring, are the
-system message; one without gets the preset's, which are short: every token of a system message is paid for on every row.
+system message; one without gets the preset's, which are short: every token of a system message is paid for on each row.
 
 A first argument that is text without an arrow is the rubric (of `answer` the system line, of `number` the task).
 """
