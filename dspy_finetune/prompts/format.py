@@ -397,7 +397,8 @@ class PromptFormat:
                 "use the release that trained the model"
             )
         if data.get("kind") in cls._kinds:
-            return cls._kinds[data["kind"]].load(data)
+            loaded: PromptFormat = cls._kinds[data["kind"]].load(data)
+            return loaded
         try:
             signature, number = load_signature(data["signature"]), data["number"]
             prompt = cls(
@@ -427,7 +428,8 @@ class PromptFormat:
         Raises:
             UsageError: Another adapter, or a type that cannot be saved.
         """
-        return cls._kinds["adapter"](signature, adapter, demos)
+        made: PromptFormat = cls._kinds["adapter"](signature, adapter, demos)
+        return made
 
     def diff(self, other: PromptFormat) -> str:
         """What differs, as a unified diff from this prompt to the other; empty if nothing does."""

@@ -2,7 +2,7 @@ r"""The prompts of the common tasks, ready made: `binary`, `pairwise`, `explaine
 
 In: a dspy.Signature (a class, or text such as "title -> is_favorite: bool"), or the names of the user's own fields; a
 rubric or a task line. Out: a `PromptFormat` over that signature. A signature's own instructions, its docstring, are the
-system message; one without gets the preset's, which are short: every token of a system message is paid for on each row.
+system message; one without gets the preset's, which are short: every token of a system message costs on every row.
 
 A first argument that is text without an arrow is the rubric (of `answer` the system line, of `number` the task).
 """
@@ -262,7 +262,8 @@ def _signature(inputs: list[str], outputs: list[tuple[str, object]]) -> Signatur
 
 def _is_instructed(signature: Signature) -> bool:
     """Whether a signature has instructions of its own, not the ones that DSPy makes of its fields."""
-    return signature.instructions != dspy.Signature(signature.signature).instructions
+    plain: str = dspy.Signature(signature.signature).instructions
+    return str(signature.instructions) != plain
 
 
 def _instructed(signature: Signature, template: str, thing: str, labels: LabelSet) -> Signature:
