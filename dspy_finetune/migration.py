@@ -34,7 +34,7 @@ from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import NAMES, Method, catalog_name, journal_of
 from dspy_finetune.jobs.plan import Plan, plan
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock, JobFacts
+from dspy_finetune.jobs.records import JobFacts
 from dspy_finetune.jobs.sequence import SequenceJob, together
 from dspy_finetune.jobs.submit import DATA_KEY
 from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor
@@ -322,7 +322,6 @@ class MigrationPlan:
         *,
         new: bool = False,
         allow_unknown_price: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> SequenceJob:
         """Start the first job; the others follow in `wait`. The same migration again finds the same jobs.
 
@@ -330,14 +329,13 @@ class MigrationPlan:
             max_usd: For all jobs together.
             new: Make other jobs although these plans have some.
             allow_unknown_price: Start although nobody knows the price.
-            clock: For tests.
 
         Raises:
             BudgetError: They cost more than allowed, or a price is unknown; nothing was uploaded.
             JobError: As `Plan.start`.
             HostError: As `Plan.start`.
         """
-        return SequenceJob(self.plans, max_usd, new=new, allow_unknown_price=allow_unknown_price, clock=clock)
+        return SequenceJob(self.plans, max_usd, new=new, allow_unknown_price=allow_unknown_price)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
@@ -367,7 +365,6 @@ def plan_migration(
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
-    clock: Clock = SYSTEM_CLOCK,
 ) -> MigrationPlan:
     """Plan the training of the same model on another host; `dspy_finetune.migrate` documents the arguments.
 
@@ -407,7 +404,6 @@ def plan_migration(
                 hyperparameters=settled,
                 suffix=suffix if suffix is not None and recipe is recipes[-1] else recipe.suffix,
                 seed=seed if seed is not None else recipe.seed,
-                clock=clock,
             )
         )
     notes += [note for one in plans for note in one.warnings]
@@ -457,10 +453,9 @@ class Migration:
         *,
         new: bool = False,
         allow_unknown_price: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> SequenceJob:
         """Start it; `.wait()` of what is returned gives the new model. As `Plan.start`: paid once."""
-        return self.plan.start(max_usd, new=new, allow_unknown_price=allow_unknown_price, clock=clock)
+        return self.plan.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
 
     def new_predictor(self, model: FinetunedModel | str, *, host: Host | None = None) -> FinetunedPredictor:
         """The old predictor with the new model in its place; save it, and load it where the old one was.
@@ -586,7 +581,6 @@ def migrate(
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
-    clock: Clock = SYSTEM_CLOCK,
 ) -> Migration:
     """Plan to train the same model on another host: same data, same prompt, same hyperparameters.
 
@@ -605,7 +599,6 @@ def migrate(
         hyperparameters: To change some of the recorded ones.
         suffix: Another one than the old model's.
         seed: Another one than the old job's.
-        clock: For tests.
 
     Raises:
         UsageError: Nobody knows how the model was made, or an argument is wrong.
@@ -624,7 +617,6 @@ def migrate(
         hyperparameters=hyperparameters,
         suffix=suffix,
         seed=seed,
-        clock=clock,
     )
     known = prompt or planned.old.prompt
     if predictor is None and known is not None:

@@ -36,7 +36,7 @@ from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
 from dspy_finetune.jobs.journal import Entry, Journal
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.predictors.base import FinetunedPredictor
 
 if TYPE_CHECKING:
@@ -350,11 +350,10 @@ def _plain(value: Any) -> Any:
 class BatchProgress:
     """Counts what the batches of a run have answered."""
 
-    def __init__(self, folder: BatchFolder, prices: Prices, clock: Clock) -> None:
+    def __init__(self, folder: BatchFolder, prices: Prices) -> None:
         self._folder = folder
         self._prices = prices
-        self._clock = clock
-        self._began_at = clock.now()
+        self._began_at = CLOCK.now()
         self._n_answered: dict[str, int] = {}
         self._n_failed: dict[str, int] = {}
         self._n_earlier = 0
@@ -390,7 +389,7 @@ class BatchProgress:
         """How far it is now."""
         n_requests = self._folder.n_requests
         n_answered = min(sum(self._n_answered.values()), n_requests)
-        seconds = self._clock.now() - self._began_at
+        seconds = CLOCK.now() - self._began_at
         n_fresh = n_answered - self._n_earlier
         rate = self._rows(n_fresh) / seconds if seconds > 0 and n_fresh > 0 else None
         n_done, n_rows = self._rows(n_answered), self._folder.n_rows
@@ -436,7 +435,6 @@ class BatchRun:
         host: With a batch interface.
         folder: What is sent, and where answers go.
         prices: Of the predictor's tokens, for the progress.
-        clock: Time.
         on_progress: Called after each look at all parts.
     """
 
@@ -445,15 +443,13 @@ class BatchRun:
         host: Host,
         folder: BatchFolder,
         prices: Prices,
-        clock: Clock,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._host = host
         self._folder = folder
         self._journal = folder.journal
-        self._clock = clock
         self._on_progress = on_progress
-        self._progress = BatchProgress(folder, prices, clock)
+        self._progress = BatchProgress(folder, prices)
         self._full_until = 0.0
         self._full_pause = FULL_SECONDS
         self.n_retries = 0
@@ -474,7 +470,7 @@ class BatchRun:
             if self._on_progress is not None:
                 self._on_progress(self._progress.look(n_retries=self.n_retries))
             if waiting:
-                self._clock.sleep(poll_seconds)
+                CLOCK.sleep(poll_seconds)
 
     def _advance(self, part: Part) -> bool:
         """Take a part's next step; True when it has its answers."""
@@ -492,7 +488,7 @@ class BatchRun:
             last = self._settle(part, last, attempt)
         if last is not None and last.event == "created":
             return self._look(part, attempt, str(last.facts["batch_id"]))
-        if self._clock.now() >= self._full_until:
+        if CLOCK.now() >= self._full_until:
             self._submit(part, attempt, last)
         return False
 
@@ -536,9 +532,9 @@ class BatchRun:
                     is_named = metadata.get(RUN_KEY) == self._folder.id
                     if is_named and metadata.get(PART_KEY) == self._name(part):
                         return self._write(part, "created", attempt=attempt, file_id=file_id, batch_id=batch.id)
-            if self._clock.now() >= creating.at + self._host.kind.listing_lag_seconds:
+            if CLOCK.now() >= creating.at + self._host.kind.listing_lag_seconds:
                 return self._write(part, "not_created", attempt=attempt, file_id=file_id, why="not listed")
-            self._clock.sleep(1.0)
+            CLOCK.sleep(1.0)
 
     def _look(self, part: Part, attempt: int, batch_id: str) -> bool:
         try:
@@ -581,7 +577,7 @@ class BatchRun:
         raise HostError(f"{self._host.name}: the batch {batch.id} failed: {why or 'no reason given'}")
 
     def _wait_for_the_queue(self) -> None:
-        self._full_until = self._clock.now() + self._full_pause
+        self._full_until = CLOCK.now() + self._full_pause
         logger.warning("the host's queue is full; trying again in %.0f s", self._full_pause)
         self._full_pause = min(self._full_pause * 2, 900.0)
 
@@ -591,7 +587,7 @@ class BatchRun:
         return f"{part.name}.{n_requests}"
 
     def _write(self, part: Part, event: str, **facts: Any) -> Entry:
-        return self._journal.append(part.name, event, at=self._clock.now(), **facts)
+        return self._journal.append(part.name, event, at=CLOCK.now(), **facts)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -605,7 +601,6 @@ def predict(
     max_bytes: int = MAX_BYTES,
     poll_seconds: float = 30.0,
     on_progress: Callable[[Progress], None] | None = None,
-    clock: Clock = SYSTEM_CLOCK,
     **options: Unpack[RowOptions],
 ) -> BulkResult:
     """Ask a predictor about every row by batches; see `bulk.predict` for what comes out.
@@ -620,7 +615,6 @@ def predict(
         max_bytes: Bytes in one file.
         poll_seconds: Between two looks at the batches.
         on_progress: Called with the `Progress` after each look. The cost is that of the answers that are here.
-        clock: Time; tests bring their own.
         **options: `keep`, `prefix`, `rename`, `format`, `split`, `limit`, `output_format`, `overwrite`: as in
             `bulk.predict`.
 
@@ -642,7 +636,7 @@ def predict(
         folder = BatchFolder(path, task, max_requests=max_requests, max_bytes=max_bytes)
         if max_usd is not None and not folder.journal.entries():
             _check_budget(predictor, folder, prices, max_usd)
-        run = BatchRun(predictor.host, folder, prices, clock, on_progress)
+        run = BatchRun(predictor.host, folder, prices, on_progress)
         run.finish(poll_seconds)
         passes: list[Meter] = []  # Parquet reads the rows twice: the figures are those of the last pass
 

@@ -154,9 +154,9 @@ def _models() -> Iterator[Finding]:
 def _hosts(offline: bool) -> Iterator[Finding]:
     from dspy_finetune.catalog import load_catalog
     from dspy_finetune.hosts import Host
-    from dspy_finetune.jobs.records import SYSTEM_CLOCK
+    from dspy_finetune.jobs.records import CLOCK
 
-    today = SYSTEM_CLOCK.today()
+    today = CLOCK.today()
     catalog = load_catalog()
     for name, facts in sorted(catalog.hosts.items()):
         if facts.training_ends is None:

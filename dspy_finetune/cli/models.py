@@ -11,7 +11,7 @@ from dspy_finetune.cli.app import out, print_json
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath, warn
 from dspy_finetune.jobs.model import ListedModel, list_models
-from dspy_finetune.jobs.records import SYSTEM_CLOCK
+from dspy_finetune.jobs.records import CLOCK
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def models(
     load_env(env_file)
     where = host_named(host, root=root)
     try:
-        found = list_models(where, tuned_only=not every, today=SYSTEM_CLOCK.today())
+        found = list_models(where, tuned_only=not every, today=CLOCK.today())
     finally:
         where.close()
     if as_json:

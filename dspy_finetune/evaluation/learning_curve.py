@@ -39,7 +39,7 @@ from dspy_finetune.evaluation.statistics import Floats, Interval
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
-from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, FinetunedModel, Job, Plan, plan
+from dspy_finetune.jobs import FinetunedModel, Job, Plan, plan
 from dspy_finetune.jobs.plan import unknown_price
 from dspy_finetune.prompts import PromptFormat
 
@@ -274,7 +274,6 @@ class Trainer:
     """Make a new job for one that an earlier call had seen fail."""
     n_at_once: int
     """Jobs that may be on the host at once."""
-    clock: Clock
     """The hour."""
     tell: Tell
     """Takes each sign of progress."""
@@ -304,7 +303,6 @@ class Trainer:
                 None if left is None else left + 1e-9,
                 new=new,
                 allow_unknown_price=self.allow_unknown_price,
-                clock=self.clock,
             )
         except BudgetError as error:
             one.error = f"not started: {error}"
@@ -526,7 +524,6 @@ def learning_curve(
     group_by: By | None = None,
     confidence: float = 0.95,
     n_resamples: int = 1000,
-    clock: Clock = SYSTEM_CLOCK,
 ) -> LearningCurve:
     """Train on growing parts of the data and say what each size gave, what it cost, and what more would bring.
 
@@ -558,7 +555,6 @@ def learning_curve(
         group_by: What test items share that makes them no independent evidence, as for `compare`.
         confidence: Of the intervals.
         n_resamples: Bootstrap draws.
-        clock: For tests.
 
     Raises:
         UsageError: An argument is wrong.
@@ -590,7 +586,6 @@ def learning_curve(
                 hyperparameters={**(hyperparameters or {}), **({} if n_epochs is None else {"n_epochs": n_epochs})},
                 suffix=suffix,
                 seed=seed,
-                clock=clock,
             ),
         )
         for seed, size, file in write_parts(rows, sizes, seeds, prompt, method, place)
@@ -603,7 +598,6 @@ def learning_curve(
         allow_unknown_price=allow_unknown_price,
         retry_failed=retry_failed,
         n_at_once=n_jobs_at_once,
-        clock=clock,
         tell=on_progress or (lambda progress: None),
     )
     trained = trainer.run(cells)

@@ -15,13 +15,11 @@ from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel, ListedModel, list_models
 from dspy_finetune.jobs.options import Hyperparameter, WandB
 from dspy_finetune.jobs.plan import Plan, plan
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Checkpoint, Clock, Event, JobFacts
+from dspy_finetune.jobs.records import Checkpoint, Event, JobFacts
 from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
 
 __all__ = [
-    "SYSTEM_CLOCK",
     "Checkpoint",
-    "Clock",
     "Event",
     "FinetunedModel",
     "Hyperparameter",

@@ -21,11 +21,10 @@ from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import billed_cost, catalog_name, journal_of
 from dspy_finetune.jobs.records import (
     CANCELLED,
+    CLOCK,
     FAILED,
     SUCCEEDED,
-    SYSTEM_CLOCK,
     Checkpoint,
-    Clock,
     Event,
     JobFacts,
     Row,
@@ -187,7 +186,6 @@ class Job:
         n_tokens: int | None = None,
         intent: str | None = None,
         journal: Journal | None = None,
-        clock: Clock = SYSTEM_CLOCK,
         is_new: bool = False,
     ) -> None:
         self.id = job_id
@@ -201,7 +199,6 @@ class Job:
         self._n_tokens = n_tokens
         self._intent = intent
         self._journal = journal
-        self._clock = clock
         self._events: dict[str, Event] = {}
 
     def __repr__(self) -> str:
@@ -356,14 +353,14 @@ class Job:
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:
-            model.wait_until_ready(host=self.host, clock=self._clock)
+            model.wait_until_ready(host=self.host)
         return model
 
     def follow(
         self, timeout_seconds: float | None = None, *, poll_seconds: float | None = None, with_events: bool = True
     ) -> Iterator[JobProgress]:
         """The same, as a stream of looks, the last one final; raises what the looking raises, not what the job did."""
-        started = self._clock.now()
+        started = CLOCK.now()
         first, longest = self.host.kind.poll_seconds
         longest = poll_seconds if poll_seconds is not None else longest
         pause = min(first, longest)
@@ -380,13 +377,13 @@ class Job:
                     raise
                 logger.warning("%s; asking again", error)
             else:
-                yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=self._clock.now())
+                yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=CLOCK.now())
                 if facts.is_final:
                     return
                 now = (facts.status, len(events))
                 pause = min(first, longest) if now != before else min(pause * BACKOFF, longest)
                 before = now
-            left = None if timeout_seconds is None else started + timeout_seconds - self._clock.now()
+            left = None if timeout_seconds is None else started + timeout_seconds - CLOCK.now()
             if left is not None and left <= 0:
                 raise JobTimeoutError(
                     f"{self.id} has not ended after {timeout_seconds:g} s; it goes on at {self.host.name}: follow it"
@@ -394,7 +391,7 @@ class Job:
                     job_id=self.id,
                 )
             pause_now = pause if left is None else min(pause, left)
-            self._clock.sleep(pause_now)
+            CLOCK.sleep(pause_now)
             silent_seconds += pause_now
 
     def model(self) -> FinetunedModel:
@@ -460,7 +457,7 @@ class Job:
         self._journal.append(
             self._intent,
             "ended",
-            at=self._clock.now(),
+            at=CLOCK.now(),
             job_id=self.id,
             status=facts.status,
             model=facts.fine_tuned_model,
@@ -469,13 +466,12 @@ class Job:
         )
 
 
-def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK) -> Job:
+def attach(job_id: str, *, host: Host | None = None) -> Job:
     """A job by its id: from another process or machine, with or without the journal, started by this library or not.
 
     Args:
         job_id: The host's id.
         host: Where it runs; without it this machine's journal is asked.
-        clock: For tests.
 
     Raises:
         UsageError: No host was given, and the journal does not know the job.
@@ -499,7 +495,6 @@ def attach(job_id: str, *, host: Host | None = None, clock: Clock = SYSTEM_CLOCK
         n_tokens=noted.get("n_tokens"),
         intent=noted.get("intent"),
         journal=journal_of(host) if "intent" in noted else None,
-        clock=clock,
     )
     try:
         job.refresh()

@@ -16,7 +16,7 @@ from dspy_finetune.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.options import catalog_name
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.records import CLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,7 @@ class FinetunedModel:
         except TypeError as error:
             raise UsageError(f"not a model's description ({error})") from error
 
-    def wait_until_ready(
-        self, *, host: Host | None = None, timeout_seconds: float = READY_SECONDS, clock: Clock = SYSTEM_CLOCK
-    ) -> bool:
+    def wait_until_ready(self, *, host: Host | None = None, timeout_seconds: float = READY_SECONDS) -> bool:
         """Wait until the host knows the model: after a job's success it can answer 404 for minutes.
 
         Returns:
@@ -91,7 +89,7 @@ class FinetunedModel:
             HostError: The host refused for another reason.
         """
         host = host or self.host
-        deadline = clock.now() + timeout_seconds
+        deadline = CLOCK.now() + timeout_seconds
         pause = 1.0
         while True:
             try:
@@ -101,10 +99,10 @@ class FinetunedModel:
             except HostError as error:
                 if error.status != 404 and not error.retryable:
                     raise
-            if clock.now() + pause > deadline:
+            if CLOCK.now() + pause > deadline:
                 logger.warning("%s: %s does not answer yet after %.0f s", host.name, self.id, timeout_seconds)
                 return False
-            clock.sleep(pause)
+            CLOCK.sleep(pause)
             pause = min(pause * 2, 30.0)
 
 

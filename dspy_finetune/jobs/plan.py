@@ -40,7 +40,7 @@ from dspy_finetune.jobs.options import (
     resolve,
     wire_method,
 )
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock, facts_table
+from dspy_finetune.jobs.records import CLOCK, facts_table
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission, Upload
 
 # ----------------------------------------------------------------------------------------------------
@@ -224,7 +224,6 @@ class Plan:
         new: bool = False,
         allow_unknown_price: bool = False,
         journal: Journal | None = None,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> Job:
         """Upload what is not there yet, and create the job; a plan that was started before gives its job again.
 
@@ -233,7 +232,6 @@ class Plan:
             new: Make another job although this plan has one.
             allow_unknown_price: Start although nobody knows the price.
             journal: Where the steps are written down; beside the embedded server's data, or in the user's data.
-            clock: For tests.
 
         Raises:
             BudgetError: It costs more than allowed, or the price is unknown; nothing was uploaded.
@@ -244,10 +242,10 @@ class Plan:
         self._check_budget(max_usd, allow_unknown_price)
         journal = journal or journal_of(self.host)
         # The host's own date wins over the catalog's; the plan was made without asking it.
-        for note in model_warnings(self.base_model, self.host, catalog=load_catalog(), today=clock.today()):
+        for note in model_warnings(self.base_model, self.host, catalog=load_catalog(), today=CLOCK.today()):
             if note not in self.warnings:
                 logger.warning(note)
-        facts, is_new = Submission(self._order(), journal, clock).run(new=new)
+        facts, is_new = Submission(self._order(), journal).run(new=new)
         return Job(
             facts.id,
             self.host,
@@ -258,7 +256,6 @@ class Plan:
             n_tokens=self.n_tokens,
             intent=self.intent,
             journal=journal,
-            clock=clock,
             is_new=is_new,
         )
 
@@ -366,7 +363,6 @@ def plan(
     metadata: Mapping[str, str] | None = None,
     wandb: WandB | str | None = None,
     catalog: Catalog | None = None,
-    clock: Clock = SYSTEM_CLOCK,
 ) -> Plan:
     """Settle a job without uploading anything: check the files, count, price, and resolve every hyperparameter.
 
@@ -383,7 +379,6 @@ def plan(
         metadata: Up to 12 pairs of your own.
         wandb: A project of Weights & Biases to report to.
         catalog: Limits and prices; the packaged ones by default.
-        clock: For tests.
 
     Raises:
         UsageError: An argument is wrong; says what is accepted.
@@ -407,7 +402,7 @@ def plan(
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
     ends = shutdown_date(base, dialect, catalog)
-    notes += lifetime_warnings(asked, dialect, ends=ends, catalog=catalog, today=clock.today())
+    notes += lifetime_warnings(asked, dialect, ends=ends, catalog=catalog, today=CLOCK.today())
     cost = training_cost(
         base_model=base,
         method=chosen,

@@ -280,13 +280,10 @@ def facts_table(title: str, facts: Mapping[str, object], remarks: Iterable[str] 
     return f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>{told}"
 
 
-# ----------------------------------------------------------------------------------------------------
-# Time as a value: what jobs ask for the hour and how they pause, so that tests need not wait.
-#
-# In: nothing. Out: `Clock`, the real one by default.
+# Time, in one place, so that tests need not wait.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Clock:
     """The hour, and a way to let it pass."""
 
@@ -300,4 +297,5 @@ class Clock:
         return datetime.fromtimestamp(self.now(), timezone.utc).date()
 
 
-SYSTEM_CLOCK = Clock()
+CLOCK = Clock()
+"""The one that all jobs and batches go by; a test sets its two functions."""

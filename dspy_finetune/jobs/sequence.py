@@ -19,7 +19,6 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import Plan, Source, path_of, plan, unknown_price
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,6 @@ class SequencePlan:
         *,
         new: bool = False,
         allow_unknown_price: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> SequenceJob:
         """Start the first job; the second follows in `wait`.
 
@@ -68,14 +66,13 @@ class SequencePlan:
             max_usd: For both together.
             new: Make other jobs although this plan has some.
             allow_unknown_price: Start although nobody knows the price.
-            clock: For tests.
 
         Raises:
             BudgetError: The two cost more than allowed, or a price is unknown; nothing was uploaded.
             JobError: As `Plan.start`.
             HostError: As `Plan.start`.
         """
-        return SequenceJob((self.sft, self.dpo), max_usd, new=new, allow_unknown_price=allow_unknown_price, clock=clock)
+        return SequenceJob((self.sft, self.dpo), max_usd, new=new, allow_unknown_price=allow_unknown_price)
 
 
 class SequenceJob:
@@ -87,9 +84,7 @@ class SequenceJob:
         HostError: As `Plan.start`.
     """
 
-    def __init__(
-        self, plans: Sequence[Plan], max_usd: float | None, *, new: bool, allow_unknown_price: bool, clock: Clock
-    ) -> None:
+    def __init__(self, plans: Sequence[Plan], max_usd: float | None, *, new: bool, allow_unknown_price: bool) -> None:
         # Before the first job, not between two of them.
         cost = together(plans)
         if cost is None and not allow_unknown_price:
@@ -98,7 +93,7 @@ class SequenceJob:
             raise BudgetError(f"the jobs together cost ${cost:,.2f}, more than the allowed ${max_usd:,.2f}")
         self._plans = tuple(plans)
         self._max_usd = max_usd
-        self._options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price, "clock": clock}
+        self._options: dict[str, Any] = {"new": new, "allow_unknown_price": allow_unknown_price}
         self.jobs = [self._plans[0].start(max_usd, **self._options)]
         """Those that were started, in their order."""
 
@@ -158,7 +153,7 @@ def sft_then_dpo(
         host: Where to train.
         sft_hyperparameters: Of the first job.
         dpo_hyperparameters: Of the second.
-        options: suffix, seed, metadata, wandb, clock, as for `plan`.
+        options: suffix, seed, metadata, wandb, as for `plan`.
 
     Raises:
         UsageError: An argument is wrong.

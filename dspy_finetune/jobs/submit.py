@@ -29,7 +29,7 @@ from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import never_sent
 from dspy_finetune.jobs.journal import Entry, Journal
-from dspy_finetune.jobs.records import Clock, JobFacts, job_facts
+from dspy_finetune.jobs.records import CLOCK, JobFacts, job_facts
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +90,10 @@ class Order:
 class Submission:
     """One order on its way; `run` brings it to its job."""
 
-    def __init__(self, order: Order, journal: Journal, clock: Clock) -> None:
+    def __init__(self, order: Order, journal: Journal) -> None:
         self._order = order
         self._host = order.host
         self._journal = journal
-        self._clock = clock
 
     def run(self, *, new: bool = False) -> tuple[JobFacts, bool]:
         """(the job, whether it was made now).
@@ -188,10 +187,10 @@ class Submission:
                 return found
             if unnamed:
                 raise self._ambiguous("lists a job of the same file, but kept no metadata to know it by", unnamed)
-            if self._clock.now() >= deadline:
+            if CLOCK.now() >= deadline:
                 self._write("not_created", attempt=attempt, why="not listed")
                 return None
-            self._clock.sleep(min(pause, max(deadline - self._clock.now(), 0.05)))
+            CLOCK.sleep(min(pause, max(deadline - CLOCK.now(), 0.05)))
             pause = min(pause * 2, 10.0)
 
     def _list_unnamed(self, creating: Entry) -> list[JobFacts]:
@@ -243,7 +242,7 @@ class Submission:
                     return self._adopt(found, attempt)[0]
                 if not error.retryable or number == CREATE_TRIES - 1:
                     raise
-                self._clock.sleep(_retry_after(error, number, self._clock.now()))
+                CLOCK.sleep(_retry_after(error, number, CLOCK.now()))
                 continue
             self._write("created", attempt=attempt, job_id=job.id)
             return job
@@ -255,7 +254,7 @@ class Submission:
             self._write("not_created", attempt=attempt, why=f"HTTP {error.status}" if error.status else "not sent")
             return None
         logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
-        return self._settle(creating, attempt, lost_at=self._clock.now())
+        return self._settle(creating, attempt, lost_at=CLOCK.now())
 
     # ---- files
 
@@ -305,10 +304,10 @@ class Submission:
         return None
 
     def _await_file(self, file_id: str, status: str) -> None:
-        deadline = self._clock.now() + FILE_SECONDS
-        while status in {"uploaded", "pending", "running", "not_started"} and self._clock.now() < deadline:
+        deadline = CLOCK.now() + FILE_SECONDS
+        while status in {"uploaded", "pending", "running", "not_started"} and CLOCK.now() < deadline:
             # OpenAI says "processed" at once; Azure takes its time, and refuses a job before that.
-            self._clock.sleep(2.0)
+            CLOCK.sleep(2.0)
             with self._host.talking(f"ask for the file {file_id}"):
                 status = str(self._host.client().files.retrieve(file_id).status)
         if status == "error":
@@ -317,7 +316,7 @@ class Submission:
             )
 
     def _write(self, event: str, **facts: Any) -> Entry:
-        return self._journal.append(self._order.intent, event, at=self._clock.now(), **facts)
+        return self._journal.append(self._order.intent, event, at=CLOCK.now(), **facts)
 
 
 def _of(jobs: Sequence[JobFacts], intent: str) -> list[JobFacts]:

@@ -34,7 +34,6 @@ from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.plan import Plan
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
 from dspy_finetune.jobs.sequence import SequencePlan
 from dspy_finetune.optimizers.provider import FinetuneProvider, systems_of
 from dspy_finetune.optimizers.serving import TunedPredict, attach_adapter, prompt_of, tuned_lm
@@ -96,7 +95,7 @@ class PreferenceFinetune(Teleprompter):
         max_usd: More than this, over all jobs, is not started.
         num_threads: Runs at the same time.
         seed: Of sampling and training.
-        allow_unknown_price, suffix, on_progress, timeout_seconds, new, deploy, clock: As in `FinetuneProvider`.
+        allow_unknown_price, suffix, on_progress, timeout_seconds, new, deploy: As in `FinetuneProvider`.
     """
 
     def __init__(
@@ -126,7 +125,6 @@ class PreferenceFinetune(Teleprompter):
         timeout_seconds: float | None = None,
         new: bool = False,
         deploy: Callable[[FinetunedModel], str] | None = None,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__()
         if method not in ("dpo", "sft_then_dpo"):
@@ -159,7 +157,6 @@ class PreferenceFinetune(Teleprompter):
             "timeout_seconds": timeout_seconds,
             "new": new,
             "deploy": deploy,
-            "clock": clock,
         }
 
     def compile(

@@ -28,7 +28,7 @@ from dspy_finetune.jobs.job import Job, JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import Method, catalog_name, journal_of
 from dspy_finetune.jobs.plan import Plan, Source, plan, unknown_price
-from dspy_finetune.jobs.records import SYSTEM_CLOCK, Clock
+from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
 from dspy_finetune.optimizers.serving import MAX_SYSTEMS, TunedLM, system_of, tuned_lm
 
@@ -90,7 +90,6 @@ class FinetuneProvider(Provider):
         new: Train again although the same was trained before.
         deploy: For hosts that serve a model only after its deployment: is given the tuned model, deploys it, and
             returns the name to ask by.
-        clock: For tests.
 
     Raises:
         UsageError: The host needs a deployment and `deploy` is not given, or `validation` is no share.
@@ -111,7 +110,6 @@ class FinetuneProvider(Provider):
         timeout_seconds: float | None = None,
         new: bool = False,
         deploy: Callable[[FinetunedModel], str] | None = None,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__()
         if host.kind.needs_deployment and deploy is None:
@@ -135,7 +133,6 @@ class FinetuneProvider(Provider):
         self.timeout_seconds = timeout_seconds
         self.new = new
         self.deploy = deploy
-        self.clock = clock
 
     def __repr__(self) -> str:
         return f"FinetuneProvider(host={self.host!r})"
@@ -239,7 +236,6 @@ class FinetuneProvider(Provider):
             hyperparameters=hyperparameters,
             suffix=self.suffix,
             seed=self.seed,
-            clock=self.clock,
         )
         _tell(settled.warnings)
         return settled
@@ -261,7 +257,6 @@ class FinetuneProvider(Provider):
             dpo_hyperparameters=hyperparameters,
             suffix=self.suffix,
             seed=self.seed,
-            clock=self.clock,
         )
         _tell(settled.warnings)
         return settled
@@ -288,7 +283,7 @@ class FinetuneProvider(Provider):
     def start(self, settled: Plan | SequencePlan) -> Job | SequenceJob:
         """The plan's job: made now, or found if the same was started before."""
         logger.info("%s", settled)
-        return settled.start(self.max_usd, new=self.new, allow_unknown_price=self.allow_unknown_price, clock=self.clock)
+        return settled.start(self.max_usd, new=self.new, allow_unknown_price=self.allow_unknown_price)
 
     def finish(self, job: Job | SequenceJob) -> tuple[FinetunedModel, str]:
         """(the job's model, the name that it answers by), once it does.
@@ -305,7 +300,7 @@ class FinetuneProvider(Provider):
 
     def _await_answer(self, name: str, job: Job | SequenceJob) -> None:
         """One token from the model: a program must not be handed a model that is dead."""
-        deadline, pause = self.clock.now() + READY_SECONDS, 1.0
+        deadline, pause = CLOCK.now() + READY_SECONDS, 1.0
         while True:
             try:
                 with self.host.talking(f"ask {name} for its first answer"):
@@ -316,13 +311,13 @@ class FinetuneProvider(Provider):
             except HostError as error:
                 if error.status != 404 and not error.retryable:
                     raise
-                if self.clock.now() + pause > deadline:
+                if CLOCK.now() + pause > deadline:
                     raise JobError(
                         f"{job.id} made {name}, but {self.host.name} does not serve it after {READY_SECONDS:.0f} s;"
                         f" nothing was changed: run the same again later, or attach({job.id!r})",
                         job_id=job.id,
                     ) from error
-            self.clock.sleep(pause)
+            CLOCK.sleep(pause)
             pause = min(pause * 2, 30.0)
 
     def _method_of(self, rows: Sequence[Mapping[str, Any]], train_data_format: Any) -> Method:

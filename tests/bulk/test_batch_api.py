@@ -18,7 +18,7 @@ from dspy_finetune.bulk.progress import Prices, Progress
 from dspy_finetune.bulk.requests import Tokens
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.records import Clock
+from dspy_finetune.jobs.records import CLOCK
 from tests.bulk.fake_batches import FakeBatches
 
 CREATE = "POST /*"
@@ -31,12 +31,15 @@ def fake() -> Iterator[FakeBatches]:
     server.close()
 
 
-@pytest.fixture
-def clock(fake: FakeBatches) -> Clock:
+@pytest.fixture(autouse=True)
+def clock(fake: FakeBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time moves only when something sleeps."""
+
     def sleep(seconds: float) -> None:
         fake.now += seconds
 
-    return Clock(now=lambda: fake.now, sleep=sleep)
+    monkeypatch.setattr(CLOCK, "now", lambda: fake.now)
+    monkeypatch.setattr(CLOCK, "sleep", sleep)
 
 
 def predictor(fake: FakeBatches, **options: Any) -> ft.OpenAIPredictor:
@@ -52,12 +55,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, tmp_path: Path) -> None:
     fake.says = lambda body: (200, "true" if body["messages"][-1]["content"].endswith("7") else "false")
     rows: list[Any] = [*titles(25), {"titel": "x"}]
     looks: list[Any] = []
     done = batch_api.predict(
-        predictor(fake), iter(rows), tmp_path / "out.jsonl", max_requests=10, clock=clock, on_progress=looks.append
+        predictor(fake), iter(rows), tmp_path / "out.jsonl", max_requests=10, on_progress=looks.append
     )
     assert (done.n_rows, done.n_answered, done.n_bad_rows, done.n_input_tokens) == (26, 25, 1, 250)
     found = read(tmp_path / "out.jsonl")
@@ -72,13 +75,13 @@ def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, clock: C
     assert (looks[-1].n_done, looks[-1].n_total) == (26, 26)
     # By size, too.
     n_before = len(fake.batches)
-    done = batch_api.predict(predictor(fake), titles(10), tmp_path / "two.jsonl", max_bytes=2000, clock=clock)
+    done = batch_api.predict(predictor(fake), titles(10), tmp_path / "two.jsonl", max_bytes=2000)
     assert done.n_answered == 10
     assert all(len(fake.contents[batch["input_file_id"]]) <= 2000 for batch in [*fake.batches.values()][n_before:])
     assert len(fake.batches) - n_before > 1
 
 
-def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["expired"]
     tries: dict[str, int] = {}
 
@@ -90,36 +93,34 @@ def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, clo
         return (500, "oops") if question.endswith("4") and tries[question] < 2 else (200, "true")
 
     fake.says = says
-    done = batch_api.predict(predictor(fake), titles(9), tmp_path / "out.jsonl", clock=clock)
+    done = batch_api.predict(predictor(fake), titles(9), tmp_path / "out.jsonl")
     assert (done.n_answered, done.n_failed) == (8, 1)
     assert "too long" in read(tmp_path / "out.jsonl")[3]["error"]
     # Not one that had its answer was asked again.
     assert {question: n for question, n in tries.items() if n > 1} == {"Title: title 4": 2}
 
 
-def test_a_full_queue_is_waited_for(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_a_full_queue_is_waited_for(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["completed", "queue_full", "queue_full", "completed"]
     began = fake.now
-    done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", max_requests=2, clock=clock)
+    done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", max_requests=2)
     assert done.n_answered == 4
     assert [batch["status"] for batch in fake.batches.values()] == ["completed", "failed", "failed", "completed"]
     assert fake.now - began >= 180
     assert len(fake.asked) == 4
 
 
-def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["failed"]
     with pytest.raises(HostError, match="no: failed"):
-        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize("is_done", [True, False])
-def test_an_answer_that_is_lost_makes_no_second_batch(
-    is_done: bool, fake: FakeBatches, clock: Clock, tmp_path: Path
-) -> None:
+def test_an_answer_that_is_lost_makes_no_second_batch(is_done: bool, fake: FakeBatches, tmp_path: Path) -> None:
     fake.drop(CREATE, done=is_done)
-    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
     assert done.n_answered == 3
     assert len(fake.batches) == 1
     assert len(fake.asked) == 3
@@ -131,7 +132,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
-    step: int, fake: FakeBatches, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dspy_finetune.jobs.journal import Journal
 
@@ -150,19 +151,19 @@ def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", dying)
         with pytest.raises(Killed):
-            batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
-    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+            batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
+    done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
     assert done.n_answered == 3
     assert len(fake.batches) == 1
     assert len(fake.asked) == 3
 
 
-def test_another_run_is_refused_and_no_key_is_written(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_another_run_is_refused_and_no_key_is_written(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["failed"]
     with pytest.raises(HostError):
-        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl")
     with pytest.raises(UsageError, match="its options differs"):
-        batch_api.predict(predictor(fake, threshold=0.9), titles(2), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake, threshold=0.9), titles(2), tmp_path / "out.jsonl")
     files = [path for path in (tmp_path / "out.jsonl.batch").rglob("*") if path.is_file()]
     assert len(files) >= 4
     assert all(b"secret" not in path.read_bytes() for path in files)
@@ -183,56 +184,50 @@ def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: F
 
 
 def test_progress_tells_rate_time_left_and_cost(
-    fake: FakeBatches, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look each 30 s: nothing sent, half of 20 rows, all of them; $1 a million tokens, of answers that are here."""
     monkeypatch.setattr(Prices, "usd", lambda self, used: (used.n_input + used.n_output) / 1e6)
     fake.orders = ["slow"]
     looks: list[Progress] = []
-    batch_api.predict(predictor(fake), titles(20), tmp_path / "out.jsonl", clock=clock, on_progress=looks.append)
+    batch_api.predict(predictor(fake), titles(20), tmp_path / "out.jsonl", on_progress=looks.append)
     assert [look.n_done for look in looks] == [0, 10, 20]
     assert [look.rows_per_second for look in looks] == [None, pytest.approx(10 / 30), pytest.approx(20 / 60)]
     assert [look.eta_seconds for look in looks] == [None, pytest.approx(30), 0]
     assert [look.cost_usd for look in looks] == [0, 0, pytest.approx(220e-6)]
 
 
-def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(
-    fake: FakeBatches, clock: Clock, tmp_path: Path
-) -> None:
+def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["completed", "failed"]
     with pytest.raises(HostError):
-        batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, clock=clock)
+        batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4)
     looks: list[Progress] = []
-    batch_api.predict(
-        predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, clock=clock, on_progress=looks.append
-    )
+    batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, on_progress=looks.append)
     assert [(look.n_done, look.n_reused) for look in looks] == [(4, 4), (8, 4)]
     assert looks[-1].rows_per_second == pytest.approx(4 / 30)
     assert len(fake.asked) == 8
 
 
-def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(
-    fake: FakeBatches, clock: Clock, tmp_path: Path
-) -> None:
+def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(fake: FakeBatches, tmp_path: Path) -> None:
     """A list has no file whose hash would tell."""
     fake.orders = ["failed"]
     with pytest.raises(HostError):
-        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
     for others in ([{"title": "another"}, *titles(2)], titles(2), titles(4)):
         with pytest.raises(DataError, match="is not what was asked before"):
-            batch_api.predict(predictor(fake), others, tmp_path / "out.jsonl", clock=clock)
-    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock).n_answered == 3
+            batch_api.predict(predictor(fake), others, tmp_path / "out.jsonl")
+    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl").n_answered == 3
 
 
-def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeBatches, tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
-        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0, clock=clock)
-    done = batch_api.predict(predictor(fake, threshold=0.9), titles(3), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0)
+    done = batch_api.predict(predictor(fake, threshold=0.9), titles(3), tmp_path / "out.jsonl")
     assert done.n_answered == 3
 
 
 def test_a_line_that_is_no_answer_is_asked_again(
-    fake: FakeBatches, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fake: FakeBatches, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     upload = fake.upload
 
@@ -241,16 +236,16 @@ def test_a_line_that_is_no_answer_is_asked_again(
         return upload(name, purpose, content.replace(b'{"custom_id"', b'["custom_id"', 1) if is_first else content)
 
     fake.upload = broken  # type: ignore[method-assign]
-    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock).n_answered == 3
+    assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl").n_answered == 3
     assert (len(fake.asked), len(fake.batches)) == (4, 2)
     assert "begins no answer" in caplog.text
 
 
-def test_a_damaged_folder_is_told_in_one_line(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_told_in_one_line(fake: FakeBatches, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.batch").mkdir()
     (tmp_path / "out.jsonl.batch" / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run\.json is not a run by batches: .*; remove the folder"):
-        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl", clock=clock)
+        batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
 
 
 def test_the_shared_options_are_those_of_bulk_predict() -> None:
@@ -260,12 +255,12 @@ def test_the_shared_options_are_those_of_bulk_predict() -> None:
     }
 
 
-def test_both_orders_stand_in_one_part(fake: FakeBatches, clock: Clock, tmp_path: Path) -> None:
+def test_both_orders_stand_in_one_part(fake: FakeBatches, tmp_path: Path) -> None:
     fake.says = lambda body: (200, "A")
     host = Host.compatible(fake.url, "k", name="fake")
     pairwise = ft.PairwisePredictor(ft.prompts.pairwise("Bees."), "m", host=host, logprobs=False)
     pairs = [{"title_a": f"one {number}", "title_b": "two"} for number in range(5)]
-    done = batch_api.predict(pairwise, pairs, tmp_path / "out.jsonl", max_requests=5, clock=clock)
+    done = batch_api.predict(pairwise, pairs, tmp_path / "out.jsonl", max_requests=5)
     assert (done.n_answered, done.n_requests) == (5, 10)
     assert [content.count(b"\n") for content in fake.contents.values() if b"POST" in content] == [4, 4, 2]
     assert all(row["is_tie"] for row in read(tmp_path / "out.jsonl"))

@@ -24,7 +24,7 @@ from dspy_finetune.evaluation.learning_curve import (
 )
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Clock
+from dspy_finetune.jobs.records import CLOCK
 from tests.jobs.answering import AnsweringOpenAI
 
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -64,10 +64,18 @@ def host(fake: Learning) -> Iterator[Host]:
     one.close()
 
 
-def curve(fake: Learning, host: Host, **changes: object) -> LearningCurve:
+@pytest.fixture(autouse=True)
+def clock(fake: Learning, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time moves only when something sleeps."""
+
     def sleep(seconds: float) -> None:
         fake.now += seconds
 
+    monkeypatch.setattr(CLOCK, "now", lambda: float(fake.now))
+    monkeypatch.setattr(CLOCK, "sleep", sleep)
+
+
+def curve(fake: Learning, host: Host, **changes: object) -> LearningCurve:
     arguments: dict[str, Any] = {
         "sizes": [10, 20, 40],
         "models": [MODEL],
@@ -77,7 +85,6 @@ def curve(fake: Learning, host: Host, **changes: object) -> LearningCurve:
         "prompt": prompts.binary(),
         "metric": RIGHT,
         "n_resamples": 200,
-        "clock": Clock(now=lambda: float(fake.now), sleep=sleep),
         "train": ROWS,
         **changes,
     }

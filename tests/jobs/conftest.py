@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Clock
+from dspy_finetune.jobs.records import CLOCK
 from tests.fake_openai import FakeOpenAI
 
 
@@ -27,9 +27,6 @@ class FakeTime:
         self.slept.append(seconds)
         self.fake.now += seconds
 
-    def clock(self) -> Clock:
-        return Clock(now=self.now, sleep=self.sleep)
-
 
 @pytest.fixture
 def fake() -> Iterator[FakeOpenAI]:
@@ -39,8 +36,12 @@ def fake() -> Iterator[FakeOpenAI]:
 
 
 @pytest.fixture
-def time(fake: FakeOpenAI) -> FakeTime:
-    return FakeTime(fake)
+def time(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The clock that jobs go by while this test runs."""
+    made = FakeTime(fake)
+    monkeypatch.setattr(CLOCK, "now", made.now)
+    monkeypatch.setattr(CLOCK, "sleep", made.sleep)
+    return made
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ TABLE = [
 
 @pytest.fixture
 def job(sft_file: Path, host: Host, time: FakeTime) -> Job:
-    return plan(sft_file, base_model=BASE, host=host, suffix="taste").start(clock=time.clock())
+    return plan(sft_file, base_model=BASE, host=host, suffix="taste").start()
 
 
 def test_waiting_ends_with_the_model_and_all_that_is_known_of_it(job: Job, sft_file: Path) -> None:
@@ -197,14 +197,14 @@ def test_another_machine_follows_without_the_journal(
     job: Job, host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sft_file: Path, time: FakeTime
 ) -> None:
     monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "elsewhere"))
-    model = attach(job.id, host=host, clock=time.clock()).wait()
+    model = attach(job.id, host=host).wait()
     assert model.data_sha256 == plan(sft_file, base_model=BASE, host=host).train.sha256
     with pytest.raises(UsageError, match="host="):
         attach(job.id)
 
 
 def test_this_machine_follows_by_the_id_alone(job: Job, time: FakeTime) -> None:
-    again = attach(job.id, clock=time.clock())
+    again = attach(job.id)
     assert again.host == job.host
     assert again.wait().estimated_cost_usd == pytest.approx(0.015)
 
@@ -230,10 +230,10 @@ def test_a_new_model_that_answers_404_is_waited_for(job: Job, fake: FakeOpenAI, 
     assert fake.count("GET /models/*") >= 5
     before = len(time.slept)
     fake.fail("GET /models/*", status=404, times=1000)
-    assert not model.wait_until_ready(timeout_seconds=120, clock=time.clock())
+    assert not model.wait_until_ready(timeout_seconds=120)
     assert sum(time.slept[before:]) <= 120
     fake.faults.clear()
-    assert model.wait_until_ready(clock=time.clock())
+    assert model.wait_until_ready()
 
 
 def test_ctrl_c_leaves_the_job_alive(job: Job, fake: FakeOpenAI) -> None:

@@ -74,7 +74,7 @@ def made(host: Host, tmp_path: Path) -> Plan:
 
 @pytest.fixture
 def old(made: Plan, time: FakeTime) -> FinetunedModel:
-    return made.start(clock=time.clock()).wait()
+    return made.start().wait()
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
     old: FinetunedModel, made: Plan, new_host: Host, fake: AnsweringOpenAI, other: AnsweringOpenAI, time: FakeTime
 ) -> None:
     before = len(fake.requests)
-    migration = migrate(old.id, to=new_host, clock=time.clock())
-    moved = migration.start(max_usd=0.0, clock=time.clock()).wait()
+    migration = migrate(old.id, to=new_host)
+    moved = migration.start(max_usd=0.0).wait()
     assert len(fake.requests) == before, "the old host may be closed: what the journal knows is not asked for"
     (body,) = bodies(other)
     assert body["model"] == "smollm2-135m-instruct"
@@ -98,7 +98,7 @@ def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
     assert made.validation is not None
     assert other.contents[body["validation_file"]] == made.validation.path.read_bytes()
     assert (moved.data_sha256, moved.prompt_digest) == (old.data_sha256, PROMPT.digest)
-    again = migrate(old.id, to=new_host, clock=time.clock()).start(clock=time.clock()).wait()
+    again = migrate(old.id, to=new_host).start().wait()
     assert (again.id, len(other.jobs)) == (moved.id, 1)
 
 
@@ -106,10 +106,10 @@ def test_a_job_is_as_good_a_name_as_its_model(
     old: FinetunedModel, new_host: Host, made: Plan, fake: AnsweringOpenAI, time: FakeTime
 ) -> None:
     before = len(fake.requests)
-    planned = plan_migration(str(old.job_id), to=new_host, clock=time.clock())
+    planned = plan_migration(str(old.job_id), to=new_host)
     assert (planned.old.model, planned.old.base_model, len(fake.requests)) == (old.id, BASE, before)
     fake.script = ["failed"]
-    failed = made.start(new=True, clock=time.clock())
+    failed = made.start(new=True)
     with pytest.raises(ft.errors.JobFailedError):
         failed.wait()
     with pytest.raises(UsageError, match="made no model"):
@@ -126,11 +126,11 @@ def test_without_journal_and_files_the_old_host_is_asked(
     for path in made.train.path.parent.glob("*.jsonl"):
         path.unlink()
     what: dict[str, Any] = {"model": old.id, "job": old.job_id, "value": old}
-    planned = plan_migration(what[named], to=new_host, host=host if named == "job" else None, clock=time.clock())
+    planned = plan_migration(what[named], to=new_host, host=host if named == "job" else None)
     assert planned.old.train.read_bytes() == content
     assert planned.old.validation is not None
     assert "learning_rate_multiplier: known only as the old host settled it" in " ".join(planned.warnings)
-    planned.start(clock=time.clock()).wait()
+    planned.start().wait()
     # The small host says that it took 3 epochs.
     assert bodies(other)[0]["method"]["supervised"]["hyperparameters"] == {"n_epochs": 3}
 
@@ -145,7 +145,7 @@ def test_a_journal_of_the_first_schema_is_enough_with_the_file(
         for name in ("suffix", "seed", "data_sha256"):
             line.pop(name, None)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    planned = plan_migration(old.id, to=new_host, clock=time.clock())
+    planned = plan_migration(old.id, to=new_host)
     assert (planned.old.train, planned.old.suffix, planned.old.base_model) == (made.train.path, "taste", BASE)
 
 
@@ -155,10 +155,10 @@ def test_a_model_tuned_from_a_tuned_one_is_made_again_from_the_start(
     first = sft_then_dpo(
         write_dpo(tmp_path / "pairs.jsonl"), base_model=BASE, host=host, dpo_hyperparameters={"beta": 0.3}
     )
-    old = first.start(clock=time.clock()).wait()
-    planned = plan_migration(old.id, to=new_host, clock=time.clock())
+    old = first.start().wait()
+    planned = plan_migration(old.id, to=new_host)
     assert [one.method for one in planned.plans] == ["sft", "dpo"]
-    moved = planned.start(max_usd=0.0, clock=time.clock()).wait()
+    moved = planned.start(max_usd=0.0).wait()
     one, two = bodies(other)
     assert (one["model"], two["model"]) == ("smollm2-135m-instruct", "ft:smollm2-135m-instruct:fake::00000001")
     assert two["method"]["dpo"]["hyperparameters"]["beta"] == 0.3
@@ -190,16 +190,16 @@ def test_a_price_that_nobody_knows_and_a_model_that_nobody_named(
     there = Host.compatible(other.url, "k", name="there")
     with pytest.raises(UsageError, match="base_model"):
         plan_migration(old.id, to=there)
-    planned = plan_migration(old.id, to=there, base_model="llama", clock=time.clock())
+    planned = plan_migration(old.id, to=there, base_model="llama")
     with pytest.raises(BudgetError, match="allow_unknown_price"):
-        planned.start(clock=time.clock())
+        planned.start()
     assert not bodies(other)
-    assert planned.start(allow_unknown_price=True, clock=time.clock()).wait().id.startswith("ft:llama:")
+    assert planned.start(allow_unknown_price=True).wait().id.startswith("ft:llama:")
 
 
 def test_another_hosts_form_of_file_is_written(old: FinetunedModel, made: Plan, time: FakeTime) -> None:
     azure = Host.azure("https://example.openai.azure.com", "k")
-    planned = plan_migration(old.id, to=azure, clock=time.clock())
+    planned = plan_migration(old.id, to=azure)
     assert planned.plans[0].base_model == BASE
     assert planned.plans[0].train.path.read_bytes() == b"\xef\xbb\xbf" + made.train.path.read_bytes()
     assert planned.plans[0].train.prompt_digest == PROMPT.digest
@@ -217,8 +217,8 @@ def test_a_new_model_that_is_worse_is_said_to_be(
     old: FinetunedModel, new_host: Host, other: AnsweringOpenAI, time: FakeTime, unseen: list[dspy.Example]
 ) -> None:
     other.answer = lambda body: "true"
-    migration = migrate(old, to=new_host, clock=time.clock())
-    moved = migration.start(clock=time.clock()).wait()
+    migration = migrate(old, to=new_host)
+    moved = migration.start().wait()
     report = migration.compare(moved, unseen)
     assert (report.outcome, report.exit_code) == ("worse", 4)
     assert [row.name for row in report.rows] == ["new", "old"]
@@ -234,8 +234,8 @@ def test_answers_of_before_stand_in_for_a_model_that_is_gone(
     before = ft.compare({"tuned": ft.OpenAIPredictor(PROMPT, old)}, unseen[:20], [ft.metrics.accuracy("is_favorite")])
     before.to_json(kept)
     fake.models.clear()
-    migration = migrate(old, to=new_host, clock=time.clock())
-    moved = migration.start(clock=time.clock()).wait()
+    migration = migrate(old, to=new_host)
+    moved = migration.start().wait()
     with pytest.raises(UsageError, match="--stored"):
         migration.compare(moved, unseen)
     n_asked = fake.count("POST /chat/completions")
@@ -255,8 +255,8 @@ def test_answers_of_before_stand_in_for_a_model_that_is_gone(
 def test_without_examples_the_file_that_was_measured_on_decides(
     old: FinetunedModel, new_host: Host, time: FakeTime
 ) -> None:
-    migration = migrate(old, to=new_host, clock=time.clock())
-    report = migration.compare(migration.start(clock=time.clock()).wait())
+    migration = migrate(old, to=new_host)
+    report = migration.compare(migration.start().wait())
     assert [(row.n, *(one.value for one in row.scores.values())) for row in report.rows] == [(12, 1.0), (12, 1.0)]
 
 
@@ -265,8 +265,8 @@ def test_a_saved_predictor_moves_with_its_settings(
 ) -> None:
     predictor = ft.OpenAIPredictor(PROMPT, old, threshold=0.7, max_tokens=3)
     predictor.save(tmp_path / "old.json")
-    migration = migrate(tmp_path / "old.json", to=new_host, clock=time.clock())
-    moved = migration.start(clock=time.clock()).wait()
+    migration = migrate(tmp_path / "old.json", to=new_host)
+    moved = migration.start().wait()
     migration.new_predictor(moved).save(tmp_path / "new.json")
     again = ft.load_predictor(tmp_path / "new.json")
     assert isinstance(again, ft.OpenAIPredictor)
@@ -279,7 +279,7 @@ def test_a_file_without_its_prompt_is_compared_as_it_stands(
     host: Host, new_host: Host, time: FakeTime, tmp_path: Path
 ) -> None:
     made = plan(write_sft(tmp_path / "bare.jsonl"), base_model=BASE, host=host)
-    migration = migrate(made.start(clock=time.clock()).wait().id, to=new_host, clock=time.clock())
+    migration = migrate(made.start().wait().id, to=new_host)
     assert "has no manifest" in " ".join(migration.plan.warnings)
     with pytest.raises(UsageError, match="saved predictor"):
         migration.new_predictor("ft:x")

@@ -70,7 +70,7 @@ def program(host: Host) -> Any:
 
 
 def finetune(time: FakeTime, **options: Any) -> PreferenceFinetune:
-    return PreferenceFinetune(right, **{"adapter": as_adapter(PROMPT), "clock": time.clock(), **options})
+    return PreferenceFinetune(right, **{"adapter": as_adapter(PROMPT), **options})
 
 
 def rows(fake: AnsweringOpenAI, file: str = "file-0001") -> list[Any]:
@@ -217,7 +217,7 @@ def test_each_predictor_of_a_program_learns_from_its_own_pairs(
     fake.answer = Chatter()
     program = TwoSteps()
     program.set_lm(host.lm(BASE, cache=False))
-    optimizer = PreferenceFinetune(right_boat, clock=time.clock(), n_samples=6, multitask=multitask)
+    optimizer = PreferenceFinetune(right_boat, n_samples=6, multitask=multitask)
     tuned = optimizer.compile(program, trainset=examples())
     assert set(tuned.tuning.models) == {"name", "judge.predict"}
     assert len(bodies(fake)) == n_jobs
@@ -236,7 +236,7 @@ def test_the_predictors_to_tune_can_be_named(host: Host, fake: AnsweringOpenAI, 
     fake.answer = Chatter()
     program = TwoSteps()
     program.set_lm(host.lm(BASE, cache=False))
-    optimizer = PreferenceFinetune(right_boat, clock=time.clock(), n_samples=6, predictors=["name"])
+    optimizer = PreferenceFinetune(right_boat, n_samples=6, predictors=["name"])
     tuned = optimizer.compile(program, trainset=examples())
     assert set(tuned.tuning.models) == {"name"}
     assert tuned.judge.predict.lm.model == f"openai/{BASE}"

@@ -11,17 +11,19 @@ import pytest
 
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Clock, FinetunedModel, Journal, WandB, plan
+from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
 from dspy_finetune.jobs.options import estimate_seconds, journal_of
+from dspy_finetune.jobs.records import CLOCK
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_sft
 
 BASE = "gpt-4.1-mini-2025-04-14"
 
 
-def on(day: str) -> Clock:
+def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.timezone.utc).timestamp()
-    return Clock(now=lambda: moment, sleep=lambda seconds: None)
+    monkeypatch.setattr(CLOCK, "now", lambda: moment)
+    monkeypatch.setattr(CLOCK, "sleep", lambda seconds: None)
 
 
 def test_a_plan_needs_no_network_and_tells_tokens_epochs_and_cost(sft_file: Path, host: Host, fake: FakeOpenAI) -> None:
@@ -190,18 +192,21 @@ def test_the_local_host_bills_nothing(sft_file: Path) -> None:
         ("2027-01-20", "was shut down on 2027-01-14"),
     ],
 )
-def test_end_dates_are_told_from_sixty_days_before(sft_file: Path, host: Host, day: str, says: str | None) -> None:
-    warnings = plan(sft_file, base_model=BASE, host=host, clock=on(day)).warnings
+def test_end_dates_are_told_from_sixty_days_before(
+    sft_file: Path, host: Host, day: str, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(day, monkeypatch)
+    warnings = plan(sft_file, base_model=BASE, host=host).warnings
     ends = [note for note in warnings if "2027" in note]
     assert (ends == []) if says is None else any(says in note for note in ends)
 
 
 def test_the_hosts_own_end_date_wins(
-    sft_file: Path, host: Host, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
+    sft_file: Path, host: Host, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.models[BASE] = {"id": BASE, "object": "model", "created": 1, "owned_by": "o", "shutdown_date": "2026-12-24"}
-    clock = on("2026-12-20")
-    plan(sft_file, base_model=BASE, host=host, clock=clock).start(clock=clock)
+    on("2026-12-20", monkeypatch)
+    plan(sft_file, base_model=BASE, host=host).start()
     assert "for 4 more days, until 2026-12-24" in caplog.text
 
 

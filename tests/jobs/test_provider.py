@@ -47,7 +47,7 @@ def fake() -> Iterator[AnsweringOpenAI]:
 
 @pytest.fixture
 def provider(host: Host, time: FakeTime) -> FinetuneProvider:
-    return FinetuneProvider(host=host, clock=time.clock(), suffix="boats", seed=3)
+    return FinetuneProvider(host=host, suffix="boats", seed=3)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_is_served_is_what_was_trained(provider: FinetuneProvider, fake: Fa
 def test_settings_go_to_the_host_and_the_same_rows_are_paid_once(host: Host, time: FakeTime, fake: FakeOpenAI) -> None:
     looks: list[str] = []
     provider = FinetuneProvider(
-        host=host, suffix="s", seed=5, validation=0.2, hyperparameters={"n_epochs": 2}, clock=time.clock(),
+        host=host, suffix="s", seed=5, validation=0.2, hyperparameters={"n_epochs": 2},
         on_progress=lambda look: looks.append(look.status),
     )  # fmt: skip
     for _ in range(2):
@@ -217,7 +217,7 @@ def test_better_together_trains_and_keeps_the_better_program(host: Host, time: F
         return CHAT_REPLY.replace("true", "false") if errs and body["model"] == BASE else CHAT_REPLY
 
     fake.answer = answer
-    provider = FinetuneProvider(host=host, clock=time.clock())
+    provider = FinetuneProvider(host=host)
     program = dspy.Predict("title -> is_favorite: bool")
     program.set_lm(dspy.LM(f"openai/{BASE}", provider=provider, cache=False))
     optimizer = BetterTogether(metric=right, w=BootstrapFinetune(metric=right, num_threads=1))

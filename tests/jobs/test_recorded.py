@@ -15,7 +15,7 @@ import pytest
 
 from dspy_finetune.errors import HostError, JobCancelledError, JobFailedError, ModelGoneError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import SYSTEM_CLOCK, Clock, JobProgress, attach, list_jobs, plan, sft_then_dpo
+from dspy_finetune.jobs import JobProgress, attach, list_jobs, plan, sft_then_dpo
 from dspy_finetune.jobs.submit import INTENT_KEY
 from tests.cassettes import FOLDER, recorder
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft
@@ -52,18 +52,19 @@ def local(server: None, request: pytest.FixtureRequest) -> Iterator[Host]:
 
 
 @pytest.fixture
-def clock(time: FakeTime) -> Clock:
-    return SYSTEM_CLOCK if IS_RECORDING else time.clock()
+def clock(request: pytest.FixtureRequest) -> FakeTime | None:
+    """The real clock where a real server is recorded."""
+    return None if IS_RECORDING else request.getfixturevalue("time")
 
 
-def test_a_job_from_plan_to_answer(local: Host, clock: Clock, tmp_path: Path) -> None:
+def test_a_job_from_plan_to_answer(local: Host, clock: FakeTime | None, tmp_path: Path) -> None:
     train, validation = write_sft(tmp_path / "train.jsonl"), write_sft(tmp_path / "validation.jsonl", seed=1)
     made = plan(
         train, validation=validation, base_model="toy", host=local, suffix="taste", seed=3, metadata={"who": "tests"},
         hyperparameters={"n_epochs": 2},
     )  # fmt: skip
     looks: list[JobProgress] = []
-    job = made.start(max_usd=0.0, clock=clock)
+    job = made.start(max_usd=0.0)
     assert job.is_new
     model = job.wait(on_progress=looks.append)
     assert model.id.startswith("ft:toy:local:taste:")
@@ -76,9 +77,9 @@ def test_a_job_from_plan_to_answer(local: Host, clock: Clock, tmp_path: Path) ->
     events = job.events()
     assert len({one.id for one in events}) == len(events)
     assert events[-1].message == "The job has successfully completed"
-    again = made.start(clock=clock)
+    again = made.start()
     assert (again.id, again.is_new) == (job.id, False)
-    assert attach(job.id, host=local, clock=clock).facts.metadata[INTENT_KEY] == made.intent
+    assert attach(job.id, host=local).facts.metadata[INTENT_KEY] == made.intent
     assert job.id in [one.id for one in list_jobs(host=local)]
     answer = local.client().chat.completions.create(
         model=model.id, messages=[{"role": "user", "content": "Title: tides"}], max_tokens=1, logprobs=True
@@ -86,17 +87,17 @@ def test_a_job_from_plan_to_answer(local: Host, clock: Clock, tmp_path: Path) ->
     assert answer.choices[0].logprobs is not None
 
 
-def test_sft_then_dpo(local: Host, clock: Clock, tmp_path: Path) -> None:
+def test_sft_then_dpo(local: Host, clock: FakeTime | None, tmp_path: Path) -> None:
     made = sft_then_dpo(write_dpo(tmp_path / "pairs.jsonl"), base_model="toy", host=local, suffix="pairs")
-    model = made.start(clock=clock).wait()
+    model = made.start().wait()
     assert (model.method, model.base) == ("dpo", "toy")
     assert model.id.startswith("ft:toy:local:pairs:")
     assert model.job_id is not None
-    assert attach(model.job_id, host=local, clock=clock).facts.model.startswith("ft:toy:local:pairs:")
+    assert attach(model.job_id, host=local).facts.model.startswith("ft:toy:local:pairs:")
 
 
-def test_pause_resume_and_cancel(local: Host, clock: Clock, tmp_path: Path) -> None:
-    job = plan(write_sft(tmp_path / "train.jsonl"), base_model="toy", host=local, suffix="steered").start(clock=clock)
+def test_pause_resume_and_cancel(local: Host, clock: FakeTime | None, tmp_path: Path) -> None:
+    job = plan(write_sft(tmp_path / "train.jsonl"), base_model="toy", host=local, suffix="steered").start()
     for look in job.follow(with_events=False):
         if look.status == "running":
             break
@@ -110,7 +111,7 @@ def test_pause_resume_and_cancel(local: Host, clock: Clock, tmp_path: Path) -> N
         job.wait()
 
 
-def test_what_a_host_refuses(local: Host, clock: Clock, tmp_path: Path) -> None:
+def test_what_a_host_refuses(local: Host, clock: FakeTime | None, tmp_path: Path) -> None:
     """Too few rows fail the job; names that the host does not know are errors with its own code."""
     few = write_sft(tmp_path / "few.jsonl", n=7)
     client = local.client()
@@ -118,7 +119,7 @@ def test_what_a_host_refuses(local: Host, clock: Clock, tmp_path: Path) -> None:
         sent = client.files.create(file=("few.jsonl", stream), purpose="fine-tune")
     made = client.fine_tuning.jobs.create(model="toy", training_file=sent.id)
     with pytest.raises(JobFailedError, match="7 example") as failed:
-        attach(made.id, host=local, clock=clock).wait()
+        attach(made.id, host=local).wait()
     assert (failed.value.code, failed.value.param) == ("invalid_n_examples", "training_file")
     with pytest.raises(HostError) as unknown:
         attach("ftjob-nobody-knows-me", host=local)

@@ -98,7 +98,7 @@ def test_what_is_planted_is_nowhere(
         key = host.api_key()
         made = plan(data, base_model=BASE, host=host, suffix=f"s{number}")
         fake.drop("POST /fine_tuning/jobs")
-        job = made.start(allow_unknown_price=True, clock=time.clock())
+        job = made.start(allow_unknown_price=True)
         fake.jobs[job.id]["organization_id"] = ORGANISATION
         fake.emit(job.id, f"Created by {ORGANISATION}")
         model = job.wait(on_progress=lambda look: found.keep("progress", look.to_dict()))
@@ -110,7 +110,7 @@ def test_what_is_planted_is_nowhere(
         for route, act in (
             ("GET /fine_tuning/jobs/*", job.refresh),
             ("GET /fine_tuning/jobs/*/events", job.events),
-            ("GET /models/*", lambda model=model, host=host: model.wait_until_ready(host=host, clock=time.clock())),
+            ("GET /models/*", lambda model=model, host=host: model.wait_until_ready(host=host)),
         ):
             refuse(fake, route, key)
             with pytest.raises(ft.errors.HostError) as refused:
@@ -121,7 +121,7 @@ def test_what_is_planted_is_nowhere(
         fake.script, fake.failure = ["failed"], {"code": "bad", "message": echo(SHAPED), "param": "file"}
         failed = plan(data, base_model=BASE, host=host, suffix=f"f{number}")
         with pytest.raises(ft.errors.JobFailedError) as ended:
-            failed.start(allow_unknown_price=True, clock=time.clock()).wait()
+            failed.start(allow_unknown_price=True).wait()
         found.keep_error("a failed job", ended.value)
         fake.script = ["succeeded"]
 

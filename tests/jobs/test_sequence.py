@@ -21,13 +21,13 @@ def test_the_second_job_starts_from_the_first_ones_model(
 ) -> None:
     made = sft_then_dpo(dpo_file, base_model=BASE, host=host, dpo_hyperparameters={"beta": 0.2})
     assert made.cost_usd == pytest.approx((made.sft.cost_usd or 0) + (made.dpo.cost_usd or 0))
-    model = made.start(max_usd=1.0, clock=time.clock()).wait()
+    model = made.start(max_usd=1.0).wait()
     bodies = [body for route, body in fake.requests if route == "POST /fine_tuning/jobs"]
     assert [body["method"]["type"] for body in bodies] == ["supervised", "dpo"]
     assert bodies[1]["model"] == "ft:gpt-4.1-mini-2025-04-14:fake::00000001"
     assert bodies[1]["method"]["dpo"]["hyperparameters"]["beta"] == 0.2
     assert (model.method, model.base) == ("dpo", BASE)
-    again = made.start(max_usd=1.0, clock=time.clock()).wait()
+    again = made.start(max_usd=1.0).wait()
     assert (again.id, len(fake.jobs)) == (model.id, 2)
 
 

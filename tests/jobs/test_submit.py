@@ -141,7 +141,7 @@ def test_a_process_killed_at_any_step_and_started_again_leaves_one_job(
         fake.holds.clear()  # a request that reached nobody
         hold.released.clear()
     fake.now = int(_journal_time(made)) or fake.now
-    job = made.start(clock=time.clock())
+    job = made.start()
     assert len(fake.jobs) == 1
     assert job.is_new == (before == 0)
     assert fake.count("POST /files") <= 2
@@ -158,7 +158,7 @@ def _journal_time(made: Plan) -> float:
 
 def test_a_job_whose_reply_was_lost_is_found_by_its_metadata(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.drop(CREATE)
-    job = made.start(clock=time.clock())
+    job = made.start()
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
     assert job.id in fake.jobs
 
@@ -168,7 +168,7 @@ def test_a_host_that_takes_too_long_to_answer_is_asked_for_the_job(
 ) -> None:
     monkeypatch.setattr(submit, "CREATE_SECONDS", 0.5)
     hold = fake.hold(CREATE, phase="after")
-    job = made.start(clock=time.clock())
+    job = made.start()
     assert hold.reached.is_set()
     assert (len(fake.jobs), fake.count(CREATE), job.id) == (1, 1, "ftjob-0001")
 
@@ -187,7 +187,7 @@ def test_a_lag_is_counted_from_when_the_reply_was_given_up(
 
     passing = threading.Thread(target=let_time_pass)
     passing.start()
-    job = made.start(clock=time.clock())
+    job = made.start()
     passing.join()
     assert (len(fake.jobs), fake.count(CREATE), job.id) == (1, 1, "ftjob-0001")
 
@@ -195,7 +195,7 @@ def test_a_lag_is_counted_from_when_the_reply_was_given_up(
 def test_a_listing_that_lags_is_waited_for(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.listing_lag = 6
     fake.drop(CREATE)
-    made.start(clock=time.clock())
+    made.start()
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
     assert sum(time.slept) < 60
 
@@ -204,7 +204,7 @@ def test_a_request_that_reached_nobody_is_sent_again_after_the_lag(
     made: Plan, fake: FakeOpenAI, time: FakeTime
 ) -> None:
     fake.drop(CREATE, done=False)
-    made.start(clock=time.clock())
+    made.start()
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
     assert sum(time.slept) >= 60
 
@@ -215,7 +215,7 @@ def test_an_error_that_may_hide_a_job_is_looked_into(
     made: Plan, fake: FakeOpenAI, time: FakeTime, status: int, done: bool
 ) -> None:
     fake.fail(CREATE, status=status, done=done)
-    made.start(clock=time.clock())
+    made.start()
     assert len(fake.jobs) == 1
     assert fake.count(CREATE) == (1 if done else 2)
 
@@ -231,7 +231,7 @@ def test_too_many_requests_waits_as_the_host_says(
     made: Plan, fake: FakeOpenAI, time: FakeTime, after: str | None, slept: float
 ) -> None:
     fake.fail(CREATE, status=429, headers={"Retry-After": after} if after else {})
-    made.start(clock=time.clock())
+    made.start()
     assert time.slept == [slept]
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
 
@@ -242,7 +242,7 @@ def test_a_fault_is_looked_into_and_then_waited_out_as_the_host_says(
     made: Plan, fake: FakeOpenAI, time: FakeTime, status: int, after: str | None, slept: float
 ) -> None:
     fake.fail(CREATE, status=status, headers={"Retry-After": after} if after else {})
-    made.start(clock=time.clock())
+    made.start()
     assert time.slept[-1] == slept
     assert sum(time.slept[:-1]) >= 60
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 2)
@@ -251,12 +251,12 @@ def test_a_fault_is_looked_into_and_then_waited_out_as_the_host_says(
 def test_a_host_that_stays_busy_is_given_up_with_its_answer(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.fail(CREATE, status=429, times=9)
     with pytest.raises(HostError) as caught:
-        made.start(clock=time.clock())
+        made.start()
     assert caught.value.status == 429
     assert fake.count(CREATE) == 5
     assert events_of(made)[-1] == "not_created"
     fake.faults.clear()
-    assert made.start(clock=time.clock()).is_new
+    assert made.start().is_new
 
 
 def test_a_host_that_kept_no_metadata_leaves_a_question_and_no_second_job(
@@ -265,10 +265,10 @@ def test_a_host_that_kept_no_metadata_leaves_a_question_and_no_second_job(
     fake.keeps_metadata = False
     fake.drop(CREATE)
     with pytest.raises(AmbiguousJobError, match=r"ftjob-0001.*attach") as caught:
-        made.start(clock=time.clock())
+        made.start()
     assert caught.value.job_id == "ftjob-0001"
     with pytest.raises(AmbiguousJobError):
-        made.start(clock=time.clock())
+        made.start()
     assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
 
 
@@ -278,16 +278,16 @@ def test_a_host_that_lists_no_jobs_leaves_a_question_and_no_second_job(
     fake.fail(LIST, status=404, times=99)
     fake.drop(CREATE)
     with pytest.raises(AmbiguousJobError, match="does not list"):
-        made.start(clock=time.clock())
+        made.start()
     assert fake.count(CREATE) == 1
 
 
 def test_two_jobs_of_one_plan_are_not_chosen_between(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
-    made.start(clock=time.clock())
+    made.start()
     twin = fake.create({"model": BASE, "training_file": "file-1", "metadata": fake.jobs["ftjob-0001"]["metadata"]})
     Path(os.environ["DSPY_FINETUNE_HOME"], "journal.jsonl").unlink()
     with pytest.raises(AmbiguousJobError, match=twin["id"]):
-        made.start(clock=time.clock())
+        made.start()
     assert fake.count(CREATE) == 1
 
 
@@ -295,15 +295,15 @@ def test_a_host_that_ignores_the_filter_gives_no_stranger(made: Plan, fake: Fake
     fake.filters_metadata = False
     for number in range(30):
         fake.create({"model": BASE, "training_file": f"file-x{number}", "metadata": {INTENT_KEY: "other"}})
-    assert made.start(clock=time.clock()).id == "ftjob-0031"
+    assert made.start().id == "ftjob-0031"
 
 
 def test_a_job_that_the_host_does_not_know_is_a_question(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
-    made.start(clock=time.clock())
+    made.start()
     fake.jobs.clear()
     with pytest.raises(AmbiguousJobError, match="ftjob-0001"):
-        made.start(clock=time.clock())
-    assert made.start(new=True, clock=time.clock()).is_new
+        made.start()
+    assert made.start(new=True).is_new
 
 
 def test_a_host_out_of_reach_is_told_and_nothing_is_open(
@@ -312,7 +312,7 @@ def test_a_host_out_of_reach_is_told_and_nothing_is_open(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args, **kwargs: 0.0)
     with pytest.raises(HostError, match="no answer"):
-        made.start(clock=time.clock())
+        made.start()
     monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
 
 
@@ -322,7 +322,7 @@ def test_a_host_out_of_reach_is_told_and_nothing_is_open(
 def test_a_closed_host_says_so_and_leaves_nothing_open(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.fail(CREATE, status=403, body={"error": {"message": "winding down", "code": "training_not_available"}})
     with pytest.raises(TrainingClosedError, match="local"):
-        made.start(clock=time.clock())
+        made.start()
     assert events_of(made)[-1] == "not_created"
 
 
