@@ -1,7 +1,7 @@
-"""JSONL in and out: path:line in errors, write beside and rename, sha256.
+"""Files: written beside and renamed, read with one line of error, SHA-256.
 
-In: paths. Out: parsed rows with their line numbers; files that appear complete or not at all.
-Not covered: what the rows mean (data/ and export/ know).
+In: paths. Out: small files read whole; files that appear complete or not at all.
+Not covered: rows of JSONL (`_jsonl`), logs that grow (`_appendlog`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dspy_finetune.errors import DataError, FileError, RowError, UsageError
+from dspy_finetune.errors import DataError, FileError, UsageError
 
 BOM = b"\xef\xbb\xbf"
 
@@ -42,52 +42,6 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
 def packed_kind(head: bytes) -> str | None:
     """What a file with these first bytes is, where it is no text: gzip, zip or Parquet."""
     return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
-
-
-def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, the line's bytes without its end), skipping a byte-order mark and blank lines.
-
-    Raises:
-        FileError: The file cannot be opened or read.
-    """
-    try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1 and line.startswith(BOM):
-                    line = line[len(BOM) :]
-                line = line.rstrip(b"\r\n")
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, the parsed value) for each line that is not blank.
-
-    Raises:
-        FileError: The file cannot be opened or read.
-        RowError: A line is not UTF-8 or not JSON; names path, line and remedy.
-    """
-    for number, line in read_lines(path):
-        try:
-            yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise RowError(
-                f"byte {error.start + 1} of the line is not UTF-8",
-                path=os.fspath(path),
-                line=number,
-                value=line[error.start : error.start + 8],
-                remedy="save the file as UTF-8",
-            ) from error
-        except ValueError as error:
-            raise RowError(
-                f"not JSON ({error})",
-                path=os.fspath(path),
-                line=number,
-                value=line[:80],
-                remedy="one JSON value per line",
-            ) from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune._files import atomic_writer, read_jsonl, sha256_file
+from dspy_finetune._files import atomic_writer, sha256_file
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import Catalog, parse_model_id
 from dspy_finetune.errors import DataError, HostError, UsageError
 from dspy_finetune.evaluation import metrics as all_metrics

@@ -14,7 +14,7 @@ LAYERS = [
     "data", "prompts", "export", "hosts", "jobs", "optimizers", "predictors", "bulk", "evaluation", "report",
     "migration", "cli",
 ]  # fmt: skip
-SHARED = {"errors", "_optional", "_files", "_appendlog", "_progress", "values", "catalog"}
+SHARED = {"errors", "_optional", "_files", "_appendlog", "_jsonl", "_progress", "values", "catalog"}
 ALLOWED = {
     # The command that is the server, and the main job.
     ("cli", "local"),

@@ -25,7 +25,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_finetune._files import atomic_writer, read_json, read_jsonl, write_json
+from dspy_finetune._files import atomic_writer, read_json, write_json
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.bulk.asking import RowFailedError, is_completion, outcome_of
 from dspy_finetune.bulk.predict import RowOptions, Task
 from dspy_finetune.bulk.progress import BulkResult, Meter, Prices, Progress

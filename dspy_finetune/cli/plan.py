@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspy_finetune._files import read_jsonl
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env

@@ -26,6 +26,15 @@ import dspy
 import pydantic
 
 from dspy_finetune._files import BOM, file_error
+from dspy_finetune._jsonl import (
+    FORGIVEN,
+    MISSING,
+    SAVE_UTF8,
+    reason_of,
+    row_error,
+    stream_entries,
+    wide_encoding,
+)
 from dspy_finetune._optional import require
 from dspy_finetune.data.fields import MarkedRow
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, UsageError
@@ -39,31 +48,12 @@ from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowErr
 Row = tuple[int, "dict[str, Any] | RowError"]
 """A line number and the row that begins there, or the reason why it cannot be read."""
 
-_SAVE_UTF8 = "save the file as UTF-8"
-# UTF-32 first: its little-endian mark begins with UTF-16's.
-_MARKS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-
 
 def check_encoding(head: bytes, name: str) -> None:
     """Refuse a file whose first bytes are those of UTF-16 or UTF-32. Raises RowError."""
-    problem = None
-    for mark, encoding in _MARKS:
-        if head.startswith(mark):
-            problem = f"the file is {encoding} (its byte-order mark is at byte offset 0)"
-            break
-    else:
-        # Without a mark, plain text in UTF-16 shows by its zero bytes: one beside every ASCII character, three in
-        # UTF-32.
-        n_zeros = head[:4].count(0)
-        if n_zeros >= 2:
-            problem = f"the file looks like UTF-{16 if n_zeros == 2 else 32} (zero byte at byte offset {head.index(0)})"
-    if problem is not None:
-        raise RowError(problem, path=name, line=1, value=head[:4], remedy=_SAVE_UTF8)
+    wide = wide_encoding(head)
+    if wide is not None:
+        raise RowError(wide[1], path=name, line=1, value=head[:4], remedy=SAVE_UTF8)
 
 
 def decoded_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str, RowError | None]]:
@@ -91,7 +81,7 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
         path=name,
         line=line,
         value=found,
-        remedy=_SAVE_UTF8,
+        remedy=SAVE_UTF8,
     )
 
 
@@ -263,53 +253,16 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 _LAX_DECODER = json.JSONDecoder()
 
 
-def read_jsonl(stream: BinaryIO, name: str) -> Iterator[Row]:
-    """One JSON object per line; blank lines are passed over."""
-    first = True
-    for number, text, wrong in decoded_lines(stream, name):
-        if wrong is not None:
-            yield number, wrong
-        elif text.strip():
-            if first and text.strip() in ("{", "["):
-                raise RowError(
-                    "the first line is a lone bracket: this is JSON over several lines, not JSONL",
-                    path=name,
-                    line=number,
-                    value=text.strip(),
-                    remedy='name the file .json or give format="json"',
-                )
-            yield number, _json_line(text, name, number)
-            first = False
-
-
-def _json_line(text: str, name: str, number: int) -> dict[str, Any] | RowError:
-    remedy = "one JSON object per line"
-    try:
-        value = _DECODER.decode(text)
-    except _BadJsonValue as error:
-        return RowError(str(error), path=name, line=number, value=text[:80])
-    except RecursionError:
-        return RowError("nested too deeply", path=name, line=number, value=text[:80], remedy=remedy)
-    except ValueError as error:
-        stripped = text.strip()
-        if stripped.startswith("{'"):
-            remedy = "this is Python's notation with single quotes; write the row with json.dumps"
-        elif stripped.startswith("\ufeff"):
-            remedy = "a byte-order mark stands before the row, as where files were joined; take it out"
-        elif "\r" in stripped:
-            remedy = "the lines end with CR alone; save the file with LF line ends"
-        elif isinstance(error, json.JSONDecodeError) and error.msg.startswith("Invalid control character"):
-            remedy = f"write {text[error.pos]!r} as an escape such as \\u{ord(text[error.pos]):04x}, or take it out"
-        problem = f"not JSON ({_json_reason(error)})"
-        return RowError(problem, path=name, line=number, value=stripped[:80], remedy=remedy)
-    return checked_object(value, text, name, number)
-
-
-def _json_reason(error: ValueError) -> str:
-    """Python's reason without its "line 1", which is not the line of the file."""
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error)
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+def read_jsonl(stream: io.BufferedReader[Any], name: str) -> Iterator[Row]:
+    """One JSON object per line; blank lines are passed over, every other fault is the row's error."""
+    for entry in stream_entries(stream):
+        fault = next((fault for fault in entry.faults if fault.code not in FORGIVEN), None)
+        if fault is not None and entry.line is None:
+            raise row_error(fault, name, None)  # of the whole file
+        if fault is not None:
+            yield entry.line or 1, row_error(fault, name, entry.line)
+        elif entry.value is not MISSING:
+            yield entry.line or 1, checked_object(entry.value, entry.raw.decode("utf-8"), name, entry.line or 1)
 
 
 def checked_object(value: Any, source: str, name: str, number: int) -> dict[str, Any] | RowError:
@@ -441,7 +394,7 @@ class _JsonFile:
     def _broken(self, error: Exception) -> RowError:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         if isinstance(error, json.JSONDecodeError):
-            self.position, reason = max(error.pos, self._counted), _json_reason(error)
+            self.position, reason = max(error.pos, self._counted), reason_of(error)
         remedy = "mend the file"
         if self.text.lstrip()[:2] in ("['", "{'", "[{'") or self.text[self.position : self.position + 1] == "'":
             remedy = "this is Python's notation with single quotes; write the file with json.dump"
@@ -786,7 +739,7 @@ def _path_rows(path: str, format: Format | None) -> Iterator[Row]:
         raise error if isinstance(error, FileError) else file_error(error, path, "read") from error
 
 
-def _file_rows(stream: BinaryIO, head: bytes, name: str, format: Format | None) -> Iterator[Row]:
+def _file_rows(stream: io.BufferedReader[Any], head: bytes, name: str, format: Format | None) -> Iterator[Row]:
     found = _checked_format(head, name, format)
     if found == "parquet":
         # Its table of contents stands at the end, where a pipe cannot go.

@@ -7,15 +7,16 @@ of a conversation.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dspy_finetune._files import packed_kind, read_lines, sha256_file
+from dspy_finetune._files import packed_kind, sha256_file
+from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import dialect_named, from_any, is_trl, method_of, shape_named
 from dspy_finetune.export.manifest import Manifest, Method
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_LEADING_ERRORS = 100
 """A file that starts with so many broken lines is given up: it is not a training file."""
-_NO_ROW = ("not JSON", "not a JSON object", "unknown line format", "byte ")
+_NO_ROW = ("not JSON", "not a JSON object", "unknown line format", "not UTF-8")
 """How the errors of lines begin that are no training rows."""
 
 
@@ -93,11 +94,8 @@ def convert(
 def _check_dialect(path: str | os.PathLike[str], from_: str) -> None:
     """See whether the first lines are of the dialect; where none is, that is one fault, not one of each line."""
     first: tuple[int, Row] | None = None
-    for number, line in islice(read_lines(path), _MAX_LEADING_ERRORS):
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):  # not UTF-8 or not JSON: told with its line by what follows
-            continue
+    for entry in islice(read_entries(path), _MAX_LEADING_ERRORS):
+        row, number = entry.value, entry.line or 1
         if not isinstance(row, dict):
             continue
         if is_trl(row) != dialect_named(from_).messages:
@@ -163,11 +161,17 @@ def _rows(
 ) -> Iterator[Row | RowError]:
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
     progress.path = os.fspath(path)
-    for number, line in read_lines(path):
+    for entry in read_entries(path):
+        fault = next((fault for fault in entry.faults if not CODES[fault.code].fixable), None)
+        if fault is None and entry.value is MISSING:
+            continue  # a blank line, a byte-order mark, the brackets of an array: mended by being read
         progress.n_rows_in += 1
-        progress.line = number
+        progress.line = number = entry.line or 1
+        if fault is not None:
+            yield _line_error(RowError(fault.message, value=entry.raw[:80], remedy=fault.remedy), path, number)
+            continue
         try:
-            row = from_any(json.loads(line.decode("utf-8")), from_)
+            row = from_any(entry.value, from_)
             if method is not None and method_of(row) != method:
                 raise RowError(
                     f"a {method_of(row)} row in a file of {method} rows",
@@ -175,14 +179,8 @@ def _rows(
                     remedy="keep the two in files of their own",
                 )
             yield row
-        except UnicodeDecodeError as error:
-            problem = f"byte {error.start + 1} of the line is not UTF-8"
-            yield _line_error(RowError(problem, value=line[:80], remedy="save the file as UTF-8"), path, number)
         except RowError as error:
             yield _line_error(error, path, number)
-        except (ValueError, RecursionError) as error:
-            problem = f"not JSON ({error})"
-            yield _line_error(RowError(problem, value=line[:80], remedy="one object per line"), path, number)
 
 
 def _line_error(error: RowError, path: str | os.PathLike[str], number: int) -> RowError:

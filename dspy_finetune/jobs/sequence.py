@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._files import atomic_writer, read_jsonl, sha256_file
+from dspy_finetune._files import atomic_writer, sha256_file
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import BudgetError, RowError
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host

@@ -24,7 +24,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from dspy_finetune._files import read_jsonl
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import FileError, FinetuneError, RowError
 from dspy_finetune.local import chat
 from dspy_finetune.local.batches import Batches, CreateBatch

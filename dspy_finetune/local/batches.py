@@ -20,7 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from dspy_finetune._appendlog import AppendLog
-from dspy_finetune._files import read_jsonl, write_json
+from dspy_finetune._files import write_json
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import FinetuneError, RowError
 from dspy_finetune.local.schemas import ApiError, ChatRequest
 from dspy_finetune.local.store import Store, derived_id, new_id

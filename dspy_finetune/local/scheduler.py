@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dspy_finetune._appendlog import is_locked, try_lock
-from dspy_finetune._files import read_jsonl, write_json
+from dspy_finetune._files import write_json
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.local.chat import message_text
 from dspy_finetune.local.models import base_name

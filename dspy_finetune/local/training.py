@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from dspy_finetune._files import read_jsonl
+from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
 from dspy_finetune.local.schemas import Emit, Method, TrainResult, TrainSpec
 

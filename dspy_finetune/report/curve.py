@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from dspy_finetune._files import atomic_writer, read_lines, write_json
+from dspy_finetune._files import atomic_writer, read_text, write_json
 from dspy_finetune._progress import ProgressLine
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation.learning_curve import CurvePoint, LearningCurve, MarginalValue
@@ -103,7 +103,7 @@ class CurveReport:
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        text = b"\n".join(line for _, line in read_lines(path))
+        text = read_text(path)
         try:
             values = json.loads(text)
         except ValueError as error:

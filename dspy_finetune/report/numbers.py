@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dspy_finetune._files import atomic_writer, read_lines, write_json
+from dspy_finetune._files import atomic_writer, read_text, write_json
 from dspy_finetune.errors import DataError
 from dspy_finetune.evaluation.result import Comparison, Difference, ProgramRow, Verdict
 from dspy_finetune.report import tables
@@ -140,7 +140,7 @@ class Report:
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        text = b"\n".join(line for _, line in read_lines(path))
+        text = read_text(path).encode("utf-8")
         try:
             return cls.from_dict(_parse(text))
         except DataError as error:

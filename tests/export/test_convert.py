@@ -219,10 +219,13 @@ def test_a_file_that_trains_nothing_is_told_once(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"title": f"Title {n}", "liked": True} for n in range(150)])
     with pytest.raises(RowError, match=r"rows.jsonl:1: unknown .* keys liked, title; the next 99 lines are no better"):
         convert(rows, tmp_path / "b.jsonl", to="trl")
-    rows.write_text(json.dumps({"a": [1, 2]}, indent=1))
+    rows.write_text("a\nb\nc\n")
     with pytest.raises(
-        RowError, match=r"rows.jsonl:1: not JSON .* the other 5 lines are no better: this is no training"
+        RowError, match=r"rows.jsonl:1: not JSON .* the other 2 lines are no better: this is no training"
     ):
+        convert(rows, tmp_path / "b.jsonl", to="trl")
+    rows.write_text(json.dumps({"a": [1, 2]}, indent=1))
+    with pytest.raises(RowsError, match=r"rows.jsonl:1: unknown line format with the keys a"):
         convert(rows, tmp_path / "b.jsonl", to="trl")
     rows.write_bytes(gzip.compress(b"{}\n" * 1000))
     with pytest.raises(RowError, match="the file is a gzip file; unpack it"):

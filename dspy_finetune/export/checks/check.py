@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import FinetuneError, UsageError
 from dspy_finetune.export.checks.across import PairGraph, choice_of
 from dspy_finetune.export.checks.checker import RowChecker, method_named
-from dspy_finetune.export.checks.lines import MISSING, read_entries
 from dspy_finetune.export.checks.report import CheckReport, CheckStats, Issue, TokenStats
 from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
 from dspy_finetune.export.dialects import DIALECTS
@@ -76,7 +76,7 @@ def _check_file(
     held: CheckReport | None = None,
 ) -> CheckReport:
     log, wants_bom, has_bom = checker.log, DIALECTS[host].bom if host in DIALECTS else False, False
-    for line, value, raw, faults in read_entries(path):
+    for line, value, faults, raw, _ in read_entries(path):
         for fault in faults:
             has_bom = has_bom or fault.code == "bom"
             if fault.code != "bom" or not wants_bom:
@@ -172,7 +172,7 @@ def lint(
     if not isinstance(source, (str, os.PathLike)):
         return _lint_examples(source)
     checker = RowChecker(method=method, count=False)
-    for line, value, raw, _ in read_entries(source):
+    for line, value, _, raw, _ in read_entries(source):
         if value is not MISSING:
             checker.row(line or 1, value, len(raw))
     sample, labels = checker.texts()

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any
 
+from dspy_finetune._jsonl import kind
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.checks.across import SeenRows, pair_hash
 from dspy_finetune.export.checks.fix_rows import respell
-from dspy_finetune.export.checks.lines import kind
 from dspy_finetune.export.checks.report import CheckReport, CheckStats, IssueLog, TokenStats
 from dspy_finetune.export.checks.rules import (
     METHOD_OF,

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dspy_finetune._files import BOM, atomic_writer
+from dspy_finetune._jsonl import MISSING, Entry, read_entries
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.checks.check import check, method_named
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.fix_rows import mend_row
-from dspy_finetune.export.checks.lines import MISSING, Entry, decode, read_entries
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, IssueLog
 from dspy_finetune.export.checks.rules import METHOD_OF, check_row, sniff
 from dspy_finetune.export.dialects import DIALECTS
@@ -132,9 +132,7 @@ class _Copy:
         return None if entry.value is MISSING else self._row(entry)
 
     def _row(self, entry: Entry) -> bytes | None:
-        # The fast reader rounds integers beyond 64 bits, so a row that is written anew is read anew.
-        value = decode(entry.raw.decode("utf-8")) if entry.raw else entry.value
-        mended = mend_row(value, self._method, is_trl=self._is_trl)
+        mended = mend_row(entry.value, self._method, is_trl=self._is_trl)
         if not isinstance(mended.row, dict):
             self.leave_out(entry.line, "row-not-object", "the line is JSON, but not an object")
             return None

@@ -10,8 +10,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from dspy_finetune.export.checks.lines import MISSING, decode_arguments
-from dspy_finetune.export.checks.rules import ROLES, sniff
+from dspy_finetune._jsonl import MISSING
+from dspy_finetune.export.checks.rules import ROLES, decode_arguments, sniff
 
 _PREFERRED = ("preferred_output", "preferred_completion", "preferred", "chosen")
 _REJECTED = ("non_preferred_output", "non_preferred_completion", "non_preferred", "rejected")

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from dspy_finetune._jsonl import MISSING, decode, kind, read_python, shown
 from dspy_finetune.export.checks.across import pair_hash
-from dspy_finetune.export.checks.lines import decode_arguments, kind
 from dspy_finetune.export.checks.report import IssueLog
 
 # ----------------------------------------------------------------------------------------------------
@@ -110,6 +110,38 @@ def _texts(messages: Any, roles: frozenset[str]) -> _Texts | None:
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MAX_FUNCTIONS = 128
+
+
+def decode_arguments(arguments: Any) -> tuple[str | None, str, Any]:
+    """What is wrong with the arguments of a tool call.
+
+    Returns:
+        (code or None, message, the arguments as they should be written or `MISSING`).
+    """
+    if not isinstance(arguments, str):
+        mended = json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else MISSING
+        return "arguments-not-string", f"arguments are {kind(arguments)}, not a string of JSON", mended
+    try:
+        value = decode(arguments)
+    except ValueError as error:
+        value = read_python(arguments)
+        if isinstance(value, dict):
+            mended = json.dumps(value, ensure_ascii=False)
+            return "arguments-python-repr", f"arguments are Python's repr: {shown(arguments)}", mended
+        return "arguments-not-json", f"arguments are not JSON ({error}): {shown(arguments)}", MISSING
+    inner, depth = value, 0
+    while isinstance(inner, str) and depth < 8:
+        depth += 1
+        try:
+            inner = decode(inner)
+        except ValueError:
+            inner = read_python(inner)
+    if depth and isinstance(inner, dict):
+        mended = json.dumps(inner, ensure_ascii=False)
+        return "arguments-double-encoded", f"arguments were encoded {depth + 1} times: {shown(arguments)}", mended
+    if not isinstance(value, dict):
+        return "arguments-not-object", f"arguments are {kind(value)}, not an object: {shown(arguments)}", MISSING
+    return None, "", arguments
 
 
 def check_function_name(log: IssueLog, line: int, path: str, name: Any) -> None:

@@ -13,10 +13,10 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.checks.fix_rows import mend_row
-from dspy_finetune.export.checks.lines import MISSING, read_entries
 from dspy_finetune.export.checks.rules import is_trained, role_name, sniff, text_of
 
 if TYPE_CHECKING:
