@@ -39,7 +39,7 @@ def main(folder: Path, n_train: int, n_test: int) -> tuple[float, float]:
     # Answers are cut at four tokens on purpose, and many of the untuned model's cannot be read.
     logging.getLogger("dspy").setLevel(logging.CRITICAL)
     started = time.monotonic()
-    optimizer = ft.PreferenceFinetune(is_right, how="all_pairs", hyperparameters={"n_epochs": 3}, num_threads=16)
+    optimizer = ft.PreferenceFinetune(is_right, strategy="all_pairs", hyperparameters={"n_epochs": 3}, num_threads=16)
     tuned = optimizer.compile(program, trainset=train)
     seconds = time.monotonic() - started
     tuning = tuned.tuning

@@ -6,8 +6,15 @@
 'openai/smollm2-135m-instruct'
 """
 
-from dspy_finetune.optimizers.preference import PreferenceFinetune, PreferenceTuning
+from dspy_finetune.optimizers.preference import PreferenceFinetune, PreferenceOptions, PreferenceTuning
 from dspy_finetune.optimizers.provider import FinetuneProvider
 from dspy_finetune.optimizers.serving import attach_adapter, load_program
 
-__all__ = ["FinetuneProvider", "PreferenceFinetune", "PreferenceTuning", "attach_adapter", "load_program"]
+__all__ = [
+    "FinetuneProvider",
+    "PreferenceFinetune",
+    "PreferenceOptions",
+    "PreferenceTuning",
+    "attach_adapter",
+    "load_program",
+]

@@ -71,6 +71,40 @@ class _Training:
     dpo: Dataset
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreferenceOptions:
+    """What a `PreferenceFinetune` needs to be told less often."""
+
+    adapter: Any = None
+    """What the prompts are made with, in sampling, training and serving; `as_adapter(prompt)` for a PromptFormat. None
+    takes the one in `dspy.settings`, else dspy.ChatAdapter."""
+    predictors: Sequence[str] | None = None
+    """Names of the predictors to tune; None tunes all."""
+    multitask: bool = True
+    """One job for all predictors that share a model; False makes one for each predictor."""
+    min_pairs: int | None = None
+    """Fewer than these are not trained on; None takes what the host asks for at least."""
+    parse_failure_score: float | None = 0.0
+    """The score of a run that ends because an answer could not be parsed, on the metric's scale: such answers become
+    worse ones. None leaves these runs out."""
+    sft_hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the SFT job of `method="sft_then_dpo"`."""
+    seed: int = 0
+    """Of sampling and training."""
+    suffix: str | None = None
+    """A part of the tuned model's name."""
+    allow_unknown_price: bool = False
+    """Train although nobody knows the price."""
+    on_progress: Callable[[JobProgress], object] | None = None
+    """Is told after each look at a job."""
+    timeout_seconds: float | None = None
+    """Stop waiting for a job after so long; it is left alive."""
+    new: bool = False
+    """Train again although the same was trained before."""
+    deploy: Callable[[FinetunedModel], str] | None = None
+    """For hosts that serve a model only after its deployment; see `FinetuneProvider`."""
+
+
 class PreferenceFinetune(Teleprompter):
     """Sample a program, let the metric choose, and train by direct preference optimization.
 
@@ -78,24 +112,15 @@ class PreferenceFinetune(Teleprompter):
         metric: `metric(example, prediction) -> float | bool`, higher is better; None counts as not scored.
         base_model: What is tuned; None takes each predictor's own model.
         host: Where to train and serve; None takes the host of the predictors' LMs (`host.lm(...)`).
-        adapter: What the prompts are made with, in sampling, training and serving; `as_adapter(prompt)` for a
-            PromptFormat. None takes the one in `dspy.settings`, else dspy.ChatAdapter.
-        predictors: Names of the predictors to tune; None tunes all.
         n_samples: Runs of each example.
         temperature: Of the sampling.
         min_difference: Pairs whose scores differ by less are left out.
-        how: `"best_vs_worst"`: at most one pair for each prompt; `"all_pairs"`: every pair that differs enough.
-        unreadable_score: The score of a run that ends because an answer could not be read, on the metric's scale: such
-            answers become worse ones. None leaves these runs out.
+        strategy: `"best_vs_worst"`: at most one pair for each prompt; `"all_pairs"`: every pair that differs enough.
         method: `"dpo"`, or `"sft_then_dpo"`: first train on the preferred answers, then prefer them.
-        multitask: One job for all predictors that share a model; False makes one for each predictor.
-        min_pairs: Fewer than these are not trained on; None takes what the host asks for at least.
         hyperparameters: Of the DPO job: `n_epochs`, `batch_size`, `learning_rate_multiplier`, `beta`.
-        sft_hyperparameters: Of the SFT job of `"sft_then_dpo"`.
         max_usd: More than this, over all jobs, is not started.
         num_threads: Runs at the same time.
-        seed: Of sampling and training.
-        allow_unknown_price, suffix, on_progress, timeout_seconds, new, deploy: As in `FinetuneProvider`.
+        options: Adapter, predictors, seed, suffix and the rest.
     """
 
     def __init__(
@@ -104,60 +129,33 @@ class PreferenceFinetune(Teleprompter):
         *,
         base_model: str | FinetunedModel | None = None,
         host: Host | None = None,
-        adapter: Any = None,
-        predictors: Sequence[str] | None = None,
         n_samples: int = 4,
         temperature: float = 1.0,
         min_difference: float = 0.0,
-        how: How = "best_vs_worst",
-        unreadable_score: float | None = 0.0,
+        strategy: How = "best_vs_worst",
         method: TrainingMethod = "dpo",
-        multitask: bool = True,
-        min_pairs: int | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
-        sft_hyperparameters: Mapping[str, Any] | None = None,
         max_usd: float | None = None,
-        allow_unknown_price: bool = False,
-        suffix: str | None = None,
         num_threads: int = 1,
-        seed: int = 0,
-        on_progress: Callable[[JobProgress], object] | None = None,
-        timeout_seconds: float | None = None,
-        new: bool = False,
-        deploy: Callable[[FinetunedModel], str] | None = None,
+        options: PreferenceOptions | None = None,
     ) -> None:
         super().__init__()
+        self.options = options or PreferenceOptions()
         if method not in ("dpo", "sft_then_dpo"):
             raise UsageError(f'method="{method}" is unknown; choose "dpo" or "sft_then_dpo"')
-        if sft_hyperparameters and method == "dpo":
+        if self.options.sft_hyperparameters and method == "dpo":
             raise UsageError('sft_hyperparameters belong to method="sft_then_dpo"')
         self.metric = metric
         self.base_model = base_model
         self.host = host
-        self.adapter = adapter
-        self.predictors = predictors
         self.n_samples = n_samples
         self.temperature = temperature
         self.min_difference = min_difference
-        self.how: How = how
-        self.unreadable_score = unreadable_score
+        self.strategy: How = strategy
         self.method = method
-        self.multitask = multitask
-        self.min_pairs = min_pairs
         self.hyperparameters = dict(hyperparameters or {})
-        self.sft_hyperparameters = dict(sft_hyperparameters or {})
+        self.max_usd = max_usd
         self.num_threads = num_threads
-        self.seed = seed
-        self.provider_options: dict[str, Any] = {
-            "max_usd": max_usd,
-            "allow_unknown_price": allow_unknown_price,
-            "suffix": suffix,
-            "seed": seed,
-            "on_progress": on_progress,
-            "timeout_seconds": timeout_seconds,
-            "new": new,
-            "deploy": deploy,
-        }
 
     def compile(
         self,
@@ -190,19 +188,19 @@ class PreferenceFinetune(Teleprompter):
             raise EmptyDatasetError("trainset is empty: there is nothing to sample from")
         program, names = self._prepared(student)
         by_name = dict(program.named_predictors())
-        provider = FinetuneProvider(host=self._host(by_name[names[0]].lm), **self.provider_options)
+        provider = self._provider(by_name[names[0]].lm)
         found = preferences_from_program(
             program,
             trainset,
             self.metric,
             n_samples=self.n_samples,
             min_difference=self.min_difference,
-            how=self.how,
+            how=self.strategy,
             temperature=self.temperature,
             predictors=names,
             num_threads=self.num_threads,
-            seed=self.seed,
-            unreadable_score=self.unreadable_score,
+            seed=self.options.seed,
+            unreadable_score=self.options.parse_failure_score,
         )
         pairs = {name: found.of(name) for name in names if found.of(name)}
         self._need(len(found), found, provider)
@@ -236,11 +234,24 @@ class PreferenceFinetune(Teleprompter):
                 )
             predictor.lm = lm  # the same object, so that predictors which shared a model still do
         every = [name for name, _ in program.named_predictors()]
-        names = every if self.predictors is None else list(self.predictors)
+        names = every if self.options.predictors is None else list(self.options.predictors)
         if not names:
             raise UsageError("the program has no dspy.Predict to tune")
-        attach_adapter(program, self.adapter, predictors=names)
+        attach_adapter(program, self.options.adapter, predictors=names)
         return program, names
+
+    def _provider(self, lm: Any) -> FinetuneProvider:
+        return FinetuneProvider(
+            host=self._host(lm),
+            suffix=self.options.suffix,
+            seed=self.options.seed,
+            max_usd=self.max_usd,
+            allow_unknown_price=self.options.allow_unknown_price,
+            on_progress=self.options.on_progress,
+            timeout_seconds=self.options.timeout_seconds,
+            new=self.options.new,
+            deploy=self.options.deploy,
+        )
 
     def _host(self, lm: Any) -> Host:
         if self.host is not None:
@@ -267,7 +278,7 @@ class PreferenceFinetune(Teleprompter):
     ) -> None:
         catalog = load_catalog()
         facts = catalog.host(catalog_name(provider.host, catalog))
-        needed = self.min_pairs or (facts.min_rows if facts is not None else None) or MIN_PAIRS
+        needed = self.options.min_pairs or (facts.min_rows if facts is not None else None) or MIN_PAIRS
         if n >= needed:
             return
         whose = f" of {', '.join(predictors)}" if predictors else ""
@@ -279,7 +290,7 @@ class PreferenceFinetune(Teleprompter):
         )
 
     def _groups(self, pairs: Mapping[str, Any], by_name: Mapping[str, Any]) -> list[tuple[str, ...]]:
-        if not self.multitask:
+        if not self.options.multitask:
             return [(name,) for name in pairs]
         groups: dict[str, list[str]] = {}
         for name in pairs:
@@ -336,7 +347,7 @@ class PreferenceFinetune(Teleprompter):
                     provider.plan_both(
                         training.dpo,
                         base_model=training.base_model,
-                        sft_hyperparameters=self.sft_hyperparameters,
+                        sft_hyperparameters=self.options.sft_hyperparameters,
                         hyperparameters=self.hyperparameters,
                     )
                 )
@@ -365,7 +376,7 @@ class PreferenceFinetune(Teleprompter):
     # ---- the verdict
 
     def _mean_score(self, program: Any, examples: Sequence[dspy.Example] | None) -> float | None:
-        """The mean metric; a run that ends in an error counts as `unreadable_score`, or 0."""
+        """The mean metric; a run that ends in an error counts as `parse_failure_score`, or 0."""
         if not examples:
             return None
 
@@ -374,7 +385,7 @@ class PreferenceFinetune(Teleprompter):
                 raw = self.metric(example, program(**example.inputs()))
             except Exception as error:  # the program and the metric are the user's: one failed run is one bad score
                 logger.debug("an example of valset failed: %s", error)
-                return self.unreadable_score or 0.0
+                return self.options.parse_failure_score or 0.0
             return float(getattr(raw, "score", raw) or 0.0)
 
         with ThreadPoolExecutor(max_workers=max(1, self.num_threads)) as pool:

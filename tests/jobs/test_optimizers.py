@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from dspy.teleprompt import BetterTogether
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, JobFailedError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import attach
-from dspy_finetune.optimizers import PreferenceFinetune
+from dspy_finetune.optimizers import PreferenceFinetune, PreferenceOptions
 from dspy_finetune.optimizers.serving import TunedPredict
 from dspy_finetune.prompts import PromptFormat, as_adapter, binary
 from tests.jobs.answering import AnsweringOpenAI
@@ -70,7 +71,9 @@ def program(host: Host) -> Any:
 
 
 def finetune(time: FakeTime, **options: Any) -> PreferenceFinetune:
-    return PreferenceFinetune(right, **{"adapter": as_adapter(PROMPT), **options})
+    names = {field.name for field in dataclasses.fields(PreferenceOptions)}
+    rare = {"adapter": as_adapter(PROMPT)} | {name: options.pop(name) for name in names & set(options)}
+    return PreferenceFinetune(right, options=PreferenceOptions(**rare), **options)
 
 
 def rows(fake: AnsweringOpenAI, file: str = "file-0001") -> list[Any]:
@@ -116,7 +119,7 @@ def test_the_metric_chooses_and_unreadable_answers_are_worse_ones(
 
 
 def test_unreadable_answers_can_be_left_out(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
-    tuned = finetune(time, unreadable_score=None).compile(program, trainset=examples())
+    tuned = finetune(time, parse_failure_score=None).compile(program, trainset=examples())
     assert {line["non_preferred_output"][0]["content"] for line in rows(fake)} == {"true", "false"}
     assert tuned.tuning.skipped["run failed"] > 0
 
@@ -217,7 +220,7 @@ def test_each_predictor_of_a_program_learns_from_its_own_pairs(
     fake.answer = Chatter()
     program = TwoSteps()
     program.set_lm(host.lm(BASE, cache=False))
-    optimizer = PreferenceFinetune(right_boat, n_samples=6, multitask=multitask)
+    optimizer = PreferenceFinetune(right_boat, n_samples=6, options=PreferenceOptions(multitask=multitask))
     tuned = optimizer.compile(program, trainset=examples())
     assert set(tuned.tuning.models) == {"name", "judge.predict"}
     assert len(bodies(fake)) == n_jobs
@@ -236,7 +239,7 @@ def test_the_predictors_to_tune_can_be_named(host: Host, fake: AnsweringOpenAI, 
     fake.answer = Chatter()
     program = TwoSteps()
     program.set_lm(host.lm(BASE, cache=False))
-    optimizer = PreferenceFinetune(right_boat, n_samples=6, predictors=["name"])
+    optimizer = PreferenceFinetune(right_boat, n_samples=6, options=PreferenceOptions(predictors=["name"]))
     tuned = optimizer.compile(program, trainset=examples())
     assert set(tuned.tuning.models) == {"name"}
     assert tuned.judge.predict.lm.model == f"openai/{BASE}"
@@ -247,7 +250,7 @@ def test_arguments_are_checked(program: Any, time: FakeTime) -> None:
     with pytest.raises(UsageError, match="choose"):
         PreferenceFinetune(right, method="ppo")  # type: ignore[arg-type]  # the error is the test
     with pytest.raises(UsageError, match="sft_hyperparameters"):
-        PreferenceFinetune(right, sft_hyperparameters={"n_epochs": 1})
+        PreferenceFinetune(right, options=PreferenceOptions(sft_hyperparameters={"n_epochs": 1}))
     with pytest.raises(UsageError, match="num_trials"):
         finetune(time).compile(program, trainset=examples(), num_trials=3)
     with pytest.raises(UsageError, match="no language model"):
@@ -277,7 +280,9 @@ def test_on_the_local_server_from_samples_to_answers(tmp_path: Path) -> None:
         program = dspy.Predict(prompt.signature)
         program.set_lm(host.lm("toy", max_tokens=8))
         optimizer = PreferenceFinetune(
-            lambda example, prediction: float(len(prediction.answer)), adapter=as_adapter(prompt), num_threads=2
+            lambda example, prediction: float(len(prediction.answer)),
+            options=PreferenceOptions(adapter=as_adapter(prompt)),
+            num_threads=2,
         )
         questions = [dspy.Example(question=f"Title: {i}").with_inputs("question") for i in range(14)]
         tuned = optimizer.compile(program, trainset=questions)
