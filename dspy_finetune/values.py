@@ -40,6 +40,9 @@ TRUE_WORDS = ("true", "yes", "y", "t", "1", "1.0")
 FALSE_WORDS = ("false", "no", "n", "f", "0", "0.0")
 """The words for False."""
 
+MAX_LABELS = 20
+"""More kinds of values in a column than these are numbers or free text."""
+
 _MISSING = object()
 
 
@@ -286,6 +289,8 @@ def _stages(body: str, name: str | None) -> Iterator[list[str]]:
 
 def plain_label(value: Any) -> Any:
     """A label as a plain value: an Enum member as its value, numpy's scalars as Python's, 3.0 as 3."""
+    if type(value) in (str, bool, int):
+        return value
     if isinstance(value, enum.Enum):
         value = value.value
     if type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "item"):
@@ -446,20 +451,24 @@ class LabelSet(Mapping[Any, str]):
 
     @classmethod
     def among(cls, values: Iterable[Any]) -> LabelSet | None:
-        """The labels that stand in a column of a data set; None for fewer than two that can be told apart.
+        """The labels of a column; None for fewer than two, or more kinds than a column of labels has.
 
-        A column of True and False, as values or as texts, is read as a bool is, even where one of the two is missing.
+        A column has labels where it holds at most `MAX_LABELS` kinds, each twice in the mean: then another answer is no
+        label. A column of True and False, as values or as words for them, is read as a bool is, even where one of the
+        two is missing.
         """
-        originals: dict[str, Any] = {}
-        for value in values:
-            originals.setdefault(label_text(value), value)
-        if originals and set(originals) <= {"true", "false"}:
-            own = {"true": True, "false": False}
-            labels = {originals.get(text, own[text]): text for text in own}
-            return cls(labels if len(labels) == 2 else {True: "true", False: "false"})
-        if len(originals) < 2 or "" in originals:
+        given = list(values)
+        kinds: dict[str, Any] = {}
+        for value in given:
+            kinds.setdefault(label_text(value), value)
+        if any(isinstance(plain_label(value), bool) or label_text(value) in ("true", "false") for value in given):
+            with contextlib.suppress(AnswerError):
+                for value in kinds.values():
+                    BOOL.read(value)
+                return BOOL
+        if not 2 <= len(kinds) <= min(MAX_LABELS, max(len(given) // 2, 2)) or "" in kinds:
             return None
-        return cls({value: _column_text(value) for value in originals.values()})
+        return cls({value: _column_text(value) for value in kinds.values()})
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -556,6 +565,20 @@ class LabelSet(Mapping[Any, str]):
                 pass
         raise AnswerError(f"the answer {value!r:.80} is none of the labels {self._listed()}", text=str(value))
 
+    @property
+    def is_case_sensitive(self) -> bool:
+        """Whether two of the texts differ in letter case alone."""
+        return any(len(values) > 1 for values in self._index.folded.values())
+
+    def key(self, value: Any) -> str:
+        """The text by which an answer's label is counted: `label_text`, or the exact text where letter case matters.
+
+        Raises:
+            AnswerError: The answer is none of the labels.
+        """
+        label = self.read(value)
+        return self._text_by_value[label] if self.is_case_sensitive else label_text(label)
+
     def _is_words(self) -> bool:
         """Whether a bool can stand for one of these labels: where they are words, not numbers."""
         return not all(isinstance(plain_label(label), int) for label in self) or self._is_bool
@@ -599,6 +622,21 @@ def _member_text(member: Any) -> str:
 def _column_text(value: Any) -> str:
     plain = plain_label(value)
     return plain.strip() if isinstance(plain, str) else label_text(plain)
+
+
+def label_column(values: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
+    """Each label of a column as its text, and the value that each text stands for: the first seen, of a bool the bool.
+
+    >>> label_column([True, "yes", "False"]), label_column(["A", "a.", "B"])
+    ((['true', 'true', 'false'], {'true': True, 'false': False}), (['a', 'a', 'b'], {'a': 'A', 'b': 'B'}))
+    """
+    is_bool = LabelSet.among(values) is BOOL and any(isinstance(plain_label(value), bool) for value in values)
+    known = [BOOL.read(value) for value in values] if is_bool else list(values)
+    texts = [label_text(value) for value in known]
+    originals: dict[str, Any] = {}
+    for text, value in zip(texts, known, strict=True):
+        originals.setdefault(text, value)
+    return texts, originals
 
 
 def match_label(value: Any, labels: Sequence[Any]) -> Any | None:
@@ -654,11 +692,16 @@ def is_label(expected: Any, answer: Any) -> bool:
         return label_text(BOOL.read(answer)) == text
     if text in ("yes", "no") and label_text(answer) in ("true", "false"):
         return (label_text(answer) == "true") is (text == "yes")
+    check_answer(answer)
+    return label_text(answer) == text
+
+
+def check_answer(answer: Any) -> None:
+    """Raises AnswerError where there is nothing to read: None, no text, or reasoning alone."""
     if isinstance(answer, str):
-        answer_text(answer)  # raises where there is nothing to read
+        answer_text(answer)
     elif answer is None:
         raise AnswerError("the answer is empty (None)", text="")
-    return label_text(answer) == text
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +14,11 @@ from typing import Any, Literal
 import dspy
 import numpy
 import pytest
+from dspy.utils import DummyLM
 
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import AnswerError, RowError, RowsError
+from dspy_finetune.evaluation import baselines, compare_programs, metrics
 from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat
 from dspy_finetune.values import match_label, read_number, same_label
 
@@ -206,3 +210,128 @@ def test_a_value_that_is_no_text(field: str, code: str, expected: str) -> None:
     labels = LabelSet.of(annotation)
     reader: Any = NumberFormat() if labels is None else labels
     check(found_by(lambda: reader.read(value)), value_of(expected, annotation))
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def example_of(value: Any) -> dspy.Example:
+    return dspy.Example(x="?", answer=value).with_inputs("x")
+
+
+@every_label
+def test_accuracy_of_one_item(case: Case) -> None:
+    metric = dataclasses.replace(metrics.accuracy("answer"), if_unreadable=None, labels=LabelSet.of(case.annotation))
+    for label in case.labels:
+        found = found_by(functools.partial(metric, example_of(label), dspy.Prediction(answer=case.text)))
+        assert found == (FAILURE if case.answer == FAILURE else float(label == case.value))
+
+
+@every_number
+def test_the_error_of_one_item(case: Case) -> None:
+    if case.heading == "float":
+        metric = metrics.mean_absolute_error("answer")
+        found = found_by(lambda: metric(example_of(100.0), dspy.Prediction(answer=case.text)))
+        assert found == (FAILURE if case.answer == FAILURE else abs(case.value - 100.0))
+
+
+class Says:
+    """A program that answers with one text, and knows its labels."""
+
+    def __init__(self, text: Any, labels: list[Any]) -> None:
+        self.text = text
+        self.labels = labels
+        self.output = "answer"
+
+    def __call__(self, **inputs: Any) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.text)
+
+
+class Declares(dspy.Module):
+    """A program with a typed prompt, whose module says what it likes."""
+
+    def __init__(self, case: Case, value: Any) -> None:
+        super().__init__()
+        self.prompt = prompt_of(case)
+        self.value = value
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.value)
+
+
+def rows_for(case: Case) -> list[dspy.Example]:
+    values = case.labels * 2 or ([12, 40] if case.annotation is int else [12.5, 40.25])
+    return [dspy.Example(x=str(place), answer=value).with_inputs("x") for place, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("heading", dict.fromkeys(case.heading for case in CASES))
+def test_compare(heading: str) -> None:
+    """Programs that answer in text beside a tuned one: their parse failures are counted, and never as wrong."""
+    cases = [case for case in CASES if case.heading == heading]
+    rows = rows_for(cases[0])
+    metric = metrics.accuracy("answer") if cases[0].labels else metrics.within("answer", absolute=0.0)
+    programs: dict[str, Any] = {
+        "tuned": Declares(cases[0], rows[0].answer),
+        **{case.text: Says(case.text, []) for case in cases},
+    }
+    found = compare_programs(programs, rows, [metric], n_resamples=10)
+    for case, row in zip(cases, found.programs[1:], strict=True):
+        failures = len(rows) if case.answer == FAILURE else 0
+        right = 0 if case.answer == FAILURE else sum(one.answer == case.value for one in rows)
+        assert (row.n_unreadable, row.n_wrong) == (failures, len(rows) - failures - right), case
+        read = None if case.answer == FAILURE else case.value
+        assert [answer.outputs["answer"] for answer in found.answers[case.text]] == [read] * len(rows)
+
+
+@every_label
+def test_a_score_of_a_set(case: Case) -> None:
+    rows = rows_for(case)
+    metric = dataclasses.replace(metrics.balanced_accuracy("answer"), labels=LabelSet.of(case.annotation))
+    _, read = metric.columns(rows, [dspy.Prediction(answer=case.text)] * len(rows))
+    labels = LabelSet.of(case.annotation)
+    assert labels is not None
+    assert read == [None if case.answer == FAILURE else labels.key(case.value)] * len(rows)
+
+
+def test_labels_that_differ_in_case_alone_are_told_apart_in_scores() -> None:
+    labels = LabelSet.of(Literal["a", "A", "x"])
+    rows = [example_of("a"), example_of("A"), example_of("x")]
+    said = [dspy.Prediction(answer=text) for text in ("A.", "A", "X")]
+    accuracy = dataclasses.replace(metrics.accuracy("answer"), labels=labels)
+    assert [accuracy(row, one) for row, one in zip(rows, said, strict=True)] == [0.0, 1.0, 1.0]
+    recall = dataclasses.replace(metrics.recall("answer", positive="a"), labels=labels)
+    precision = dataclasses.replace(metrics.precision("answer", positive="A"), labels=labels)
+    assert (recall(rows, said), precision(rows, said)) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("case", [case for case in LABEL_CASES if case.heading == "Literal[1, 2, 3, 4, 5]"], ids=named)
+def test_a_judges_grade(case: Case) -> None:
+    lm = DummyLM([{"grade": case.text}] * 3, adapter=dspy.ChatAdapter())
+    metric = dataclasses.replace(
+        metrics.rubric_score("answer", rubric="Good answers are short.", lm=lm), if_unreadable=None
+    )
+    found = found_by(lambda: metric(example_of("good"), dspy.Prediction(answer="fine")))
+    assert found == (FAILURE if case.answer == FAILURE else (case.value - 1) / 4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.answer not in (FAILURE,)], ids=named)
+def test_baselines_count_labels_as_they_read(case: Case) -> None:
+    if "'a', 'A'" in case.heading or case.heading.startswith("float, written"):
+        return  # told apart by their case, or by their format, only where these are known
+    if case.labels:
+        other = next(label for label in case.labels if label != case.value)
+        train = [example_of(value) for value in (case.value, case.text, other)]
+        assert baselines.majority(train, label="answer")().answer == case.value
+    elif case.cell != ASKED and case.value < 2**53:  # the median is a float
+        assert baselines.median([example_of(case.text)], label="answer")().answer == case.value
+
+
+def test_a_bool_is_no_number() -> None:
+    """True given for a price was scored as 1.0."""
+    rows = [example_of(1.0), example_of(2.0), example_of(3.0)]
+    said = [dspy.Prediction(answer=value) for value in (True, 2.0, 3.0)]
+    with pytest.raises(AnswerError):
+        metrics.mean_absolute_error("answer")(rows[0], said[0])
+    for metric in (metrics.kendall_tau("answer"), metrics.root_mean_squared_error("answer")):
+        assert metric.columns(rows, said)[1] == [None, 2.0, 3.0]
+    assert metrics.within("answer", absolute=1.0)(rows[0], said[0]) == 0.0

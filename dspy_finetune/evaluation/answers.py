@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -27,6 +27,9 @@ from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune._appendlog import AppendLog, HeldLog
 from dspy_finetune.errors import AnswerError, MissingExtraError, RowError, UsageError
+from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.codecs import Codec, codec_of
+from dspy_finetune.values import NUMBER, LabelSet
 
 Outcome: TypeAlias = Literal["answered", "unreadable", "failed"]
 """What became of a question."""
@@ -42,7 +45,7 @@ class Answer:
     outcome: Outcome
     """Whether there is an answer to score."""
     outputs: Mapping[str, Any]
-    """The prediction's fields, as JSON can hold them; empty unless answered."""
+    """The prediction's fields, as JSON can hold them; empty where the program gave none."""
     latency_ms: float
     """Wall time of the call, waiting for a busy server included."""
     prompt_tokens: int | None = None
@@ -165,6 +168,86 @@ def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     seen[digest] = seen.get(digest, 0) + 1
     return f"{digest}-{seen[digest]}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# How every program's answers to one field are read: by one codec, so that a baseline that answers in text is read as
+# the tuned model is.
+#
+# In: the programs, the field's labels. Out: a `Codec`; answers with the field read, and those that are parse failures.
+
+
+def reader_of(
+    name: str, labels: Sequence[Any], programs: Iterable[Program], *, is_number: bool = False
+) -> Codec | None:
+    """How a field is read: as the first program with a prompt or a signature declares it, else as its labels tell.
+
+    None where the labels are of too many kinds to say what else is one (see `LabelSet.among`).
+    """
+    kind = "number" if is_number else "label"
+    for codec in (codec for program in programs for codec in _declared(program, name)):
+        if codec.kind == kind and _reads_all(codec, labels):
+            return codec
+    if is_number:
+        return Codec(annotation=float, number=NUMBER)
+    found = LabelSet.among(labels)
+    return None if found is None else Codec(annotation=Any, labels=found)
+
+
+def _declared(program: Program, name: str) -> Iterator[Codec]:
+    parts = (
+        [program, *(part for _, part in program.named_sub_modules())] if isinstance(program, dspy.Module) else [program]
+    )
+    for part in parts:
+        prompt = getattr(part, "prompt", None)
+        if isinstance(prompt, PromptFormat):
+            if name in prompt.output_fields:
+                yield prompt.codec(name)
+            continue
+        outputs = getattr(getattr(part, "signature", None), "output_fields", None) or {}
+        if name in outputs:
+            with contextlib.suppress(UsageError):  # a Literal whose members cannot be told apart by their texts
+                yield codec_of(outputs[name].annotation)
+
+
+def _reads_all(codec: Codec, labels: Sequence[Any]) -> bool:
+    try:
+        for label in labels:
+            codec.read(label)
+    except AnswerError:
+        return False
+    return True
+
+
+def read_field_of(answers: Sequence[Answer], name: str, codec: Codec) -> tuple[Answer, ...]:
+    """The answers with one field read; None stands in it, and the reason in `error`, for a parse failure."""
+    found = []
+    for answer in answers:
+        if answer.outcome != "answered" or name not in answer.outputs:
+            found.append(answer)
+            continue
+        try:
+            value, error = jsonable(_read_one(answer.outputs[name], name, codec)), answer.error
+        except AnswerError as failure:
+            value, error = None, _first_line(failure)
+        found.append(dataclasses.replace(answer, outputs={**answer.outputs, name: value}, error=error))
+    return tuple(found)
+
+
+def _read_one(value: Any, name: str, codec: Codec) -> Any:
+    # A baseline may answer a whole number with 12.5: a number is a number, only texts are read by the format.
+    is_number = codec.number is not None and not isinstance(value, str)
+    return NUMBER.read(value) if is_number else codec.read(value, name=name)
+
+
+def with_parse_failures(answers: Sequence[Answer], name: str) -> tuple[Answer, ...]:
+    """The answers; those whose field `read_field_of` could not read are told to be unreadable."""
+    return tuple(
+        dataclasses.replace(answer, outcome="unreadable")
+        if answer.outcome == "answered" and answer.error is not None and answer.outputs.get(name, "") is None
+        else answer
+        for answer in answers
+    )
 
 
 # ----------------------------------------------------------------------------------------------------

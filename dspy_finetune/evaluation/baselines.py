@@ -33,12 +33,12 @@ import dspy
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.answers import Program
-from dspy_finetune.evaluation.metric import label_text, to_number
 from dspy_finetune.evaluation.metrics import Embed, accuracy, token_f1, within
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 # ----------------------------------------------------------------------------------------------------
 # Baselines that ask an untuned model: with the tuned model's prompt, the nearest examples, or an optimized prompt.
@@ -262,9 +262,6 @@ __all__ = [
     "usual",
 ]
 
-MAX_LABELS = 20
-"""More kinds of labels than these are numbers or free text."""
-
 Task: TypeAlias = Literal["label", "number", "text"]
 """What is answered: one of a few labels, a number, or free text."""
 
@@ -413,7 +410,7 @@ def usual(
     elif task == "text":
         programs = {"nearest answer": nearest_answer(train, text=fields, label=label)}
     else:
-        sides = _sides(fields) if {label_text(value) for value in values} <= {"a", "b"} else None
+        sides = _sides(fields) if set(label_column(values)[1]) <= {"a", "b"} else None
         programs = {
             "TF-IDF + logistic": tfidf_logistic(train, text=fields, label=label)
             if sides is None
@@ -434,12 +431,12 @@ def usual(
 
 
 def _task_of(values: Sequence[Any]) -> Task:
-    kinds = {label_text(value) for value in values}
+    _, kinds = label_column(values)
     if len(kinds) <= MAX_LABELS and len(kinds) <= max(len(values) / 2, 2):
         return "label"
     try:
         for value in values:
-            to_number(value)
+            read_number(value)
     except AnswerError:
         return "text"
     return "number"
@@ -462,8 +459,8 @@ def majority(train: Sequence[Any], *, label: str) -> LabelBaseline:
         UsageError: An example has no such field.
     """
     values = _column(train, label)
-    counts = Counter(label_text(value) for value in values)
-    originals = {label_text(value): value for value in reversed(values)}
+    texts, originals = label_column(values)
+    counts = Counter(texts)
     ranked = [name for name, _ in counts.most_common()]
     return LabelBaseline(
         name="majority label",
@@ -478,7 +475,7 @@ def median(train: Sequence[Any], *, label: str) -> NumberBaseline:
 
     Raises as `majority`.
     """
-    middle = statistics.median(to_number(value) for value in _column(train, label))
+    middle = statistics.median(read_number(value) for value in _column(train, label))
     return NumberBaseline(name="median", label=label, constant=float(middle))
 
 
@@ -512,7 +509,7 @@ def tfidf_pairs(
 
 def tfidf_ridge(train: Sequence[Any], *, text: Sequence[str] = ("title",), label: str) -> NumberBaseline:
     """Ridge regression of a number on TF-IDF weights of words and word pairs. Raises as `tfidf_logistic`."""
-    numbers = [to_number(value) for value in _column(train, label)]
+    numbers = [read_number(value) for value in _column(train, label)]
     rows = [_texts(row, text) for row in train]
     vectorizer = _fit_vectorizer(rows)
     ridge = require("sklearn.linear_model", "eval", "the TF-IDF baseline").Ridge(alpha=1.0)
@@ -532,13 +529,13 @@ def _fit_labels(
 ) -> LabelBaseline:
     values = _column(train, label)
     rows = [_texts(row, text) for row in train]
-    originals = {label_text(value): value for value in reversed(values)}
+    texts, originals = label_column(values)
     if len(originals) == 1:
         return LabelBaseline(name=name, label=label, labels=tuple(originals.values()), shares=(1.0,))
     vectorizer = _fit_vectorizer(rows)
     linear = require("sklearn.linear_model", "eval", "the TF-IDF baseline")
     regression = linear.LogisticRegression(C=10.0, max_iter=2000, fit_intercept=not is_difference)
-    model = regression.fit(_features(vectorizer, rows, is_difference), [label_text(value) for value in values])
+    model = regression.fit(_features(vectorizer, rows, is_difference), texts)
     return LabelBaseline(
         name=name,
         label=label,

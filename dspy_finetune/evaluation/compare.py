@@ -26,9 +26,19 @@ from dspy_finetune.catalog import load_catalog, parse_model_id
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines, scoring, statistics
-from dspy_finetune.evaluation.answers import Answer, Collected, Program, Progress, collect, jsonable
+from dspy_finetune.evaluation.answers import (
+    Answer,
+    Collected,
+    Program,
+    Progress,
+    collect,
+    jsonable,
+    read_field_of,
+    reader_of,
+    with_parse_failures,
+)
 from dspy_finetune.evaluation.baselines import LabelBaseline, NearestAnswer, NumberBaseline, Task
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, label_text, positive_label, same_label
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, positive_label
 from dspy_finetune.evaluation.result import (
     Comparison,
     Difference,
@@ -43,6 +53,8 @@ from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.slices import InBothOrders, Subgroups, parts_of, subgroup_rows
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.codecs import Codec
+from dspy_finetune.values import label_text, same_label
 
 # ----------------------------------------------------------------------------------------------------
 # Does a program hold a tuned model? Asked so that a report can advise against tuning.
@@ -328,7 +340,16 @@ def compare_programs(
     how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
     n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
     again = ask_again(programs, inputs[:n_twice], options) if n_twice else {}
-    facts, columns = _score(metrics, rows, collected, how, n_threads, on_progress)
+    # A function of the user's sees what the programs said; metrics see it read, by one codec for all programs.
+    metrics, codecs = _with_codecs(metrics, rows, programs)
+    read = {name: _read(one, codecs) for name, one in collected.items()}
+    facts, columns = _score(metrics, rows, collected, read, how, n_threads, on_progress)
+    deciding = read if _is_read(metrics[0]) else collected
+    again = {name: _read(one, codecs) if _is_read(metrics[0]) else one for name, one in again.items()}
+    told = {
+        name: dataclasses.replace(one, answers=with_parse_failures(one.answers, next(iter(codecs), "")))
+        for name, one in read.items()
+    }
     others = [name for name in programs if name != candidate]
     chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
     return Comparison(
@@ -336,7 +357,7 @@ def compare_programs(
         reference=chosen,
         is_reference_chosen=reference is None and chosen is not None,
         metrics=facts,
-        programs=tuple(_program_row(name, collected[name], facts, columns) for name in programs),
+        programs=tuple(_program_row(name, told[name], facts, columns) for name in programs),
         differences=tuple(
             one
             for fact in facts
@@ -347,7 +368,7 @@ def compare_programs(
             Item(inputs=jsonable(one), labels=jsonable(dict(row.labels().items())))
             for one, row in zip(inputs, rows, strict=True)
         ),
-        answers={name: collected[name].answers for name in programs},
+        answers={name: told[name].answers for name in programs},
         item_scores={
             fact.name: {name: one.scores for name, one in columns[fact.name].items() if one.scores is not None}
             for fact in facts
@@ -367,7 +388,7 @@ def compare_programs(
             facts[0],
             columns[facts[0].name],
             rows[:n_twice],
-            collected,
+            deciding,
             again,
             how.on(range(n_twice)),
             n_threads,
@@ -378,7 +399,7 @@ def compare_programs(
             facts[0],
             columns[facts[0].name],
             rows,
-            {name: collected[name].answers for name in programs},
+            {name: deciding[name].answers for name in programs},
             (candidate, chosen) if chosen is not None else None,
             how,
         ),
@@ -427,10 +448,40 @@ def _checked(
     return candidate, rows
 
 
+def _is_read(metric: AnyMetric) -> bool:
+    return isinstance(metric, (Metric, SetMetric)) and metric.reads not in ("answer", "item")
+
+
+def _with_codecs(
+    metrics: Sequence[AnyMetric], rows: Sequence[Any], programs: Mapping[str, Program]
+) -> tuple[list[AnyMetric], dict[str, Codec]]:
+    """The metrics with the labels that answers are read among, and how each field of a label or number is read."""
+    found: list[AnyMetric] = []
+    codecs: dict[str, Codec] = {}
+    for metric in metrics:
+        if isinstance(metric, (Metric, SetMetric)) and metric.reads in ("label", "number"):
+            labels = [row[metric.field] for row in rows if metric.field in row]
+            codec = reader_of(metric.field, labels, programs.values(), is_number=metric.reads == "number")
+            if codec is not None:
+                codecs.setdefault(metric.field, codec)
+                if metric.labels is None and metric.reads == "label":
+                    metric = dataclasses.replace(metric, labels=codec.labels)
+        found.append(metric)
+    return found, codecs
+
+
+def _read(collected: Collected, codecs: Mapping[str, Codec]) -> Collected:
+    answers = collected.answers
+    for name, codec in codecs.items():
+        answers = read_field_of(answers, name, codec)
+    return dataclasses.replace(collected, answers=answers)
+
+
 def _score(
     metrics: Sequence[AnyMetric],
     rows: Sequence[Any],
     collected: Mapping[str, Collected],
+    read: Mapping[str, Collected],
     how: Resampling,
     n_threads: int,
     on_progress: Callable[[Progress], None] | None,
@@ -438,9 +489,10 @@ def _score(
     facts: list[MetricFacts] = []
     columns: Columns = {}
     for metric in metrics:
+        said = read if _is_read(metric) else collected
         if isinstance(metric, SetMetric):
             fact = scoring.describe(metric, is_proportion=False)
-            column = {name: scoring.score_set(metric, rows, one.answers, how) for name, one in collected.items()}
+            column = {name: scoring.score_set(metric, rows, one.answers, how) for name, one in said.items()}
         else:
             scores = {
                 name: scoring.item_scores(
@@ -450,7 +502,7 @@ def _score(
                     n_threads=n_threads,
                     on_scored=_told(on_progress, metric, name, len(rows)),
                 )
-                for name, one in collected.items()
+                for name, one in said.items()
             }
             seen = {score for one in scores.values() for score in one.scores if score is not None}
             fact = scoring.describe(metric, is_proportion=seen <= {0.0, 1.0})

@@ -32,7 +32,7 @@ from dspy_finetune.errors import (
 from dspy_finetune.evaluation import scoring, statistics
 from dspy_finetune.evaluation.answers import Answer, Program, Progress, collect, jsonable
 from dspy_finetune.evaluation.baselines import predictor_for
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, label_text
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.result import MetricFacts
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.statistics import Floats, Interval
@@ -42,6 +42,7 @@ from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs import FinetunedModel, Job, Plan, plan
 from dspy_finetune.jobs.plan import unknown_price
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.values import label_text
 
 # ----------------------------------------------------------------------------------------------------
 # What a learning curve says beyond its points: means over seeds, and the value of more examples.

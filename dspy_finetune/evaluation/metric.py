@@ -9,17 +9,27 @@ trace=None)`. Not covered: which metrics there are (item_metrics.py, set_metrics
 from __future__ import annotations
 
 import dataclasses
-import enum
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
+from dspy_finetune.values import (
+    LabelSet,
+    Unparseable,
+    check_answer,
+    label_column,
+    label_text,
+    load_number,
+    match_label,
+    read_number,
+    same_label,
+)
 
 # ----------------------------------------------------------------------------------------------------
-# How a metric reads an example and a prediction: fields, labels as text, numbers, the positive label's probability.
+# How a metric reads an example and a prediction: fields, and the positive label's probability. What a text reads as,
+# values.py says.
 #
 # In: a `dspy.Example` or `dspy.Prediction`. Out: values; AnswerError where a prediction holds nothing to read,
 # UsageError where the caller named a field that is not there. Not covered: what is computed from the values
@@ -27,8 +37,6 @@ from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 
 _ROUNDING = 1e-6
 """So much beyond 0 or 1 a sum of shares may come to."""
-
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def read_field(row: Any, field: str, kind: str, metric: str) -> Any:
@@ -52,10 +60,12 @@ def read_label(example: Any, field: str, metric: str, *, is_number: bool = False
         raise DataError(f'{metric}: the label "{field}" is empty ({value}); label the example or leave it out')
     if not is_number:
         return value
+    if isinstance(value, bool):  # a person's own yes and no may be scored as 1 and 0; an answer's may not
+        return float(value)
     try:
-        return to_number(value)
-    except AnswerError as error:
-        raise DataError(f'{metric}: the label "{field}" is {error}') from error
+        return load_number(value)
+    except Unparseable as error:
+        raise DataError(f'{metric}: the label "{field}" is no number: {error.problem}; {error.remedy}') from error
 
 
 def read_answer(prediction: Any, field: str, metric: str) -> Any:
@@ -85,7 +95,7 @@ def read_probability(prediction: Any, positive: Any, field: str) -> float:
     if share is None:
         raise AnswerError("the prediction carries no probability", text="")
     said, wanted = label_text(answer), label_text(positive)
-    if {said, wanted} <= {"true", "false"}:
+    if wanted in ("true", "false") and match_label(answer, [True, False]) is not None:
         said = "true"
     if said == wanted:
         return _share(share)
@@ -95,24 +105,10 @@ def read_probability(prediction: Any, positive: Any, field: str) -> float:
 
 
 def _share(value: Any) -> float:
-    number = to_number(value)
+    number = read_number(value)
     if not -_ROUNDING <= number <= 1 + _ROUNDING:
         raise AnswerError(f"{str(value)[:80]} is no probability: it must be from 0 to 1", text=str(value))
     return min(max(number, 0.0), 1.0)
-
-
-def label_text(value: Any) -> str:
-    """A label as text, the same for True, "True" and " true ", for 3 and 3.0, for a member of an Enum and its value."""
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a table with one empty cell reads all its whole numbers as 3.0
-    return str(value).strip().casefold()
-
-
-def same_label(one: Any, other: Any) -> bool:
-    """Whether two labels are the same; letter case and outer blanks do not count."""
-    return label_text(one) == label_text(other)
 
 
 def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
@@ -131,31 +127,12 @@ def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
     raise UsageError(f"which label is the positive one? Name it with positive=...; the labels are {sorted(seen)[:10]}")
 
 
-def to_number(value: Any) -> float:
-    """A number from a number or from text such as "$1,199.99".
-
-    Raises:
-        AnswerError: It is not one number, or not finite.
-    """
-    if isinstance(value, str):
-        text = value.strip().lstrip("$€£").strip()
-        number = float(text.replace(",", "")) if _NUMBER.fullmatch(text) and any(map(str.isdigit, text)) else math.nan
-    else:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-    if not math.isfinite(number):
-        raise AnswerError(f"{str(value)[:80]!r} is not a number", text=str(value))
-    return number
-
-
 # ----------------------------------------------------------------------------------------------------
-Reads: TypeAlias = Literal["answer", "number", "probability", "item"]
+Reads: TypeAlias = Literal["answer", "label", "number", "probability", "item"]
 """What a metric looks at.
 
-The output field's value, that value as a number, the probability of the positive label; or ("item", for metrics of one
-item) the whole example beside the value, for a judge that needs the question.
+The output field's value as it is, that value as a label or as a number, the probability of the positive label; or
+("item", for metrics of one item) the whole example beside the value, for a judge that needs the question.
 """
 
 
@@ -205,6 +182,11 @@ class Metric:
     """False where a score needs no label, as with a judge that sees no reference."""
     card: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What a report should tell of it beyond its name: who judges, and by what."""
+    labels: LabelSet | None = None
+    """For `reads="label"`: the labels that an answer is read among; `compare` takes them from programs and examples.
+
+    Without them, an answer that is no label counts as another label.
+    """
 
     def check(self, examples: Sequence[Any]) -> None:
         """Raise what a call would raise for the examples' labels, before any program is asked about them.
@@ -232,7 +214,9 @@ class Metric:
                 share = read_probability(prediction, positive, self.field)
                 return float(self.function(float(same_label(label, positive)), share))
             answer = read_answer(prediction, self.field, self.name)
-            return float(self.function(expected, to_number(answer) if self.reads == "number" else answer))
+            if self.reads == "label" and self.labels is not None:
+                return float(self.function(*(_marked(self.labels, one) for one in (expected, answer))))
+            return float(self.function(expected, read_number(answer) if self.reads == "number" else answer))
         except JudgeError:  # says nothing about the answer
             raise
         except AnswerError:
@@ -255,7 +239,10 @@ class SetMetric:
     field: str
     """The output field it reads."""
     function: Callable[[Sequence[Any], Sequence[Any]], float]
-    """The plain function on lists: (expected, predicted). For `reads="probability"`: (1s and 0s, probabilities)."""
+    """The plain function on lists: (expected, predicted).
+
+    For `reads="probability"`: (1s and 0s, probabilities); for `reads="label"`: the labels' texts, in lower case.
+    """
     reads: Reads = "answer"
     """What of the predictions it looks at."""
     higher_is_better: bool = True
@@ -264,6 +251,8 @@ class SetMetric:
     """True when an unreadable answer counts as wrong (it reaches the function as None); False leaves the item out."""
     positive: Any = None
     """The label whose probability is meant, for `reads="probability"`."""
+    labels: LabelSet | None = None
+    """For `reads="label"`: the labels that an answer is read among; default: those of the examples."""
 
     def __call__(self, examples: Sequence[Any], predictions: Sequence[Any]) -> float:
         """The score of a set of items."""
@@ -289,6 +278,10 @@ class SetMetric:
         """The values that the function will see, item by item; None where there is nothing to score."""
         is_number = self.reads == "number"
         expected = [read_label(example, self.field, self.name, is_number=is_number) for example in examples]
+        read: Callable[[Any], Any] = lambda answer: answer  # noqa: E731 -- of other metrics, as it is
+        if self.reads == "label":
+            read = label_reader(expected) if self.labels is None else self.labels.key
+            expected = label_column(expected)[0] if self.labels is None else list(map(self.labels.key, expected))
         positive = positive_label(expected, self.positive) if self.reads == "probability" else None
         predicted: list[Any] = []
         for prediction in predictions:
@@ -299,7 +292,7 @@ class SetMetric:
                     predicted.append(read_probability(prediction, positive, self.field))
                 else:
                     answer = read_answer(prediction, self.field, self.name)
-                    predicted.append(to_number(answer) if is_number else answer)
+                    predicted.append(read_number(answer) if is_number else read(answer))
             except AnswerError:
                 predicted.append(None)
         if self.reads == "probability":
@@ -312,6 +305,28 @@ class SetMetric:
             kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
             expected, predicted = [one for one, _ in kept], [other for _, other in kept]
         return float(self.function(expected, predicted)) if len(expected) else math.nan
+
+
+def _marked(labels: LabelSet, value: Any) -> Any:
+    """A label; where letter case tells labels apart, its place, since comparing labels forgives letter case."""
+    label = labels.read(value)
+    return f"label {list(labels).index(label)}" if labels.is_case_sensitive else label
+
+
+def label_reader(expected: Sequence[Any]) -> Callable[[Any], str]:
+    """From an answer to the text of the label that it names, in a column of these labels.
+
+    The function raises AnswerError for what cannot be read.
+    """
+    labels = LabelSet.among(expected)
+
+    def read(answer: Any) -> str:
+        if labels is None:
+            check_answer(answer)
+            return label_text(answer)
+        return label_text(labels.read(answer))
+
+    return read
 
 
 def _each(examples: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:

@@ -27,7 +27,8 @@ import numpy as np
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation.judge import rubric_preference, rubric_score
-from dspy_finetune.evaluation.metric import Metric, SetMetric, label_text, same_label, to_number
+from dspy_finetune.evaluation.metric import Metric, SetMetric
+from dspy_finetune.values import is_label, label_text, read_number
 
 # ----------------------------------------------------------------------------------------------------
 # Metrics of one item: plain functions on values, and the factories that make a `Metric` of them.
@@ -44,18 +45,22 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def label_match(expected: Any, predicted: Any) -> float:
-    """1.0 when both labels are the same, letter case and outer blanks aside, else 0.0."""
-    return float(same_label(expected, predicted))
+    """1.0 when the answer names the expected label, read by docs/values.md, else 0.0.
+
+    Raises:
+        AnswerError: The answer cannot be read.
+    """
+    return float(is_label(expected, predicted))
 
 
 def absolute_error(expected: Any, predicted: Any) -> float:
     """|predicted - expected|, from 0 up, in the label's own unit."""
-    return abs(to_number(predicted) - to_number(expected))
+    return abs(read_number(predicted) - read_number(expected))
 
 
 def squared_error(expected: Any, predicted: Any) -> float:
     """(predicted - expected) squared, from 0 up."""
-    return (to_number(predicted) - to_number(expected)) ** 2
+    return (read_number(predicted) - read_number(expected)) ** 2
 
 
 def normalize_text(text: str) -> str:
@@ -98,7 +103,9 @@ def surprise(expected: float, probability: float) -> float:
 
 def accuracy(field: str) -> Metric:
     """Share of items whose label is right, 0 to 1. Unreadable and failed answers count as not right."""
-    return Metric(name="accuracy", field=field, function=label_match, if_unreadable=0.0, is_proportion=True)
+    return Metric(
+        name="accuracy", field=field, function=label_match, reads="label", if_unreadable=0.0, is_proportion=True
+    )
 
 
 def pairwise_accuracy(field: str = "preferred") -> Metric:
@@ -106,7 +113,14 @@ def pairwise_accuracy(field: str = "preferred") -> Metric:
 
     Unreadable answers count as not right.
     """
-    return Metric(name="pairwise accuracy", field=field, function=label_match, if_unreadable=0.0, is_proportion=True)
+    return Metric(
+        name="pairwise accuracy",
+        field=field,
+        function=label_match,
+        reads="label",
+        if_unreadable=0.0,
+        is_proportion=True,
+    )
 
 
 def order_agreement() -> Metric:
@@ -176,7 +190,7 @@ class _Within:
         self.relative = relative
 
     def __call__(self, expected: Any, predicted: Any) -> float:
-        margin = max(self.absolute, self.relative * abs(to_number(expected)))
+        margin = max(self.absolute, self.relative * abs(read_number(expected)))
         return float(absolute_error(expected, predicted) <= margin)
 
 
@@ -241,8 +255,7 @@ def _sklearn_metrics() -> Any:
 
 
 def _labels(expected: Sequence[Any], predicted: Sequence[Any]) -> tuple[list[str], list[str], list[str]]:
-    truth = [label_text(value) for value in expected]
-    answers = [UNREADABLE if value is None else label_text(value) for value in predicted]
+    truth, answers = list(expected), [UNREADABLE if value is None else value for value in predicted]
     # The classes are those of the labels: what a model invents beyond them is an error, not a class of its own.
     return truth, answers, sorted(set(truth))
 
@@ -253,7 +266,8 @@ def _per_label(
     # Counted here: scikit-learn's f1_score gives the same numbers (tests compare them), but checks its input for 4 ms
     # at every call, and the bootstrap makes thousands of calls.
     truth, answers, classes = _labels(expected, predicted)
-    chosen = [label_text(positive)] if average is None else classes
+    named = str(positive)  # as it is where letter case tells labels apart
+    chosen = classes if average is not None else [named if named in classes else label_text(positive)]
     is_true, is_named = Counter(truth), Counter(answers)
     is_both = Counter(one for one, other in zip(truth, answers, strict=True) if one == other)
     counts = [(is_both[label], is_named[label], is_true[label]) for label in chosen]
@@ -281,6 +295,7 @@ def _label_metric(
         name=name + suffix,
         field=field,
         function=functools.partial(_per_label, score=score, positive=positive, average=average),
+        reads="label",
         counts_unreadable=True,
     )
 
@@ -329,7 +344,9 @@ def balanced_accuracy(field: str) -> SetMetric:
 
     Unreadable counts as not right.
     """
-    return SetMetric(name="balanced accuracy", field=field, function=_balanced_accuracy, counts_unreadable=True)
+    return SetMetric(
+        name="balanced accuracy", field=field, function=_balanced_accuracy, reads="label", counts_unreadable=True
+    )
 
 
 def _mcc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -342,7 +359,7 @@ def mcc(field: str) -> SetMetric:
 
     Unreadable is a label of its own.
     """
-    return SetMetric(name="MCC", field=field, function=_mcc, counts_unreadable=True)
+    return SetMetric(name="MCC", field=field, function=_mcc, reads="label", counts_unreadable=True)
 
 
 def _roc_auc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:

@@ -17,11 +17,12 @@ import dspy
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.evaluation import scoring, statistics
 from dspy_finetune.evaluation.answers import Answer, Program
-from dspy_finetune.evaluation.metric import AnyMetric, SetMetric, label_text, to_number
+from dspy_finetune.evaluation.metric import AnyMetric, SetMetric
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE
 from dspy_finetune.evaluation.result import MetricFacts, SubgroupRow
 from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.statistics import Interval, wilson
+from dspy_finetune.values import label_text, read_number
 
 MAX_VALUES = 12
 """More values than these are binned where they are numbers, and the rarest are put together where they are not."""
@@ -72,7 +73,7 @@ def _parts(values: Sequence[Any]) -> dict[str, list[int]]:
 
 def _numbers(values: Sequence[Any]) -> list[float] | None:
     try:
-        return [to_number(value) for value in values]
+        return [read_number(value) for value in values]
     except (AnswerError, TypeError, ValueError):
         return None
 
@@ -217,7 +218,7 @@ def pairwise_bias(
 
 def _price(value: Any) -> float | None:
     try:
-        return None if value is None else to_number(value)
+        return None if value is None else read_number(value)
     except (AnswerError, TypeError, ValueError):
         return None
 

@@ -139,13 +139,23 @@ class Codec:
             )
         return checked_text(str(value.value) if isinstance(value, enum.Enum) else value)
 
-    def decode(self, text: str) -> Any:
-        """The value of a text. Raises AnswerError."""
+    def decode(self, text: str, *, name: str | None = None) -> Any:
+        """The value of a text; `name` is the output's, which may stand before it. Raises AnswerError."""
         if self.labels is not None:
-            return self.labels.decode(text)
+            return self.labels.decode(text, name=name)
         if self.number is not None:
-            return self.number.decode(text)
+            return self.number.decode(text, name=name)
         return text if self.annotation is str else self.from_json(loads(text), text)
+
+    def read(self, value: Any, *, name: str | None = None) -> Any:
+        """The label or number that a program's answer is, a text or a value; anything else as it is.
+
+        Raises:
+            AnswerError: It is none.
+        """
+        if self.labels is not None:
+            return self.labels.read(value, name=name)
+        return value if self.number is None else self.number.read(value, name=name)
 
     def to_json(self, value: Any) -> Any:
         """The value as JSON types, for a JSON answer. Raises RowError."""

@@ -270,6 +270,12 @@ class PromptFormat:
         """The labels of `label_field`."""
         return self._codecs[self.label_field].labels if self.label_field else None
 
+    def codec(self, output: str) -> Codec:
+        """How an output is written and read. Raises UsageError for a name that is none."""
+        if output not in self._codecs:
+            raise UsageError(f'the prompt has no output "{output}", only {", ".join(self._codecs)}')
+        return self._codecs[output]
+
     @property
     def choice(self) -> tuple[str, LabelSet] | None:
         """The output that chooses between labels, wherever it stands in the completion, and its labels; None without.

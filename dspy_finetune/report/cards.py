@@ -15,11 +15,12 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, to_number
+from dspy_finetune.evaluation.metric import AnyMetric, Metric
 from dspy_finetune.evaluation.result import Comparison
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report.plots import number_field
 from dspy_finetune.report.tables import figure
+from dspy_finetune.values import read_number
 
 Cards = Mapping[str, Mapping[str, str]]
 """Name of the card to its facts."""
@@ -65,7 +66,7 @@ def data_card(comparison: Comparison) -> dict[str, str]:
 def _labels(comparison: Comparison, field: str) -> str:
     labels = [item.labels[field] for item in comparison.items]
     if number_field(comparison) == field:
-        numbers = sorted(map(to_number, labels))
+        numbers = sorted(map(read_number, labels))
         return f"from {figure(numbers[0])} to {figure(numbers[-1])}, median {figure(statistics.median(numbers))}"
     counts = Counter(str(label) for label in labels)
     if len(counts) > MAX_LABELS or len(counts) == len(labels) > 2:

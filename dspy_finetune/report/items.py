@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspy_finetune.evaluation.answers import Answer
-from dspy_finetune.evaluation.metric import label_text
 from dspy_finetune.evaluation.result import Comparison
 from dspy_finetune.evaluation.slices import PairwiseBias, pairwise_bias
 from dspy_finetune.report import plots, tables
 from dspy_finetune.report.plots import NEAR, positive_share
+from dspy_finetune.values import label_text
 
 
 def label_field(comparison: Comparison) -> str | None:
@@ -44,7 +44,7 @@ def confusion(comparison: Comparison) -> dict[str, Any] | None:
         return None
     counts: Counter[tuple[str, str]] = Counter()
     for item, answer in zip(comparison.items, comparison.answers[comparison.candidate], strict=True):
-        said = label_text(answer_text(answer, field))
+        said = answer.outcome if answer.outcome != "answered" else label_text(answer.outputs.get(field))
         if answer.outcome == "answered" and said not in labels:
             said = "another"
         counts[label_text(item.labels[field]), said] += 1

@@ -19,8 +19,9 @@ from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.evaluation.answers import Answer
 from dspy_finetune.evaluation.learning_curve import LearningCurve
-from dspy_finetune.evaluation.metric import label_text, read_probability, same_label, to_number
+from dspy_finetune.evaluation.metric import read_probability
 from dspy_finetune.evaluation.result import Comparison
+from dspy_finetune.values import label_text, read_number, same_label
 
 # ----------------------------------------------------------------------------------------------------
 # The picture of a learning curve: score over training size, one line per model and number of epochs.
@@ -360,7 +361,7 @@ def number_field(comparison: Comparison) -> str | None:
         return None
     try:
         for label in labels:
-            to_number(label)
+            read_number(label)
     except (AnswerError, TypeError, ValueError):
         return None
     return field
@@ -376,7 +377,7 @@ def guesses(comparison: Comparison, program: str, near: tuple[float, float] = NE
         if answer.outcome != "answered" or answer.outputs.get(field) is None:
             continue
         try:
-            truth, predicted = to_number(item.labels[field]), to_number(answer.outputs[field])
+            truth, predicted = read_number(item.labels[field]), read_number(answer.outputs[field])
         except (AnswerError, TypeError, ValueError):
             continue
         found.append(Guess(index=index, truth=truth, predicted=predicted, band=band(truth, predicted, near)))

@@ -12,7 +12,7 @@ import sklearn.metrics as reference
 
 from dspy_finetune.errors import AnswerError, DataError, UsageError
 from dspy_finetune.evaluation import metrics
-from dspy_finetune.evaluation.metric import to_number
+from dspy_finetune.values import read_number
 
 LABELS = ("red", "green", "blue")
 
@@ -128,15 +128,15 @@ def test_number_scores_equal_their_definitions_and_read_prices():
     assert [close(row, answer) for row, answer in zip(rows, answers, strict=True)] == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("text", ["", "$", "cheap", "12 or 13", "1,2", "nan", "inf", "--3", "1.2.3"])
+@pytest.mark.parametrize("text", ["", "$", "cheap", "12 or 13", "1,2,3", "True", "nan", "inf", "--3", "1.2.3"])
 def test_text_that_is_not_one_number_is_unreadable(text):
     with pytest.raises(AnswerError):
-        to_number(text)
+        read_number(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("$1,199.99", 1199.99), (" -3 ", -3.0), ("1e3", 1000.0), (".5", 0.5)])
 def test_numbers_are_read_as_people_write_them(text, value):
-    assert to_number(text) == value
+    assert read_number(text) == value
 
 
 def test_scores_that_are_not_defined_are_nan():
