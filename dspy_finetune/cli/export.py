@@ -31,6 +31,10 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(help="A saved prompt: PromptFormat.to_dict as JSON, or a manifest that holds one."),
         ] = None,
+        signature: Annotated[
+            str | None,
+            typer.Option(help='A DSPy signature, "headline -> liked: bool": your fields for the preset, or alone.'),
+        ] = None,
         rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
         rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
         base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
@@ -51,7 +55,7 @@ def register(app: typer.Typer) -> None:
         from dspy_finetune.data import iter_examples
         from dspy_finetune.export import export_dpo, export_sft
 
-        form = prompt_named(preset, prompt, rubric)
+        form = prompt_named(preset, prompt, rubric, signature)
         examples = iter_examples(
             data,
             rename=renames(rename or []),
@@ -93,29 +97,31 @@ def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def prompt_named(preset: str | None, saved: Path | None, rubric: str | None) -> PromptFormat:
-    """The prompt that `--preset` or `--prompt` names. Raises UsageError, FileError."""
+def prompt_named(
+    preset: str | None, saved: Path | None, rubric: str | None, signature: str | None = None
+) -> PromptFormat:
+    """The prompt that `--preset`, `--signature` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
     from dspy_finetune._files import read_json, read_text
     from dspy_finetune.errors import UsageError
 
-    if (preset is None) == (saved is None):
-        raise UsageError("give either --preset or --prompt: the rows are rendered by it")
+    if (preset is None and signature is None) == (saved is None):
+        raise UsageError("give --preset or --signature, or else --prompt: the rows are rendered by it")
     if rubric is not None and rubric.startswith("@"):
         rubric = read_text(rubric[1:])
-    if saved is None:
-        assert preset is not None
-        if rubric is None:
-            made: PromptFormat = getattr(prompts, preset)()
-        elif preset in ("answer", "number"):
-            raise UsageError(f"the preset {preset} takes no rubric; use --prompt with a saved prompt")
-        else:
-            made = getattr(prompts, preset)(rubric)
-        return made
-    if rubric is not None:
-        raise UsageError("--rubric belongs to --preset; a saved prompt holds its own")
-    values = read_json(saved, "a saved prompt", "save one with PromptFormat.to_dict, or name a manifest")
-    return prompts.PromptFormat.from_dict(values["prompt"] if isinstance(values.get("prompt"), dict) else values)
+    if saved is not None:
+        if rubric is not None:
+            raise UsageError("--rubric belongs to --preset and --signature; a saved prompt holds its own")
+        values = read_json(saved, "a saved prompt", "save one with PromptFormat.to_dict, or name a manifest")
+        return prompts.PromptFormat.from_dict(values["prompt"] if isinstance(values.get("prompt"), dict) else values)
+    options: dict[str, Any] = {} if rubric is None else {"rubric": rubric}
+    if preset is None:
+        assert signature is not None
+        return prompts.PromptFormat(signature, **options)
+    if rubric is not None and preset in ("answer", "number"):
+        raise UsageError(f"the preset {preset} takes no rubric; use --prompt with a saved prompt")
+    made: PromptFormat = getattr(prompts, preset)(signature, **options)
+    return made
 
 
 def renames(pairs: list[str]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +32,12 @@ from dspy_finetune.cli.plan import (
     show,
     warn,
 )
+from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.export import Dataset
 from dspy_finetune.jobs import FinetunedModel
+
+if TYPE_CHECKING:
+    from dspy_finetune.prompts import PromptFormat
 
 
 def register(app: typer.Typer) -> None:
@@ -61,6 +67,9 @@ def train(
     new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after so many seconds.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Save the predictor here: `compare`, `predict` and Python load it.")
+    ] = None,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +78,9 @@ def train(
     Ctrl-C leaves the job alive and prints the command that follows it again.
     """
     load_env(env_file)
+    prompt = _prompt_of(train) if save is not None else None
+    if save is not None and no_wait:
+        raise UsageError("--save needs the finished model; leave --no-wait out")
     made = settle(
         train,
         validation=validation,
@@ -96,9 +108,35 @@ def train(
             if made.host.stops_with_process():
                 talk().print("the local host stops with this command; that one starts it again with its job")
             return
-        tell_model(follow(job, made.host, talk(), timeout), as_json=as_json)
+        finished = follow(job, made.host, talk(), timeout)
+        tell_model(finished, as_json=as_json)
+        if save is not None and prompt is not None:
+            save_predictor(prompt, finished, save)
     finally:
         made.host.close()
+
+
+def _prompt_of(train: Path) -> PromptFormat:
+    """The prompt that a training file was rendered with, from its manifest. Raises DataError, FileError."""
+    dataset = Dataset.load(train)
+    if dataset.prompt is None:
+        raise DataError(
+            f"{train}: its manifest holds no prompt, so --save has none for the predictor; export the file with"
+            " dspy-finetune export, or build the predictor in Python"
+        )
+    return dataset.prompt
+
+
+def save_predictor(prompt: PromptFormat, model: FinetunedModel, path: Path) -> None:
+    """Write the predictor of a finished model, and say how it is used."""
+    from dspy_finetune.evaluation.baselines import predictor_for  # here: --help must not wait for dspy
+
+    predictor_for(prompt, model, host=model.host).save(path)
+    talk().print(
+        f"wrote {path}; use it: dspy-finetune compare TEST.jsonl --program tuned={path} --train TRAIN.jsonl",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
