@@ -8,6 +8,7 @@
     │   └── LeakageError                    the same item stands on two sides of a split
     ├── PromptMismatchError (ValueError)    the model was trained on another prompt; shows the difference
     ├── AnswerError (ValueError)            the model's answer cannot be read; keeps the text
+    │   ├── NoAnswerError                   refused, filtered, cut off, only reasoned, no choices: .reason says which
     │   └── JudgeError                      a judge gave no verdict that can be read
     ├── UsageError (ValueError)             an argument is wrong; says which and what is accepted
     ├── FileError (OSError)                 a file or folder cannot be read or written; path and remedy
@@ -108,6 +109,15 @@ class AnswerError(FinetuneError, ValueError):
     def __init__(self, problem: str, *, text: str) -> None:
         super().__init__(problem)
         self.text = text
+
+
+class NoAnswerError(AnswerError):
+    """The model gave no answer, or not the whole of one. `.reason` says why: "refusal", "content_filter", "length",
+    "reasoning_only", "tool_calls" or "no_choices"."""
+
+    def __init__(self, problem: str, *, text: str, reason: str) -> None:
+        super().__init__(problem, text=text)
+        self.reason = reason
 
 
 class JudgeError(AnswerError):

@@ -314,7 +314,7 @@ def load_completion(reply: Reply) -> Any | None:
 def is_completion(body: Any) -> bool:
     """Whether a JSON value has the form of a chat completion."""
     choices = body.get("choices") if isinstance(body, dict) else None
-    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict)
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
 
 
 async def gathered(asked: list[Any]) -> list[Any]:

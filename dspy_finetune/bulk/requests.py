@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.lm import positions_on_wire
-from dspy_finetune.predictors.base import TOP_LOGPROBS, Answer, FinetunedPredictor
+from dspy_finetune.hosts.lm import read_completion, sound_usage
+from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor, swapped
 
@@ -56,7 +56,7 @@ def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], li
     if stop := [*(prompt.stop or ()), *predictor.stop]:
         fixed["stop"] = stop
     if predictor.logprobs is not False and prompt.labels is not None:
-        fixed |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        fixed |= {"logprobs": True, "top_logprobs": predictor.top_logprobs}
     if predictor._response_format() is not None:  # not every host can be held to a schema
         wire = prompt.response_format or {}
         # In the order in which DSPy writes it: a host's cache of prompts goes by bytes.
@@ -82,20 +82,11 @@ def read_completions(
         AnswerError: An answer cannot be read.
         LogprobsError: Log-probabilities were asked for and are not there.
     """
-    answers = [_answer(body) for body in completions]
+    answers = [read_completion(body) for body in completions]
     if isinstance(predictor, PairwisePredictor):
         return predictor._read(dict(inputs), answers[0], answers[1] if len(answers) > 1 else None)
     assert isinstance(predictor, OpenAIPredictor)
     return predictor._read(answers[0]) if predictor.n_samples == 1 else predictor._read_samples(answers)
-
-
-def _answer(body: Mapping[str, Any]) -> Answer:
-    choice = body["choices"][0]
-    content = (choice.get("message") or {}).get("content")
-    if isinstance(content, list):
-        content = "\n".join(str(part.get("text") or "") for part in content)
-    listed = (choice.get("logprobs") or {}).get("content")
-    return Answer(content or "", positions_on_wire(listed) if listed else None)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -234,10 +225,10 @@ class Tokens:
     @classmethod
     def of(cls, completion: Mapping[str, Any]) -> Tokens:
         """One answer's; 0 where the host counts nothing."""
-        usage = completion.get("usage") or {}
+        usage = sound_usage(completion.get("usage"))
         return cls(
             n_requests=1,
-            n_input=int(usage.get("prompt_tokens") or 0),
-            n_cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-            n_output=int(usage.get("completion_tokens") or 0),
+            n_input=usage.get("prompt_tokens", 0),
+            n_cached=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+            n_output=usage.get("completion_tokens", 0),
         )

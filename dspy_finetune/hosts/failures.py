@@ -36,9 +36,11 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     >>> redact("Incorrect API key provided: sk-abcdef123456")
     'Incorrect API key provided: ***'
     """
-    for secret in secrets:
+    for secret in sorted({one for one in secrets if one}, key=len, reverse=True):
         if len(secret) >= 4:
             text = text.replace(secret, "***")
+        else:  # a key as short as "k" is one where it stands alone, not inside every word
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])", "***", text)
     return _URL_SECRET.sub("", _ID_SHAPE.sub("***", _KEY_SHAPE.sub("***", text)))
 
 

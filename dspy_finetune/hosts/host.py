@@ -1,7 +1,7 @@
 """A host: where jobs run and models answer, as a small value that holds no client and shows no key.
 
 In: an address, or the wish for the embedded server. Out: an `openai.OpenAI` client, a `dspy.LM`, this library's errors.
-Every host speaks OpenAI's wire format; what differs stands in kinds.py. Keys are read from the environment when they
+Every host speaks OpenAI's wire format; what differs stands in `KINDS`. Keys are read from the environment when they
 are needed; a key given as an argument stays in memory alone: it is in no repr, dict, pickle or file, so after
 unpickling the environment must supply it.
 """
@@ -37,11 +37,8 @@ if TYPE_CHECKING:
     from dspy_finetune.hosts.lm import HostLM
 
 
-# ----------------------------------------------------------------------------------------------------
-# What differs between hosts, as data: one row per kind, so that no other module asks which kind it has.
-#
-# In: nothing. Out: `KINDS`, the facts of each kind of host.
-# Not covered: what a host's models can do and cost, and what it asks of a file (catalog.py).
+# ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has. What a
+# host's models can do and cost, and what it asks of a file, stands in the catalog.
 
 KindName = Literal["openai", "azure", "local", "compatible"]
 
@@ -114,7 +111,6 @@ KINDS: dict[KindName, HostKind] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------
 class Host:
     """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.local()` or `.compatible()`.
 
@@ -338,23 +334,34 @@ class Host:
     # ---- the connection
 
     def api_key(self) -> str:
-        """The key: the one given, or the one in the environment now.
+        """The key: the one given, or the one in the environment now; without white space around it.
 
         Raises:
-            HostError: There is none; names the variable.
+            HostError: There is none, or it holds what no key holds; names the variable.
         """
-        if self._given_key:
-            return self._given_key
+        if self._given_key and (key := self._given_key.strip()):
+            return self._checked(key, "the given api_key")
         variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
         for variable in variables:
-            if os.environ.get(variable):
-                return os.environ[variable]
+            if key := os.environ.get(variable, "").strip():
+                return self._checked(key, variable)
         if self._kind == "local":
             server = read_server(self.root) if self.root else None
             return server.key if server is not None and server.url == self._url else "local"
         if self._kind == "compatible" and (self._url or "").startswith(("http://127.0.0.1", "http://localhost")):
             return "none"  # servers on one's own machine seldom want a key
-        raise HostError(f"{self._name}: no key; set {' or '.join(variables)} in the environment", code="no_api_key")
+        raise HostError(f"{self.name}: no key; set {' or '.join(variables)} in the environment", code="no_api_key")
+
+    def _checked(self, key: str, place: str) -> str:
+        """A key that can stand in an HTTP header: pasted ones bring blanks, line breaks and zero-width characters."""
+        for number, character in enumerate(key, start=1):
+            if not " " <= character <= "~":
+                raise HostError(
+                    f"{self.name}: {place} holds a character that no key has (U+{ord(character):04X}, character "
+                    f"{number} of {len(key)}); copy the key again",
+                    code="invalid_api_key",
+                )
+        return key
 
     def connection(self) -> tuple[str | None, str]:
         """(the API's address, the key); starts the embedded server if it is needed.
@@ -488,7 +495,8 @@ class Host:
         variables = (*variables, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
         given = [self._given_key or "", self._server.key if self._server else ""]
         # "local" is no secret: it is what the embedded server takes where no key was set.
-        return [*(key for key in given if key != "local"), *(os.environ.get(name, "") for name in variables)]
+        found = [*(key for key in given if key != "local"), *(os.environ.get(name, "") for name in variables)]
+        return [part for key in found for part in dict.fromkeys((key, key.strip())) if part]
 
     @contextlib.contextmanager
     def talking(self, doing: str) -> Iterator[None]:

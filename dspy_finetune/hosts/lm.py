@@ -1,6 +1,8 @@
-"""The dspy.LM of a host: DSPy's native route, the host's key at the last moment, and a cache of its own.
+"""The one language model of predictors: DSPy's wire code, the host's key at the last moment, one reader of completions.
 
-In: a host and a model id. Out: a `dspy.LM` that predictors and programs use. Four things a plain dspy.LM does not do:
+In: a host and a model id. Out: a `dspy.LM` (`HostLM`) with the engines that carry its requests, and `Answer`: what a
+completion says, or why it says nothing. Single calls and bulk read completions by the same code. What a plain dspy.LM
+does not do:
 
 - DSPy's cache key holds the model's name but not the address, so two hosts with a model of one name would share
   answers. Hosts other than OpenAI's own mix their identity into `rollout_id`, the field of the key that is not sent.
@@ -8,8 +10,11 @@ In: a host and a model id. Out: a `dspy.LM` that predictors and programs use. Fo
 - A pickled dspy.LM holds its key; this one drops key and address and asks its host again.
 - DSPy's table of what models can do has no row for a tuned id, so its JSONAdapter would send a tuned model no schema
   where it sends its base one: collecting data and serving would differ. A tuned model can do what its base can.
+- DSPy's price list holds no tuned model; the `cost` of its history entries is the catalog's.
+- A log-probability or token count that makes no sense (null, -Infinity, text) is passed over: it costs no answer.
 
-Kept apart from host.py because it imports dspy, which costs most of a second.
+Kept apart from host.py because it imports dspy, which costs most of a second. It stands below host.py and knows a host
+by what it asks of one (`Connection`).
 """
 
 from __future__ import annotations
@@ -19,67 +24,168 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import pkgutil
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import dspy
 from dspy.lm15 import AsyncLMRouter, LMRouter, Request, Response, RouterConfig, Timeouts
 
 from dspy_finetune.catalog import parse_model_id
-
-if TYPE_CHECKING:
-    from dspy_finetune.hosts.host import Host
+from dspy_finetune.export.cost import inference_cost
 
 
-# ----------------------------------------------------------------------------------------------------
-# The log-probabilities of an answer's tokens, kept in one text.
-#
-# In: the responses of DSPy's wire code. Out: the same responses with their log-probabilities as one text among the
-# provider's data, and the positions read back from any response.
-#
-# Why: DSPy's history holds 10,000 answers, each with some sixty objects for twenty listed tokens: in the response, and
-# once more in what it shows. The garbage collector goes through all of them while every caller waits. A text is one
-# object, which it does not look at.
+class Connection(Protocol):
+    """What a language model asks of its host."""
+
+    @property
+    def kind(self) -> Any:
+        """The facts of its kind, of which the name is read."""
+
+    def connection(self) -> tuple[str | None, str]:
+        """The address and the key."""
+
+    def is_connected(self) -> bool:
+        """Whether the last connection still holds."""
+
+    def cache_namespace(self) -> str:
+        """What keeps this host's answers apart in DSPy's cache."""
+
+    def scrub(self, exception: BaseException) -> None:
+        """Take the host's keys out of an exception."""
+
+    def to_dict(self) -> dict[str, str]:
+        """The host as JSON values, without a key."""
+
+
+# ---- What a completion says
 
 Position = tuple[str, Mapping[str, float]]
-"""The token that the model chose, and the log-probability of each listed token (the chosen one among them)."""
+"""The token that the model chose, and the log-probability of each token that the host tells (most often the chosen one
+among them)."""
+
+Problem = Literal["refusal", "content_filter", "length", "reasoning_only", "tool_calls", "no_choices"]
+"""Why a completion holds no answer; "length": not the whole of one."""
+
+_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+class Answer(NamedTuple):
+    """What a completion says."""
+
+    text: str
+    """Without the <think> block before it; empty where the host sent none."""
+    positions: Sequence[Position] | None = None
+    """The text's tokens with their log-probabilities; None where the host sent none."""
+    problem: Problem | None = None
+    """Why this is no answer, or not the whole of one."""
+    detail: str = ""
+    """The host's own words for it: its refusal, its finish_reason."""
+
+
+def read_completion(body: Mapping[str, Any]) -> Answer:
+    """The answer in a chat completion, as hosts write one.
+
+    >>> read_completion({"choices": [{"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}]})
+    Answer(text='', positions=None, problem='refusal', detail='I cannot.')
+    """
+    logprobs = (_choice(body) or {}).get("logprobs")
+    listed = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    return _read(body, positions_on_wire(listed) if isinstance(listed, list) else None)
+
+
+def read_response(response: Any) -> Answer:
+    """The answer in DSPy's form of a completion: read from the host's own body where it holds that."""
+    data = getattr(response, "provider_data", None)
+    if isinstance(data, Mapping) and ("message" in (_choice(data) or {}) or data.get("object") == "chat.completion"):
+        return _read(data, positions_of(response))
+    parts = response.message.parts if hasattr(response, "message") else ()  # a language model of the user's own
+    said = {part.type: getattr(part, "text", "") for part in parts}
+    message = {"content": response.text, "refusal": said.get("refusal"), "reasoning": said.get("thinking")}
+    choice = {"message": message, "finish_reason": getattr(response, "finish_reason", None)}
+    return _read({"choices": [choice]}, positions_of(response))
+
+
+def _choice(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, Sequence) and choices else None
+    return first if isinstance(first, Mapping) else None
+
+
+def _read(body: Mapping[str, Any], positions: Sequence[Position] | None) -> Answer:
+    choice = _choice(body)
+    if choice is None:
+        return Answer("", None, "no_choices", "the completion has no choices")
+    message = choice.get("message") or {}
+    written, finish, refusal = _text_of(message.get("content")), choice.get("finish_reason"), message.get("refusal")
+    thought = _THOUGHT.match(written)
+    text = written if thought is None else written[thought.end() :]
+    if thought is not None and positions is not None:
+        positions = _after(positions, len(written[: thought.end()].rstrip()))
+    if refusal and isinstance(refusal, str):
+        return Answer(text, positions, "refusal", refusal)
+    if finish == "content_filter":
+        return Answer(text, positions, "content_filter", "finish_reason content_filter")
+    if finish == "length":
+        return Answer(text, positions, "length", "finish_reason length")
+    if not text and message.get("tool_calls"):
+        return Answer(text, positions, "tool_calls", f"finish_reason {finish}")
+    has_thought = thought is not None or message.get("reasoning_content") or message.get("reasoning")
+    if (not text and has_thought) or text.lstrip().startswith("<think>"):
+        return Answer(text, positions, "reasoning_only", f"finish_reason {finish}")
+    return Answer(text, positions)
+
+
+def _text_of(content: Any) -> str:
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
+
+
+def _after(positions: Sequence[Position], n_characters: int) -> Sequence[Position]:
+    """The positions after so many characters of text."""
+    for number, (token, _) in enumerate(positions):
+        if n_characters <= 0:
+            return positions[number:]
+        n_characters -= len(token)
+    return []
+
+
+# ---- The log-probabilities of an answer's tokens
 
 _KEY = "logprobs"
+"""Where a response of these engines holds its positions, as one text among the provider's data. DSPy's history keeps
+10,000 answers, each with some sixty objects for twenty listed tokens: in the response, and once more in what it shows.
+The garbage collector goes through all of them while every caller waits. A text is one object, which it does not look
+at."""
 
 
-def packed(response: Response) -> Response:
-    """The response with its log-probabilities as a text of its `provider_data`."""
-    if not response.logprobs:
-        return response
-    data = dict(response.provider_data or {})
-    for choice in data.get("choices", ()):
-        choice.pop("logprobs", None)  # the same once more, as the host wrote it
-    data[_KEY] = json.dumps(_positions(response.logprobs), separators=(",", ":"))
-    return dataclasses.replace(response, logprobs=None, provider_data=data)
-
-
-def positions_of(response: Any) -> list[Position] | None:
-    """The positions of a response, packed or as DSPy gives it; None where the host sent no log-probabilities."""
+def positions_of(response: Any) -> Sequence[Position] | None:
+    """The positions of a response of these engines, or of DSPy's own; None where the host sent none."""
     if response.logprobs:
-        return _positions(response.logprobs)
-    text = (response.provider_data or {}).get(_KEY)
-    return None if text is None else [(token, listed) for token, listed in json.loads(text)]
+        return [
+            _position(one.token, one.logprob, one.bytes, [(top.token, top.logprob, top.bytes) for top in one.top])
+            for one in response.logprobs
+        ]
+    text = (getattr(response, "provider_data", None) or {}).get(_KEY)
+    return None if not isinstance(text, str) else [(token, listed) for token, listed in json.loads(text)]
 
 
-def positions_on_wire(content: Sequence[Mapping[str, Any]]) -> list[Position]:
-    """The positions of a choice's `logprobs.content`, as OpenAI's chat completions have it."""
-    return [
-        _position(
-            one["token"],
-            one["logprob"],
-            one.get("bytes"),
-            [(top["token"], top["logprob"], top.get("bytes")) for top in one.get("top_logprobs") or ()],
-        )
-        for one in content
-    ]
+def positions_on_wire(content: Sequence[Any]) -> list[Position]:
+    """The positions of a choice's `logprobs.content`, in OpenAI's form, as far as they are sound."""
+    found: list[Position] = []
+    for one in content:
+        if not isinstance(one, Mapping) or not isinstance(one.get("token"), str):
+            break  # what follows stands at another place than it says
+        top = [each for each in one.get("top_logprobs") or () if isinstance(each, Mapping)]
+        alternatives = [(each.get("token"), each.get("logprob"), each.get("bytes")) for each in top]
+        found.append(_position(one["token"], one.get("logprob"), one.get("bytes"), alternatives))
+    return found
 
 
 def spelling(token: str, codes: Sequence[int] | None) -> str:
@@ -89,30 +195,30 @@ def spelling(token: str, codes: Sequence[int] | None) -> str:
     (' true', b'\xf0\x9f')
     """
     if codes and (token.startswith("bytes:") or "\ufffd" in token):
-        return bytes(codes).decode("utf-8", "surrogateescape")
+        try:
+            return bytes(codes).decode("utf-8", "surrogateescape")
+        except (TypeError, ValueError):
+            return token
     return token
 
 
-def _positions(tokens: Sequence[Any]) -> list[Position]:
-    return [
-        _position(one.token, one.logprob, one.bytes, [(top.token, top.logprob, top.bytes) for top in one.top])
-        for one in tokens
-    ]
-
-
-def _position(
-    token: str, logprob: float, codes: Sequence[int] | None, top: Sequence[tuple[str, float, Sequence[int] | None]]
-) -> Position:
+def _position(token: str, logprob: Any, codes: Any, top: Sequence[tuple[Any, Any, Any]]) -> Position:
     chosen = spelling(token, codes)
-    return chosen, {spelling(text, part): share for text, share, part in top} | {chosen: logprob}
+    listed = {spelling(text, part): value for text, value, part in top if isinstance(text, str) and _is_told(value)}
+    if _is_told(logprob):
+        listed[chosen] = logprob
+    return chosen, listed
 
 
-# ----------------------------------------------------------------------------------------------------
-# The engines of a host's predictors: DSPy's own wire code, without what it does beside it at every call.
+def _is_told(logprob: Any) -> bool:
+    # Above 0 by more than rounding is no log-probability; -Infinity is what hosts write for "pruned", null for "none".
+    return isinstance(logprob, (int, float)) and not isinstance(logprob, bool) and -math.inf < logprob < 1e-3
+
+
+# ---- The engines: DSPy's own wire code, without what it does beside it at every call
 #
-# In: a host. Out: a pair of engines for `dspy.LM(engine=..., async_engine=...)`, which send a Request and read a
-# Response as DSPy's native engine does; the tests compare the bytes. Log-probabilities alone are kept in another way
-# (logprobs.py). DSPy keeps doing what it does around an engine: cache, retries, history, usage, callbacks.
+# They send a Request and read a Response as DSPy's native engine does; the tests compare the bytes. DSPy keeps doing
+# what it does around an engine: cache, retries, history, usage, callbacks.
 #
 # Why: for a model that its price list does not hold (every tuned one) DSPy reads the whole list twice after each
 # answer, only to say that the price is unknown, and it chooses the provider anew at each call. That is two thirds of
@@ -122,11 +228,12 @@ def _position(
 _ROUTE = "openai-chat"
 _MAX_CONNECTIONS = 1000  # as many as openai's own client: bulk scoring has more than DSPy's 100 under way
 _PRICED_KINDS = ("openai", "azure")
+_HOST_CLASS = "dspy_finetune.hosts:Host"
 _OWN_SETTINGS = frozenset({"cache", "num_retries", "callbacks", "rollout_id", "timeout"})
 
 
 class _Engine:
-    def __init__(self, host: Host, *, timeout: float | None = None) -> None:
+    def __init__(self, host: Connection, *, timeout: float | None = None) -> None:
         self.host = host
         self.timeout = timeout
         self._reset()
@@ -153,10 +260,8 @@ class _Engine:
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> Any:
         """The inverse of `dump_state`."""
-        # host.py imports this module's neighbours only when they are needed, and so does this one.
-        from dspy_finetune.hosts.host import Host
-
-        return cls(Host.from_dict(state["host"]), timeout=state["timeout"])
+        # By name, as DSPy itself loads an engine: this module stands below the class.
+        return cls(pkgutil.resolve_name(_HOST_CLASS).from_dict(state["host"]), timeout=state["timeout"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"host": self.host, "timeout": self.timeout}
@@ -187,7 +292,7 @@ class HostEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return packed(self._connected().complete(_bare(request)))
+        return self._connected().complete(_bare(request))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer, event by event."""
@@ -223,7 +328,7 @@ class AsyncHostEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return packed(await (await self._connected()).complete(_bare(request)))
+        return await (await self._connected()).complete(_bare(request))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The same answer, event by event."""
@@ -237,7 +342,7 @@ class AsyncHostEngine(_Engine):
             await found[1].aclose()
 
 
-def engines_for(host: Host, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def engines_for(host: Connection, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options for `host.lm` that make it ask through these engines; as given where DSPy's own route is wanted.
 
     DSPy's own route is kept for settings that an engine does not carry, and for a host's untuned models whose price
@@ -258,10 +363,66 @@ def engines_for(host: Host, model: str, options: Mapping[str, Any]) -> dict[str,
 
 def _wire(router: type[LMRouter] | type[AsyncLMRouter], config: RouterConfig) -> Any:
     wire = router(config).lm(f"{_ROUTE}:any")
+    reader = getattr(wire, "_inner", wire)  # the asynchronous wire reads by the synchronous one
+    kind: Any = type(reader)
+    reader.__class__ = _careful(kind)
     if urlsplit((config.base_urls or {}).get(_ROUTE, "")).hostname in ("127.0.0.1", "localhost", "::1"):
         # Loopback is never behind a proxy, whatever HTTP_PROXY says; to look for one costs a sixth of a call.
         wire.transport = type(wire.transport)(trust_env=False, **config.transport_kwargs())
     return wire
+
+
+@functools.cache
+def _careful(kind: Any) -> Any:
+    """DSPy's reader of chat completions, which is handed no side data that could make it fail."""
+
+    class Reader(kind):
+        __slots__ = ()
+
+        def parse_response(self, request: Request, response: Any) -> Response:
+            return kind.parse_response(self, request, _Body(response))
+
+    return Reader
+
+
+class _Body:
+    """An HTTP response whose completion has sound token counts, and its log-probabilities as one text."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    def json(self) -> Any:
+        body = self._response.json()
+        if not isinstance(body, dict):
+            return body
+        body.setdefault("object", "chat.completion")
+        body["usage"] = sound_usage(body.get("usage"))
+        choice = _choice(body)
+        logprobs = choice.pop("logprobs", None) if isinstance(choice, dict) else None
+        listed = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        if listed and isinstance(listed, list):
+            body[_KEY] = json.dumps(positions_on_wire(listed), separators=(",", ":"))
+        return body
+
+
+def sound_usage(usage: Any) -> dict[str, Any]:
+    """The token counts that are counts, at any depth.
+
+    >>> sound_usage({"prompt_tokens": 9, "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": "?"}})
+    {'prompt_tokens': 9, 'prompt_tokens_details': {}}
+    """
+    found: dict[str, Any] = {}
+    for name, value in usage.items() if isinstance(usage, Mapping) else ():
+        if isinstance(value, Mapping):
+            found[name] = sound_usage(value)
+        elif str(name).endswith("_details") or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        elif value >= 0 and value == value // 1:
+            found[name] = int(value)
+    return found
 
 
 def _bare(request: Request) -> Request:
@@ -269,7 +430,8 @@ def _bare(request: Request) -> Request:
     return dataclasses.replace(request, model=request.model.removeprefix("openai/"))
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The language model
+
 # dspy/clients/backend_selection.py: client settings that only DSPy's LiteLLM route carries.
 _NOT_NATIVE = frozenset(
     {"headers", "extra_headers", "api_version", "azure_ad_token_provider", "organization", "project", "extra_query"}
@@ -283,19 +445,20 @@ class HostLM(dspy.LM):
 
     kwargs: dict[str, Any]
 
-    def __init__(self, model: str, *, host: Host, **kwargs: Any) -> None:
+    def __init__(self, model: str, *, host: Connection, **kwargs: Any) -> None:
         self._host = host
         self._cache_tag = host.cache_namespace()
         # An engine of its own holds the connection, and DSPy lets nothing about it into the settings then.
         self._has_own_engine = not isinstance(kwargs.get("engine", ""), str)
         self._is_connected = False
+        self._prices: tuple[Any, ...] | None = None  # per million tokens: input, cached input, output
         if "engine" not in kwargs and not (_NOT_NATIVE & kwargs.keys()) and kwargs.get("model_type", "chat") != "text":
             kwargs["engine"] = "lm15"
         super().__init__(model, **kwargs)
 
     @property
-    def host(self) -> Host:
-        """Where the model answers."""
+    def host(self) -> Any:
+        """Where the model answers: a `Host`."""
         return self._host
 
     @property
@@ -361,6 +524,28 @@ class HostLM(dspy.LM):
         # The tag is not the user's wish for another sample: DSPy's warning is for that alone.
         wished = self.kwargs.get("rollout_id") if self._cache_tag else rollout_id
         super()._warn_zero_temp_rollout(temperature, wished)
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        """As dspy.LM; where DSPy knows no price and the catalog does, with the catalog's cost."""
+        if entry.get("cost") is None and entry.get("usage"):
+            entry["cost"] = self._cost(sound_usage(entry["usage"]))
+            if entry["cost"] is not None:
+                entry["cost_details"] = {"kind": "estimate", "source": "the catalog of dspy_finetune"}
+        super().update_history(entry)
+
+    def _cost(self, usage: Mapping[str, Any]) -> float | None:
+        # Prices are looked up once: an answer of a tuned model takes half a millisecond of the processor in all.
+        if self._prices is None:
+            model, host = self.model.removeprefix("openai/"), self._host.kind.name
+            known = inference_cost(model, n_requests=1, n_input_tokens=1, n_output_tokens=1, host=host).price_usd
+            price, answer, cached = (known.get(name) for name in ("input", "output", "cached_input"))
+            is_known = price is not None and answer is not None
+            self._prices = (price, price if cached is None else cached, answer) if is_known else ()
+        if not self._prices or "prompt_tokens" not in usage or "completion_tokens" not in usage:
+            return None
+        n_cached = min(usage.get("prompt_tokens_details", {}).get("cached_tokens", 0), usage["prompt_tokens"])
+        amounts = (usage["prompt_tokens"] - n_cached, n_cached, usage["completion_tokens"])
+        return float(sum(price * amount for price, amount in zip(self._prices, amounts, strict=True))) / 1_000_000
 
     def dump_state(self) -> dict[str, Any]:
         """The state of a plain dspy.LM: loadable without trusting a class, and without address or key."""

@@ -257,7 +257,8 @@ class PreferenceFinetune(Teleprompter):
         if self.host is not None:
             return self.host
         if isinstance(lm, HostLM):
-            return lm.host
+            host: Host = lm.host
+            return host
         provider = getattr(lm, "provider", None)
         if isinstance(provider, FinetuneProvider):
             return provider.host

@@ -148,20 +148,24 @@ def match_label(value: Any, labels: Sequence[Any]) -> Any | None:
 
 
 def read_shares(prediction: Any) -> dict[Any, float] | None:
-    """The probabilities of a prediction by its own label keys; None where it carries none.
-
-    A lone `probability` beside a bool answer is that of True, as this library's predictors have it.
+    """The probabilities of a prediction by its own label keys; None where it carries none, or knows only some of them.
 
     Raises:
         AnswerError: They are no probabilities: not numbers in [0, 1] that sum to 1 at most.
     """
+    shares = told_shares(prediction)
+    return None if shares is None or None in shares.values() else {key: share or 0.0 for key, share in shares.items()}
+
+
+def told_shares(prediction: Any) -> dict[Any, float | None] | None:
+    """The same, with None for a label of which the host told nothing. Raises as `read_shares`."""
     shares = prediction.get("probabilities", None)
-    if isinstance(shares, Mapping) and shares:
-        found = {label: read_share(share) for label, share in shares.items()}
-        if sum(found.values()) > 1.001:  # rounded ones may sum to a little more
-            raise AnswerError(f"the probabilities sum to {sum(found.values()):.3g}, not to 1", text=str(dict(shares)))
-        return found
-    return None
+    if not isinstance(shares, Mapping) or not shares:
+        return None
+    found = {label: None if share is None else read_share(share) for label, share in shares.items()}
+    if (total := sum(share or 0.0 for share in found.values())) > 1.001:  # rounded ones may sum to a little more
+        raise AnswerError(f"the probabilities sum to {total:.3g}, not to 1", text=str(dict(shares)))
+    return found
 
 
 def read_share(value: Any) -> float:
@@ -183,13 +187,14 @@ def confidence_of(prediction: Any, field: str) -> float | None:
     """The probability of the answer that the prediction returns, in [0, 1]; None where it carries none.
 
     From `probabilities`; else from `probability`: of True for a bool answer, otherwise of the answer; else from
-    `agreement`, the share of an ensemble's votes.
+    `agreement`, the share of an ensemble's votes. Where the host told of the answer alone, that is its share of all
+    that the model could have said: never more than is known.
 
     Raises:
         AnswerError: The answer is empty, or a probability is none.
     """
     answer = read_answer(prediction, field)
-    shares = read_shares(prediction)
+    shares = told_shares(prediction)
     if shares is not None:
         label = match_label(answer, list(shares))
         return shares[label] if label is not None else None

@@ -1,7 +1,8 @@
 """What every predictor is: a `dspy.Module` that is also a `Parameter`, over one tuned model and its training prompt.
 
-In: a PromptFormat, a model id, a host. Out: `dspy.Prediction`s. The messages sent are those of the training file, byte
-for byte; nothing that DSPy does to a program (optimizers, `set_lm`, copying, saving, loading) changes model or prompt.
+In: a PromptFormat or a signature, a model id, a host. Out: `dspy.Prediction`s. The messages sent are those of the
+training file, byte for byte; nothing that DSPy does to a program (optimizers, `set_lm`, copying, saving, loading)
+changes model or prompt. An answer that is none (refused, filtered, cut off) is an error that says so.
 Not covered: what an answer means; each subclass reads its own.
 """
 
@@ -12,21 +13,29 @@ import contextvars
 import copy
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import dspy
 from dspy.predict.parameter import Parameter
 from dspy.utils.saving import get_dependency_versions
 
 from dspy_finetune._files import read_json, write_json
-from dspy_finetune.errors import DataError, LogprobsError, PromptMismatchError, UsageError
+from dspy_finetune.errors import (
+    AnswerError,
+    DataError,
+    LogprobsError,
+    NoAnswerError,
+    PromptMismatchError,
+    UsageError,
+)
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.lm import Position, positions_of
+from dspy_finetune.hosts.lm import Answer, engines_for, read_response
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibrate import Calibration
-from dspy_finetune.predictors.probabilities import label_masses
+from dspy_finetune.predictors.probabilities import label_shares
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
@@ -38,31 +47,28 @@ STATE_VERSION = 3
 """
 
 TOP_LOGPROBS = 20
-"""How many tokens are asked for at each position: the most that OpenAI's API gives."""
+"""How many tokens are asked for at each position unless told otherwise: the most that OpenAI's API gives."""
+
+_COMMON_CAP = 5
+"""The most alternatives that hosts with a lower limit give."""
 
 _KINDS: dict[str, type[FinetunedPredictor]] = {}
-
-
-class Answer(NamedTuple):
-    """What a predictor reads of a host's answer."""
-
-    text: str
-    """Empty where the host sent none."""
-    positions: list[Position] | None
-    """The tokens with their log-probabilities; None where the host sent none."""
 
 
 class FinetunedPredictor(dspy.Module, Parameter):
     """A tuned model as a DSPy module. Use one of its subclasses.
 
     Args:
-        prompt: The format that the model was trained with.
+        prompt: The format that the model was trained with; or a `dspy.Signature`, class or string, for the format that
+            `PromptFormat(signature)` makes of it.
         model: The tuned model's id, or the `FinetunedModel` of a finished job: its job, base, data and hyperparameters
             are then kept as `provenance`, and saved.
         host: Where the model is served; by default the host of the `FinetunedModel`, else OpenAI.
         lm: A ready language model to ask instead (an ensemble of hosts, a test double); it is used as it is.
         logprobs: True: log-probabilities must come, or LogprobsError. None: use them if they come; if not, say so once
             and give None. False: do not ask.
+        top_logprobs: How many tokens to ask for at each position, 1 to 20. A host that refuses the number is asked
+            once more with as many as it gives, and so from then on.
         max_tokens: The longest answer; by default the prompt's own hint.
         stop: Texts that end the answer, besides the prompt's own.
         **lm_options: For `host.lm`, such as `cache=False`, `num_retries=5`, `timeout=30`.
@@ -80,19 +86,21 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def __init__(
         self,
-        prompt: PromptFormat,
+        prompt: PromptFormat | type[dspy.Signature] | str,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
+        top_logprobs: int = TOP_LOGPROBS,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         **lm_options: Any,
     ) -> None:
         super().__init__()
-        if not isinstance(prompt, PromptFormat):
-            raise UsageError(f"prompt must be a PromptFormat, found {type(prompt).__name__}; see dspy_finetune.prompts")
+        prompt = prompt if isinstance(prompt, PromptFormat) else _prompt_of(prompt)
+        if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or not 1 <= top_logprobs <= TOP_LOGPROBS:
+            raise UsageError(f"top_logprobs must be a whole number from 1 to {TOP_LOGPROBS}, found {top_logprobs!r}")
         if not isinstance(model, (str, FinetunedModel)) or not str(model):
             raise UsageError(f"model must be a tuned model's id or a FinetunedModel, found {model!r}")
         if isinstance(model, FinetunedModel):
@@ -107,6 +115,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.provenance: dict[str, Any] | None = model.to_dict() if isinstance(model, FinetunedModel) else None
         self.host = host if host is not None or lm is not None else Host.openai()
         self.logprobs = logprobs
+        self.top_logprobs = top_logprobs
         self.max_tokens = max_tokens
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.lm_options = lm_options
@@ -124,8 +133,6 @@ class FinetunedPredictor(dspy.Module, Parameter):
             return self._given_lm
         if self._lm is None:
             assert self.host is not None
-            from dspy_finetune.hosts.lm import engines_for  # imported late, as in _request
-
             self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
         return self._lm
 
@@ -158,7 +165,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 temperature=temperature,
                 stop=(*(self.prompt.stop or ()), *self.stop),
                 response_format=self._response_format(),
-                logprobs=TOP_LOGPROBS if asks else None,
+                logprobs=self.top_logprobs if asks else None,
             ),
         )
 
@@ -169,32 +176,79 @@ class FinetunedPredictor(dspy.Module, Parameter):
         # A Request has OpenAI's fields one level higher; on the wire they are OpenAI's again.
         return {"type": wire["type"], **wire["json_schema"]}
 
-    def _ask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
-        request, options = self._prepared(inputs, **sample)
+    def _ask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
+        messages, options = self.prompt.messages(inputs), _rollout(rollout)
         with _short_answers():
-            response = self.lm(request, **options)
-        return Answer(response.text or "", positions_of(response))
+            try:
+                return read_response(self.lm(self._request(messages, temperature), **options))
+            except Exception as error:  # whatever it is, it is raised unless it is about one option
+                if not self._lower_top_logprobs(error):
+                    raise
+            return read_response(self.lm(self._request(messages, temperature), **options))
 
-    async def _aask(self, inputs: dict[str, Any], **sample: Any) -> Answer:
-        request, options = self._prepared(inputs, **sample)
+    async def _aask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
+        messages, options = self.prompt.messages(inputs), _rollout(rollout)
         with _short_answers():
-            response = await self.lm.acall(request, **options)
-        return Answer(response.text or "", positions_of(response))
+            try:
+                return read_response(await self.lm.acall(self._request(messages, temperature), **options))
+            except Exception as error:  # as above
+                if not self._lower_top_logprobs(error):
+                    raise
+            return read_response(await self.lm.acall(self._request(messages, temperature), **options))
 
-    def _prepared(
-        self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        # DSPy's cache gives equal requests one answer; the rollout tells the samples of one question apart.
-        options = {} if rollout is None else {"rollout_id": rollout}
-        return self._request(self.prompt.messages(inputs), temperature), options
+    def _lower_top_logprobs(self, error: BaseException) -> bool:
+        """Whether a refusal is about the number of alternatives, and a lower one is asked for from now on."""
+        lower = lower_top_logprobs(str(error), self.top_logprobs)
+        if lower is None:
+            return False
+        logger.warning(
+            "%s refuses top_logprobs=%d; asking for %d from now on (top_logprobs=%d says so beforehand)",
+            self.model, self.top_logprobs, lower, lower,
+        )  # fmt: skip
+        self.top_logprobs = lower
+        return True
 
     # -- reading an answer --------------------------------------------------------------------------------------
 
-    def _masses(self, answer: Answer) -> dict[str, float] | None:
-        """The probability mass on each label text, or None where the host sends no log-probabilities."""
+    def _values(self, answer: Answer) -> dict[str, Any]:
+        """The outputs that the answer gives.
+
+        Raises:
+            NoAnswerError: It is no answer, or (where it is not a label that can be read) not the whole of one.
+            AnswerError: It cannot be read.
+        """
+        if answer.problem is not None and answer.problem != "length":
+            raise self._no_answer(answer)
+        try:
+            values = self.prompt.parse(answer.text)
+        except AnswerError as error:
+            if answer.problem is None:
+                raise
+            raise self._no_answer(answer) from error
+        # A label is cut off on purpose after its few tokens; half a number or half a text is no answer.
+        if answer.problem is not None and self.prompt.labels is None:
+            raise self._no_answer(answer)
+        return values
+
+    def _no_answer(self, answer: Answer) -> NoAnswerError:
+        said = {
+            "refusal": f"the model refused: {answer.detail:.200}",
+            "content_filter": f"the host's content filter stopped the answer ({answer.detail})",
+            "length": f"the answer was cut off by its length ({answer.detail}); raise max_tokens=",
+            "reasoning_only": f"the model reasoned and gave no answer ({answer.detail}); a higher max_tokens= may help",
+            "tool_calls": f"the model called a tool and gave no answer ({answer.detail})",
+        }
+        reason = answer.problem or "no_choices"
+        return NoAnswerError(f"{self.model}: {said.get(reason, answer.detail)}", text=answer.text, reason=reason)
+
+    def _shares(self, answer: Answer) -> tuple[dict[Any, float | None] | None, float | None]:
+        """(the probability of each label, the coverage), as `label_shares` has them, calibrated where that was fitted.
+
+        (None, None) where the host sends no log-probabilities.
+        """
         labels = self.prompt.labels
         if labels is None or self.logprobs is False:
-            return None
+            return None, None
         if not answer.positions:
             if self.logprobs:
                 raise LogprobsError(
@@ -203,8 +257,12 @@ class FinetunedPredictor(dspy.Module, Parameter):
             if not self._told_no_logprobs:
                 self._told_no_logprobs = True
                 logger.warning("%s sends no log-probabilities: probability is None", self.model)
-            return None
-        return label_masses(answer.positions, labels.texts)
+            return None, None
+        shares, coverage = label_shares(answer.positions, labels.texts)
+        if shares is None:
+            return None, coverage
+        found: dict[Any, float | None] = {labels.decode(text): share for text, share in shares.items()}
+        return found, min(coverage, 1.0)
 
     def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:
         """The probabilities of the labels, corrected if the predictor was calibrated (see `calibrate`)."""
@@ -229,6 +287,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             "prompt": self.prompt.to_dict(),
             "prompt_digest": self.prompt.digest,
             "logprobs": self.logprobs,
+            **({} if self.top_logprobs == TOP_LOGPROBS else {"top_logprobs": self.top_logprobs}),
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
@@ -258,6 +317,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.model = state["model"]
         self.host = Host.from_dict(state["host"]) if state["host"] else self.host
         self.logprobs = state["logprobs"]
+        self.top_logprobs = state.get("top_logprobs", TOP_LOGPROBS)
         self.max_tokens = state["max_tokens"]
         self.stop = tuple(state.get("stop", ()))
         self._lm = None
@@ -301,6 +361,33 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.model!r}, prompt={self.prompt.digest[:12]})"
+
+
+def _prompt_of(signature: Any) -> PromptFormat:
+    if not isinstance(signature, str) and not (isinstance(signature, type) and issubclass(signature, dspy.Signature)):
+        raise UsageError(
+            f"prompt must be a PromptFormat or a dspy.Signature, found {type(signature).__name__}; see "
+            "dspy_finetune.prompts"
+        )
+    return PromptFormat(signature)
+
+
+def _rollout(rollout: int | None) -> dict[str, int]:
+    # DSPy's cache gives equal requests one answer; the rollout tells the samples of one question apart.
+    return {} if rollout is None else {"rollout_id": rollout}
+
+
+def lower_top_logprobs(refusal: str, asked: int) -> int | None:
+    """The number of alternatives that a host's refusal asks for; None where it is about something else.
+
+    >>> lower_top_logprobs("Invalid value for 'top_logprobs': must be at most 8, got 20.", 20)
+    8
+    """
+    if "logprobs" not in refusal.lower():
+        return None
+    named = [int(number) for number in re.findall(r"(?<![\w.])\d{1,2}(?![\w.]*\w)", refusal)]
+    lower = [number for number in named if 0 < number < asked]
+    return max(lower, default=_COMMON_CAP if asked > _COMMON_CAP else None)
 
 
 def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) -> FinetunedPredictor:

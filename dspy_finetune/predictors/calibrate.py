@@ -6,7 +6,7 @@ curve is fitted by scikit-learn (extra `eval`), and applying it needs nothing.
 
 How many examples: at least 20 for "temperature" (one number is fitted), 50 for "platt" (two), 200 for "isotonic" (a
 curve), and at least 5 of each label. Below that the fit would be noise, and `calibrate` refuses.
-Not covered: numbers (residuals.py) and texts.
+Not covered: numbers (intervals.py) and texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import dspy
 
@@ -28,17 +28,7 @@ from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, LogprobsError, UsageError
 from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of, is_yes_no
 
-if TYPE_CHECKING:
-    from dspy_finetune.predictors.base import FinetunedPredictor
-
-
-# ----------------------------------------------------------------------------------------------------
-# Fitting the curves of a calibration: temperature, Platt's sigmoid, isotonic regression.
-#
-# In: probabilities of each label and which label was right. Out: a temperature, or one `Curve` per label. The fitting
-# is scikit-learn's and scipy's; they are imported when something is fitted, and applying a curve needs neither.
-
-How: TypeAlias = Literal["temperature", "platt", "isotonic"]
+Method: TypeAlias = Literal["temperature", "platt", "isotonic"]
 """The ways to calibrate, from the stiffest to the most supple."""
 
 Fitted = TypeVar("Fitted")
@@ -47,6 +37,23 @@ N_FOLDS = 5
 """Parts of a cross-fit: each item is judged by a curve that was fitted without it."""
 
 _LEAST = 1e-7
+
+
+class LabelPredictor(Protocol):
+    """What `calibrate` needs of a predictor: labels, probabilities, and a place for what was fitted."""
+
+    prompt: Any
+    model: str
+    calibration: Calibration | None
+
+    def __call__(self, **inputs: Any) -> Any:
+        """A prediction with `probabilities`."""
+
+    def deepcopy(self) -> Any:
+        """A copy that shares its language model."""
+
+
+# ---- Fitting, by scikit-learn and scipy, which are imported when something is fitted; applying a curve needs neither
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +105,7 @@ def fit_temperature(shares: Sequence[Sequence[float]], right: Sequence[int]) -> 
     Raises:
         DataError: The probabilities point the wrong way, so that no temperature helps.
     """
-    optimize = require("scipy.optimize", "eval", 'calibrate(how="temperature")')
+    optimize = require("scipy.optimize", "eval", 'calibrate(method="temperature")')
 
     def loss(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
@@ -118,7 +125,7 @@ def fit_temperature(shares: Sequence[Sequence[float]], right: Sequence[int]) -> 
 
 def fit_platt(said: Sequence[float], was: Sequence[bool], *, is_symmetric: bool) -> Curve:
     """Platt's sigmoid over the log-odds, with his smoothed targets (Platt, 1999): finite even where classes part."""
-    linear = require("sklearn.linear_model", "eval", 'calibrate(how="platt")')
+    linear = require("sklearn.linear_model", "eval", 'calibrate(method="platt")')
     n_true = sum(was)
     high, low = (n_true + 1) / (n_true + 2), 1 / (len(was) - n_true + 2)
     targets = [high if event else low for event in was]
@@ -131,7 +138,7 @@ def fit_platt(said: Sequence[float], was: Sequence[bool], *, is_symmetric: bool)
 
 def fit_isotonic(said: Sequence[float], was: Sequence[bool]) -> Curve:
     """The best rising step curve; never 0 or 1, which n examples cannot prove."""
-    isotonic = require("sklearn.isotonic", "eval", 'calibrate(how="isotonic")')
+    isotonic = require("sklearn.isotonic", "eval", 'calibrate(method="isotonic")')
     edge = 1.0 / (len(was) + 2)
     model = isotonic.IsotonicRegression(y_min=edge, y_max=1.0 - edge, out_of_bounds="clip")
     model.fit(list(said), [float(event) for event in was])
@@ -140,7 +147,7 @@ def fit_isotonic(said: Sequence[float], was: Sequence[bool]) -> Curve:
 
 
 def fit_curves(
-    how: Literal["platt", "isotonic"], shares: Sequence[Sequence[float]], right: Sequence[int], *, is_symmetric: bool
+    method: Literal["platt", "isotonic"], shares: Sequence[Sequence[float]], right: Sequence[int], *, is_symmetric: bool
 ) -> tuple[Curve, ...]:
     """One curve for the first of two labels, or one for each of more labels."""
     if is_symmetric:  # the same question with the items in the other order, and so the other answer
@@ -150,7 +157,7 @@ def fit_curves(
     curves = []
     for label in range(n_curves):
         said, was = [row[label] for row in shares], [index == label for index in right]
-        curves.append(fit_platt(said, was, is_symmetric=is_symmetric) if how == "platt" else fit_isotonic(said, was))
+        curves.append(fit_platt(said, was, is_symmetric=is_symmetric) if method == "platt" else fit_isotonic(said, was))
     return tuple(curves)
 
 
@@ -174,12 +181,8 @@ def cross_fit(
     return [found[index] for index in range(len(right))]
 
 
-# ----------------------------------------------------------------------------------------------------
-# How far probabilities can be believed: Brier score, log loss, calibration error, reliability bins.
-#
-# In: for each item the probability of every label and which label was right. Out: `Reliability`. The definitions are
-# the plain ones, without numpy, so that a report can be made anywhere. Not covered: making them better
-# (calibration.py).
+# ---- How far probabilities can be believed: Brier score, log loss, calibration error, reliability bins. They are the
+# plain definitions, without numpy, so that a report can be made anywhere.
 
 N_BINS = 10
 """Bins of equal width, as the expected calibration error is usually stated (Guo et al., 2017)."""
@@ -264,8 +267,9 @@ def _bins(events: Sequence[tuple[float, bool]]) -> tuple[Bin, ...]:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-MINIMUM: Mapping[How, int] = {"temperature": 20, "platt": 50, "isotonic": 200}
+# ---- The calibration of a predictor
+
+MINIMUM: Mapping[Method, int] = {"temperature": 20, "platt": 50, "isotonic": 200}
 """The fewest examples for each way."""
 
 MINIMUM_PER_LABEL = 5
@@ -276,12 +280,12 @@ MINIMUM_PER_LABEL = 5
 class Calibration:
     """A fitted correction of probabilities, and what it was worth.
 
-    >>> halved = Calibration(how="temperature", labels=("true", "false"), n=100, temperature=2.0)
+    >>> halved = Calibration(method="temperature", labels=("true", "false"), n=100, temperature=2.0)
     >>> [round(share, 2) for share in halved.apply([0.9, 0.1])]
     [0.75, 0.25]
     """
 
-    how: How
+    method: Method
     """The way it was fitted."""
     labels: tuple[str, ...]
     """The label texts in the order of the probabilities; for yes/no labels that of True is first."""
@@ -293,7 +297,7 @@ class Calibration:
     """For two labels that of the first; for more one for each. Empty for a temperature."""
     is_symmetric: bool = False
     """Whether swapping the two items of a pair swaps the probabilities, as for a predictor that asks both orders."""
-    n_unreadable: int = 0
+    n_parse_failures: int = 0
     """Examples left out because the answer could not be read."""
     before: Reliability | None = None
     """The model's own probabilities held against the examples."""
@@ -341,6 +345,8 @@ class Calibration:
                 else Reliability(**{**data[name], "bins": tuple(Bin(**one) for one in data[name]["bins"])})
                 for name in ("before", "after")
             }
+            data = {("method" if name == "how" else name): value for name, value in data.items()}  # "how" until 0.1
+            data = {("n_parse_failures" if name == "n_unreadable" else name): value for name, value in data.items()}
             return cls(**{**data, **read, "curves": curves, "labels": tuple(data["labels"])})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -368,12 +374,12 @@ class Calibration:
 
 
 def calibrate(
-    predictor: FinetunedPredictor,
+    predictor: LabelPredictor,
     examples: Sequence[Any],
     *,
-    how: How = "temperature",
+    method: Method = "temperature",
     threshold_for: Mapping[str, Any] | None = None,
-    n_threads: int = 8,
+    num_threads: int = 8,
     seed: int = 0,
 ) -> Calibration:
     """Fit a calibration on held-out examples; the predictor applies it from then on.
@@ -384,12 +390,12 @@ def calibrate(
     Args:
         predictor: A tuned predictor with labels, on a host that gives log-probabilities.
         examples: Labelled examples that were not in the training file.
-        how: "temperature" keeps the order of the labels and needs the least data; "platt" also mends a lean to one
+        method: "temperature" keeps the order of the labels and needs the least data; "platt" also mends a lean to one
             label; "isotonic" mends any bend and needs the most.
         threshold_for: Also set the predictor's threshold, for yes/no labels: {"precision": 0.9} takes the lowest
             threshold that reaches it, {"recall": 0.9} the highest, and {"cost": (false_positive, false_negative)} the
             one of least expected cost, false_positive / (false_positive + false_negative).
-        n_threads: Calls at the same time.
+        num_threads: Concurrent calls.
         seed: Of the folds in which `after` is measured.
 
     Raises:
@@ -397,27 +403,27 @@ def calibrate(
         UsageError: The predictor has no labels, or no threshold where one is asked for.
         LogprobsError: The host gives no log-probabilities.
     """
-    if how not in MINIMUM:
-        raise UsageError(f'how: "temperature", "platt" or "isotonic"; got {how!r}')
+    if method not in MINIMUM:
+        raise UsageError(f'method: "temperature", "platt" or "isotonic"; got {method!r}')
     target = _target(predictor, threshold_for)
     labels, examples = _ordered_labels(predictor), list(examples)
-    _check_enough(_expected(predictor, examples, labels), labels, how)
-    shares, right, n_unreadable = _ask(predictor, examples, labels, n_threads)
-    _check_enough(right, labels, how)
+    _check_enough(_expected(predictor, examples, labels), labels, method)
+    shares, right, n_parse_failures = _ask(predictor, examples, labels, num_threads)
+    _check_enough(right, labels, method)
     texts = predictor.prompt.labels
     assert texts is not None
     base = Calibration(
-        how=how,
+        method=method,
         labels=tuple(texts.encode(label) for label in labels),
         n=len(right),
         is_symmetric=bool(getattr(predictor, "both_orders", False)),
-        n_unreadable=n_unreadable,
+        n_parse_failures=n_parse_failures,
     )
 
     def fit(rows: Sequence[Sequence[float]], indexes: Sequence[int]) -> Calibration:
-        if how == "temperature":
+        if method == "temperature":
             return dataclasses.replace(base, temperature=fit_temperature(rows, indexes))
-        return dataclasses.replace(base, curves=fit_curves(how, rows, indexes, is_symmetric=base.is_symmetric))
+        return dataclasses.replace(base, curves=fit_curves(method, rows, indexes, is_symmetric=base.is_symmetric))
 
     honest = cross_fit(shares, right, fit, Calibration.apply, seed)
     chosen = _threshold(target, [row[0] for row in honest], [index == 0 for index in right])
@@ -426,7 +432,8 @@ def calibrate(
     )
     predictor.calibration = found
     if found.threshold is not None:
-        predictor.threshold = found.threshold
+        with_threshold: Any = predictor  # `_target` has looked
+        with_threshold.threshold = found.threshold
     return found
 
 
@@ -472,11 +479,11 @@ def _expected(predictor: Any, examples: Sequence[Any], labels: Sequence[Any]) ->
     return [texts.index(codec.encode(example[field])) for example in examples]
 
 
-def _check_enough(right: Sequence[int], labels: Sequence[Any], how: How) -> None:
-    if len(right) < MINIMUM[how]:
+def _check_enough(right: Sequence[int], labels: Sequence[Any], method: Method) -> None:
+    if len(right) < MINIMUM[method]:
         raise DataError(
-            f'{len(right)} examples are too few to calibrate by "{how}": at least {MINIMUM[how]} are needed'
-            + ('; how="temperature" needs 20' if how != "temperature" and len(right) >= 20 else "")
+            f'{len(right)} examples are too few to calibrate by "{method}": at least {MINIMUM[method]} are needed'
+            + ('; method="temperature" needs 20' if method != "temperature" and len(right) >= 20 else "")
         )
     counts = Counter(right)
     if len(counts) < 2:
@@ -487,7 +494,7 @@ def _check_enough(right: Sequence[int], labels: Sequence[Any], how: How) -> None
 
 
 def _ask(
-    predictor: Any, examples: Sequence[Any], labels: Sequence[Any], n_threads: int
+    predictor: Any, examples: Sequence[Any], labels: Sequence[Any], num_threads: int
 ) -> tuple[list[list[float]], list[int], int]:
     bare = predictor.deepcopy()
     bare.calibration = None
@@ -499,10 +506,15 @@ def _ask(
             return None
         if prediction.probabilities is None:
             raise LogprobsError(f"{predictor.model} gives no log-probabilities, so there is nothing to calibrate")
+        if None in prediction.probabilities.values():
+            raise LogprobsError(
+                f"{predictor.model} lists too few tokens to tell the labels' probabilities, so there is nothing to "
+                "calibrate; ask for more with top_logprobs="
+            )
         return [prediction.probabilities[label] for label in labels]
 
     with dspy.context(disable_history=True, trace=None):
-        answers = in_threads(ask, examples, n_threads)
+        answers = in_threads(ask, examples, num_threads)
     right = _expected(predictor, examples, labels)
     kept = [(row, index) for row, index in zip(answers, right, strict=True) if row is not None]
     return [row for row, _ in kept], [index for _, index in kept], len(answers) - len(kept)

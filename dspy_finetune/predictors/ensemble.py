@@ -88,7 +88,8 @@ def read_vote(member: int, weight: float, answer: Any, prediction: Any, labels: 
             f"the answer {answer!r:.60} is none of the labels {', '.join(map(repr, labels))}", text=str(answer)
         )
     shares = read_shares(prediction)
-    if shares is None and is_yes_no(labels) and prediction.get("probability", None) is not None:
+    is_lone = prediction.get("probabilities", None) is None and prediction.get("probability", None) is not None
+    if shares is None and is_yes_no(labels) and is_lone:
         said = read_share(prediction["probability"])
         shares = {True: said, False: 1.0 - said}
     if shares is not None:

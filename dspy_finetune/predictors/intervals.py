@@ -6,9 +6,9 @@ every prediction carries an `interval` around its number, and the file of the pr
 The rule is split conformal prediction (Papadopoulos et al. 2002; Lei et al. 2018, algorithm 2): of n errors on
 held-out examples, the ceil((n + 1) * level)-th smallest is the half width. For a new example drawn as the held-out
 ones were, the interval holds the truth with a probability of at least `level`, and at most level + 1 / (n + 1) where no
-two errors are equal, whatever the model and the data. That is an average over examples: cheap and dear items
-need not be covered alike, which is what how="relative" is for.
-Not covered: labels (calibration.py) and texts; data that drift away from the held-out examples.
+two errors are equal, whatever the model and the data. That is an average over examples: cheap and expensive
+items need not be covered alike, which is what scale="relative" is for.
+Not covered: labels (calibrate.py) and texts; data that drift away from the held-out examples.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import dspy
 
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of
-
-if TYPE_CHECKING:
-    from dspy_finetune.predictors.openai import OpenAIPredictor
 
 Scale: TypeAlias = Literal["absolute", "relative"]
 """In what errors are measured: the number's unit, or shares of the predicted number."""
@@ -34,15 +31,29 @@ MINIMUM_ERRORS = 20
 """The fewest readable examples: with 20 the share that a 90 % interval covers varies by 6 points (one deviation)."""
 
 
+class NumberPredictor(Protocol):
+    """What `calibrate_interval` needs of a predictor: its prompt, its number, and a place for what was measured."""
+
+    prompt: Any
+    residuals: Residuals | None
+
+    @property
+    def number_field(self) -> str | None:
+        """The one output, where it is a number."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        """A prediction with that number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Residuals:
     """A predictor's errors on held-out examples, as the half width of an interval.
 
-    >>> Residuals(how="relative", level=0.9, half_width=0.2, n=100).interval(50.0)
+    >>> Residuals(scale="relative", level=0.9, half_width=0.2, n=100).interval(50.0)
     (40.0, 60.0)
     """
 
-    how: Scale
+    scale: Scale
     """In what the errors were measured."""
     level: float
     """The least share of new items whose truth lies inside, between 0 and 1."""
@@ -50,7 +61,7 @@ class Residuals:
     """Half the interval, in the number's unit or as a share of the predicted number."""
     n: int
     """Errors it was taken from."""
-    n_unreadable: int = 0
+    n_parse_failures: int = 0
     """Examples left out because the answer could not be read."""
 
     @property
@@ -64,7 +75,7 @@ class Residuals:
 
     def interval(self, number: float) -> tuple[float, float]:
         """(low, high) around a predicted number."""
-        half = self.half_width * (abs(number) if self.how == "relative" else 1.0)
+        half = self.half_width * (abs(number) if self.scale == "relative" else 1.0)
         return number - half, number + half
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +89,8 @@ class Residuals:
         Raises:
             DataError: Not saved residuals.
         """
+        data = {("scale" if name == "how" else name): value for name, value in data.items()}  # "how" until 0.1
+        data = {("n_parse_failures" if name == "n_unreadable" else name): value for name, value in data.items()}
         try:
             return cls(**data)
         except TypeError as error:
@@ -85,12 +98,12 @@ class Residuals:
 
 
 def calibrate_interval(
-    predictor: OpenAIPredictor,
+    predictor: NumberPredictor,
     examples: Sequence[Any],
     *,
     level: float = 0.9,
-    how: Scale = "absolute",
-    n_threads: int = 8,
+    scale: Scale = "absolute",
+    num_threads: int = 8,
 ) -> Residuals:
     """Measure a number predictor's errors on held-out examples; its predictions carry an `interval` from then on.
 
@@ -98,9 +111,9 @@ def calibrate_interval(
         predictor: A tuned predictor whose one output is an int or a float.
         examples: Labelled examples that were not in the training file, drawn like those to come.
         level: The least share of new items whose truth is to lie inside the interval.
-        how: "absolute": the same width for every number. "relative": a width in proportion to the predicted number,
+        scale: "absolute": the same width for every number. "relative": a width in proportion to the predicted number,
             for quantities such as prices; a predicted 0 then has an interval without width.
-        n_threads: Calls at the same time.
+        num_threads: Concurrent calls.
 
     Raises:
         DataError: Too few examples for the level (n + 1 must be at least 1 / (1 - level), and n at least 20), or, for
@@ -113,8 +126,8 @@ def calibrate_interval(
             "calibrate_interval needs a tuned predictor whose one output is an int or a float; "
             "for labels there is calibrate(predictor, examples)"
         )
-    if how not in get_args(Scale) or not 0.0 < level < 1.0:
-        raise UsageError(f'how is "absolute" or "relative" and level between 0 and 1; got {how!r} and {level}')
+    if scale not in get_args(Scale) or not 0.0 < level < 1.0:
+        raise UsageError(f'scale is "absolute" or "relative" and level between 0 and 1; got {scale!r} and {level}')
     field, prompt = predictor.prompt.output_fields[0], predictor.prompt
     # Written and read by the prompt, so that "$1,199.99" in a file and 1199.99 are the same.
     examples = list(examples)
@@ -128,16 +141,16 @@ def calibrate_interval(
             return None
 
     with dspy.context(disable_history=True, trace=None):
-        numbers = in_threads(ask, examples, n_threads)
+        numbers = in_threads(ask, examples, num_threads)
     pairs = [(number, truth) for number, truth in zip(numbers, truths, strict=True) if number is not None]
     _check_enough(len(pairs), level)
-    errors = sorted(_error(number, truth, how) for number, truth in pairs)
+    errors = sorted(_error(number, truth, scale) for number, truth in pairs)
     found = Residuals(
-        how=how,
+        scale=scale,
         level=level,
         half_width=errors[_order(len(errors), level) - 1],
         n=len(errors),
-        n_unreadable=len(numbers) - len(pairs),
+        n_parse_failures=len(numbers) - len(pairs),
     )
     predictor.residuals = found
     return found
@@ -148,12 +161,12 @@ def _order(n: int, level: float) -> int:
     return math.ceil(round((n + 1) * level, 9))
 
 
-def _error(number: float, truth: float, how: Scale) -> float:
+def _error(number: float, truth: float, scale: Scale) -> float:
     distance = abs(number - truth)
-    if how == "absolute" or distance == 0.0:
+    if scale == "absolute" or distance == 0.0:
         return distance
     if number == 0.0:
-        raise DataError('how="relative": a predicted 0 has no relative error; use how="absolute"')
+        raise DataError('scale="relative": a predicted 0 has no relative error; use scale="absolute"')
     return distance / abs(number)
 
 

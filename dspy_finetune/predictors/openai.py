@@ -15,11 +15,11 @@ import dspy
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.ask import in_threads, is_yes_no
-from dspy_finetune.predictors.base import Answer, FinetunedPredictor
+from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.predictors.intervals import Residuals
-from dspy_finetune.predictors.probabilities import normalised
 from dspy_finetune.prompts import PromptFormat
 
 _MOST_THREADS = 16
@@ -38,7 +38,9 @@ class OpenAIPredictor(FinetunedPredictor):
 
     all three None where the host sends no log-probabilities; where it lists no token of any label, coverage is 0 and
     the other two are None. The value is the most probable label; for a bool it is True when
-    `probability >= threshold`.
+    `probability >= threshold`. Where the host lists too few tokens to tell how the labels share what it left out (the
+    chosen one alone, at 22 %), the value is the answer's own words, a label has the mass that was told of it (0.22) and
+    None where nothing was, and `probability` likewise.
 
     For a prompt whose one output is a number, `n_samples` above 1 asks that often at `temperature`. The number is then
     the median of the samples, and the prediction also carries
@@ -52,7 +54,8 @@ class OpenAIPredictor(FinetunedPredictor):
     it is that of the held-out errors: it holds the truth as often as its level says.
 
     Args:
-        prompt: The format that the model was trained with.
+        prompt: The format that the model was trained with, or a `dspy.Signature` (class or string): a bool, a Literal,
+            a number or a text, by its output.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         threshold: For a bool: the least probability of True that counts as True.
         n_samples: For a number: how many answers are sampled for the interval; each is a request, and is billed.
@@ -61,18 +64,19 @@ class OpenAIPredictor(FinetunedPredictor):
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
         logprobs: Whether log-probabilities must come.
+        top_logprobs: How many tokens to ask for at each position.
         max_tokens: The longest answer.
-        stop: Texts that end the answer, besides the prompt's own.
-        **lm_options: For `host.lm`.
+        **lm_options: For `host.lm`; `stop=` as well: texts that end the answer, besides the prompt's own.
 
     Raises:
+        NoAnswerError: The model refused, was cut off, or only reasoned (on each call).
         AnswerError: The answer cannot be read (on each call).
         PromptMismatchError: The `FinetunedModel` was trained on another prompt.
     """
 
     def __init__(
         self,
-        prompt: PromptFormat,
+        prompt: PromptFormat | type[dspy.Signature] | str,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,
@@ -82,13 +86,14 @@ class OpenAIPredictor(FinetunedPredictor):
         interval_level: float = 0.8,
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
+        top_logprobs: int = TOP_LOGPROBS,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
         **lm_options: Any,
     ) -> None:
         super().__init__(
-            prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, stop=stop, **lm_options
-        )
+            prompt, model, host=host, lm=lm, logprobs=logprobs, top_logprobs=top_logprobs, max_tokens=max_tokens,
+            **lm_options,
+        )  # fmt: skip
         if not 0.0 <= threshold <= 1.0:
             raise UsageError(f"threshold must be between 0 and 1, found {threshold}")
         if n_samples < 1 or temperature <= 0.0 or not 0.0 < interval_level < 1.0:
@@ -152,7 +157,7 @@ class OpenAIPredictor(FinetunedPredictor):
         unread: list[AnswerError] = []
         for answer in answers:
             try:
-                samples.append(self.prompt.parse(answer.text)[field])
+                samples.append(self._values(answer)[field])
             except AnswerError as error:
                 unread.append(error)
         if len(unread) * 2 >= len(answers):
@@ -174,28 +179,23 @@ class OpenAIPredictor(FinetunedPredictor):
 
     def _read(self, answer: Answer) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
-        values = self.prompt.parse(answer.text)
+        values = self._values(answer)
         if self.residuals is not None:
             return dspy.Prediction(**values, interval=self.residuals.interval(values[self.prompt.output_fields[0]]))
-        labels, field = self.prompt.labels, self.prompt.label_field
-        if labels is None or field is None:
+        field = self.prompt.label_field
+        if self.prompt.labels is None or field is None:
             return dspy.Prediction(**values)
-        masses = self._masses(answer)
-        if masses is None:
-            return dspy.Prediction(**values, probability=None, probabilities=None, coverage=None)
-        shares = normalised(masses)
+        shares, coverage = self._shares(answer)
         if shares is None:
-            return dspy.Prediction(**values, probability=None, probabilities=None, coverage=0.0)
-        probabilities = self._calibrated({labels.decode(text): share for text, share in shares.items()})
-        if is_yes_no(probabilities):
-            probability = probabilities[True]
-            values[field] = probability >= self.threshold
-        else:
-            values[field] = max(probabilities, key=lambda value: probabilities[value])
-            probability = probabilities[values[field]]
-        return dspy.Prediction(
-            **values, probability=probability, probabilities=probabilities, coverage=min(sum(masses.values()), 1.0)
-        )
+            return dspy.Prediction(**values, probability=None, probabilities=None, coverage=coverage)
+        known = {label: share for label, share in shares.items() if share is not None}
+        if len(known) == len(shares):
+            shares = dict(self._calibrated(known))
+            values[field] = max(known, key=lambda label: shares[label] or 0.0)
+            if is_yes_no(shares):
+                values[field] = (shares[True] or 0.0) >= self.threshold
+        probability = shares[True] if is_yes_no(shares) else shares[values[field]]
+        return dspy.Prediction(**values, probability=probability, probabilities=shares, coverage=coverage)
 
 
 def _quantile(rank: Sequence[float], share: float) -> float:

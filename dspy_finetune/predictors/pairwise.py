@@ -14,9 +14,9 @@ import dspy
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.base import Answer, FinetunedPredictor
-from dspy_finetune.predictors.probabilities import normalised
+from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 
 
@@ -58,7 +58,8 @@ class PairwisePredictor(FinetunedPredictor):
     - `is_tie`: True where the two probabilities are no more than `margin` apart.
 
     Where the host sends no log-probabilities, the answers in words decide; two orders that contradict each other give
-    `is_tie` True and the first order's answer, and the probabilities are None.
+    `is_tie` True and the first order's answer, and the probabilities are None. So it is where the host lists too few
+    tokens to tell how the two labels share what it left out; the label returned has the share that was told of it.
 
     Args:
         prompt: A pairwise format: input fields ending in `_a` and `_b`, two labels.
@@ -68,6 +69,7 @@ class PairwisePredictor(FinetunedPredictor):
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
         logprobs: Whether log-probabilities must come.
+        top_logprobs: How many tokens to ask for at each position.
         max_tokens: The longest answer.
         **lm_options: For `host.lm`.
 
@@ -80,7 +82,7 @@ class PairwisePredictor(FinetunedPredictor):
 
     def __init__(
         self,
-        prompt: PromptFormat,
+        prompt: PromptFormat | type[dspy.Signature] | str,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,
@@ -88,10 +90,14 @@ class PairwisePredictor(FinetunedPredictor):
         margin: float = 0.0,
         lm: dspy.BaseLM | None = None,
         logprobs: bool | None = None,
+        top_logprobs: int = TOP_LOGPROBS,
         max_tokens: int | None = None,
         **lm_options: Any,
     ) -> None:
-        super().__init__(prompt, model, host=host, lm=lm, logprobs=logprobs, max_tokens=max_tokens, **lm_options)
+        super().__init__(
+            prompt, model, host=host, lm=lm, logprobs=logprobs, top_logprobs=top_logprobs, max_tokens=max_tokens,
+            **lm_options,
+        )  # fmt: skip
         self._check_prompt()
         if not 0.0 <= margin <= 1.0:
             raise UsageError(f"margin must be between 0 and 1, found {margin}")
@@ -121,36 +127,44 @@ class PairwisePredictor(FinetunedPredictor):
         labels, field = self.prompt.labels, self.prompt.label_field
         assert labels is not None
         assert field is not None
-        text_a, text_b = labels.texts
-        label_a, label_b = labels.decode(text_a), labels.decode(text_b)
-        values = self.prompt.parse(first.text)
-        turned = self.prompt.parse(second.text) if second is not None else None
+        label_a, label_b = (labels.decode(text) for text in labels.texts)
+        values = self._values(first)
+        turned = self._values(second) if second is not None else None
         if turned is not None:  # what the second order calls B stands first in the inputs
             turned[field] = label_a if turned[field] == label_b else label_b
+        told = [self._shares(answer) for answer in (first, second) if answer is not None]
+        coverages = [coverage for _, coverage in told if coverage is not None]
         extras: dict[str, Any] = {
             "probability": None,
             "probabilities": None,
-            "coverage": None,
+            "coverage": min(coverages) if len(coverages) == len(told) else None,
             "position_bias": None,
             "is_tie": turned is not None and turned[field] != values[field],
         }
-        masses = [self._masses(answer) for answer in (first, second) if answer is not None]
-        shares = [normalised(mass) if mass is not None else None for mass in masses]
-        on_first = [share[text_a] for share in shares if share is not None]
-        if len(on_first) == len(masses):
+        pairs = [(shares or {}).get(label) for shares, _ in told for label in (label_a, label_b)]
+        if None not in pairs:
+            on_first = [share for share in pairs[::2] if share is not None]
             of_a = (on_first[0] + 1.0 - on_first[1]) / 2 if second is not None else on_first[0]
             of_a = self._calibrated({label_a: of_a, label_b: 1.0 - of_a})[label_a]
             choice = label_a if of_a >= 0.5 else label_b
             if turned is not None and values[field] != choice:
                 values = turned  # the words of the order that made the final choice
             values = {**values, field: choice}
-            extras = {
+            extras |= {
                 "probability": max(of_a, 1.0 - of_a),
                 "probabilities": {label_a: of_a, label_b: 1.0 - of_a},
-                "coverage": min(1.0, *(sum(mass.values()) for mass in masses if mass is not None)),
                 "position_bias": sum(on_first) / 2 - 0.5 if second is not None else None,
                 "is_tie": abs(2 * of_a - 1.0) <= self.margin,
             }
+        elif not extras["is_tie"]:
+            # Too few tokens were listed to tell how the two share what was left out: what is known is the answer's own.
+            chosen = values[field]
+            other = label_b if chosen == label_a else label_a
+            places = [chosen, other][: len(told)]  # in the second order the chosen item has the other label
+            known = [(shares or {}).get(label) for (shares, _), label in zip(told, places, strict=True)]
+            if None not in known:
+                share = sum(one for one in known if one is not None) / len(known)
+                extras |= {"probability": share, "probabilities": {chosen: share, other: None}}
         return self._finish(values, inputs, extras)
 
     def _finish(self, values: dict[str, Any], inputs: dict[str, Any], extras: dict[str, Any]) -> dspy.Prediction:
@@ -207,6 +221,7 @@ class DPOPredictor(PairwisePredictor):
         host: See `FinetunedPredictor`, as for all that follow.
         lm: A ready language model instead of the host's.
         logprobs: Whether log-probabilities must come.
+        top_logprobs: How many tokens to ask for at each position.
         max_tokens: The longest answer.
         **lm_options: For `host.lm`.
 

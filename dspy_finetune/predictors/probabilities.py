@@ -1,7 +1,8 @@
-"""From token log-probabilities to a probability for each label.
+"""From token log-probabilities to a probability for each label, and what the host did not tell.
 
 In: the positions of an answer, each with its most likely tokens, and the label texts. Out: the probability mass that
-the model puts on each label. A number that the model *writes* is never used.
+the model puts on each label, and of each label that no listed token begins, how much of it may have stayed untold. A
+number that the model *writes* is never used.
 
 A label may be several tokens long, and two labels may begin with the same token; tokens come with or without a leading
 space and in any case (labels that differ in case alone are told apart by it). The rules, at the first position:
@@ -12,6 +13,9 @@ space and in any case (labels that differ in case alone are told apart by it). T
    answer that ends there is the label that ends there.
 3. If the model went another way, nobody knows how it would have gone on: the mass goes to the labels that it begins in
    equal parts. So the label that was answered has its own probability, and only the others share a guess.
+4. A label that no listed token begins is not a label without probability. All that is known is a bound: no unlisted
+   token has more than the least of the listed ones, nor more than what they leave. Where a host lists the chosen token
+   alone, that is everything but the chosen token's own mass.
 
 `coverage`, the sum of all label masses, says how much of the model's belief was on the labels at all.
 """
@@ -20,17 +24,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 from dspy_finetune.hosts.lm import Position
+
+NEGLIGIBLE = 0.06
+"""Untold mass up to this share of what is told counts as none: no probability is off by more."""
+NEGLIGIBLE_UNRANKED = 0.001
+"""The same where the host listed no alternatives at all, so that nothing bounds the untold but what is left over."""
 
 
 def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[str, float]:
     """The probability mass on each label text, each in [0, 1]; their sum is the coverage, at most 1.
 
     Args:
-        positions: The answer's tokens from its start, from `hosts.logprobs`.
+        positions: The answer's tokens from its start (see `hosts.lm.Answer`).
         labels: The label texts, distinct when stripped.
     """
+    return _told(positions, labels).masses
+
+
+def label_shares(positions: Sequence[Position], labels: Sequence[str]) -> tuple[dict[str, float | None] | None, float]:
+    """(the probability of each label, the coverage).
+
+    The probabilities sum to 1 over the labels. Where the host did not tell enough for that, a label has the mass that
+    was told of it, unscaled, or None where nothing was; where it told of no label, all of it is None.
+
+    >>> told = [("true", {"true": math.log(0.2), "false": math.log(0.6)})]
+    >>> label_shares(told, ["true", "false"])[0]
+    {'true': 0.25, 'false': 0.75}
+    >>> alone = [("true", {"true": math.log(0.2)})]
+    >>> label_shares(alone, ["true", "false"])
+    ({'true': 0.2, 'false': None}, 0.2)
+    """
+    told = _told(positions, labels)
+    coverage = sum(told.masses.values())
+    if coverage <= 0:
+        return None, 0.0
+    ranked, unranked = sum(told.untold.values()), sum(told.unranked.values())
+    if ranked <= NEGLIGIBLE * coverage and unranked <= NEGLIGIBLE_UNRANKED * coverage:
+        return {label: mass / coverage for label, mass in told.masses.items()}, coverage
+    is_open = {label: told.untold[label] + told.unranked[label] > 0 for label in told.masses}
+    return {label: mass if mass > 0 or not is_open[label] else None for label, mass in told.masses.items()}, coverage
+
+
+class _Told(NamedTuple):
+    """What positions tell of the labels."""
+
+    masses: dict[str, float]
+    """The mass of each label's listed tokens."""
+    untold: dict[str, float]
+    """The most that each label can have beside it, where the list of tokens bounds that."""
+    unranked: dict[str, float]
+    """The same where the list is no ranking: the chosen token alone, or nothing."""
+
+
+def _told(positions: Sequence[Position], labels: Sequence[str]) -> _Told:
     texts = {label: label.strip() for label in labels}
     folded = [text.casefold() for text in texts.values()]
     cased = {label for label, text in texts.items() if folded.count(text.casefold()) > 1}
@@ -38,32 +87,31 @@ def label_masses(positions: Sequence[Position], labels: Sequence[str]) -> dict[s
     return _masses(positions, rests, cased, is_start=True)
 
 
-def normalised(masses: Mapping[str, float]) -> dict[str, float] | None:
-    """The masses scaled to sum to 1, or None where the model put nothing on any label."""
-    total = sum(masses.values())
-    return {label: mass / total for label, mass in masses.items()} if total > 0 else None
-
-
-def _masses(
-    positions: Sequence[Position], rests: Mapping[str, bytes], cased: Set[str], *, is_start: bool
-) -> dict[str, float]:
+def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Set[str], *, is_start: bool) -> _Told:
     # `rests`: what is still to come of each label that the tokens so far have begun.
-    masses = dict.fromkeys(rests, 0.0)
+    masses, untold, unranked = (dict.fromkeys(rests, 0.0) for _ in range(3))
     ended = [label for label, rest in rests.items() if not rest]  # one at most: the labels are distinct
-    if not positions:
-        return masses | dict.fromkeys(ended, 1.0)
+    if not positions:  # the answer ends here: it is the label that ends here, or it was cut off and could be any
+        is_cut = 0.0 if ended else 1.0
+        return _Told(masses | dict.fromkeys(ended, 1.0), untold, dict.fromkeys(rests, is_cut))
     chosen, listed = positions[0]
-    begun = {token: _begun(token, rests, cased, is_start) for token in listed}
-    longest = {label: max(found.get(label, 0) for found in begun.values()) for label in rests}
-    deeper: dict[str, float] | None = None
-    for token, logprob in listed.items():
-        mass, found = math.exp(logprob), begun[token]
+    begun = {token: _begun(token, rests, cased, is_start) for token in {chosen: None, **listed}}
+    longest = {label: max(begun[token].get(label, 0) for token in listed) if listed else 0 for label in rests}
+    shares = {token: min(math.exp(logprob), 1.0) for token, logprob in listed.items()}
+    left = max(1.0 - sum(shares.values()), 0.0)
+    is_ranking = len(shares) > 1 and chosen in listed  # one token may be the chosen one, whatever its rank
+    deeper: _Told | None = None
+    for token, mass in shares.items():
+        found = begun[token]
         if len(found) > 1 and found == begun[chosen]:
             # The chosen token, or the same one in another case, which would have gone on in the same way.
             if deeper is None:
-                left = {label: rests[label][size:] for label, size in found.items()}
-                deeper = _masses(positions[1:], left, cased, is_start=not any(found.values()))
-            parts = deeper
+                rest = {label: rests[label][size:] for label, size in found.items()}
+                deeper = _masses(positions[1:], rest, cased, is_start=not any(found.values()))
+            parts = deeper.masses
+            for label in found:
+                untold[label] += mass * deeper.untold[label]
+                unranked[label] += mass * deeper.unranked[label]
         elif found and any(found.values()):
             meant = [label for label, size in found.items() if size == longest[label]] or list(found)
             parts = dict.fromkeys(meant, 1.0 / len(meant))
@@ -72,7 +120,13 @@ def _masses(
             parts = {} if found else dict.fromkeys(ended, 1.0)
         for label, part in parts.items():
             masses[label] += mass * part
-    return masses
+    unlisted = [label for label, rest in rests.items() if rest and not any(label in begun[token] for token in listed)]
+    for label in unlisted:  # together they can have no more than what is left
+        if is_ranking:
+            untold[label] += min(left / len(unlisted), *shares.values())
+        else:
+            unranked[label] += left / len(unlisted)
+    return _Told(masses, untold, unranked)
 
 
 def _begun(token: str, rests: Mapping[str, bytes], cased: Set[str], is_start: bool) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Config, Message, Request
+from dspy.lm15 import Config, Message, Request, response_from_openai_chat
 from dspy.utils.exceptions import LMAuthError, LMRateLimitError
 
 import dspy_finetune as ft
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.lm import AsyncHostEngine, HostEngine, engines_for, packed, positions_of, positions_on_wire
+from dspy_finetune.hosts.lm import AsyncHostEngine, HostEngine, engines_for, positions_of, positions_on_wire
 from tests.fake_openai import FakeOpenAI
 
 TUNED = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
@@ -41,6 +42,16 @@ def cache_of_its_own() -> Iterator[None]:
 def request(config: Config, model: str = f"openai/{TUNED}") -> Request:
     turns = (Message.user("Title: Ünder {braces}\n☃"), Message.assistant("true"), Message.user("Title: Gates"))
     return Request(model=model, system="Be brief.", messages=turns, config=config)
+
+
+class Body:
+    """An HTTP response as DSPy's wire code reads it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def json(self) -> Any:
+        return json.loads(self.text)
 
 
 def own(fake: FakeOpenAI, **options: Any) -> dspy.LM:
@@ -171,8 +182,8 @@ def test_log_probabilities_are_kept_in_one_text(fake: FakeOpenAI) -> None:
     ]
     choice = {"index": 0, "message": {"role": "assistant", "content": "true!"}, "finish_reason": "stop"}
     raw = {"id": "1", "model": "m", "usage": {}, "choices": [{**choice, "logprobs": {"content": content}}]}
-    before = positions_of(wire.response_from_openai_chat(copy.deepcopy(raw), model="m"))
-    after = packed(wire.response_from_openai_chat(raw, model="m"))
+    before = positions_of(response_from_openai_chat(copy.deepcopy(raw), model="m"))
+    after = wire.parse_response(request(CONFIGS[0]), Body(json.dumps(raw)))
     expected = [("true", {"true": -0.1, '"\n': -3.0}), ("!", {"!": -9999.0})]
     assert before == positions_of(after) == positions_on_wire(content) == expected
     assert after.logprobs is None

@@ -69,7 +69,7 @@ def test_a_model_that_is_too_sure_is_mended(how: Any) -> None:
     rows, shares = too_sure(600, lean=1.0 if how == "platt" else 0.0)
     tuned = predictor(shares)
     raw = tuned(title="title 0").probability
-    found = ft.calibrate(tuned, rows, how=how)
+    found = ft.calibrate(tuned, rows, method=how)
     assert found.before is not None
     assert found.after is not None
     assert found.after.log_loss < found.before.log_loss - 0.1
@@ -142,7 +142,7 @@ def test_a_literal_is_calibrated_over_all_its_labels() -> None:
     ]
     for how in HOWS:
         tuned = ft.OpenAIPredictor(ft.PromptFormat(Triage), "ft:m", lm=Stub(shares))
-        found = ft.calibrate(tuned, rows, how=how)  # type: ignore[arg-type]  # the three names
+        found = ft.calibrate(tuned, rows, method=how)  # type: ignore[arg-type]  # the three names
         assert found.before is not None
         assert found.after is not None
         assert found.after.log_loss < found.before.log_loss
@@ -168,7 +168,7 @@ def test_a_pair_asked_in_both_orders_stays_symmetric(how: Any) -> None:
         for one, two in pairs
     ]
     tuned = ft.PairwisePredictor(ft.prompts.pairwise(), "ft:m", lm=Stub(shares))
-    found = ft.calibrate(tuned, rows, how=how)
+    found = ft.calibrate(tuned, rows, method=how)
     assert found.is_symmetric
     assert found.before is not None
     assert found.after is not None
@@ -182,14 +182,14 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes() -> None:
     tuned = predictor(shares)
     with pytest.raises(ft.errors.DataError, match="19 examples are too few"):
         ft.calibrate(tuned, rows[:19])
-    with pytest.raises(ft.errors.DataError, match='at least 200 are needed; how="temperature" needs 20'):
-        ft.calibrate(tuned, rows[:199], how="isotonic")
+    with pytest.raises(ft.errors.DataError, match='at least 200 are needed; method="temperature" needs 20'):
+        ft.calibrate(tuned, rows[:199], method="isotonic")
     with pytest.raises(ft.errors.DataError, match="all examples have the label True"):
         ft.calibrate(tuned, [row for row in rows if row.is_favorite])
     with pytest.raises(ft.errors.DataError, match="fewer than 5 examples of the label False"):
         ft.calibrate(tuned, [row for row in rows if row.is_favorite] + [row for row in rows if not row.is_favorite][:4])
     with pytest.raises(ft.errors.DataError, match="no threshold reaches a precision of 1"):
-        ft.calibrate(predictor(lambda message: {"true": 0.5, "false": 0.5}), rows, how="platt",
+        ft.calibrate(predictor(lambda message: {"true": 0.5, "false": 0.5}), rows, method="platt",
                      threshold_for={"precision": 1.0})  # fmt: skip
     with pytest.raises(ft.errors.DataError, match="the reverse"):
         ft.calibrate(
@@ -228,7 +228,7 @@ class Program(dspy.Module):
 def test_a_calibration_is_saved_loaded_and_copied_with_its_predictor(how: Any, tmp_path: Path) -> None:
     rows, shares = too_sure(200)
     tuned = predictor(shares)
-    found = ft.calibrate(tuned, rows, how=how, threshold_for={"recall": 0.9})
+    found = ft.calibrate(tuned, rows, method=how, threshold_for={"recall": 0.9})
     expected = dict(tuned(title="title 7").items())
     assert dict(tuned.deepcopy()(title="title 7").items()) == expected
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
@@ -261,4 +261,4 @@ def test_the_reliability_is_drawn(tmp_path: Path) -> None:
     ft.calibrate(predictor(shares), rows).plot(tmp_path / "reliability.svg")
     assert (tmp_path / "reliability.svg").read_text().count("<svg") == 1
     with pytest.raises(ft.errors.UsageError, match="no report"):
-        Calibration(how="temperature", labels=("a", "b"), n=1, temperature=1.0).plot(tmp_path / "x.svg")
+        Calibration(method="temperature", labels=("a", "b"), n=1, temperature=1.0).plot(tmp_path / "x.svg")

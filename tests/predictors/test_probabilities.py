@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_finetune.hosts.lm import Position, spelling
-from dspy_finetune.predictors.probabilities import label_masses, normalised
+from dspy_finetune.predictors.probabilities import label_masses, label_shares
 
 
 def at(chosen: str, **shares: float) -> Position:
@@ -21,13 +21,13 @@ def test_spellings_of_one_label_are_summed() -> None:
     position = ("true", {token: math.log(share) for token, share in {"true": 0.5, " True": 0.2, "false": 0.2}.items()})
     masses = label_masses([position], ["true", "false"])
     assert masses == pytest.approx({"true": 0.7, "false": 0.2})
-    assert normalised(masses) == pytest.approx({"true": 7 / 9, "false": 2 / 9})
+    assert label_shares([position], ["true", "false"])[0] == pytest.approx({"true": 7 / 9, "false": 2 / 9})
 
 
 def test_other_tokens_lower_the_coverage_and_nothing_else() -> None:
     masses = label_masses([at("A", A=0.3, B=0.1, The=0.6)], ["A", "B"])
     assert sum(masses.values()) == pytest.approx(0.4)
-    assert normalised(masses) == pytest.approx({"A": 0.75, "B": 0.25})
+    assert label_shares([at("A", A=0.3, B=0.1, The=0.6)], ["A", "B"])[0] == pytest.approx({"A": 0.75, "B": 0.25})
 
 
 def test_a_longer_word_that_begins_with_a_label_is_not_that_label() -> None:
@@ -98,8 +98,8 @@ def test_a_label_that_begins_another_ends_where_the_text_goes_on_otherwise() -> 
 
 
 def test_nothing_on_any_label_is_no_probability() -> None:
-    assert normalised(label_masses([at("The", The=1.0)], ["A", "B"])) is None
-    assert normalised(label_masses([], ["A", "B"])) is None
+    assert label_shares([at("The", The=1.0)], ["A", "B"]) == (None, 0.0)
+    assert label_shares([], ["A", "B"]) == (None, 0.0)
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=8))

@@ -12,6 +12,7 @@ import dspy
 import pytest
 
 import dspy_finetune as ft
+from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.predictors import Residuals
 
 from .conftest import ChatServer
@@ -22,7 +23,7 @@ class Noisy(ft.OpenAIPredictor):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         text = f"${float(inputs['product']):.2f}"
-        return self._read(dspy.Prediction(text=text))
+        return self._read(Answer(text))
 
 
 def noisy() -> Noisy:
@@ -51,7 +52,7 @@ def test_the_interval_covers_what_it_promises(how: Any, level: float) -> None:
         half = sorted(
             abs(row.price - float(row.product)) / (float(row.product) if how == "relative" else 1) for row in held_out
         )[math.ceil((n + 1) * level) - 1]
-        found = Residuals(how=how, level=level, half_width=half, n=n)
+        found = Residuals(scale=how, level=level, half_width=half, n=n)
         inside = [low <= row.price <= high for row in new for low, high in [found.interval(float(row.product))]]
         shares.append(sum(inside) / len(inside))
     expected = math.hypot(found.coverage_deviation, math.sqrt(level * (1 - level) / 200))
@@ -63,12 +64,12 @@ def test_the_interval_covers_what_it_promises(how: Any, level: float) -> None:
 @pytest.mark.parametrize("how", ["absolute", "relative"])
 def test_the_half_width_is_the_stated_order_statistic(how: Any) -> None:
     rows = draw(random.Random(1), 39)
-    found = ft.calibrate_interval(noisy(), rows, level=0.9, how=how)
+    found = ft.calibrate_interval(noisy(), rows, level=0.9, scale=how)
     errors = sorted(
         abs(row.price - float(row.product)) / (float(row.product) if how == "relative" else 1) for row in rows
     )
     assert found.half_width == pytest.approx(errors[35])  # the 36th of 39: ceil(40 * 0.9)
-    assert (found.n, found.n_unreadable) == (39, 0)
+    assert (found.n, found.n_parse_failures) == (39, 0)
 
 
 def test_predictions_carry_it_and_the_file_keeps_it(chat: ChatServer, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_predictions_carry_it_and_the_file_keeps_it(chat: ChatServer, tmp_path: 
 def test_it_takes_the_place_of_the_samples_spread(chat: ChatServer) -> None:
     chat.answer = lambda body: [("$10.00", {})]
     tuned = ft.OpenAIPredictor(ft.prompts.number(), "m", host=chat.host, cache=False, n_samples=3)
-    tuned.residuals = Residuals(how="relative", level=0.9, half_width=0.5, n=50)
+    tuned.residuals = Residuals(scale="relative", level=0.9, half_width=0.5, n=50)
     found = tuned(product="x")
     assert (found.interval, found.samples) == ((5.0, 15.0), [10.0, 10.0, 10.0])
 
@@ -101,7 +102,7 @@ def test_unreadable_answers_are_left_out_and_counted(chat: ChatServer) -> None:
     tuned = ft.OpenAIPredictor(ft.prompts.number(), "m", host=chat.host, cache=False)
     rows = [dspy.Example(product="odd" if n < 2 else f"{n}", price=10.0).with_inputs("product") for n in range(22)]
     found = ft.calibrate_interval(tuned, rows, level=0.5)
-    assert (found.n, found.n_unreadable) == (20, 2)
+    assert (found.n, found.n_parse_failures) == (20, 2)
 
 
 def test_too_few_examples_and_wrong_predictors_are_refused(chat: ChatServer) -> None:
@@ -112,7 +113,7 @@ def test_too_few_examples_and_wrong_predictors_are_refused(chat: ChatServer) -> 
         ft.calibrate_interval(noisy(), rows, level=0.99)
     with pytest.raises(ft.errors.DataError, match="predicted 0"):
         ft.calibrate_interval(
-            noisy(), [dspy.Example(product="0", price=1.0).with_inputs("product")] * 20, how="relative"
+            noisy(), [dspy.Example(product="0", price=1.0).with_inputs("product")] * 20, scale="relative"
         )
     with pytest.raises(ft.errors.UsageError, match="for labels there is calibrate"):
         ft.calibrate_interval(ft.OpenAIPredictor(ft.prompts.binary(), "m", host=chat.host), rows)

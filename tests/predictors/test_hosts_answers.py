@@ -1,0 +1,177 @@
+"""What hosts send where they send no plain answer: each is read as what it is, by single calls and by bulk alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+import pytest
+
+import dspy_finetune as ft
+from dspy_finetune import bulk
+
+from .conftest import ChatServer
+
+BINARY = ft.prompts.binary()
+ANSWER = ft.PromptFormat(dspy.Signature("question -> answer"))
+
+
+def completion(text: str | None, finish: str = "stop", logprobs: Any = None, **message: Any) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 1, "total_tokens": 12}
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage,
+            "choices": [{**choice, "logprobs": logprobs}]}  # fmt: skip
+
+
+def says(chat: ChatServer, body: dict[str, Any]) -> None:
+    chat.reply = lambda sent: (chat.bodies.append(sent), body)[1]  # type: ignore[method-assign,func-returns-value]
+
+
+def told(token: str, logprob: Any, top: Any = ()) -> dict[str, Any]:
+    return {"content": [{"token": token, "logprob": logprob, "bytes": None, "top_logprobs": top}]}
+
+
+def both(predictor: ft.OpenAIPredictor, inputs: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The output rows of a synchronous call, of an asynchronous one, and of a bulk run."""
+    bulk.predict(predictor, [inputs], folder / "out.jsonl", keep=[], overwrite=True)
+    row = json.loads((folder / "out.jsonl").read_text("utf-8"))
+    found = []
+    for answer in (predictor(**inputs), asyncio.run(predictor.acall(**inputs))):
+        found.append(json.loads(json.dumps({str(name).lower(): value for name, value in answer.items()}, default=str)))
+    return [*found, {name: row[name] for name in found[0]}]
+
+
+PROBLEMS = {
+    "refusal": completion(None, refusal="I cannot help with that."),
+    "content_filter": completion("The answer is", finish="content_filter"),
+    "length": completion("The answer is that", finish="length"),
+    "reasoning_only": completion(None, reasoning_content="Let me think about bees."),
+    "tool_calls": completion(
+        None, "tool_calls", tool_calls=[{"id": "1", "type": "function", "function": {"name": "f"}}]
+    ),
+    "no_choices": {**completion("x"), "choices": []},
+}
+
+
+@pytest.mark.parametrize("reason", [*PROBLEMS, "thought"])
+def test_what_is_no_answer_is_an_error_that_names_which(reason: str, chat: ChatServer, tmp_path: Path) -> None:
+    """A text predictor gave '' for it, and bulk called it answered."""
+    body = PROBLEMS.get(reason, completion("<think>\nFirst, bees."))
+    reason = "reasoning_only" if reason == "thought" else reason
+    says(chat, body)
+    predictor = ft.OpenAIPredictor(ANSWER, "tuned", host=chat.host, cache=False)
+    for ask in (lambda: predictor(question="Why?"), lambda: asyncio.run(predictor.acall(question="Why?"))):
+        with pytest.raises(ft.errors.NoAnswerError) as caught:
+            ask()
+        assert caught.value.reason == reason
+    assert len(predictor.lm.history) == 2  # what came is kept there
+    bulk.predict(predictor, [{"question": "Why?"}], tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text("utf-8"))["status"] != "answered"
+
+
+def test_a_label_that_is_cut_off_is_a_label_and_half_a_number_is_none(chat: ChatServer) -> None:
+    says(chat, completion("true", finish="length"))
+    assert ft.OpenAIPredictor(BINARY, "tuned", host=chat.host, cache=False)(title="x").is_favorite is True
+    says(chat, completion("$1", finish="length"))
+    with pytest.raises(ft.errors.NoAnswerError, match="max_tokens"):
+        ft.OpenAIPredictor(ft.prompts.number(), "tuned", host=chat.host, cache=False)(product="A lamp")
+
+
+@pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "<think>bees are fine</think>"])
+def test_a_closed_think_block_is_read_past_its_tokens_too(thought: str, chat: ChatServer, tmp_path: Path) -> None:
+    tokens = ["<think>", thought[7:-8].replace("</think>", "") or " ", "</think>", "\n\n"]
+    text = "".join(tokens) + "true"
+    listed = [{"token": token, "logprob": 0.0, "top_logprobs": [{"token": token, "logprob": 0.0}]} for token in tokens]
+    top = [{"token": name, "logprob": math.log(share)} for name, share in (("true", 0.75), ("false", 0.25))]
+    listed.append({"token": "true", "logprob": math.log(0.75), "top_logprobs": top})
+    says(chat, completion(text, logprobs={"content": listed}))
+    predictor = ft.OpenAIPredictor(BINARY, "tuned", host=chat.host, cache=False)
+    for row in both(predictor, {"title": "x"}, tmp_path):
+        assert row["is_favorite"] is True
+        assert row["probability"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("top", [[], None, [{"token": "true", "logprob": math.log(0.22), "bytes": None}]])
+def test_no_alternatives_are_no_certainty(top: Any, chat: ChatServer, tmp_path: Path) -> None:
+    """The one token's own probability is all that is known; the cascade asks the expensive model."""
+    says(chat, completion("true", logprobs=told("true", math.log(0.22), top)))
+    predictor = ft.OpenAIPredictor(BINARY, "tuned", host=chat.host, cache=False)
+    answer = predictor(title="x")
+    assert (answer.is_favorite, answer.probability, answer.coverage) == (True, pytest.approx(0.22), pytest.approx(0.22))
+    assert answer.probabilities == {True: pytest.approx(0.22), False: None}
+    cascade = ft.Cascade([predictor, lambda title: {"is_favorite": False}], min_confidence=0.8)(title="x")
+    assert (cascade.escalated, cascade.confidence) == (True, pytest.approx(0.22))
+    ensemble = ft.Ensemble([predictor, lambda title: {"is_favorite": False}])(title="x")
+    assert (ensemble.n_failed, ensemble.probability) == (0, None)
+    for row in both(predictor, {"title": "x"}, tmp_path):
+        assert row["probability"] == pytest.approx(0.22)
+
+
+def test_two_orders_without_alternatives_know_the_share_of_what_both_chose(chat: ChatServer) -> None:
+    predictor = ft.PairwisePredictor(ft.prompts.pairwise(), "tuned", host=chat.host, cache=False)
+    chat.answer = lambda body: [("A", {"A": 0.6}) if "A: one" in str(body["messages"]) else ("B", {"B": 0.4})]
+    answer = predictor(title_a="one", title_b="two")
+    assert (answer.preferred, answer.is_tie, answer.position_bias) == ("A", False, None)
+    assert answer.probabilities == {"A": pytest.approx(0.5), "B": None}
+    chat.answer = lambda body: [("A", {"A": 0.6})]
+    answer = predictor(title_a="one", title_b="two")
+    assert (answer.is_tie, answer.probabilities, answer.coverage) == (True, None, pytest.approx(0.6))
+
+
+ODD: list[Any] = [
+    told("true", None),
+    told("true", float("-inf")),
+    told("true", "high", "none"),
+    told("true", 4.5),
+    {"content": [None, 7]},
+    {"content": [{"token": None, "logprob": -1.0}]},
+    "none",
+    [],
+]
+
+
+@pytest.mark.parametrize("logprobs", ODD)
+def test_odd_log_probabilities_cost_no_answer(logprobs: Any, chat: ChatServer, tmp_path: Path) -> None:
+    """Side data is optional: one null ended a whole bulk run, and again at each restart."""
+    body = completion("true", logprobs=logprobs)
+    body["usage"] = {"prompt_tokens": None, "completion_tokens": "1", "total_tokens": -4, "prompt_tokens_details": 3}
+    says(chat, body)
+    predictor = ft.OpenAIPredictor(BINARY, "tuned", host=chat.host, cache=False)
+    for row in both(predictor, {"title": "x"}, tmp_path):
+        assert (row["is_favorite"], row["probability"]) == (True, None)
+
+
+def test_one_odd_alternative_is_passed_over(chat: ChatServer, tmp_path: Path) -> None:
+    top = [{"token": "true", "logprob": math.log(0.6)}, {"token": "false", "logprob": math.log(0.4)}]
+    odd = [{"token": "x", "logprob": None}, {"token": 7, "logprob": -1.0}, {"token": "y", "logprob": float("-inf")}, 3]
+    says(chat, completion("true", logprobs=told("true", math.log(0.6), [*top, *odd])))
+    predictor = ft.OpenAIPredictor(BINARY, "tuned", host=chat.host, cache=False)
+    for row in both(predictor, {"title": "x"}, tmp_path):
+        assert row["probability"] == pytest.approx(0.6)
+
+
+def test_a_signature_is_enough(chat: ChatServer) -> None:
+    """A class or a string; a label, a number or a text by its output."""
+
+    class Topic(dspy.Signature):
+        """What is the title about?"""
+
+        title: str = dspy.InputField()
+        topic: Literal["bees", "boats"] = dspy.OutputField()
+
+    chat.answer = lambda body: [("boats", {"boats": 0.7, "bees": 0.3})]
+    answer = ft.OpenAIPredictor(Topic, "tuned", host=chat.host, cache=False)(title="Lock gates")
+    assert (answer.topic, answer.probability) == ("boats", pytest.approx(0.7))
+    assert "What is the title about?" in chat.bodies[-1]["messages"][0]["content"]
+    chat.answer = lambda body: [("true", {"true": 0.9, "false": 0.1})]
+    assert ft.OpenAIPredictor("title -> liked: bool", "tuned", host=chat.host, cache=False)(title="x").liked is True
+    chat.answer = lambda body: [("41.5", {})]
+    assert ft.OpenAIPredictor("item -> price: float", "tuned", host=chat.host, cache=False)(item="x").price == 41.5
+    chat.answer = lambda body: [("Because.", {})]
+    assert ft.OpenAIPredictor("why -> answer", "tuned", host=chat.host, cache=False)(why="x").answer == "Because."
+    with pytest.raises(ft.errors.UsageError, match=r"a dspy\.Signature, found int"):
+        ft.OpenAIPredictor(7, "tuned", host=chat.host)  # type: ignore[arg-type]  # which is the test
