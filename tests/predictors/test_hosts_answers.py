@@ -27,8 +27,12 @@ def completion(text: str | None, finish: str = "stop", logprobs: Any = None, **m
             "choices": [{**choice, "logprobs": logprobs}]}  # fmt: skip
 
 
-def says(chat: ChatServer, body: dict[str, Any]) -> None:
-    chat.reply = lambda sent: (chat.bodies.append(sent), body)[1]  # type: ignore[method-assign,func-returns-value]
+def says(chat: ChatServer, completion: dict[str, Any]) -> None:
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        chat.bodies.append(body)
+        return completion
+
+    chat.reply = reply  # type: ignore[method-assign]  # a test's own server
 
 
 def told(token: str, logprob: Any, top: Any = ()) -> dict[str, Any]:
@@ -64,9 +68,9 @@ def test_what_is_no_answer_is_an_error_that_names_which(reason: str, chat: ChatS
     reason = "reasoning_only" if reason == "thought" else reason
     says(chat, body)
     predictor = ft.OpenAIPredictor(ANSWER, "tuned", host=chat.host, cache=False)
-    for ask in (lambda: predictor(question="Why?"), lambda: asyncio.run(predictor.acall(question="Why?"))):
+    for is_async in (False, True):
         with pytest.raises(ft.errors.NoAnswerError) as caught:
-            ask()
+            asyncio.run(predictor.acall(question="Why?")) if is_async else predictor(question="Why?")
         assert caught.value.reason == reason
     assert len(predictor.lm.history) == 2  # what came is kept there
     bulk.predict(predictor, [{"question": "Why?"}], tmp_path / "out.jsonl")
