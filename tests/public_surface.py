@@ -1,12 +1,14 @@
-"""The public surface as one JSON file: every public name, parameter, default, field, method, command and option.
+"""The public surface as one JSON file: every public name, parameter, default, field, method, command, option, JSON key.
 
-`python -m tests.public_surface --write` writes tests/public_surface.json anew; tests/test_public_names.py compares.
+`python -m tests.public_surface --write` writes tests/public_surface.json anew, without `--write` it shows what changed.
+tests/test_public_names.py and tests/cli/test_json_keys.py compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import inspect
 import json
@@ -20,6 +22,7 @@ import typer
 
 import dspy_finetune as ft
 from dspy_finetune.cli.app import build_app
+from tests.json_keys import json_keys
 
 FILE = Path(__file__).with_suffix(".json")
 SUBPACKAGES = [
@@ -29,7 +32,7 @@ SUBPACKAGES = [
 
 
 def surface() -> dict[str, Any]:
-    """All that a user can type, as JSON types."""
+    """All that a user can type: names, parameters, fields, commands."""
     described: dict[str, Any] = {}
     for subpackage in SUBPACKAGES:
         _describe_module(importlib.import_module(f"dspy_finetune.{subpackage}"), described)
@@ -37,9 +40,26 @@ def surface() -> dict[str, Any]:
     return {"ft": top, "subpackages": described, "commands": dict(_commands(typer.main.get_command(build_app())))}
 
 
-def text() -> str:
-    """The file's content."""
-    return json.dumps(surface(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def recorded() -> dict[str, Any]:
+    """What the file holds: the surface, and under "json" the keys that each command prints with `--json`."""
+    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def changes(before: Any, after: Any) -> str:
+    """What differs, as a unified diff; empty if nothing does."""
+    one, other = (_text(each).splitlines() for each in (before, after))
+    return "\n".join(difflib.unified_diff(one, other, "recorded", "found", n=2, lineterm=""))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+HOW = (
+    "If the change is meant: `python -m tests.public_surface --write`, and a line in CHANGELOG.md (a break: with its"
+    " replacement)."
+)
 
 
 def _home(name: str, value: object, described: dict[str, Any]) -> str:
@@ -160,8 +180,9 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, l
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the file anew")
+    made = surface() | {"json": json_keys()}
     if parser.parse_args().write:
-        FILE.write_text(text(), encoding="utf-8")
+        FILE.write_text(_text(made) + "\n", encoding="utf-8")
         print(f"wrote {FILE}")
     else:
-        print(text(), end="")
+        print(changes(recorded(), made) or "no change")
