@@ -15,6 +15,12 @@ What `serve` is given, and its defaults:
     ('smollm2-135m-instruct',)
 """
 
+import os
+
+# Before torch is loaded, as its OpenMP reads this once. Threads that spin while they wait take the cores from whatever
+# else runs: with busy neighbours on two cores, matrix products ran 2.5 to 2.8 times as fast with passive waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from dspy_finetune.local.server import ServeOptions, default_root, serve
 
 __all__ = ["ServeOptions", "default_root", "serve"]
