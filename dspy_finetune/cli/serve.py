@@ -15,8 +15,12 @@ def register(app: typer.Typer) -> None:
     def serve(
         root: Annotated[Path | None, typer.Option(help="Folder for files, jobs and models.")] = None,
         host: Annotated[
-            str, typer.Option(help="Address to listen on; others than loopback are open to the network.")
+            str, typer.Option(help="Address to listen on; one that others can reach needs --api-key.")
         ] = "127.0.0.1",
+        allow_host: Annotated[
+            list[str] | None,
+            typer.Option(help="A further name that requests may come by, such as a proxy's. May be repeated."),
+        ] = None,
         port: Annotated[int, typer.Option(help="Port; 0 finds a free one.", min=0, max=65535)] = 0,
         model: Annotated[
             list[str] | None,
@@ -48,6 +52,7 @@ def register(app: typer.Typer) -> None:
             ServeOptions(
                 root=root or default_root(),
                 host=host,
+                allowed_hosts=tuple(allow_host or ()),
                 port=port,
                 models=tuple(model or [PACKAGED_MODEL]),
                 api_key=api_key,

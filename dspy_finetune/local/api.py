@@ -6,41 +6,33 @@ In: HTTP requests. Out: OpenAI's object shapes and error bodies, so that OpenAI'
 from __future__ import annotations
 
 import asyncio
-import errno
-import hmac
+import contextlib
 import logging
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
-from fastapi import FastAPI, Form, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
-from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.errors import FileError, FinetuneError, RowError
-from dspy_finetune.local import chat
+from dspy_finetune.errors import FinetuneError, RowError, UsageError
+from dspy_finetune.local import completions
 from dspy_finetune.local.batches import Batches, CreateBatch
+from dspy_finetune.local.completions import ChatRequest
+from dspy_finetune.local.guards import LOOPBACK_NAMES, Guard, GuardedRoute, add_error_answers
 from dspy_finetune.local.models import base_folder, base_name, check_base
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
-from dspy_finetune.local.schemas import ApiError, ChatRequest, CreateJob, JobRecord
+from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
 from dspy_finetune.local.store import Store, append_event, derived_id, new_id
 
 logger = logging.getLogger(__name__)
 
-MAX_UPLOAD_BYTES = 512 * 2**20
-"""As OpenAI's /files."""
-
-
-PURPOSES = ("fine-tune", "batch")
-"""What files may be uploaded for."""
+Result = TypeVar("Result")
 
 
 class Host:
@@ -56,6 +48,7 @@ class Host:
         open_bases: bool = True,
         dtype: str = "float32",
         max_models: int = 4,
+        names: frozenset[str] | None = LOOPBACK_NAMES,
     ) -> None:
         self.store = store
         self.scheduler = scheduler
@@ -65,7 +58,11 @@ class Host:
         self.dtype = dtype
         self.max_models = max_models
         self.started_at = int(time.time())
-        self.batches = Batches(store, complete=self.complete, check_model=self.check_model)
+        self.names = names
+        """Names that the Host header may have; None where a key is asked for instead."""
+        self.batches = Batches(
+            store, {"/v1/chat/completions": lambda body: self.complete(parse(ChatRequest, body), in_batch=True)}
+        )
         self._engine: Any = None
         self._starting = threading.Lock()
 
@@ -90,23 +87,18 @@ class Host:
         for base in self.base_models:
             if model in (base, base_name(base)):
                 return base
-        if self.open_bases and not model.startswith("ft:"):
-            try:
+        is_name = len(model) <= MAX_NAME and model.isprintable()
+        if self.open_bases and is_name and not model.startswith("ft:"):
+            # A client's text meets the file system here: `~nobody/x` and the like are no models, not faults.
+            with contextlib.suppress(FinetuneError, OSError, ValueError, RuntimeError):
                 check_base(model)
-            except FinetuneError:
-                return None
-            return model
+                return model
         return None
 
     def check_model(self, model: str, *, status: int = 404) -> None:
         """Raise OpenAI's answer to a model that does not exist."""
         if self.store.model(model) is None and self.base(model) is None:
-            raise ApiError(
-                status,
-                f"The model `{model}` does not exist or you do not have access to it.",
-                code="model_not_found",
-                param="model",
-            )
+            raise no_model(model, status=status)
 
     def source(self, model: str) -> Any:
         """Where the weights of a model are, for the engine."""
@@ -114,16 +106,43 @@ class Host:
 
         self.check_model(model)
         tuned = self.store.model(model)
-        folder = base_folder(tuned.base if tuned else self.base(model) or model, progress=logger.warning)
+        try:
+            folder = base_folder(tuned.base if tuned else self.base(model) or model, progress=logger.warning)
+        except UsageError as error:
+            raise no_model(model, why=str(error)) from error
         return Source(folder=folder, adapters=tuple(self.store.adapters(model)))
 
-    async def complete(self, body: ChatRequest) -> dict[str, Any]:
+    async def ready_engine(self) -> Any:
+        """The engine. Its first start imports torch: in a thread, so that other requests are answered meanwhile."""
+        return await asyncio.to_thread(lambda: self.engine)
+
+    async def complete(self, body: ChatRequest, *, in_batch: bool = False) -> dict[str, Any]:
         """The whole answer to a chat."""
-        chat.check_request(body)
+        if in_batch and body.stream:
+            raise ApiError(400, "Streaming is not supported in batches.", param="stream")
         self.check_model(body.model)
-        # The engine's first start imports torch: in a thread, so that other requests are answered meanwhile.
-        engine = await asyncio.to_thread(lambda: self.engine)
-        return await chat.complete(engine, body)
+        return await completions.complete(await self.ready_engine(), body)
+
+    def health(self) -> dict[str, Any]:
+        """Whether all that serves in the background works, and what was set aside as damaged."""
+        threads = {"scheduler": self.scheduler.thread.health(), "batches": self.batches.thread.health()}
+        if self._engine is not None:
+            threads["engine"] = self._engine.health()
+        is_ok = all(one["ok"] for one in threads.values())
+        return {
+            "status": "ok" if is_ok else "degraded",
+            "pid": os.getpid(),
+            "root": os.fspath(self.store.root),
+            "started_at": self.started_at,
+            "threads": threads,
+            "damaged": list(self.store.damaged),
+        }
+
+    def forget(self, model: str) -> None:
+        """Drop a deleted model from memory, if anything was loaded at all."""
+        with self._starting:
+            if self._engine is not None:
+                self._engine.forget(model)
 
     def close(self) -> None:
         """Stop the batches, the workers and the engine."""
@@ -131,6 +150,12 @@ class Host:
         self.scheduler.close()
         if self._engine is not None:
             self._engine.close()
+
+
+def no_model(model: str, *, status: int = 404, why: str | None = None) -> ApiError:
+    """OpenAI's answer to a model that does not exist."""
+    message = f"The model `{model[:MAX_NAME]}` does not exist or you do not have access to it."
+    return ApiError(status, f"{message} ({why})" if why else message, code="model_not_found", param="model")
 
 
 def create_app(host: Host) -> FastAPI:
@@ -141,67 +166,23 @@ def create_app(host: Host) -> FastAPI:
         host.scheduler.start()
         host.batches.start()
         yield
-        host.close()
+        await asyncio.to_thread(host.close)
 
-    app = FastAPI(title="dspy-finetune local host", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_guards(app, host)
+    app = FastAPI(title="dspy-finetune local host", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.route_class = GuardedRoute
+    app.add_middleware(Guard, api_key=host.api_key, names=host.names)
+    add_error_answers(app)
     _add_files(app, host)
     _add_jobs(app, host)
     _add_models(app, host)
+    _add_chat(app, host)
     _add_batches(app, host)
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "pid": os.getpid(), "root": os.fspath(host.store.root), "started_at": host.started_at}
+        return host.health()
 
     return app
-
-
-def _add_guards(app: FastAPI, host: Host) -> None:
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Any:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        error = None
-        if host.api_key and request.url.path != "/healthz" and not hmac.compare_digest(given, host.api_key):
-            error = ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
-        elif int(request.headers.get("content-length") or 0) > MAX_UPLOAD_BYTES + 2**20:
-            error = ApiError(413, "The file is larger than 512 MB.", code="file_too_large", param="file")
-        response = await call_next(request) if error is None else _answer(error)
-        response.headers["x-request-id"] = new_id("req_")
-        response.headers["openai-processing-ms"] = "0"
-        return response
-
-    @app.exception_handler(ApiError)
-    async def on_api_error(request: Request, error: ApiError) -> JSONResponse:
-        return _answer(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        names = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        where = ".".join(part for part in names if not part.startswith(("function-", "constrained-", "literal[")))
-        message = f"Invalid value for '{where}': {first['msg']}" if where else f"Invalid request: {first['msg']}"
-        return _answer(ApiError(400, message, code="invalid_value", param=where or None))
-
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        message = (
-            f"Invalid URL ({request.method} {request.url.path})" if error.status_code == 404 else str(error.detail)
-        )
-        return _answer(ApiError(error.status_code, message))
-
-    @app.exception_handler(FinetuneError)
-    @app.exception_handler(OSError)
-    async def on_failure(request: Request, error: Exception) -> JSONResponse:
-        cause = error.__cause__ if isinstance(error, FileError) else error
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _answer(ApiError(507, str(error), kind="server_error", code="no_space"))
-        logger.error("%s %s: %s", request.method, request.url.path, error)
-        return _answer(ApiError(500, str(error), kind="server_error", code="server_error"))
-
-
-def _answer(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status)
 
 
 def _page(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
@@ -223,35 +204,30 @@ def _page(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[st
 
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
+ShortLimit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(max_length=MAX_NAME)]
+Order = Literal["asc", "desc"]
+ModelId = Annotated[str, Path(max_length=MAX_NAME)]
 
 
 def _add_files(app: FastAPI, host: Host) -> None:
     store = host.store
 
     @app.post("/v1/files")
-    def upload(file: UploadFile, purpose: Annotated[str, Form()]) -> dict[str, Any]:
-        if purpose not in PURPOSES:
-            raise ApiError(400, f"'{purpose}' is not one of {list(PURPOSES)} - 'purpose'", param="purpose")
-        if (file.size or 0) > MAX_UPLOAD_BYTES:
-            raise ApiError(413, "The file is larger than 512 MB.", code="file_too_large", param="file")
-        if not file.size:
-            raise ApiError(400, "File is empty.", param="file", code="empty_file")
-        record = store.add_file(file.file, file.filename or "file.jsonl", purpose)
-        try:
-            for line, row in read_jsonl(store.content(record.id)):
-                if not isinstance(row, dict):
-                    raise _not_jsonl(line)
-        except RowError as error:
-            store.delete_file(record.id)
-            raise _not_jsonl(error.line) from error
-        except ApiError:
-            store.delete_file(record.id)
-            raise
-        return record.wire()
+    def upload(
+        file: UploadFile,
+        purpose: Annotated[Literal["fine-tune", "batch"], Form()],
+        anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
+        seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2592000)] = None,
+    ) -> dict[str, Any]:
+        if (anchor is None) != (seconds is None):
+            message = "expires_after needs both anchor and seconds."
+            raise ApiError(400, message, param="expires_after", code="missing_required_parameter")
+        return add_upload(store, file.file, file.filename, purpose, seconds).wire()
 
     @app.get("/v1/files")
     def list_files(
-        after: str | None = None, limit: Limit = 10_000, purpose: str | None = None, order: str = "desc"
+        after: After = None, limit: Limit = 10_000, purpose: After = None, order: Order = "desc"
     ) -> dict[str, Any]:
         records = [record.wire() for record in store.files() if purpose in (None, record.purpose)]
         return _page(records if order == "desc" else records[::-1], after, limit)
@@ -276,7 +252,7 @@ def _add_batches(app: FastAPI, host: Host) -> None:
         return host.batches.create(body)
 
     @app.get("/v1/batches")
-    def list_batches(after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    def list_batches(after: After = None, limit: ShortLimit = 20) -> dict[str, Any]:
         return _page(host.batches.all(), after, limit)
 
     @app.get("/v1/batches/{batch_id}")
@@ -288,9 +264,26 @@ def _add_batches(app: FastAPI, host: Host) -> None:
         return host.batches.cancel(batch_id)
 
 
-def _not_jsonl(line: int | None) -> ApiError:
-    message = "Expected file to have JSONL format, where every line is a valid JSON dictionary."
-    return ApiError(400, f"{message} Line {line} is not a dictionary.", code="invalid_file_format", param="file")
+def add_upload(
+    store: Store, content: BinaryIO, filename: str | None, purpose: str, expires_after_seconds: int | None
+) -> FileRecord:
+    """Check an uploaded file line by line, then keep it."""
+    name = filename or "file.jsonl"
+    if len(name) > MAX_NAME:
+        raise ApiError(400, f"The file's name is longer than {MAX_NAME} characters.", param="file")
+    n_rows = 0
+    try:
+        content.seek(0)
+        for _ in parse_rows(content):
+            n_rows += 1
+    except RowError as error:
+        message = "Expected file to have JSONL format, where every line is a valid JSON dictionary."
+        what = f"{message} Line {error.line}: {error.problem}."
+        raise ApiError(400, what, code="invalid_file_format", param="file") from error
+    if not n_rows:
+        raise ApiError(400, "File is empty.", param="file", code="empty_file")
+    content.seek(0)
+    return store.add_file(content, name, purpose, expires_after_seconds=expires_after_seconds)
 
 
 def _add_jobs(app: FastAPI, host: Host) -> None:
@@ -320,7 +313,7 @@ def _add_jobs(app: FastAPI, host: Host) -> None:
             suffix=body.suffix,
             seed=random.randrange(2**31) if body.seed is None else body.seed,
             metadata=body.metadata,
-            integrations=body.integrations,
+            integrations=[one.model_dump(exclude_none=True) for one in body.integrations or ()] or None,
         )
         folder = store.job_folder(job.id)
         folder.mkdir()
@@ -330,7 +323,9 @@ def _add_jobs(app: FastAPI, host: Host) -> None:
         return wire(job)
 
     @app.get("/v1/fine_tuning/jobs")
-    def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    def list_jobs(
+        request: Request, after: After = None, limit: ShortLimit = 20, metadata: After = None
+    ) -> dict[str, Any]:
         wanted = {
             match[1]: value
             for name, value in request.query_params.items()
@@ -347,11 +342,11 @@ def _add_jobs(app: FastAPI, host: Host) -> None:
         return wire(store.job(job_id))
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
-    def list_events(job_id: str, after: str | None = None, limit: Limit = 20) -> dict[str, Any]:
+    def list_events(job_id: str, after: After = None, limit: Limit = 20) -> dict[str, Any]:
         return _page(store.events(job_id)[::-1], after, limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
-    def list_checkpoints(job_id: str, after: str | None = None, limit: Limit = 10) -> dict[str, Any]:
+    def list_checkpoints(job_id: str, after: After = None, limit: Limit = 10) -> dict[str, Any]:
         return _page(store.job(job_id).checkpoints[::-1], after, limit)
 
     @app.post("/v1/fine_tuning/jobs/{job_id}/cancel")
@@ -379,24 +374,44 @@ def _add_models(app: FastAPI, host: Host) -> None:
         return {"object": "list", "data": data}
 
     @app.get("/v1/models/{model_id:path}")
-    def retrieve_model(model_id: str) -> dict[str, Any]:
+    def retrieve_model(model_id: ModelId) -> dict[str, Any]:
         host.check_model(model_id)
         tuned = store.model(model_id)
         return tuned.wire() if tuned else base_wire(model_id)
 
     @app.delete("/v1/models/{model_id:path}")
-    def delete_model(model_id: str) -> dict[str, Any]:
+    def delete_model(model_id: ModelId) -> dict[str, Any]:
         host.check_model(model_id)
         if not store.delete_model(model_id):
             raise ApiError(403, "Base models cannot be deleted.", code="forbidden", param="model")
-        host.engine.forget(model_id)
+        host.forget(model_id)
         return {"id": model_id, "object": "model", "deleted": True}
 
+
+def _add_chat(app: FastAPI, host: Host) -> None:
     @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest) -> Response:
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
         if not body.stream:
-            return JSONResponse(await host.complete(body))
-        chat.check_request(body)
+            return JSONResponse(await _while_wanted(request, host.complete(body)))
         host.check_model(body.model)
-        engine = await run_in_threadpool(lambda: host.engine)
-        return StreamingResponse(await chat.stream(engine, body), media_type="text/event-stream")
+        chunks = completions.stream(await host.ready_engine(), body)
+        return StreamingResponse(await _while_wanted(request, chunks), media_type="text/event-stream")
+
+
+async def _while_wanted(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work as long as the client waits for it."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_leaves(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise ApiError(499, "The client has left.", code="client_closed_request")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

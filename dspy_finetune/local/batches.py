@@ -5,6 +5,7 @@
 In: uploaded files of purpose `batch`. Out: batch objects in OpenAI's shape, and files of purpose `batch_output`. One
 batch is answered at a time, several requests of it at once, by the code that answers a chat. After a crash the lines
 that are whole count, and the other requests are answered again; files of results have ids derived from the batch's.
+A request that fails is its own error line; a batch that cannot go on fails, and the next one is answered.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import write_json
-from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.errors import FinetuneError, RowError
-from dspy_finetune.local.schemas import ApiError, ChatRequest
-from dspy_finetune.local.store import Store, derived_id, new_id
+from dspy_finetune.errors import RowError
+from dspy_finetune.local.schemas import ApiError, Body, ExpiresAfter, Metadata, Name, read_rows
+from dspy_finetune.local.store import Store, derived_id, is_no_space, new_id
+from dspy_finetune.local.threads import Supervised
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT = "/v1/chat/completions"
 MAX_REQUESTS = 50_000
 """As OpenAI's."""
 AT_ONCE = 16
@@ -37,17 +37,18 @@ WINDOW_SECONDS = 24 * 3600
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
-Complete = Callable[[ChatRequest], Awaitable[dict[str, Any]]]
-"""Answers one chat request."""
+Complete = Callable[[Any], Awaitable[dict[str, Any]]]
+"""Answers one request, given its body; raises ApiError where it cannot."""
 
 
-class CreateBatch(BaseModel):
+class CreateBatch(Body):
     """The body of POST /batches."""
 
-    input_file_id: str
-    endpoint: str
+    input_file_id: Name
+    endpoint: Name
     completion_window: Literal["24h"]
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class BatchRecord(BaseModel):
@@ -61,6 +62,7 @@ class BatchRecord(BaseModel):
     completion_window: str
     status: Status = "validating"
     metadata: dict[str, str] | None = None
+    output_expires_after_seconds: int | None = None
     errors: list[dict[str, Any]] = []
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -77,7 +79,7 @@ class BatchRecord(BaseModel):
 
     def wire(self, n_completed: int, n_failed: int) -> dict[str, Any]:
         """OpenAI's batch object."""
-        facts = self.model_dump(exclude={"sequence", "n_total", "errors"})
+        facts = self.model_dump(exclude={"sequence", "n_total", "errors", "output_expires_after_seconds"})
         errors = {"object": "list", "data": self.errors} if self.errors else None
         counts = {"total": self.n_total, "completed": n_completed, "failed": n_failed}
         return {**facts, "object": "batch", "errors": errors, "request_counts": counts}
@@ -86,41 +88,38 @@ class BatchRecord(BaseModel):
 class Batches:
     """The batches of a store, and the thread that answers them."""
 
-    def __init__(self, store: Store, *, complete: Complete, check_model: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, endpoints: Mapping[str, Complete]) -> None:
         self.store = store
         self.folder = store.root / "batches"
-        self.complete = complete
-        self.check_model = check_model
-        self.tick_seconds = 0.1
+        self.endpoints = endpoints
+        """What answers the requests of each endpoint, such as `/v1/chat/completions`."""
+        self.thread = Supervised(self.tick, name="batches")
         self._records: dict[str, BatchRecord] = {}
         self._counts: dict[str, tuple[int, int]] = {}
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="batches", daemon=True)
-        for path in self.folder.glob("*/batch.json"):
-            record = BatchRecord.model_validate_json(path.read_bytes())
+        for record in store.records(BatchRecord, self.folder, "batch.json"):
             self._records[record.id] = record
+            folder = self.folder / record.id
             self._counts[record.id] = (
-                len(_finished(path.with_name("output.jsonl"))),
-                len(_finished(path.with_name("errors.jsonl"))),
+                len(_finished(folder / "output.jsonl")),
+                len(_finished(folder / "errors.jsonl")),
             )
 
     def start(self) -> None:
         """Go on with what an earlier server left, and begin."""
-        self._thread.start()
+        self.thread.start()
 
     def close(self) -> None:
         """Stop; what is not finished goes on at the next start."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self.thread.close()
 
     # What clients ask for
 
     def create(self, body: CreateBatch) -> dict[str, Any]:
         """Put a batch into the queue."""
-        if body.endpoint != ENDPOINT:
-            raise ApiError(400, f"'{body.endpoint}' is not one of ['{ENDPOINT}'] - 'endpoint'", param="endpoint")
+        if body.endpoint not in self.endpoints:
+            message = f"'{body.endpoint}' is not one of {list(self.endpoints)} - 'endpoint'"
+            raise ApiError(400, message, param="endpoint", code="invalid_value")
         if self.store.file(body.input_file_id, param="input_file_id").purpose != "batch":
             raise ApiError(400, f"File {body.input_file_id} has another purpose than batch.", param="input_file_id")
         now = time.time()
@@ -131,6 +130,7 @@ class Batches:
             input_file_id=body.input_file_id,
             completion_window=body.completion_window,
             metadata=body.metadata,
+            output_expires_after_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
             created_at=int(now),
             expires_at=int(now) + WINDOW_SECONDS,
         )
@@ -161,17 +161,20 @@ class Batches:
 
     # The thread
 
-    def _loop(self) -> None:
-        while not self._closing.wait(self.tick_seconds):
-            with self._lock:
-                waiting = [record for record in self._records.values() if record.status not in FINAL]
-            for record in sorted(waiting, key=lambda record: record.sequence):
-                try:
-                    self._advance(record)
-                except (FinetuneError, OSError) as error:
-                    # A full disk, mostly: nothing is lost, the next round tries again.
-                    logger.warning("batch %s cannot move on: %s", record.id, error)
-                    self._closing.wait(2.0)
+    def tick(self) -> None:
+        """Move every batch that can move."""
+        with self._lock:
+            waiting = [record for record in self._records.values() if record.status not in FINAL]
+        for record in sorted(waiting, key=lambda record: record.sequence):
+            try:
+                self._advance(self._record(record.id))
+            except Exception as error:
+                if is_no_space(error):
+                    raise  # nothing is lost: the next round tries again
+                logger.exception("batch %s failed", record.id)
+                message = error.message if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
+                fault = {"code": "server_error", "line": None, "message": message[:500], "param": None}
+                self._update(record.id, status="failed", errors=[fault], failed_at=int(time.time()))
 
     def _advance(self, record: BatchRecord) -> None:
         if record.status == "validating":
@@ -210,7 +213,7 @@ class Batches:
                 elif not isinstance(body, dict):
                     add(line, "invalid_body", "The request has no body.")
                 else:
-                    models.add(str(body.get("model")))
+                    models.add(str(body.get("model"))[:200])
                 seen.add(str(custom_id))
         except RowError as error:
             add(error.line, "invalid_json_line", error.problem)
@@ -225,10 +228,7 @@ class Batches:
         return errors[:100], n_total
 
     def _requests(self, record: BatchRecord) -> Iterator[tuple[int, dict[str, Any]]]:
-        for line, row in read_jsonl(self.store.content(record.input_file_id)):
-            if not isinstance(row, dict):
-                raise RowError("the line is not an object", line=line)
-            yield line, row
+        yield from read_rows(self.store.content(record.input_file_id))
 
     async def _answer(self, record: BatchRecord) -> None:
         """Answer all requests that have no line yet, until done, cancelled, expired or closed."""
@@ -238,7 +238,8 @@ class Batches:
 
         def is_wanted() -> bool:
             current = self._record(record.id)
-            return not self._closing.is_set() and current.status == "in_progress" and time.time() < current.expires_at
+            is_current = current.status == "in_progress" and time.time() < current.expires_at
+            return is_current and not self.thread.closing.is_set()
 
         try:
             for _, row in self._requests(record):
@@ -246,15 +247,15 @@ class Batches:
                     continue
                 while len(running) >= AT_ONCE and is_wanted():
                     ended, running = await asyncio.wait(
-                        running, timeout=self.tick_seconds, return_when=asyncio.FIRST_COMPLETED
+                        running, timeout=self.thread.tick_seconds, return_when=asyncio.FIRST_COMPLETED
                     )
                     for task in ended:
                         task.result()
                 if not is_wanted():
                     break
-                running.add(asyncio.ensure_future(self._one(record.id, row)))
+                running.add(asyncio.ensure_future(self._one(record, row)))
             while running and is_wanted():
-                ended, running = await asyncio.wait(running, timeout=self.tick_seconds)
+                ended, running = await asyncio.wait(running, timeout=self.thread.tick_seconds)
                 for task in ended:
                     task.result()
         finally:
@@ -262,22 +263,18 @@ class Batches:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _one(self, batch_id: str, row: dict[str, Any]) -> None:
+    async def _one(self, record: BatchRecord, row: dict[str, Any]) -> None:
         try:
-            body = ChatRequest.model_validate(row["body"])
-            if body.stream:
-                raise ApiError(400, "Streaming is not supported in batches.", param="stream")
-            self.check_model(body.model)
-            status, answer = 200, await self.complete(body)
+            status, answer = 200, await self.endpoints[record.endpoint](row["body"])
         except ApiError as error:
             status, answer = error.status, error.body()
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            status, answer = 400, ApiError(400, f"Invalid value for '{where}': {first['msg']}", param=where).body()
+        except Exception as error:  # one request's fault is its own
+            logger.exception("a request of batch %s failed", record.id)
+            fault = ApiError(500, f"{type(error).__name__} while answering; see the server's log", kind="server_error")
+            status, answer = 500, fault.body()
         response = {"status_code": status, "request_id": new_id("req_"), "body": answer}
         line = {"id": new_id("batch_req_"), "custom_id": row["custom_id"], "response": response, "error": None}
-        self._append(batch_id, is_error=status != 200, line=line)
+        self._append(record.id, is_error=status != 200, line=line)
 
     def _append(self, batch_id: str, *, is_error: bool, line: dict[str, Any]) -> None:
         path = self.folder / batch_id / ("errors.jsonl" if is_error else "output.jsonl")
@@ -308,7 +305,10 @@ class Batches:
                 files[field] = derived_id("file-", record.id, name)
                 with open(path, "rb") as stream:
                     filename = f"{record.id}_{name}.jsonl"
-                    self.store.add_file(stream, filename, "batch_output", file_id=files[field])
+                    seconds = record.output_expires_after_seconds
+                    self.store.add_file(
+                        stream, filename, "batch_output", file_id=files[field], expires_after_seconds=seconds
+                    )
         now = int(time.time())
         with self._lock:
             if self._record(record.id).status == "cancelling":
@@ -344,4 +344,7 @@ def _finished(path: Path) -> set[str]:
         return set()
     log = AppendLog(path)
     log.append()
-    return {row["custom_id"] for _, row in log.rows()}
+    # A damaged line stays, and its request is answered again.
+    return {
+        row["custom_id"] for _, row in log.rows() if isinstance(row, dict) and isinstance(row.get("custom_id"), str)
+    }

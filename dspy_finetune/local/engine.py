@@ -25,8 +25,10 @@ import torch
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
+from dspy_finetune.local.grammar import Grammars
 from dspy_finetune.local.models import load_model, load_tokenizer
 from dspy_finetune.local.sampling import Answer, Settings, Speller, Token, choose, find_stop, seeded
+from dspy_finetune.local.schemas import ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class _Loaded:
         ends = {end_of_turn(self.tokenizer), self.tokenizer.eos_token_id}
         more = self.model.generation_config.eos_token_id
         self.ends = (ends | set(more if isinstance(more, list) else [more])) - {None}
+        self.grammars = Grammars(self.tokenizer, self.ends)
 
 
 @dataclass(kw_only=True)
@@ -150,6 +153,10 @@ class Engine:
             )
         )
         return future
+
+    def health(self) -> dict[str, Any]:
+        """Whether the thread that answers runs, and how many answers grow."""
+        return {"ok": self._thread.is_alive(), "n_rows": sum(len(batch.rows) for batch in list(self._batches))}
 
     def forget(self, model_id: str) -> None:
         """Drop a model that was deleted."""
@@ -212,29 +219,39 @@ class Engine:
             if not request.future.set_running_or_notify_cancel():
                 continue
             try:
-                loaded = self._load(request.model_id)
-                prompt = encode_prompt(loaded.tokenizer, request.messages)
-                room = loaded.context_tokens - len(prompt)
-                if room < 1:
-                    raise ContextLengthError(
-                        f"This model's maximum context length is {loaded.context_tokens} tokens. "
-                        f"However, your messages resulted in {len(prompt)} tokens. Please shorten the messages."
-                    )
+                loaded, rows = self._admit(request)
             except Exception as error:  # whatever is wrong with one request or its model is that request's answer
-                if not isinstance(error, FinetuneError):
+                if not isinstance(error, FinetuneError | ApiError):
                     logger.exception("cannot open a request for %s", request.model_id)
                 request.future.set_exception(error)
                 continue
-            settings = request.settings
-            if settings.max_tokens > room:
-                settings = replace(settings, max_tokens=room)
-            answers = [Answer(settings=settings, generator=seeded(settings.seed, index)) for index in range(request.n)]
-            request.completion = Completion(prompt_tokens=len(prompt), answers=answers, speller=loaded.speller)
-            rows = by_model.setdefault(request.model_id, (loaded, []))[1]
-            rows += [_Row(request=request, index=i, prompt=prompt, answer=answer) for i, answer in enumerate(answers)]
+            by_model.setdefault(request.model_id, (loaded, []))[1].extend(rows)
         return [
             (loaded, part) for loaded, rows in by_model.values() for part in _passes(rows, max_tokens=MAX_BATCH_TOKENS)
         ]
+
+    def _admit(self, request: _Request) -> tuple[_Loaded, list[_Row]]:
+        loaded = self._load(request.model_id)
+        prompt = encode_prompt(loaded.tokenizer, request.messages)
+        room = loaded.context_tokens - len(prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"This model's maximum context length is {loaded.context_tokens} tokens. "
+                f"However, your messages resulted in {len(prompt)} tokens. Please shorten the messages."
+            )
+        settings = request.settings
+        if settings.max_tokens > room:
+            settings = replace(settings, max_tokens=room)
+        answers = [
+            Answer(
+                settings=settings,
+                generator=seeded(settings.seed, index),
+                guide=loaded.grammars.start(settings.grammar) if settings.grammar else None,
+            )
+            for index in range(request.n)
+        ]
+        request.completion = Completion(prompt_tokens=len(prompt), answers=answers, speller=loaded.speller)
+        return loaded, [_Row(request=request, index=i, prompt=prompt, answer=one) for i, one in enumerate(answers)]
 
     def _load(self, model_id: str) -> _Loaded:
         if model_id not in self._loaded:
@@ -287,9 +304,23 @@ def _passes(rows: list[_Row], *, max_tokens: int) -> list[list[_Row]]:
     return parts
 
 
-def _grow_row(loaded: _Loaded, row: _Row, token: Token) -> bool:
-    """Add a token to an answer; False when the answer has ended."""
+def _grow_row(loaded: _Loaded, row: _Row, token: Token | Exception) -> bool:
+    """Add a token to an answer; False when the answer has ended. What fails fails its own request."""
+    if row.request.future.done():
+        return False
+    try:
+        if isinstance(token, Exception):
+            raise token
+        return _add(loaded, row, token)
+    except Exception as error:
+        row.request.future.set_exception(error)
+        return False
+
+
+def _add(loaded: _Loaded, row: _Row, token: Token) -> bool:
     answer, request = row.answer, row.request
+    if answer.guide is not None:
+        answer.guide.take(token.id)
     if token.id in loaded.ends:
         answer.finish_reason = "stop"
     else:
@@ -300,6 +331,8 @@ def _grow_row(loaded: _Loaded, row: _Row, token: Token) -> bool:
             answer.text, answer.finish_reason = answer.text[:place], "stop"
             while answer.tokens and len(loaded.speller.text(answer.tokens[:-1])) >= place:
                 answer.tokens.pop()
+        elif answer.guide is not None and answer.guide.is_over:
+            answer.finish_reason = "stop"
         elif len(answer.tokens) >= answer.settings.max_tokens:
             answer.finish_reason = "length"
     if request.on_token is not None and not request.on_token(row.index, answer, loaded.speller):

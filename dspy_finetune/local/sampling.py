@@ -1,17 +1,28 @@
 """From logits to an answer: choosing tokens, spelling them, and stopping.
 
 In: the rows' logits and each request's settings. Out: chosen tokens with log-probabilities and the most likely others.
-Log-probabilities are those of the model itself: temperature and top_p change the choice, never the reported figures.
+Log-probabilities are those of the model itself: temperature, top_p, biases, penalties and a form that the answer must
+keep to change the choice, never the reported figures. Where a row cannot be answered, the others are.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from dspy_finetune.local.grammar import Guide
+from dspy_finetune.local.schemas import ApiError
+
+GREEDY = 1e-5
+"""A temperature or top_p below this leaves the most likely token alone."""
+LOWEST_LOGPROB = -9999.0
+"""What OpenAI reports for a token that cannot come: JSON has no infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +36,14 @@ class Settings:
     stop: tuple[str, ...] = ()
     n_top: int = 0
     """How many most likely tokens to report at each position."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the answer has it already."""
+    presence_penalty: float = 0.0
+    """Taken once from each token that the answer has already."""
+    grammar: str | None = None
+    """What the answer must keep to (grammar.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +61,64 @@ class Answer:
 
     settings: Settings
     generator: torch.Generator | None
+    guide: Guide | None = None
+    """Which tokens may come next, where the answer must keep to a form."""
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
     """`stop`, `length`, or None while it grows."""
 
 
-def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token]:
-    """Choose the next token of each row. `logits` is (B, V), float32."""
+def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exception]:
+    """Choose the next token of each row, or say why it has none. `logits` is (B, V), float32."""
     log_probs = torch.log_softmax(logits, dim=-1)
     n_top = max(answer.settings.n_top for answer in answers)
     best = torch.topk(log_probs, max(n_top, 1), dim=-1)
     values, ids = best.values.tolist(), best.indices.tolist()
-    chosen = []
+    chosen: list[Token | Exception] = []
     for row, answer in enumerate(answers):
-        settings = answer.settings
-        token = ids[row][0] if settings.temperature == 0 else _sample(log_probs[row], settings, answer.generator)
-        top = tuple(zip(ids[row][: settings.n_top], values[row][: settings.n_top], strict=True))
-        chosen.append(Token(id=token, logprob=float(log_probs[row, token]), top=top))
+        try:
+            token = _next(log_probs[row], ids[row][0], answer)
+            top = [(one, max(value, LOWEST_LOGPROB)) for one, value in zip(ids[row], values[row], strict=True)]
+            logprob = max(float(log_probs[row, token]), LOWEST_LOGPROB)
+            if math.isnan(logprob):
+                message = "The model's figures are no numbers: its training diverged; train it with a lower rate."
+                raise ApiError(400, message, code="model_diverged", param="model")
+            chosen.append(Token(id=token, logprob=logprob, top=tuple(top[: answer.settings.n_top])))
+        except Exception as error:  # one request's fault is its own
+            chosen.append(error)
     return chosen
 
 
-def _sample(log_probs: torch.Tensor, settings: Settings, generator: torch.Generator | None) -> int:
-    probabilities = torch.softmax(log_probs.cpu() / settings.temperature, dim=-1)
+def _next(log_probs: torch.Tensor, best: int, answer: Answer) -> int:
+    settings = answer.settings
+    is_greedy = settings.temperature < GREEDY or settings.top_p < GREEDY
+    changes = settings.logit_bias or settings.frequency_penalty or settings.presence_penalty or answer.guide
+    if not changes:
+        return best if is_greedy else _sample(log_probs, settings, answer.generator)
+    scores = _changed(log_probs.cpu(), answer)
+    return int(scores.argmax()) if is_greedy else _sample(scores, settings, answer.generator)
+
+
+def _changed(log_probs: torch.Tensor, answer: Answer) -> torch.Tensor:
+    """The scores (V,) after biases, penalties and the answer's form."""
+    settings, scores = answer.settings, log_probs.clone()
+    for token, bias in settings.logit_bias:
+        if token >= len(scores):
+            message = f"Invalid key in 'logit_bias': {token}. The model has the tokens 0 to {len(scores) - 1}."
+            raise ApiError(400, message, code="invalid_value", param="logit_bias")
+        scores[token] += bias
+    for token, count in Counter(token.id for token in answer.tokens).items():
+        scores[token] -= settings.frequency_penalty * count + settings.presence_penalty
+    if answer.guide is not None:
+        scores[~torch.from_numpy(answer.guide.allowed(len(scores)))] = -math.inf
+    return scores
+
+
+def _sample(scores: torch.Tensor, settings: Settings, generator: torch.Generator | None) -> int:
+    # In double, and from the largest score downwards: a temperature of 1e-5 must not overflow.
+    wide = scores.cpu().double()
+    probabilities = torch.softmax((wide - wide.max()) / settings.temperature, dim=-1)
     if settings.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         # A token stays when the mass before it is below top_p: the most likely one always does.

@@ -3,6 +3,7 @@
 In: the store. Out: job records that change, models and result files that appear.
 The scheduler is the only writer of job.json. A job that was running when the server died is watched again if its worker
 still lives (it holds worker.lock), else queued again; the recipe goes on from its newest checkpoint, or from the start.
+A job that cannot be moved fails, with the reason as its error; the others move on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,19 +24,15 @@ from typing import Any
 
 from dspy_finetune._appendlog import is_locked, try_lock
 from dspy_finetune._files import write_json
-from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.errors import FinetuneError, RowError, UsageError
+from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.local.chat import message_text
+from dspy_finetune.local.hyperparameters import learning_rate, resolve
 from dspy_finetune.local.models import base_name
-from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method
-from dspy_finetune.local.store import Store, append_event, derived_id
-from dspy_finetune.local.training import learning_rate, resolve
+from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, read_rows
+from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
+from dspy_finetune.local.threads import Supervised
 
-# ----------------------------------------------------------------------------------------------------
-# The host's own light check of a training file: is it JSONL, is it the method's format, are there ten examples?
-#
-# In: a path and a method. Out: the number of examples, or a `TrainingFileError` with OpenAI's code and the line.
-# Not covered: everything that makes data good; the library's own checks run before the upload.
+logger = logging.getLogger(__name__)
 
 MIN_EXAMPLES = 10
 """As OpenAI asks for."""
@@ -58,7 +54,7 @@ def check_training_file(path: Path, method: Method, *, min_examples: int = MIN_E
     """
     n_examples = 0
     try:
-        for line, row in read_jsonl(path):
+        for line, row in read_rows(path):
             n_examples += 1
             try:
                 _check_row(row, method)
@@ -115,9 +111,6 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return messages
 
 
-# ----------------------------------------------------------------------------------------------------
-logger = logging.getLogger(__name__)
-
 MAX_CRASHES = 10
 """A job whose worker vanished with the server this often is failed: it probably takes the machine down with it."""
 
@@ -141,23 +134,20 @@ class Scheduler:
         self.device = device
         self.n_threads = n_threads
         self.worker_module = worker_module
-        self.tick_seconds = tick_seconds
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._orphans: set[str] = set()  # jobs whose worker was started by an earlier server and still lives
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self.thread = Supervised(self.tick, name="scheduler", tick_seconds=tick_seconds)
 
     def start(self) -> None:
         """Take up what an earlier server left, and begin."""
         for job in self.store.jobs():
             if is_locked(self.store.job_folder(job.id) / "worker.lock"):
                 self._orphans.add(job.id)
-        self._thread.start()
+        self.thread.start()
 
     def close(self) -> None:
         """Stop the thread and the workers; their jobs are queued again at the next start."""
-        self._closing.set()
-        self._thread.join()
+        self.thread.close()
         running = [job for job in self.store.jobs() if self._is_alive(job)]
         for job in running:
             self._signal(job, signal.SIGTERM)
@@ -203,60 +193,74 @@ class Scheduler:
 
     # The loop
 
-    def _loop(self) -> None:
-        while not self._closing.wait(self.tick_seconds):
-            try:
-                self.tick()
-            except (FinetuneError, OSError) as error:
-                # A full disk, mostly: nothing is lost, the next tick tries again.
-                logger.warning("jobs cannot move on: %s", error)
-                self._closing.wait(2.0)
-
     def tick(self) -> None:
         """Move every job that can move."""
         jobs = sorted(self.store.jobs(), key=lambda job: job.sequence)
         for job in jobs:
             if job.status == "validating_files":
-                self._validate(job)
+                self._move(job, self._validate)
             elif job.status == "running":
-                self._watch(job)
-        if not any(self._is_alive(job) for job in jobs) and not self._closing.is_set():
-            waiting = [job for job in jobs if self.store.job(job.id).status == "queued"]
-            if waiting:
-                self._launch(self.store.job(waiting[0].id))
+                self._move(job, self._watch)
+        if self.thread.closing.is_set() or any(self._is_alive(job) for job in jobs):
+            return
+        for job in jobs:
+            job = self.store.job(job.id)
+            if job.status == "queued" and self._move(job, self._launch):
+                return
+
+    def _move(self, job: JobRecord, step: Callable[[JobRecord], bool | None]) -> bool | None:
+        """Move one job; what stops it fails it, and no other."""
+        try:
+            return step(job)
+        except ApiError as error:
+            self._fail(job, error.code or "server_error", error.message, error.param)
+        except OSError as error:
+            if is_no_space(error):
+                raise  # nothing is lost: the next round tries again
+            self._fail(job, "server_error", str(error), None)
+        except Exception as error:
+            logger.exception("job %s failed", job.id)
+            self._fail(job, "server_error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", None)
+        return None
 
     def _validate(self, job: JobRecord) -> None:
         self._say(job, f"Validating training file: {job.training_file}")
         param = "training_file"
         try:
-            n_examples = check_training_file(self.store.content(job.training_file), job.method)
+            n_examples = check_training_file(self._content(job.training_file, param), job.method)
             if job.validation_file:
                 param = "validation_file"
                 self._say(job, f"Validating validation file: {job.validation_file}")
-                check_training_file(self.store.content(job.validation_file), job.method, min_examples=1)
+                check_training_file(self._content(job.validation_file, param), job.method, min_examples=1)
         except TrainingFileError as error:
             self._fail(job, error.code, str(error), param)
-        except ApiError as error:
-            self._fail(job, "invalid_training_file", error.message, param)
         else:
             with self.store.lock:
                 if self.store.job(job.id).status == "validating_files":
                     self._say(job, "Files validated, moving job to queued state")
                     self.store.update_job(job.id, status="queued", resolved=resolve(job.method, job.given, n_examples))
 
-    def _launch(self, job: JobRecord) -> None:
+    def _content(self, file_id: str, param: str) -> Path:
+        try:
+            return self.store.content(file_id)
+        except ApiError as error:
+            message = f"The file {file_id} was deleted before the job began"
+            raise ApiError(400, message, code="file_not_found", param=param) from error
+
+    def _launch(self, job: JobRecord) -> bool:
+        """Start the job's worker. False: it did not start."""
         folder = self.store.job_folder(job.id)
         tuned = self.store.model(job.model)
         if job.model.startswith("ft:") and tuned is None:
-            self._fail(job, "model_not_found", f"The model {job.model} was deleted before the job began", "model")
-            return
+            message = f"The model {job.model} was deleted before the job began"
+            raise ApiError(404, message, code="model_not_found", param="model")
         resolved = job.resolved or {}
         task = {
             "method": job.method,
             "base": tuned.base if tuned else job.model,
             "adapters": [os.fspath(path) for path in self.store.adapters(job.model)],
-            "train_file": os.fspath(self.store.content(job.training_file)),
-            "validation_file": os.fspath(self.store.content(job.validation_file)) if job.validation_file else None,
+            "train_file": os.fspath(self._content(job.training_file, "training_file")),
+            "validation_file": job.validation_file and os.fspath(self._content(job.validation_file, "validation_file")),
             "n_epochs": resolved["n_epochs"],
             "batch_size": resolved["batch_size"],
             "learning_rate": learning_rate(job.method, resolved),
@@ -267,7 +271,7 @@ class Scheduler:
         }
         with self.store.lock:
             if self.store.job(job.id).status != "queued":
-                return
+                return False
             for name in ("result.json", "control", "worker.json"):
                 (folder / name).unlink(missing_ok=True)
             write_json(folder / "task.json", task)
@@ -276,7 +280,7 @@ class Scheduler:
             # The worker is born with the lock: no moment is left in which a restarted server could start a second one.
             lock = try_lock(folder / "worker.lock")
             if lock is None:
-                return
+                return True
             with open(folder / "worker.log", "ab") as log:
                 # A session of its own: Ctrl-C in the terminal must reach the server alone, which stops its workers.
                 self._children[job.id] = subprocess.Popen(
@@ -289,6 +293,7 @@ class Scheduler:
                 )
             os.close(lock)
             write_json(folder / "worker.json", {"pid": self._children[job.id].pid})
+            return True
 
     def _watch(self, job: JobRecord) -> None:
         if self._is_alive(job):
@@ -299,11 +304,11 @@ class Scheduler:
             if self.store.job(job.id).status != "running":
                 return
         if result is not None and result.get("stopped"):
-            self._requeue(job, "The server was stopped; the job goes on from its last checkpoint")
+            self._requeue(job, f"The server was stopped; {self._where_on(job)}")
         elif result is None and child is None:
-            self._requeue(job, "The worker is gone; the job goes on from its last checkpoint", crashes=job.crashes + 1)
+            self._requeue(job, f"The training process is gone; {self._where_on(job)}", crashes=job.crashes + 1)
         elif result is None:
-            self._fail(job, "server_error", self._why_gone(job, child.returncode if child else None), None)
+            self._fail(job, *self._why_gone(job, child.returncode if child else None), None)
         elif "error" in result:
             error = result["error"]
             self._fail(job, error["code"], error["message"], error["param"])
@@ -386,10 +391,16 @@ class Scheduler:
         (self.store.job_folder(job.id) / "control").write_text(word, encoding="utf-8")
 
     def _result(self, job: JobRecord) -> dict[str, Any] | None:
-        with contextlib.suppress(FileNotFoundError):
-            result: dict[str, Any] = json.loads((self.store.job_folder(job.id) / "result.json").read_bytes())
-            return result
+        # Atomically written by the worker: what cannot be read is as good as not there.
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+            result = json.loads((self.store.job_folder(job.id) / "result.json").read_bytes())
+            return finite(result) if isinstance(result, dict) else None
         return None
+
+    def _where_on(self, job: JobRecord) -> str:
+        """Where the next attempt begins: after the newest whole checkpoint, else at step 1."""
+        done = last_step(self.store.job_folder(job.id) / "work" / "output")
+        return f"the job goes on from step {done + 1}" if done else "the job starts again from step 1"
 
     def _is_alive(self, job: JobRecord) -> bool:
         child = self._children.get(job.id)
@@ -409,14 +420,27 @@ class Scheduler:
             if pid > 1:
                 os.kill(pid, number)
 
-    def _why_gone(self, job: JobRecord, code: int | None) -> str:
+    def _why_gone(self, job: JobRecord, code: int | None) -> tuple[str, str]:
+        """(code, message) for a worker that ended without a result."""
         if code == -signal.SIGKILL:
-            return (
-                "The training process was killed; the machine may be out of memory: use a smaller batch_size or model"
-            )
+            what = "the machine may be out of memory: use a smaller batch_size or model"
+            return "server_error", f"The training process was killed; {what}"
         log = self.store.job_folder(job.id) / "worker.log"
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        return f"The training process ended with code {code}: {lines[-1][:300] if lines else 'no output'} (see {log})"
+        last = lines[-1][:300] if lines else "no output"
+        if "no space left" in last.lower() or "quota exceeded" in last.lower():
+            return "no_space", f"The disk is full: {last}; free some space and start the job again"
+        return "server_error", f"The training process ended with code {code}: {last} (see {log})"
+
+
+def last_step(output: Path) -> int:
+    """The step of the newest checkpoint that is whole, as the trainer will find it; 0 where there is none."""
+    # The trainer writes trainer_state.json last.
+    whole = (path.parent.name for path in output.glob("checkpoint-*/trainer_state.json"))
+    return max((int(name[1]) for name in map(_CHECKPOINT.fullmatch, whole) if name), default=0)
+
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 ESTIMATE_AFTER_STEPS = 2
@@ -426,12 +450,16 @@ def estimated_finish(job: JobRecord, events: Callable[[str], list[dict[str, Any]
     """When a running job will end, from the pace of this attempt's steps; None where nothing is known."""
     if job.status != "running" or job.started_at is None:
         return None
-    steps = [event for event in events(job.id) if event["type"] == "metrics" and event["created_at"] >= job.started_at]
+    steps = [
+        (event["created_at"], event["data"]["step"], event["data"].get("total_steps", 0))
+        for event in events(job.id)
+        if event["type"] == "metrics"
+        and event["created_at"] >= job.started_at
+        and isinstance(event["data"].get("step"), int)
+    ]
     if len(steps) < ESTIMATE_AFTER_STEPS:
         return None
-    first, last = steps[0], steps[-1]
-    done = last["data"]["step"] - first["data"]["step"]
-    left = last["data"].get("total_steps", 0) - last["data"]["step"]
-    if done <= 0:
+    (started_at, first, _), (now, last, total) = steps[0], steps[-1]
+    if last <= first:
         return None
-    return int(last["created_at"] + left * (last["created_at"] - first["created_at"]) / done)
+    return int(now + max(0, total - last) * (now - started_at) / (last - first))

@@ -1,22 +1,122 @@
 """The shapes on the wire and on the disk, guarded by pydantic: requests, job records, model records.
 
-In: JSON from a client or from the store. Out: typed values, and OpenAI's own object shapes.
-Not covered: what a training file may hold (training_file.py).
+In: JSON from a client or from the store. Out: typed values, OpenAI's own object shapes, and `ApiError`, its error body.
+JSON is read strictly in one place, `strict_json`: what no later code could live with (NaN, half a character, nesting
+without end) is refused there, for bodies, uploaded lines and batch lines alike.
+Not covered: chat requests (completions.py), what a training file may hold (scheduler.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-# ----------------------------------------------------------------------------------------------------
-# What a training recipe is given and what it gives back: the one interface between the worker and sft.py, dpo.py.
-#
-# In: a `TrainSpec` with every hyperparameter already resolved. Out: a `TrainResult`. No torch is imported here.
+from dspy_finetune._files import file_error
+from dspy_finetune.errors import RowError
+
+MAX_DEPTH = 64
+"""Lists and objects inside one another: JSON schemas need about 20."""
+MAX_LINE_BYTES = 64 * 2**20
+"""Of one line of an uploaded file."""
+MAX_NAME = 256
+"""Characters of a model's name or a file's."""
+
+
+class JsonError(ValueError):
+    """Bytes that are not the JSON this host takes. The message goes on from "the body" or "line 3"."""
+
+
+def strict_json(content: bytes) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        JsonError: It is not UTF-8 or not JSON; or it holds a number that is none (NaN, 1e999), half a character (a
+            lone surrogate), or lists and objects nested deeper than MAX_DEPTH.
+    """
+    try:
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise JsonError(f"is not UTF-8 (byte {error.start + 1})") from error
+    except RecursionError as error:
+        raise JsonError(f"is nested deeper than {MAX_DEPTH} levels") from error
+    except JsonError:
+        raise
+    except ValueError as error:
+        raise JsonError(f"is not valid JSON ({str(error)[:200]})") from error
+    _check_values(value)
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise JsonError(f"holds {name}, which is not a JSON number")
+
+
+def _check_values(value: Any) -> None:
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        if isinstance(one, str):
+            _check_text(one)
+        elif isinstance(one, float):
+            if not math.isfinite(one):
+                raise JsonError("holds a number that is too large")
+        elif isinstance(one, int):
+            if one.bit_length() > 64:
+                raise JsonError("holds an integer of more than 64 bits")
+        elif isinstance(one, list | dict):
+            if depth > MAX_DEPTH:
+                raise JsonError(f"is nested deeper than {MAX_DEPTH} levels")
+            if isinstance(one, dict):
+                waiting += [(key, depth) for key in one]
+                one = one.values()
+            waiting += [(inner, depth + 1) for inner in one]
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise JsonError("holds half a character (a lone surrogate such as \\ud800)") from error
+
+
+def parse_rows(stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each line of JSONL that is not blank.
+
+    Raises:
+        RowError: A line is no JSON object; `.line` and `.problem` say which and why.
+    """
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise RowError(f"the line is longer than {MAX_LINE_BYTES // 2**20} MB", line=number)
+        if not line.strip():
+            continue
+        try:
+            row = strict_json(line)
+        except JsonError as error:
+            raise RowError(f"the line {error}", line=number) from error
+        if not isinstance(row, dict):
+            raise RowError("the line is not a JSON dictionary", line=number)
+        yield number, row
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`parse_rows` of a stored file. Raises RowError, and FileError where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            yield from parse_rows(stream)
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+
+
+# What a training recipe is given and what it gives back: the one interface between the worker and training.py.
 
 Method = Literal["sft", "dpo"]
 """The two ways to train; on the wire they are called `supervised` and `dpo`."""
@@ -73,17 +173,11 @@ class Recipe(Protocol):
         ...
 
 
-# ----------------------------------------------------------------------------------------------------
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 """OpenAI's statuses, with the `paused` that its pause call returns."""
 
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 """The statuses that never change again."""
-
-Epochs = Literal["auto"] | Annotated[int, Field(ge=1, le=50)]
-BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, le=256)]
-Multiplier = Literal["auto"] | Annotated[float, Field(gt=0)]
-Beta = Literal["auto"] | Annotated[float, Field(gt=0, le=2)]
 
 
 class ApiError(Exception):
@@ -106,93 +200,233 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-class Hyperparameters(BaseModel):
+def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Iterable[str] = ()) -> ApiError:
+    """The answer to a body that pydantic refused: one message and the parameter that it is about.
+
+    Args:
+        errors: pydantic's.
+        body: What was refused.
+        known: The body's parameters, to guess which one was meant.
+
+    Examples:
+        >>> error = {"type": "extra_forbidden", "loc": ("temprature",), "msg": ""}
+        >>> invalid([error], {"temprature": 1}, ["temperature"]).message
+        "Unknown parameter: 'temprature'. Did you mean 'temperature'?"
+    """
+    found = [(_path(error, body), error) for error in errors]
+    # A union tells one error for each of its branches: the branch that got furthest is what was meant.
+    found = [(path, error) for path, error in found if path[:1] == found[0][0][:1]]
+    path = max((path for path, _ in found), key=len)
+    same = [error for other, error in found if other == path]
+    error = next((error for error in same if not _is_type_error(error)), same[0])
+    given = error.get("ctx") or {}
+    if error["type"] == "combination":  # what several parameters say together
+        return ApiError(400, str(error["msg"]), param=given["param"])
+    if error["type"].startswith("union_tag"):
+        path = (*path, str(given["discriminator"]).strip("'"))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), list(known) if len(path) == 1 else [], n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return ApiError(400, f"Unknown parameter: '{param}'.{hint}", code="unknown_parameter", param=param)
+    if kind == "union_tag_invalid":
+        message = f"Invalid value: '{given['tag']}'. Supported values are: {given['expected_tags']}."
+        return ApiError(400, message, code="invalid_value", param=param)
+    if kind in ("missing", "union_tag_not_found"):
+        message = f"Missing required parameter: '{param}'." if param else "The request has no body."
+        return ApiError(400, message, code="missing_required_parameter", param=param or None)
+    if _is_type_error(error):
+        wanted = " or ".join(dict.fromkeys(_wanted(one) for one in same))
+        message = f"Invalid type for '{param}': expected {wanted}, but got {_name_of(error.get('input'))} instead."
+        return ApiError(400, message, code="invalid_type", param=param or None)
+    if kind == "unsupported":
+        return ApiError(400, message, code="unsupported_parameter", param=param or None)
+    where = f"Invalid value for '{param}'" if param else "Invalid request"
+    return ApiError(400, f"{where}: {message}", code="invalid_value", param=param or None)
+
+
+def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    # pydantic's place holds names of a union's branches too; what leads through the body is the client's own place.
+    path: list[str | int] = []
+    for number, part in enumerate(error["loc"], start=1):
+        is_absent = error["type"] == "missing" and number == len(error["loc"])
+        if isinstance(body, dict) and part in body:
+            body = body[str(part)]
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        elif not is_absent:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+_KINDS = {
+    "string": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "list": "an array",
+    "dict": "an object", "model": "an object", "model_attributes": "an object", "mapping": "an object",
+}  # fmt: skip
+
+
+def _is_type_error(error: Mapping[str, Any]) -> bool:
+    return error["type"].removesuffix("_type") in _KINDS and error["type"].endswith("_type")
+
+
+def _wanted(error: Mapping[str, Any]) -> str:
+    return _KINDS.get(error["type"].removesuffix("_type")) or str(error.get("ctx", {}).get("expected", error["msg"]))
+
+
+def _name_of(value: Any) -> str:
+    names: dict[type, str] = {
+        str: "a string", bool: "a boolean", int: "an integer", float: "a number", list: "an array", dict: "an object"
+    }  # fmt: skip
+    return "null" if value is None else names.get(type(value), "something else")
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def parse(kind: type[Parsed], body: Any) -> Parsed:
+    """A body that comes inside another one, such as a batch's line. Raises ApiError."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise invalid(error.errors(), body, kind.model_fields) from error
+
+
+class Body(BaseModel):
+    """A part of a request: wrong types and unknown parameters are errors, never guessed at."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _auto(lowest: float, highest: float, kind: Literal["an integer", "a number"]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        is_number = isinstance(value, int if kind == "an integer" else (int, float)) and not isinstance(value, bool)
+        if value is None or value == "auto" or (is_number and lowest <= value <= highest):
+            return value
+        shown = json.dumps(value)[:50]
+        raise PydanticCustomError(
+            "range",
+            "expected 'auto' or {kind} from {lowest} to {highest}, found {shown}",
+            {"kind": kind, "lowest": f"{lowest:g}", "highest": f"{highest:g}", "shown": shown},
+        )
+
+    return BeforeValidator(check)
+
+
+Auto = Literal["auto"]
+Epochs = Annotated[Auto | Annotated[int, Field(ge=1, le=50)] | None, _auto(1, 50, "an integer")]
+BatchSize = Annotated[Auto | Annotated[int, Field(ge=1, le=256)] | None, _auto(1, 256, "an integer")]
+Multiplier = Annotated[Auto | Annotated[float, Field(ge=1e-6, le=1000)] | None, _auto(1e-6, 1000, "a number")]
+Beta = Annotated[Auto | Annotated[float, Field(ge=1e-6, le=2)] | None, _auto(1e-6, 2, "a number")]
+
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class ExpiresAfter(Body):
+    """When a file goes: so many seconds after it was made. An hour to thirty days, as OpenAI has it."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2592000)]
+
+
+class Hyperparameters(Body):
     """What a request may give; None means that it was left out."""
 
-    model_config = ConfigDict(extra="forbid")
-    n_epochs: Epochs | None = None
-    batch_size: BatchSize | None = None
-    learning_rate_multiplier: Multiplier | None = None
+    n_epochs: Epochs = None
+    batch_size: BatchSize = None
+    learning_rate_multiplier: Multiplier = None
 
 
 class DpoHyperparameters(Hyperparameters):
     """The same, with DPO's beta."""
 
-    beta: Beta | None = None
+    beta: Beta = None
 
 
-class SupervisedMethod(BaseModel):
+class SupervisedMethod(Body):
     """`method.supervised`."""
 
-    hyperparameters: Hyperparameters = Hyperparameters()
+    hyperparameters: Hyperparameters | None = None
 
 
-class DpoMethod(BaseModel):
+class DpoMethod(Body):
     """`method.dpo`."""
 
-    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+    hyperparameters: DpoHyperparameters | None = None
 
 
-class MethodChoice(BaseModel):
+class MethodChoice(Body):
     """`method` of a job."""
 
     type: Literal["supervised", "dpo"]
     supervised: SupervisedMethod | None = None
     dpo: DpoMethod | None = None
 
+    @model_validator(mode="after")
+    def _one_method(self) -> MethodChoice:
+        other = "supervised" if self.type == "dpo" else "dpo"
+        if getattr(self, other) is not None:
+            raise ValueError(f"the type is {self.type}, but '{other}' is given too")
+        return self
 
-class CreateJob(BaseModel):
-    """The body of POST /fine_tuning/jobs. Integrations are accepted and do nothing here."""
 
-    model: str
-    training_file: str
-    validation_file: str | None = None
+class Wandb(Body):
+    """What an integration of Weights & Biases names."""
+
+    project: Name
+    name: Name | None = None
+    entity: Name | None = None
+    tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=50)] | None = None
+
+
+class Integration(Body):
+    """An integration: accepted, and does nothing here."""
+
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+class CreateJob(Body):
+    """The body of POST /fine_tuning/jobs."""
+
+    model: ModelName
+    training_file: Name
+    validation_file: Name | None = None
     method: MethodChoice | None = None
     hyperparameters: Hyperparameters | None = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
-    integrations: list[dict[str, Any]] | None = None
+    metadata: Metadata | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
 
     def chosen(self) -> tuple[Method, dict[str, Any]]:
         """The method and the hyperparameters that were given, from `method` or from the deprecated top level."""
         choice = self.method
+        given: Hyperparameters | None = self.hyperparameters
         if choice is not None and choice.type == "dpo":
-            return "dpo", (choice.dpo or DpoMethod()).hyperparameters.model_dump(exclude_none=True)
-        given = self.hyperparameters or Hyperparameters()
-        if choice is not None and choice.supervised is not None:
+            given = choice.dpo.hyperparameters if choice.dpo else None
+        elif choice is not None and choice.supervised is not None:
             given = choice.supervised.hyperparameters
-        return "sft", given.model_dump(exclude_none=True)
+        method: Method = "dpo" if choice is not None and choice.type == "dpo" else "sft"
+        return method, given.model_dump(exclude_none=True) if given else {}
 
 
-class StreamOptions(BaseModel):
-    """`stream_options` of a chat request."""
+class Event(BaseModel):
+    """One event of a job, as it is kept and as clients see it."""
 
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """The body of POST /chat/completions. Parameters that this host cannot honour are refused in app.py."""
-
-    model_config = ConfigDict(extra="allow")
-    model: str
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    id: str
+    object: Literal["fine_tuning.job.event"]
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any]
 
 
 class ModelRecord(BaseModel):
@@ -205,6 +439,8 @@ class ModelRecord(BaseModel):
     """Folders inside the model's own folder, in the order of merging."""
     job_id: str
     created_at: int
+    sequence: int = 0
+    """Nanoseconds of creation: the order of lists, where seconds tie."""
 
     def wire(self) -> dict[str, Any]:
         """OpenAI's model object, with the base beside it."""
@@ -226,10 +462,14 @@ class FileRecord(BaseModel):
     created_at: int
     filename: str
     purpose: str
+    sequence: int = 0
+    """Nanoseconds of creation: the order of lists, where seconds tie."""
+    expires_at: int | None = None
 
     def wire(self) -> dict[str, Any]:
         """OpenAI's file object."""
-        return {**self.model_dump(), "object": "file", "status": "processed", "status_details": None}
+        facts = self.model_dump(exclude={"sequence"})
+        return {**facts, "object": "file", "status": "processed", "status_details": None}
 
 
 class JobRecord(BaseModel):
@@ -263,7 +503,7 @@ class JobRecord(BaseModel):
     started_at: float | None = None
 
     def wire(self, *, estimated_finish: int | None = None) -> dict[str, Any]:
-        """OpenAI's fine_tuning.job object; as there, top-level hyperparameters are null for DPO."""
+        """OpenAI's fine_tuning.job object."""
         numbers: dict[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
         if self.method == "dpo":
             numbers["beta"] = "auto"
@@ -282,7 +522,7 @@ class JobRecord(BaseModel):
             "validation_file": self.validation_file,
             "result_files": self.result_files,
             "trained_tokens": self.trained_tokens,
-            "hyperparameters": numbers if self.method == "sft" else None,
+            "hyperparameters": {name: value for name, value in numbers.items() if name != "beta"},
             "method": {"type": kind, kind: {"hyperparameters": numbers}},
             "seed": self.seed,
             "estimated_finish": estimated_finish,

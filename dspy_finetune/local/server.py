@@ -1,17 +1,20 @@
 """The running server: binds a port, tells where it is, and stops with everything it started.
 
 In: options. Out: one JSON line on stdout, root/server.json (mode 600), and a server until SIGTERM, Ctrl-C or the death
-of the process it belongs to.
+of the process it belongs to. A server that others can reach asks for a key.
 """
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -19,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from dspy_finetune._appendlog import try_lock
-from dspy_finetune._files import atomic_writer
+from dspy_finetune._files import atomic_writer, file_error
 from dspy_finetune._optional import require
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class ServeOptions:
     root: Path
     """Where files, jobs and models are kept."""
     host: str = "127.0.0.1"
+    """Where to listen. Beyond loopback `api_key` is needed."""
+    allowed_hosts: tuple[str, ...] = ()
+    """More names that the Host header may have, such as a proxy's; those of loopback always may."""
     port: int = 0
     """0: a free one."""
     models: tuple[str, ...] = (PACKAGED_MODEL,)
@@ -69,15 +73,22 @@ def serve(options: ServeOptions) -> None:
         MissingExtraError: The extra `local`, or the packaged weights, are not installed.
         HostError: The port is in use, or another server has this root.
         FileError: The root cannot be written to.
-        UsageError: A base model cannot be had.
+        UsageError: A base model cannot be had, or no key stands before an address that others can reach.
     """
     uvicorn = require("uvicorn", "local", "the local host")
-    for module in ("fastapi", "python_multipart", "torch", "transformers", "trl", "peft"):
+    for module in ("fastapi", "python_multipart", "torch", "transformers", "trl", "peft", "llguidance"):
         _find(module)
+    is_local = is_loopback(options.host)
+    if not is_local and not options.api_key:
+        raise UsageError(
+            f"--host {options.host} can be reached by others, and no key is asked for; give one with --api-key (or "
+            "DSPY_FINETUNE_LOCAL_API_KEY), or listen on 127.0.0.1"
+        )
     for base in options.models:
         check_base(base)
     # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
     from dspy_finetune.local.api import Host, create_app
+    from dspy_finetune.local.guards import LOOPBACK_NAMES
     from dspy_finetune.local.scheduler import Scheduler
     from dspy_finetune.local.store import Store
 
@@ -87,6 +98,7 @@ def serve(options: ServeOptions) -> None:
         raise HostError(
             f"another server already uses {store.root}{_address(store.root)}; use it, or choose another --root"
         )
+    _clear_incoming(store.root / "incoming")
     listener = _bind(options.host, options.port)
     scheduler = Scheduler(
         store, device=options.device, n_threads=options.n_threads, worker_module=options.worker_module
@@ -96,9 +108,11 @@ def serve(options: ServeOptions) -> None:
         scheduler,
         base_models=options.models,
         api_key=options.api_key,
-        open_bases=options.host in LOOPBACK,
+        open_bases=is_local,
         dtype=options.dtype,
         max_models=options.max_models,
+        # Who has the key may come by any name; without one, a name that is not ours is an attack by DNS.
+        names=LOOPBACK_NAMES | {options.host.lower(), *map(str.lower, options.allowed_hosts)} if is_local else None,
     )
     shown = f"[{options.host}]" if ":" in options.host else options.host
     facts = {
@@ -131,6 +145,29 @@ def serve(options: ServeOptions) -> None:
     finally:
         listener.close()
         os.close(lock)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone.
+
+    Examples:
+        >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8", "0.0.0.0", "", "a.example")]
+        [True, True, True, True, False, False, False]
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _clear_incoming(folder: Path) -> None:
+    """Where uploads stand while they come: on the root's disk, not in a /tmp that may be memory."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise file_error(error, folder, "write to") from error
+    tempfile.tempdir = os.fspath(folder)
 
 
 def _find(module: str) -> None:

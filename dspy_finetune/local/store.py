@@ -8,24 +8,34 @@
 
 In: records (schemas.py). Out: records. Every file is written beside and renamed; an event line cut off by a crash is
 skipped. Ids that publish a job's outcome derive from the job's id, so that doing it twice makes it once.
+A record that cannot be read, whatever damaged it, is renamed to `<name>.damaged` and named in `Store.damaged`: it stops
+neither a list nor a start.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import logging
+import math
+import os
 import re
 import shutil
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import atomic_writer, file_error, write_json
-from dspy_finetune.local.schemas import ApiError, FileRecord, JobRecord, ModelRecord
+from dspy_finetune.local.schemas import ApiError, Event, FileRecord, JobRecord, ModelRecord
+
+logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -57,9 +67,27 @@ def append_event(
         "level": level,
         "message": message,
         "type": kind,
-        "data": data or {},
+        "data": finite(data or {}),
     }
     AppendLog(job_folder / "events.jsonl").append(event, sync=False)
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null where a figure is no number: a run that diverged has a loss of NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Whether a full disk, or a full quota, is behind the error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 class Store:
@@ -68,6 +96,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock = threading.RLock()
+        self.damaged: list[str] = []
+        """Records that were set aside, as paths below the root."""
         self._jobs: dict[str, JobRecord] = {}
         self._events: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         try:
@@ -75,10 +105,9 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise file_error(error, root, "write to") from error
-        for path in self.jobs_folder.glob("*/job.json"):
-            job = _read(JobRecord, path)
-            if job is not None:
-                self._jobs[job.id] = job
+        self.damaged += sorted(os.fspath(path.relative_to(root)) for path in root.glob("*/*/*.json.damaged"))
+        for job in self.records(JobRecord, self.jobs_folder, "job.json"):
+            self._jobs[job.id] = job
 
     @property
     def files_folder(self) -> Path:
@@ -95,21 +124,73 @@ class Store:
         """One folder for each tuned model."""
         return self.root / "models"
 
+    # Reading records
+
+    def records(self, kind: type[Record], folder: Path, name: str) -> Iterator[Record]:
+        """All records of a kind that can be read."""
+        for path in folder.glob(f"*/{name}"):
+            record = self.read(kind, path)
+            if record is not None:
+                yield record
+
+    def read(self, kind: type[Record], path: Path) -> Record | None:
+        """One record; None where there is none. A damaged one is set aside."""
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if path.is_file():
+                raise file_error(error, path, "read") from error
+            self._set_aside(path, "it is no file")
+            return None
+        try:
+            record = kind.model_validate_json(content)
+        except (ValidationError, ValueError, RecursionError) as error:
+            self._set_aside(path, " ".join(str(error).split())[:200])
+            return None
+        name = getattr(record, "id", None)
+        if kind is not ModelRecord and name != path.parent.name:
+            self._set_aside(path, f"it is the record of {str(name)[:100]}")
+            return None
+        return record
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        logger.warning("%s is damaged and was set aside: %s", path, why)
+        aside = path.with_name(f"{path.name}.damaged")
+        with self.lock:
+            with contextlib.suppress(OSError):
+                os.replace(path, aside)
+            name = os.fspath(aside.relative_to(self.root))
+            if name not in self.damaged:
+                self.damaged.append(name)
+
     # Files
 
-    def add_file(self, source: BinaryIO, filename: str, purpose: str, *, file_id: str | None = None) -> FileRecord:
+    def add_file(
+        self,
+        source: BinaryIO,
+        filename: str,
+        purpose: str,
+        *,
+        file_id: str | None = None,
+        expires_after_seconds: int | None = None,
+    ) -> FileRecord:
         """Keep a copy of the stream's content. The record is written last."""
         file_id = file_id or new_id("file-")
         folder = self.files_folder / file_id
+        now = int(time.time())
         try:
             with atomic_writer(folder / "content") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             record = FileRecord(
                 id=file_id,
                 bytes=(folder / "content").stat().st_size,
-                created_at=int(time.time()),
+                created_at=now,
                 filename=filename,
                 purpose=purpose,
+                sequence=time.time_ns(),
+                expires_at=None if expires_after_seconds is None else now + expires_after_seconds,
             )
             write_json(folder / "file.json", record.model_dump())
         except BaseException:
@@ -119,9 +200,11 @@ class Store:
 
     def file(self, file_id: str, *, param: str | None = None) -> FileRecord:
         """One file's record, or a 404 (400 where a job names it by `param`)."""
-        record = _read(FileRecord, self.files_folder / file_id / "file.json") if _is_id(file_id) else None
+        record = self.read(FileRecord, self.files_folder / file_id / "file.json") if is_id(file_id) else None
+        if record is not None and self._is_expired(record):
+            record = None
         if record is None:
-            raise ApiError(400 if param else 404, f"No such File object: {file_id}", param=param or "id", code=None)
+            raise ApiError(400 if param else 404, f"No such File object: {file_id}", param=param or "id")
         return record
 
     def content(self, file_id: str) -> Path:
@@ -130,12 +213,26 @@ class Store:
 
     def files(self) -> list[FileRecord]:
         """All files, newest first."""
-        found = [_read(FileRecord, path) for path in self.files_folder.glob("*/file.json")]
-        return sorted((record for record in found if record), key=lambda record: (-record.created_at, record.id))
+        found = [
+            record
+            for record in self.records(FileRecord, self.files_folder, "file.json")
+            if not self._is_expired(record)
+        ]
+        return sorted(found, key=lambda record: (-record.created_at, -record.sequence, record.id))
+
+    def _is_expired(self, record: FileRecord) -> bool:
+        if record.expires_at is None or time.time() < record.expires_at:
+            return False
+        self._forget_file(record.id)
+        return True
 
     def delete_file(self, file_id: str) -> None:
-        """Forget a file: its record goes first, so that a crash leaves no file without its bytes."""
-        folder = self.files_folder / self.file(file_id).id
+        """Forget a file."""
+        self._forget_file(self.file(file_id).id)
+
+    def _forget_file(self, file_id: str) -> None:
+        # The record goes first, so that a crash leaves no file without its bytes.
+        folder = self.files_folder / file_id
         (folder / "file.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -180,10 +277,12 @@ class Store:
             offset, events = self._events.get(job_id, (0, []))
             seen = {event["id"] for event in events}
             rows, offset = AppendLog(path).tail(offset)
-            for event in rows:
-                if isinstance(event, dict) and event.get("id") not in {None, *seen}:
-                    seen.add(event["id"])
-                    events.append(event)
+            for row in rows:
+                with contextlib.suppress(ValidationError):  # a damaged line is no event
+                    event = finite(Event.model_validate(row).model_dump())
+                    if event["id"] not in seen:
+                        seen.add(event["id"])
+                        events.append(event)
             self._events[job_id] = (offset, events)
             return list(events)
 
@@ -191,12 +290,12 @@ class Store:
 
     def models(self) -> list[ModelRecord]:
         """All tuned models, oldest first."""
-        found = [_read(ModelRecord, path) for path in self.models_folder.glob("*/model.json")]
-        return sorted((record for record in found if record), key=lambda record: (record.created_at, record.id))
+        found = self.records(ModelRecord, self.models_folder, "model.json")
+        return sorted(found, key=lambda record: (record.created_at, record.sequence, record.id))
 
     def model(self, model_id: str) -> ModelRecord | None:
         """One tuned model, or None."""
-        record = _read(ModelRecord, self.model_folder(model_id) / "model.json")
+        record = self.read(ModelRecord, self.model_folder(model_id) / "model.json")
         return record if record is not None and record.id == model_id else None
 
     def model_folder(self, model_id: str) -> Path:
@@ -227,7 +326,14 @@ class Store:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise file_error(error, folder, "write") from error
-        record = ModelRecord(id=model_id, base=base, adapters=names, job_id=job_id, created_at=int(time.time()))
+        record = ModelRecord(
+            id=model_id,
+            base=base,
+            adapters=names,
+            job_id=job_id,
+            created_at=int(time.time()),
+            sequence=time.time_ns(),
+        )
         write_json(folder / "model.json", record.model_dump())
 
     def delete_model(self, model_id: str) -> bool:
@@ -240,12 +346,6 @@ class Store:
         return True
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Whether the text can be an id of this host, and so the name of a folder."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text) is not None
-
-
-def _read(kind: type[Record], path: Path) -> Record | None:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None

@@ -47,7 +47,12 @@ def test_several_choices_and_a_stop_string(server: ToyServer) -> None:
     [
         ({"model": "nobody"}, openai.NotFoundError, "model_not_found", "model"),
         ({"messages": []}, openai.BadRequestError, "invalid_value", "messages"),
-        ({"messages": [{"role": "boss", "content": "x"}]}, openai.BadRequestError, "invalid_value", "messages"),
+        (
+            {"messages": [{"role": "boss", "content": "x"}]},
+            openai.BadRequestError,
+            "invalid_value",
+            "messages[0].role",
+        ),
         (
             {"messages": [{"role": "user", "content": "x " * 400}]},
             openai.BadRequestError,
@@ -57,7 +62,8 @@ def test_several_choices_and_a_stop_string(server: ToyServer) -> None:
         ({"top_logprobs": 21, "logprobs": True}, openai.BadRequestError, "invalid_value", "top_logprobs"),
         ({"top_logprobs": 2}, openai.BadRequestError, None, "top_logprobs"),
         ({"max_tokens": 0}, openai.BadRequestError, "invalid_value", "max_tokens"),
-        ({"frequency_penalty": 1.0}, openai.BadRequestError, "unsupported_parameter", "frequency_penalty"),
+        ({"functions": [{"name": "f"}]}, openai.BadRequestError, "unsupported_parameter", "functions"),
+        ({"frequency_penalty": 3}, openai.BadRequestError, "invalid_value", "frequency_penalty"),
         ({"temperature": 3}, openai.BadRequestError, "invalid_value", "temperature"),
     ],
 )

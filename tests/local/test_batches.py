@@ -144,7 +144,7 @@ def test_what_was_answered_before_the_end_is_kept(tmp_path: Path, end: str) -> N
             batches._update("batch_1", expires_at=0)
         return {"choices": []}
 
-    batches = Batches(store, complete=complete, check_model=lambda model: None)
+    batches = Batches(store, {"/v1/chat/completions": complete})
     record = BatchRecord(
         id="batch_1", sequence=1, endpoint="/v1/chat/completions", input_file_id=file.id, completion_window="24h",
         created_at=0, expires_at=2**40,
@@ -164,4 +164,4 @@ def test_what_was_answered_before_the_end_is_kept(tmp_path: Path, end: str) -> N
         assert len(errors) + len(output) == 40
         assert {one["error"]["code"] for one in errors} == {"batch_expired"}
     # Another start knows all of it.
-    assert Batches(store, complete=complete, check_model=lambda model: None).retrieve("batch_1") == found
+    assert Batches(store, {"/v1/chat/completions": complete}).retrieve("batch_1") == found

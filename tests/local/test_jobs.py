@@ -124,7 +124,7 @@ def test_a_dpo_job_starts_from_a_tuned_model(server: ToyServer) -> None:
     assert second.status == "succeeded", second.error
     assert second.fine_tuned_model.startswith("ft:toy:local::")
     assert second.method.dpo.hyperparameters.beta == 0.2
-    assert second.hyperparameters is None
+    assert second.hyperparameters.n_epochs == second.method.dpo.hyperparameters.n_epochs
     # Its own copy of the chain: the first model may go.
     client.models.delete(first.fine_tuned_model)
     messages: Any = [{"role": "user", "content": "A: x\nB: y"}]
