@@ -53,7 +53,14 @@ if TYPE_CHECKING:
         report as report,
     )
     from dspy_finetune.data import iter_examples, load_examples, make_pairs, split
-    from dspy_finetune.evaluation import baselines, load_optimized, metrics
+    from dspy_finetune.evaluation import (
+        ComparisonReport,
+        baselines,
+        compare,
+        learning_curve,
+        load_optimized,
+        metrics,
+    )
     from dspy_finetune.export import (
         CheckReport,
         Dataset,
@@ -82,14 +89,13 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.report import CurveReport, Report, compare, learning_curve
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cascade",
     "CheckReport",
-    "CurveReport",
+    "ComparisonReport",
     "DPOPredictor",
     "Dataset",
     "DecisionLM",
@@ -104,7 +110,6 @@ __all__ = [
     "Plan",
     "PreferenceFinetune",
     "PromptFormat",
-    "Report",
     "WandB",
     "__version__",
     "attach",
@@ -141,7 +146,7 @@ _SUBPACKAGES = {
     "bulk": "",
     "data": "iter_examples load_examples make_pairs split",
     "errors": "",
-    "evaluation": "baselines load_optimized metrics",
+    "evaluation": "ComparisonReport baselines compare learning_curve load_optimized metrics",
     "export": "CheckReport Dataset check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
     "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",
@@ -152,7 +157,7 @@ _SUBPACKAGES = {
         "load_predictor rank replace"
     ),
     "prompts": "PromptFormat",
-    "report": "CurveReport Report compare learning_curve",
+    "report": "",
 }
 """Where each public name comes from. The imports above say the same to type checkers; a test compares the two."""
 

@@ -20,9 +20,10 @@ from dspy_finetune._files import atomic_writer, sha256_file
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import Catalog, parse_model_id
 from dspy_finetune.errors import DataError, HostError, UsageError
+from dspy_finetune.evaluation import ComparisonReport, compare
 from dspy_finetune.evaluation import metrics as all_metrics
-from dspy_finetune.evaluation.answers import Program
-from dspy_finetune.evaluation.compare import usual_metric
+from dspy_finetune.evaluation.baselines import usual_metric
+from dspy_finetune.evaluation.collect import Program
 from dspy_finetune.evaluation.metric import AnyMetric
 from dspy_finetune.evaluation.saved_programs import StoredAnswers, stored_answers
 from dspy_finetune.export import convert
@@ -42,8 +43,6 @@ from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePred
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.pairwise import sides
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report.compare import compare
-from dspy_finetune.report.numbers import Report
 
 # ----------------------------------------------------------------------------------------------------
 # How a tuned model was made (data, prompt, method, hyperparameters), so that the same can be made again elsewhere.
@@ -489,7 +488,7 @@ class Migration:
         margin: float | None = None,
         host: Host | None = None,
         **options: Any,
-    ) -> Report:
+    ) -> ComparisonReport:
         """Hold the new model against the old one on the same items.
 
         Args:
@@ -500,7 +499,7 @@ class Migration:
             stored: The old model's answers of before, as `report.to_json` keeps them; None asks it now.
             margin: A difference that does not matter; allows "equivalent", which is what a move hopes for.
             host: Where the new model answers, if not at the new host's own address.
-            **options: For `compare`: checkpoint, n_threads, on_progress, and so on.
+            **options: For `compare`: num_threads, statistics, running.
 
         Raises:
             UsageError: There is nothing to compare on, or the old model does not answer any more and no answers are
@@ -543,9 +542,8 @@ class Migration:
             reference=OLD,
             margin=margin,
             title=f"{self.plan.old.model} moved to {place.name}",
-            cards=cards,
             **options,
-        )
+        ).annotated(cards=cards)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""

@@ -47,7 +47,7 @@ def main(
     text_field: str = "product",
     base_model: str | None = None,
     max_characters: int = 600,
-) -> ft.Report:
+) -> ft.ComparisonReport:
     """Do the job in `folder`."""
     how = SIZES[size]
     base_model = base_model or host.base_model
@@ -92,6 +92,7 @@ def main(
         [ft.metrics.mean_absolute_error("price"), ft.metrics.within("price", absolute=40, relative=0.2)],
         train=train,  # adds TF-IDF with ridge regression, and the median
         title="What does it cost?",
+    ).annotated(
         cards={"Data": {"file": data.name, "training items": str(len(train))}},
         training={"pricer": job},
     )
@@ -107,11 +108,10 @@ def main(
         test=test,
         prompt=prompt,
         metric=ft.metrics.mean_absolute_error("price"),
-        hyperparameters={"batch_size": 4},
-        suffix="pricer",
-        seeds=(42,),
-        folder=folder / "curve",
         max_usd=5,
+        jobs=ft.evaluation.CurveJobs(
+            hyperparameters={"batch_size": 4}, suffix="pricer", seeds=(42,), folder=folder / "curve"
+        ),
     )
     curve.to_html(folder / "curve.html")
     print(curve)

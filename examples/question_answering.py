@@ -75,7 +75,7 @@ def main(
     data: Path = DATA,
     answer_field: str = "answer",
     base_model: str | None = None,
-) -> ft.Report:
+) -> ft.ComparisonReport:
     """Do the job in `folder`."""
     n_train, n_test, n_epochs = SIZES[size]
     base_model = base_model or host.base_model
@@ -110,6 +110,7 @@ def main(
         [ft.metrics.token_f1("answer"), ft.metrics.exact_match("answer")],
         train=train,  # adds the answer of the nearest question
         title="Questions and answers",
+    ).annotated(
         cards={"Data": {"file": data.name, **{name: str(n) for name, n in stats.items()}}},
         training={"teacher": job},
     )

@@ -64,7 +64,7 @@ def main(
     size: str = "full",
     data: Path | None = None,
     base_model: str | None = None,
-) -> list[ft.Report]:
+) -> list[ft.ComparisonReport]:
     """Do the job in `folder`; the reports on titles and on pairs."""
     how = SIZES[size]
     base_model = base_model or host.base_model
@@ -134,8 +134,7 @@ def main(
             test,
             [ft.metrics.accuracy("is_favorite"), ft.metrics.roc_auc("is_favorite")],
             title="Is it a favorite?",
-            training=jobs,
-        ),
+        ).annotated(training=jobs),
         ft.compare(pairs, test_pairs, [ft.metrics.pairwise_accuracy()], title="Which of two is preferred?"),
     ]
     ft.report.write_html(folder / "report.html", reports, title="One reader's taste")

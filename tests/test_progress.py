@@ -57,5 +57,7 @@ def test_compare_tells_of_more_than_fifty_items(n_items: int, capsys: pytest.Cap
     assert shown.out == ""
     if n_items > 50:
         assert shown.err.splitlines()[-1] == "asking majority 51/51"
-    ft.compare(programs, rows, [ft.metrics.accuracy("liked")], on_progress=lambda look: None)
+    ft.compare(
+        programs, rows, [ft.metrics.accuracy("liked")], running=ft.evaluation.RunOptions(on_progress=lambda look: None)
+    )
     assert capsys.readouterr().err == ""

@@ -70,7 +70,7 @@ def test_a_name_is_the_same_by_every_road() -> None:
     code = """
 import dspy_finetune as ft
 assert ft.predictors.OpenAIPredictor is ft.OpenAIPredictor
-assert ft.report.compare is ft.compare
+assert ft.evaluation.compare is ft.compare
 import dspy_finetune.jobs.submit
 assert ft.jobs.list_jobs is ft.list_jobs
 assert callable(ft.plan) and callable(ft.check) and callable(ft.migrate)

@@ -18,9 +18,10 @@ from dspy.utils import DummyLM
 
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import AnswerError, RowError, RowsError
-from dspy_finetune.evaluation import baselines, compare_programs, metrics
+from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat
 from dspy_finetune.values import match_label, read_number, same_label
+from tests.evaluation.comparing import compare_programs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "values.md").read_text(encoding="utf-8")
 FAILURE = "*parse failure*"

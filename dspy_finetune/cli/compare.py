@@ -25,11 +25,11 @@ from dspy_finetune.cli.metrics import (
 from dspy_finetune.cli.plan import EnvPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation.answers import Answer, Program, Progress
-from dspy_finetune.evaluation.compare import n_in_training, usual_metric
+from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare
+from dspy_finetune.evaluation.baselines import n_in_training, usual_metric
+from dspy_finetune.evaluation.collect import Answer, Program, Progress
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.predictors import load_predictor
-from dspy_finetune.report import compare
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +77,7 @@ def compare_command(
     ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
-    n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
+    num_threads: Annotated[int, typer.Option("--threads", min=1, help="Concurrent requests.")] = 8,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
     json_to: Annotated[
@@ -126,17 +126,13 @@ def compare_command(
             chosen,
             reference=reference,
             margin=margin,
-            group_by=group_by or None,
-            subgroups=subgroup or (),
-            noise_floor=noise_floor,
-            n_threads=n_threads,
-            checkpoint=checkpoint,
-            on_progress=_shown(display),
             train=training,
-            base_model=base_model,
+            num_threads=num_threads,
             title=f"{' against '.join(programs)} on {Path(data).name}",
-            cards={"Data": {"file": data, "rows": str(len(examples))}},
-        )
+            baselines=BaselineOptions(base_model=base_model),
+            statistics=StatisticsOptions(group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor),
+            running=RunOptions(checkpoint=checkpoint, on_progress=_shown(display)),
+        ).annotated(cards={"Data": {"file": data, "rows": str(len(examples))}})
     _tell_failures(report.comparison.answers)
     # First what was paid for, then the files, which a full disk may refuse.
     if as_json:

@@ -17,9 +17,8 @@ from dspy_finetune.cli.metrics import Embedder, JudgeHost, JudgeModel, JudgeRubr
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import CurveProgress
-from dspy_finetune.evaluation.compare import usual_metric
-from dspy_finetune.report import learning_curve
+from dspy_finetune.evaluation import CurveJobs, CurveProgress, learning_curve
+from dspy_finetune.evaluation.baselines import usual_metric
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +56,8 @@ def curve_command(
     judge_host: JudgeHost = "openai",
     field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Keep training files and answers here.")] = None,
-    n_jobs_at_once: Annotated[int, typer.Option("--jobs-at-once", min=1, help="Jobs on the host at once.")] = 4,
-    n_threads: Annotated[int, typer.Option("--threads", min=1, help="Calls at once.")] = 8,
+    n_concurrent: Annotated[int, typer.Option("--jobs-at-once", min=1, help="Concurrent jobs on the host.")] = 4,
+    num_threads: Annotated[int, typer.Option("--threads", min=1, help="Concurrent requests.")] = 8,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="New jobs for those that had failed.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page with table and picture.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture: .svg, .png or .pdf.")] = None,
@@ -80,7 +79,7 @@ def curve_command(
     where = host_named(host, root=root)
     try:
         with Display(talk()) as display:
-            report = learning_curve(
+            curve = learning_curve(
                 load_examples(train, signature=form.signature),
                 sizes=_numbers(sizes),
                 models=model or [where.base_model],
@@ -90,14 +89,16 @@ def curve_command(
                 prompt=form,
                 metric=measured,
                 max_usd=max_usd,
-                allow_unknown_price=allow_unknown_price,
-                method=method,
-                seeds=seed or (0,),
-                folder=folder,
-                n_jobs_at_once=n_jobs_at_once,
-                n_threads=n_threads,
-                retry_failed=retry_failed,
-                on_progress=_shown(display),
+                num_threads=num_threads,
+                jobs=CurveJobs(
+                    method=method,
+                    seeds=seed or (0,),
+                    allow_unknown_price=allow_unknown_price,
+                    n_concurrent=n_concurrent,
+                    retry_failed=retry_failed,
+                    folder=folder,
+                    on_progress=_shown(display),
+                ),
             )
     except KeyboardInterrupt:
         talk().print("jobs that were started go on; the same command again follows them", highlight=False)
@@ -105,14 +106,14 @@ def curve_command(
     finally:
         where.close()
     if as_json:
-        print_json(report.to_dict())
+        print_json({"sentences": list(curve.sentences), "curve": curve.to_dict()})
     else:
-        print(report)
-    for path, write in ((html, report.to_html), (plot, report.plot), (json_to, report.to_json)):
+        print(curve)
+    for path, write in ((html, curve.to_html), (plot, curve.plot), (json_to, curve.to_json)):
         if path is not None:
             write(path)
             talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
-    if not report.curve.points:
+    if not curve.points:
         raise typer.Exit(1)
 
 

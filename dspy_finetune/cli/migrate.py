@@ -29,11 +29,10 @@ from dspy_finetune.cli.plan import (
 from dspy_finetune.cli.train import tell_model
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation.answers import Progress
+from dspy_finetune.evaluation import ComparisonReport, Progress, RunOptions
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.migration import Migration
 from dspy_finetune.migration import migrate as migrate_model
-from dspy_finetune.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -145,7 +144,7 @@ def migrate(
 
 def _compared(
     made: Migration, moved: FinetunedModel, data: str | None, stored: Path | None, margin: float | None
-) -> Report:
+) -> ComparisonReport:
     rows: Any = None
     if data is not None:
         if made.old_predictor is None:
@@ -160,4 +159,4 @@ def _compared(
             note = f"{progress.n_unreadable} unreadable, {progress.n_failed} failed"
             display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
 
-        return made.compare(moved, rows, stored=stored, margin=margin, on_progress=tell)
+        return made.compare(moved, rows, stored=stored, margin=margin, running=RunOptions(on_progress=tell))

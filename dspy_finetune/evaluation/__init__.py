@@ -1,31 +1,28 @@
 """Same items, several programs, paired differences, one verdict: metrics, statistics, baselines.
 
     >>> import dspy
-    >>> from dspy_finetune.evaluation import baselines, compare_programs, metrics
+    >>> from dspy_finetune.evaluation import baselines, compare, metrics
     >>> rows = [dspy.Example(title=f"tides {n}" if n % 3 else f"taxes {n}", is_favorite=bool(n % 3)) for n in range(60)]
     >>> rows = [row.with_inputs("title") for row in rows]
     >>> programs = {
     ...     "tfidf": baselines.tfidf_logistic(rows[:30], text=["title"], label="is_favorite"),
     ...     "majority": baselines.majority(rows[:30], label="is_favorite"),
     ... }
-    >>> result = compare_programs(programs, rows[30:], [metrics.accuracy("is_favorite")])
-    >>> result.decisive.verdict, round(result.decisive.interval.value, 2)
-    ('better', 0.33)
+    >>> report = compare(programs, rows[30:], [metrics.accuracy("is_favorite")])
+    >>> print(report.verdict)  # doctest: +ELLIPSIS
+    tfidf is better than majority: accuracy 1.000 against 0.667, difference +0.333 [...], p = 0.002, n = 30.
 
-`dspy_finetune.compare` asks the same and returns a report that can draw itself.
+`report.to_html("report.html")`, `.to_markdown(...)` and `.to_json(...)` write it; `ft.report.write_html` puts several
+on one page.
 """
 
 from dspy_finetune.evaluation import baselines, metrics, statistics
-from dspy_finetune.evaluation.answers import Answer, Outcome, Program, Progress
-from dspy_finetune.evaluation.compare import compare_programs
-from dspy_finetune.evaluation.learning_curve import (
-    CurvePoint,
-    CurveProgress,
-    CurveRun,
-    LearningCurve,
-    MarginalValue,
-    learning_curve,
-)
+from dspy_finetune.evaluation.baselines import BaselineOptions
+from dspy_finetune.evaluation.collect import Answer, Outcome, Program, Progress, RunOptions
+from dspy_finetune.evaluation.compare import compare
+from dspy_finetune.evaluation.comparison_report import ComparisonReport
+from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
+from dspy_finetune.evaluation.learning_curve import CurveJobs, CurveProgress, learning_curve
 from dspy_finetune.evaluation.result import (
     Comparison,
     Difference,
@@ -37,12 +34,16 @@ from dspy_finetune.evaluation.result import (
     Verdict,
 )
 from dspy_finetune.evaluation.saved_programs import load_optimized
+from dspy_finetune.evaluation.scoring import StatisticsOptions
 from dspy_finetune.evaluation.slices import PairwiseBias, in_both_orders, pairwise_bias, swap_agreement
 from dspy_finetune.evaluation.statistics import Interval
 
 __all__ = [
     "Answer",
+    "BaselineOptions",
     "Comparison",
+    "ComparisonReport",
+    "CurveJobs",
     "CurvePoint",
     "CurveProgress",
     "CurveRun",
@@ -58,10 +59,12 @@ __all__ = [
     "Program",
     "ProgramRow",
     "Progress",
+    "RunOptions",
+    "StatisticsOptions",
     "SubgroupRow",
     "Verdict",
     "baselines",
-    "compare_programs",
+    "compare",
     "in_both_orders",
     "learning_curve",
     "load_optimized",

@@ -19,12 +19,13 @@ that fit a task.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import random
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -32,7 +33,8 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
-from dspy_finetune.evaluation.answers import Program
+from dspy_finetune.evaluation.collect import Program, jsonable
+from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.metrics import Embed, accuracy, token_f1, within
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
@@ -264,6 +266,18 @@ __all__ = [
 
 Task: TypeAlias = Literal["label", "number", "text"]
 """What is answered: one of a few labels, a number, or free text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """Which baselines `compare` adds by itself."""
+
+    base_model: str | None = None
+    """Adds this untuned model with the prompt and on the host of the first tuned program.
+
+    With `train` also with the nearest examples in its prompt, and with a prompt that DSPy optimized, unless a DSPy
+    program is compared already. These ask the model, and cost what it costs.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,3 +595,78 @@ def _field(row: Mapping[str, Any], field: str) -> Any:
             f'the baseline reads the field "{field}", but there is only: {", ".join(map(str, row.keys()))}'
         )
     return row[field]
+
+
+def usual_metric(prompt: PromptFormat, field: str) -> str:
+    """accuracy for a label, mean_absolute_error for a number, exact_match for text."""
+    if field == prompt.label_field:
+        return "accuracy"
+    return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
+
+
+_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number", "exact_match": "text"}
+
+
+def with_baselines(
+    programs: Mapping[str, Program],
+    train: Sequence[Any] | None,
+    metrics: Sequence[AnyMetric],
+    options: BaselineOptions,
+) -> dict[str, Program]:
+    """The programs, and behind them `baselines.usual` of the field that the metrics read; without `train` the untuned.
+
+    Programs of the same name stay as they are. Raises as `baselines.usual`, and UsageError where no metric names a
+    field, or where a base model was named and no program has a prompt and a host to ask it with.
+    """
+    base_model = options.base_model
+    parts = [part for program in programs.values() for part in _parts(program)]
+    tuned = next((part for part in parts if isinstance(part, FinetunedPredictor)), None)
+    if base_model is not None and (tuned is None or tuned.host is None):
+        raise UsageError(
+            "base_model=... is asked with the prompt and on the host of a tuned program, and there is none among the "
+            "programs: add ft.baselines.untuned(prompt, model, host=...) to them"
+        )
+    if train is None:
+        if base_model is None or tuned is None:
+            return dict(programs)
+        name = f"{base_model}, untuned"
+        return dict(programs) | {name: untuned(tuned.prompt, base_model, host=tuned.host)}
+    rows = list(train)
+    if not rows:
+        raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
+    field = next((one.field for one in metrics if isinstance(one, (Metric, SetMetric))), None)
+    if field is None:
+        raise UsageError(
+            "train=... adds baselines for the field of the first metric from ft.metrics, and there is none"
+        )
+    if any(not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None) for row in rows):
+        raise UsageError("train: each example must say which fields are inputs; see example.with_inputs(...)")
+    prompt = tuned.prompt if tuned is not None else None
+    is_output = prompt is not None and field in prompt.output_fields
+    found = usual(
+        rows,
+        label=field,
+        text=prompt.input_fields if prompt is not None else None,
+        task=_TASKS[usual_metric(prompt, field)] if prompt is not None and is_output else None,
+        prompt=prompt,
+        base_model=base_model,
+        host=tuned.host if tuned is not None else None,
+        with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
+    )
+    return {**programs, **{name: one for name, one in found.items() if name not in programs}}
+
+
+def _parts(program: Program) -> Iterator[Any]:
+    yield program
+    if isinstance(program, dspy.Module):
+        yield from (part for _, part in program.named_sub_modules())
+
+
+def n_in_training(train: Sequence[Any], items: Sequence[Any]) -> int:
+    """How many items have the inputs of a training example."""
+    known = {_inputs(row) for row in train}
+    return sum(_inputs(row) in known for row in items)
+
+
+def _inputs(row: Any) -> str:
+    return json.dumps(jsonable(dict(row.inputs().items())), sort_keys=True, ensure_ascii=False)

@@ -1,299 +1,81 @@
-"""Same items, several programs, paired differences, one verdict.
+"""`compare`: same items, several programs, paired differences, one verdict.
 
-In: programs by name, labelled examples, metrics. Out: a `Comparison`, a plain value. The public `ft.compare` lives
-one layer further right, in report/, because what it returns can draw itself: `Report(comparison)`. So evaluation
-never imports report. Not covered: asking (collect.py), scores and tests (scoring.py, stats.py), pictures (report/).
+In: programs by name, labelled examples, metrics. Out: a `ComparisonReport`. Here stand the order of the work, which
+differences are tested and how they are corrected together. Not covered: asking (collect.py), scores and tests
+(scoring.py, statistics.py), the rule of the verdict (result.py), which baselines fit (baselines.py), showing
+(comparison_report.py).
 
 Which difference decides: the *candidate* (by default the first program given) minus the *reference*. The reference is
-the one the user names, else the program that did best among the others by the first metric. Picking the best rival on
-the same items flatters the rival, so the choice errs against the candidate, never for it. Differences to all other
-programs are tested too, and their p-values are corrected together (Holm).
+the one the user names, else the program that did best among the others by the first metric. Picking the best baseline
+on the same items flatters the baseline, so the choice errs against the candidate, never for it. Differences to all
+other programs are tested too, and corrected together (Holm).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import statistics as plain_statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
 
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.catalog import load_catalog, parse_model_id
-from dspy_finetune.data.items import By
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import baselines, scoring, statistics
-from dspy_finetune.evaluation.answers import (
+from dspy_finetune.evaluation import scoring, statistics
+from dspy_finetune.evaluation.baselines import (
+    BaselineOptions,
+    LabelBaseline,
+    NearestAnswer,
+    NumberBaseline,
+    n_in_training,
+    with_baselines,
+)
+from dspy_finetune.evaluation.collect import (
     Answer,
     Collected,
     Program,
     Progress,
+    RunOptions,
+    ask_again,
     collect,
     jsonable,
     read_field_of,
     reader_of,
     with_parse_failures,
 )
-from dspy_finetune.evaluation.baselines import LabelBaseline, NearestAnswer, NumberBaseline, Task
+from dspy_finetune.evaluation.comparison_report import ComparisonReport
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, positive_label
 from dspy_finetune.evaluation.result import (
     Comparison,
     Difference,
     Item,
     MetricFacts,
-    NoiseFloor,
     ProgramRow,
     decide,
     n_more_items,
 )
-from dspy_finetune.evaluation.scoring import Resampling, Scored
-from dspy_finetune.evaluation.slices import InBothOrders, Subgroups, parts_of, subgroup_rows
+from dspy_finetune.evaluation.scoring import Resampling, Scored, StatisticsOptions
+from dspy_finetune.evaluation.slices import InBothOrders, parts_of, subgroup_rows
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.codecs import Codec
-from dspy_finetune.values import label_text, same_label
+from dspy_finetune.report.text import figure
+from dspy_finetune.values import label_text, read_number, same_label
 
-# ----------------------------------------------------------------------------------------------------
-# Does a program hold a tuned model? Asked so that a report can advise against tuning.
-#
-# In: a program. Out: True, False, or None where nothing can be known of a callable. A model counts as tuned when its
-# name says so (`ft:...`), and when it is a predictor's and no known base model: Azure and others name tuned models
-# freely.
+MAX_LABELS = 8
+"""Labels that a card counts one by one."""
 
-
-def is_tuned(program: Program) -> bool | None:
-    """Whether a program holds a tuned model; None for a callable that is neither a module nor a baseline."""
-    if isinstance(program, InBothOrders):
-        return is_tuned(program.program)
-    if isinstance(program, (LabelBaseline, NearestAnswer, NumberBaseline)):
-        return False
-    if not isinstance(program, dspy.Module):
-        return None
-    return any(_holds_tuned(part) for part in (program, *(part for _, part in program.named_sub_modules())))
-
-
-def _holds_tuned(part: Any) -> bool:
-    if isinstance(part, FinetunedPredictor):
-        named = parse_model_id(part.model)
-        return named.is_tuned or load_catalog().model(named.base) is None
-    lm = getattr(part, "lm", None)
-    return isinstance(lm, dspy.BaseLM) and parse_model_id(str(lm.model)).is_tuned
-
-
-# ----------------------------------------------------------------------------------------------------
-# The metric that fits an output, for whoever has no wish of their own.
-#
-# In: a prompt and one of its outputs. Out: the name of a metric in evaluation/metrics.py.
-
-
-def usual_metric(prompt: PromptFormat, field: str) -> str:
-    """accuracy for a label, mean_absolute_error for a number, exact_match for text."""
-    if field == prompt.label_field:
-        return "accuracy"
-    return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
-
-
-# ----------------------------------------------------------------------------------------------------
-# Which baselines a comparison gets by itself: those that fit its metric, its tuned program and the training examples.
-#
-# In: the programs, what the model was trained on, the metrics. Out: the programs with baselines behind them; and how
-# many items stand in the training examples. Not covered: the baselines themselves (baselines.py, model_baselines.py).
-
-_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number", "exact_match": "text"}
-
-
-def with_baselines(
-    programs: Mapping[str, Program],
-    train: Sequence[Any] | None,
-    metrics: Sequence[AnyMetric],
-    *,
-    base_model: str | None = None,
-) -> dict[str, Program]:
-    """The programs, and behind them `baselines.usual` of the field that the metrics read; without `train` the untuned.
-
-    Programs of the same name stay as they are. Raises as `baselines.usual`, and UsageError where no metric names a
-    field, or where a base model was named and no program has a prompt and a host to ask it with.
-    """
-    parts = [part for program in programs.values() for part in _parts(program)]
-    tuned = next((part for part in parts if isinstance(part, FinetunedPredictor)), None)
-    if base_model is not None and (tuned is None or tuned.host is None):
-        raise UsageError(
-            "base_model=... is asked with the prompt and on the host of a tuned program, and there is none among the "
-            "programs: add ft.baselines.untuned(prompt, model, host=...) to them"
-        )
-    if train is None:
-        if base_model is None or tuned is None:
-            return dict(programs)
-        name = f"{base_model}, untuned"
-        return dict(programs) | {name: baselines.untuned(tuned.prompt, base_model, host=tuned.host)}
-    rows = list(train)
-    if not rows:
-        raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
-    field = next((one.field for one in metrics if isinstance(one, (Metric, SetMetric))), None)
-    if field is None:
-        raise UsageError(
-            "train=... adds baselines for the field of the first metric from ft.metrics, and there is none"
-        )
-    if any(not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None) for row in rows):
-        raise UsageError("train: each example must say which fields are inputs; see example.with_inputs(...)")
-    prompt = tuned.prompt if tuned is not None else None
-    is_output = prompt is not None and field in prompt.output_fields
-    found = baselines.usual(
-        rows,
-        label=field,
-        text=prompt.input_fields if prompt is not None else None,
-        task=_TASKS[usual_metric(prompt, field)] if prompt is not None and is_output else None,
-        prompt=prompt,
-        base_model=base_model,
-        host=tuned.host if tuned is not None else None,
-        with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
-    )
-    return {**programs, **{name: one for name, one in found.items() if name not in programs}}
-
-
-def _parts(program: Program) -> Iterator[Any]:
-    yield program
-    if isinstance(program, dspy.Module):
-        yield from (part for _, part in program.named_sub_modules())
-
-
-def n_in_training(train: Sequence[Any], items: Sequence[Any]) -> int:
-    """How many items have the inputs of a training example."""
-    known = {_inputs(row) for row in train}
-    return sum(_inputs(row) in known for row in items)
-
-
-def _inputs(row: Any) -> str:
-    return json.dumps(jsonable(dict(row.inputs().items())), sort_keys=True, ensure_ascii=False)
-
-
-# ----------------------------------------------------------------------------------------------------
-# The noise floor: the same program asked the same questions twice.
-#
-# In: programs and items. Out: second answers, asked past DSPy's cache, and what they change (`NoiseFloor`). Not
-# covered: caches that are not DSPy's; where the second answers report no tokens and the first did, the result says
-# so.
-
-AGAIN = " (asked again)"
-"""What a program's name ends in where its second answers stand."""
-
-
-def ask_again(
-    programs: Mapping[str, Program], inputs: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> dict[str, Collected]:
-    """Each program's second answers, past DSPy's cache, under names of their own in the checkpoint."""
-    twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
-    found = collect(twins, inputs, **options)
-    return {name: found[name + AGAIN] for name in programs}
-
-
-def noise_floors(
-    metric: AnyMetric,
-    fact: MetricFacts,
-    column: Mapping[str, Scored],
-    rows: Sequence[Any],
-    collected: Mapping[str, Collected],
-    again: Mapping[str, Collected],
-    how: Resampling,
-    n_threads: int,
-) -> tuple[NoiseFloor, ...]:
-    """What the second answers changed.
-
-    Args:
-        metric: The metric that decides.
-        fact: Its facts.
-        column: The first answers' scores, by program.
-        rows: The examples that were asked twice, the first ones of the comparison.
-        collected: The first answers, by program.
-        again: The second ones.
-        how: Of the interval, for these rows.
-        n_threads: For a metric that asks a model.
-    """
-    found = []
-    for name, second in again.items():
-        first = collected[name].answers[: len(rows)]
-        if isinstance(metric, SetMetric):
-            later, earlier = (scoring.score_set(metric, rows, one, how) for one in (second.answers, first))
-        else:
-            scores = column[name].scores
-            assert scores is not None
-            given = [
-                scoring.item_scores(metric, rows, second.answers, n_threads=n_threads),
-                scoring.ItemScores(scores=scores[: len(rows)]),
-            ]
-            later, earlier = (scoring.score_items(one, fact, how) for one in given)
-        reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
-        found.append(
-            NoiseFloor(
-                program=name,
-                n=len(rows),
-                n_changed=sum(
-                    _said(one, fact.field) != _said(other, fact.field)
-                    for one, other in zip(first, second.answers, strict=True)
-                ),
-                difference=scoring.paired(later, earlier, fact, how).interval,
-                is_from_cache=reported == [True, False],
-            )
-        )
-    return tuple(found)
-
-
-def _said(answer: Answer, field: str | None) -> tuple[str, Any]:
-    """What counts of an answer when two are compared: latency and tokens do not."""
-    return answer.outcome, answer.outputs.get(field) if field is not None else dict(answer.outputs)
-
-
-def uncached(program: Program) -> Program:
-    """A copy of a DSPy module whose language models pass by DSPy's cache; any other callable as it is.
-
-    A model that a module takes from `dspy.settings` is passed by the cache too.
-    """
-    if not isinstance(program, dspy.Module):
-        return program
-    twin = program.deepcopy()
-    for _, part in [("", twin), *twin.named_sub_modules()]:
-        if isinstance(part, FinetunedPredictor):
-            _without_cache(part)
-        elif isinstance(getattr(part, "lm", None), dspy.BaseLM):
-            part.lm = part.lm.copy(cache=False)
-    return _Uncached(twin)
-
-
-def _without_cache(predictor: FinetunedPredictor) -> None:
-    predictor.lm_options = {**predictor.lm_options, "cache": False}
-    if predictor._given_lm is not None:
-        predictor._given_lm = predictor._given_lm.copy(cache=False)
-    predictor._lm = None
-
-
-class _Uncached:
-    def __init__(self, program: Program) -> None:
-        self.program = program
-
-    def __call__(self, **inputs: Any) -> Any:
-        with _settings_uncached():
-            return self.program(**inputs)
-
-
-@contextlib.contextmanager
-def _settings_uncached() -> Iterator[None]:
-    lm = dspy.settings.lm
-    if not isinstance(lm, dspy.BaseLM):
-        yield
-        return
-    with dspy.context(lm=lm.copy(cache=False)):
-        yield
-
-
-# ----------------------------------------------------------------------------------------------------
 Columns = dict[str, dict[str, Scored]]
 """Scores by metric and program."""
 
 
-def compare_programs(
+def compare(
     programs: Mapping[str, Program],
     examples: Sequence[Any],
     metrics: Sequence[AnyMetric],
@@ -301,49 +83,85 @@ def compare_programs(
     candidate: str | None = None,
     reference: str | None = None,
     margin: float | None = None,
-    group_by: By | None = None,
-    subgroups: Subgroups = (),
-    noise_floor: bool | int = False,
-    n_threads: int = 8,
-    checkpoint: str | os.PathLike[str] | None = None,
-    retry_failed: bool = True,
-    on_progress: Callable[[Progress], None] | None = None,
-    usd_per_million_tokens: Mapping[str, tuple[float, float]] | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Comparison:
-    """Ask all programs about all examples and test the differences; `dspy_finetune.compare` documents the arguments.
+    train: Sequence[Any] | None = None,
+    num_threads: int = 8,
+    title: str = "Comparison",
+    baselines: BaselineOptions | None = None,
+    statistics: StatisticsOptions | None = None,
+    running: RunOptions | None = None,
+) -> ComparisonReport:
+    """Compare programs on the same items, with paired statistics and a verdict.
+
+    Global DSPy settings stay as they are. Wrong, unreadable and failed answers are three counts; unreadable and
+    failed ones count as not right in accuracy.
+
+    Args:
+        programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.
+        examples: Labelled `dspy.Example`s with their inputs marked.
+        metrics: From `dspy_finetune.metrics`, or plain functions `metric(example, prediction, trace=None)`. The
+            first decides.
+        candidate: The program whose worth is asked; default: the first.
+        reference: The program it has to beat; default: the one that does best among the others on these items.
+        margin: A difference smaller than this, in the first metric's unit, does not matter to you; allows "equivalent".
+        train: What the tuned program was trained on: adds baselines that were fitted on the same rows.
+        num_threads: Concurrent requests. Programs are asked one after the other, so their times do not disturb each
+            other.
+        title: Heading of the report; `report.annotated(...)` adds cards and loss curves.
+        baselines: Which baselines `train` adds, and the untuned model.
+        statistics: Confidence, resampling, cluster column, subgroups, re-runs.
+        running: Checkpoint, retries, progress, prices.
 
     Raises:
         EmptyDatasetError: There are no examples.
-        UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field.
         DataError: An example's label is empty, or not a number where a metric needs one.
-        MissingExtraError: scipy is not installed.
+        UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field.
+        MissingExtraError: The extra `eval` is not installed.
+        FileError: The checkpoint cannot be written.
     """
-    candidate, rows = _checked(programs, examples, metrics, candidate, reference, confidence)
-    parts = parts_of(rows, subgroups)
-    groups = statistics.groups_of(rows, group_by) if group_by is not None else None
-    statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
+    options = statistics or StatisticsOptions()
+    given, rows = dict(programs), list(examples)
+    if train is not None or baselines is not None:
+        programs = with_baselines(given, train, metrics, baselines or BaselineOptions())
+    with ProgressLine() as line:
+        run = running or RunOptions()
+        if run.on_progress is None:
+            run = dataclasses.replace(
+                run, on_progress=lambda look: line.show(f"asking {look.program}", look.n_asked, look.n_items)
+            )
+        roles = candidate or next((name for name in given if name != reference), None), reference
+        comparison = _compared(programs, rows, metrics, roles, margin, num_threads, options, run)
+    if train is not None and (n_seen := n_in_training(train, rows)):
+        told = f"Unseen items: {n_seen} of {len(comparison.items)} stand in the training examples too; that flatters."
+        comparison = dataclasses.replace(comparison, not_checked=(told, *comparison.not_checked))
+    return ComparisonReport(comparison=comparison, title=title, cards=_cards(comparison, programs, metrics))
+
+
+def _compared(
+    programs: Mapping[str, Program],
+    rows: Sequence[Any],
+    metrics: Sequence[AnyMetric],
+    roles: tuple[str | None, str | None],
+    margin: float | None,
+    num_threads: int,
+    options: StatisticsOptions,
+    run: RunOptions,
+) -> Comparison:
+    """Ask all programs about all examples and test the differences; `roles` are candidate and reference."""
+    candidate, reference = _checked(programs, rows, metrics, roles, options.confidence)
+    parts = parts_of(rows, options.subgroups) if options.subgroups else {}
+    how = Resampling.of(options, rows)
     inputs = [dict(row.inputs().items()) for row in rows]
-    options: dict[str, Any] = {
-        "n_threads": n_threads,
-        "checkpoint": checkpoint,
-        "retry_failed": retry_failed,
-        "on_progress": on_progress,
-    }
-    prices = usd_per_million_tokens or {}
+    prices = run.usd_per_million_tokens or {}
     collected = {
         name: dataclasses.replace(one, answers=tuple(answer.priced(prices.get(name)) for answer in one.answers))
-        for name, one in collect(programs, inputs, **options).items()
+        for name, one in collect(programs, inputs, num_threads, run).items()
     }
-    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=seed, groups=groups)
-    n_twice = len(rows) if noise_floor is True else min(int(noise_floor), len(rows))
-    again = ask_again(programs, inputs[:n_twice], options) if n_twice else {}
+    n_twice = len(rows) if options.noise_floor is True else min(int(options.noise_floor), len(rows))
+    again = ask_again(programs, inputs[:n_twice], num_threads, run) if n_twice else {}
     # A function of the user's sees what the programs said; metrics see it read, by one codec for all programs.
     metrics, codecs = _with_codecs(metrics, rows, programs)
     read = {name: _read(one, codecs) for name, one in collected.items()}
-    facts, columns = _score(metrics, rows, collected, read, how, n_threads, on_progress)
+    facts, columns = _score(metrics, rows, collected, read, how, num_threads, run.on_progress)
     deciding = read if _is_read(metrics[0]) else collected
     again = {name: _read(one, codecs) if _is_read(metrics[0]) else one for name, one in again.items()}
     told = {
@@ -375,24 +193,19 @@ def compare_programs(
             if fact.kind != "set"
         },
         positive=_positive(metrics, rows),
-        confidence=confidence,
+        confidence=options.confidence,
         margin=margin,
-        seed=seed,
+        seed=options.seed,
         not_checked=(
             *_not_compared(programs, candidate),
-            *_not_checked(inputs, facts, columns, margin, is_grouped=groups is not None, n_twice=n_twice),
+            *_not_checked(inputs, facts, columns, margin, is_grouped=how.groups is not None, n_twice=n_twice),
         ),
-        n_groups=len(set(groups)) if groups is not None else None,
-        noise_floor=noise_floors(
-            metrics[0],
-            facts[0],
-            columns[facts[0].name],
-            rows[:n_twice],
-            deciding,
-            again,
-            how.on(range(n_twice)),
-            n_threads,
-        ),
+        n_groups=len(set(how.groups)) if how.groups is not None else None,
+        noise_floor=scoring.noise_floors(
+            metrics[0], facts[0], columns[facts[0].name], rows[:n_twice], deciding, again, how, num_threads
+        )
+        if n_twice
+        else (),
         subgroups=subgroup_rows(
             parts,
             metrics[0],
@@ -402,7 +215,9 @@ def compare_programs(
             {name: deciding[name].answers for name in programs},
             (candidate, chosen) if chosen is not None else None,
             how,
-        ),
+        )
+        if parts
+        else (),
         tuned=tuple(name for name, program in programs.items() if is_tuned(program) is True),
         untuned=tuple(name for name, program in programs.items() if is_tuned(program) is False),
     )
@@ -410,12 +225,12 @@ def compare_programs(
 
 def _checked(
     programs: Mapping[str, Program],
-    examples: Sequence[Any],
+    rows: Sequence[Any],
     metrics: Sequence[AnyMetric],
-    candidate: str | None,
-    reference: str | None,
+    roles: tuple[str | None, str | None],
     confidence: float,
-) -> tuple[str, list[Any]]:
+) -> tuple[str, str | None]:
+    candidate, reference = roles
     if not programs:
         raise UsageError('compare needs at least one program, such as {"tuned": predictor}')
     for role, name in (("candidate", candidate), ("reference", reference)):
@@ -432,7 +247,6 @@ def _checked(
         raise UsageError(f"metrics must be a list of at least one metric with different names; got {names}")
     if not 0.5 < confidence < 1:
         raise UsageError(f"confidence is a share such as 0.95; got {confidence}")
-    rows = list(examples)
     if not rows:
         raise EmptyDatasetError("there are no examples to compare on; check the split or the file they come from")
     for number, row in enumerate(rows, start=1):
@@ -445,7 +259,7 @@ def _checked(
     for metric in metrics:
         if isinstance(metric, (Metric, SetMetric)):
             metric.check(rows)  # missed only when scores are counted, a wrong name would cost all answers
-    return candidate, rows
+    return candidate, reference
 
 
 def _is_read(metric: AnyMetric) -> bool:
@@ -483,7 +297,7 @@ def _score(
     collected: Mapping[str, Collected],
     read: Mapping[str, Collected],
     how: Resampling,
-    n_threads: int,
+    num_threads: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[tuple[MetricFacts, ...], Columns]:
     facts: list[MetricFacts] = []
@@ -499,7 +313,7 @@ def _score(
                     metric,
                     rows,
                     one.answers,
-                    n_threads=n_threads,
+                    num_threads=num_threads,
                     on_scored=_told(on_progress, metric, name, len(rows)),
                 )
                 for name, one in said.items()
@@ -686,3 +500,121 @@ def _not_checked(
                     f"{fact.name} of {name} leaves out {n_out} of {len(inputs)} items, which could not be scored."
                 )
     return tuple(told)
+
+
+def is_tuned(program: Program) -> bool | None:
+    """Whether a program holds a tuned model; None for a callable that is neither a module nor a baseline."""
+    if isinstance(program, InBothOrders):
+        return is_tuned(program.program)
+    if isinstance(program, (LabelBaseline, NearestAnswer, NumberBaseline)):
+        return False
+    if not isinstance(program, dspy.Module):
+        return None
+    return any(_holds_tuned(part) for part in (program, *(part for _, part in program.named_sub_modules())))
+
+
+def _holds_tuned(part: Any) -> bool:
+    if isinstance(part, FinetunedPredictor):
+        named = parse_model_id(part.model)
+        return named.is_tuned or load_catalog().model(named.base) is None
+    lm = getattr(part, "lm", None)
+    return isinstance(lm, dspy.BaseLM) and parse_model_id(str(lm.model)).is_tuned
+
+
+# ---- cards: what the items were and how each program was asked, as facts beside the numbers
+
+
+def _cards(
+    comparison: Comparison, programs: Mapping[str, Any], metrics: Sequence[AnyMetric]
+) -> dict[str, dict[str, str]]:
+    """What items, programs and judges tell by themselves."""
+    judges = {
+        one.name[:1].upper() + one.name[1:]: dict(one.card) for one in metrics if isinstance(one, Metric) and one.card
+    }
+    return {"Data": data_card(comparison), **prompt_cards(programs), **judges}
+
+
+def data_card(comparison: Comparison) -> dict[str, str]:
+    """What the programs were asked about: how many, how long, which labels, and a digest to know them again."""
+    items = comparison.items
+    inputs = [json.dumps(dict(item.inputs), sort_keys=True, ensure_ascii=False) for item in items]
+    card = {"items": f"{len(items):,}"}
+    if n_doubled := len(inputs) - len(set(inputs)):
+        card["doubled"] = f"{n_doubled:,} have the inputs of another"
+    for name in items[0].inputs:
+        lengths = [len(str(item.inputs.get(name, ""))) for item in items]
+        card[f"length of {name}"] = (
+            f"{plain_statistics.median(lengths):,.0f} characters (median), {max(lengths):,} at most"
+        )
+    for name in {metric.field for metric in comparison.metrics if metric.field}:
+        if all(name in item.labels for item in items):
+            card[name] = _labels(comparison, name)
+    text = "\n".join(inputs).encode("utf-8", "surrogatepass")
+    card["sha256 of the items"] = hashlib.sha256(text).hexdigest()[:16]
+    return card
+
+
+def _labels(comparison: Comparison, field: str) -> str:
+    labels = [item.labels[field] for item in comparison.items]
+    if comparison.number_field == field:
+        numbers = sorted(map(read_number, labels))
+        return f"from {figure(numbers[0])} to {figure(numbers[-1])}, median {figure(plain_statistics.median(numbers))}"
+    counts = Counter(str(label) for label in labels)
+    if len(counts) > MAX_LABELS or len(counts) == len(labels) > 2:
+        return f"{len(counts):,} different ones"
+    return ", ".join(f"{label}: {n:,}" for label, n in counts.most_common())
+
+
+def prompt_cards(programs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """How the programs ask their models: one card per prompt, and one per DSPy program; none for what asks no model."""
+    cards: dict[str, dict[str, str]] = {}
+    owner: dict[str, str] = {}
+    for name, program in programs.items():
+        modules = _modules(program)
+        n_predictors = sum(isinstance(module, dspy.Predict) for _, module in modules)
+        for inner, module in modules:
+            prompt = getattr(module, "prompt", None)
+            if isinstance(prompt, PromptFormat):
+                model = str(getattr(module, "model", ""))
+                # The same prompt under several programs is one card.
+                title = owner.setdefault(prompt.digest, f"Prompt of {name}")
+                card = cards.setdefault(title, _prompt_card(prompt))
+                _add(card, "asked by", name)
+                _add(card, "models", model)
+            elif isinstance(module, dspy.Predict):
+                card = cards.setdefault(f"Prompt of {name}", {})
+                where = f" of {inner.removeprefix('self.')}" if n_predictors > 1 else ""
+                card[f"instructions{where}"] = str(module.signature.instructions)
+                card[f"demonstrations{where}"] = f"{len(module.demos):,}"
+                _add(card, "models", str(getattr(module.lm, "model", "") or ""))
+    return cards
+
+
+def _modules(program: Any) -> list[tuple[str, Any]]:
+    if not isinstance(program, dspy.Module):
+        return [("", program)]
+    found = [("", program), *((name, one) for name, one in program.named_sub_modules())]
+    return list({id(one): (name, one) for name, one in reversed(found)}.values())[::-1]
+
+
+def _prompt_card(prompt: PromptFormat) -> dict[str, str]:
+    outputs = ", ".join(prompt.output_fields)
+    if prompt.labels is not None:
+        outputs = f"{prompt.label_field}: {', '.join(prompt.labels.texts)}"
+    return {
+        "asked by": "",
+        "models": "",
+        "system": prompt.system or "(none)",
+        "user": prompt.user,
+        "answer": outputs,
+        "digest": prompt.digest[:16],
+    }
+
+
+def _add(card: dict[str, str], key: str, text: str) -> None:
+    """Add a text to a list of texts, once."""
+    known = [one for one in card.get(key, "").split(", ") if one]
+    if text and text not in known:
+        known.append(text)
+    if known:
+        card[key] = ", ".join(known)

@@ -20,7 +20,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
-from dspy_finetune.evaluation.answers import jsonable
+from dspy_finetune.evaluation.collect import jsonable
 from dspy_finetune.evaluation.metric import Metric, read_field
 from dspy_finetune.values import LabelSet
 

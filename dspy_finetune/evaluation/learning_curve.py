@@ -1,8 +1,15 @@
-"""how much more data would help? One job per training size, model and number of epochs, and what each gave.
+"""`learning_curve`: how much more data would help? One job per training size, model and number of epochs.
 
 In: training examples, test examples, a prompt, sizes, models, epochs, a host, a budget. Out: a `LearningCurve`.
 All jobs are planned and priced before the first is started; a second call finds each job again by its plan's intent,
-and each answer in the folder, so nothing is paid for twice. Not covered: the fit (curve_fit.py), showing it (report/).
+and each answer in the folder, so nothing is paid for twice.
+
+What more examples would bring is extrapolated by the line score = a + b ln(size), by least squares over all runs. It is
+the simplest form that falls ever slower, as error does with data (Hestness et al. 2017 find power laws; over the one or
+two doublings that a sweep measures, the two cannot be told apart, and a power law's three numbers cannot be had from
+three points). The interval of a change is the wider of two: the bootstrap, which knows the test items, and Student's t
+from the runs' distances to the line, which knows the noise between trainings and a line that does not fit. With as many
+runs as the line has numbers, only the first exists. Not covered: the values and their pages (curve_result.py).
 """
 
 from __future__ import annotations
@@ -19,22 +26,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune._optional import require
+from dspy_finetune._progress import ProgressLine
 from dspy_finetune.data import find_leakage
-from dspy_finetune.data.items import By
 from dspy_finetune.errors import (
     BudgetError,
-    DataError,
     EmptyDatasetError,
     JobCancelledError,
     JobFailedError,
     UsageError,
 )
 from dspy_finetune.evaluation import scoring, statistics
-from dspy_finetune.evaluation.answers import Answer, Program, Progress, collect, jsonable
 from dspy_finetune.evaluation.baselines import predictor_for
+from dspy_finetune.evaluation.collect import Answer, Program, Progress, RunOptions, collect, jsonable
+from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.result import MetricFacts
-from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.scoring import Resampling, Scored, StatisticsOptions
 from dspy_finetune.evaluation.statistics import Floats, Interval
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
@@ -43,17 +50,6 @@ from dspy_finetune.jobs import FinetunedModel, Job, Plan, plan
 from dspy_finetune.jobs.plan import unknown_price
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import label_text
-
-# ----------------------------------------------------------------------------------------------------
-# What a learning curve says beyond its points: means over seeds, and the value of more examples.
-#
-# In: scores of runs by training size, with bootstrap draws over the same test items. Out: `Interval`s. The line:
-# score = a + b ln(size), by least squares over all runs. It is the simplest form that falls ever slower, as error
-# does with data (Hestness et al. 2017 find power laws; over the one or two doublings that a sweep measures, the two
-# cannot be told apart, and a power law's three numbers cannot be had from three points). The interval of a change is
-# the wider of two: the bootstrap, which knows the test items, and Student's t from the runs' distances to the line,
-# which knows the noise between trainings and a line that does not fit. With as many runs as the line has numbers,
-# only the first exists. Not covered: asking and training (curve.py).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +116,8 @@ def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) 
     return Interval(value=slope * reach, low=slope * reach - half, high=slope * reach + half, n=n_items, method="t")
 
 
-def foretell_largest(runs: Sequence[Measured]) -> float | None:
-    """The largest size's score as the line through the smaller sizes has it; None with fewer than three sizes."""
+def extrapolate_largest(runs: Sequence[Measured]) -> float | None:
+    """The largest size's score on the line through the smaller sizes; None with fewer than three sizes."""
     # Imported here: see mean_over_seeds.
     import numpy as np
 
@@ -135,11 +131,7 @@ def foretell_largest(runs: Sequence[Measured]) -> float | None:
     return float(values.mean() + slope * (math.log(largest) - sizes.mean()))
 
 
-# ----------------------------------------------------------------------------------------------------
-# The jobs of a learning curve: nested parts of the data, one budget, and every job followed to its end.
-#
-# In: rows, sizes, plans, a budget. Out: training files, and for each plan its model or the reason why there is none.
-# Not covered: asking the models and what their answers mean (curve.py).
+# ---- the jobs: nested parts of the data, one budget, and every job followed to its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +152,36 @@ class CurveProgress:
 
 Tell: TypeAlias = Callable[[CurveProgress], object]
 """Takes each sign of progress."""
+
+
+MakePredictor: TypeAlias = Callable[[FinetunedModel], Program]
+"""Makes a program of a tuned model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveJobs:
+    """How the jobs of a learning curve are made and followed."""
+
+    method: Literal["sft", "dpo"] = "sft"
+    """sft or dpo."""
+    hyperparameters: Mapping[str, Any] | None = None
+    """For every job, besides the epochs."""
+    suffix: str | None = None
+    """A part of the new models' names."""
+    seeds: Sequence[int] = (0,)
+    """Random seeds of the rows' orders, each a curve of its own; several show the run-to-run variance of training."""
+    allow_unknown_price: bool = False
+    """Start although nobody knows a price."""
+    n_concurrent: int = 4
+    """Jobs that the host works on or queues at once."""
+    retry_failed: bool = False
+    """Make a new job for one that had failed or was cancelled."""
+    predictor: MakePredictor | None = None
+    """Makes a program of a tuned model; default: the predictor that fits the prompt."""
+    folder: str | os.PathLike[str] | None = None
+    """Where training files and answers are kept; default: a folder of this data in the library's home."""
+    on_progress: Tell | None = None
+    """Called at each sign of progress; without it a line on stderr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,22 +291,15 @@ class Trainer:
 
     max_usd: float | None
     """For all together."""
-    allow_unknown_price: bool
-    """Start although nobody knows a price."""
-    retry_failed: bool
-    """Make a new job for one that an earlier call had seen fail."""
-    n_at_once: int
-    """Jobs that may be on the host at once."""
-    """The hour."""
-    tell: Tell
-    """Takes each sign of progress."""
+    jobs: CurveJobs
+    """How they are made."""
 
     def run(self, cells: Sequence[Cell]) -> list[Trained]:
         """Each cell's fate, in the order given; Ctrl-C leaves the jobs that were started alive on the host."""
         every: list[Trained] = []
         waiting: list[Trained] = []
         for cell in cells:
-            if len(waiting) >= self.n_at_once:
+            if len(waiting) >= self.jobs.n_concurrent:
                 self._follow(waiting.pop(0), every, len(cells))
             one = Trained(cell=cell)
             self._start(one, every)
@@ -303,7 +318,7 @@ class Trainer:
                 # A rounding error of the sum is no reason to leave out the last job.
                 None if left is None else left + 1e-9,
                 new=new,
-                allow_unknown_price=self.allow_unknown_price,
+                allow_unknown_price=self.jobs.allow_unknown_price,
             )
         except BudgetError as error:
             one.error = f"not started: {error}"
@@ -311,7 +326,10 @@ class Trainer:
     def _follow(self, one: Trained, every: Sequence[Trained], n_total: int) -> None:
         def tell(note: str) -> None:
             n_done = sum(other.model is not None or other.error is not None for other in every)
-            self.tell(CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=note))
+            if self.jobs.on_progress is not None:
+                self.jobs.on_progress(
+                    CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=note)
+                )
 
         def look(progress: Any) -> None:
             tell(str(progress))
@@ -323,181 +341,17 @@ class Trainer:
                 one.model, one.error = one.job.wait(on_progress=look), None
             except (JobFailedError, JobCancelledError) as error:
                 one.error = str(error)
-                if self.retry_failed and not one.job.is_new and not is_retry:
+                if self.jobs.retry_failed and not one.job.is_new and not is_retry:
                     self._start(one, [other for other in every if other is not one], new=True)
                     continue
             break
         tell("done" if one.error is None else one.error)
 
 
-# ----------------------------------------------------------------------------------------------------
-# A learning curve as plain values: what was trained, how it scored, and what more examples would bring.
-#
-# In: JSON, or what curve.py computes. Out: frozen values, and JSON again (`to_dict`, `from_dict`).
-# Not covered: running the jobs (curve.py), fitting (curve_fit.py), showing it (the report).
+# ---- the curve
 
-FORMAT = 1
-"""Version of the JSON form."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveRun:
-    """One job of the sweep, and how its model did."""
-
-    base_model: str
-    """What was trained on."""
-    n_epochs: int
-    """Times through the rows, by the plan."""
-    n_rows: int
-    """Training examples."""
-    seed: int
-    """Which nested order of the examples it took its rows from; the job's own seed too."""
-    job_id: str | None
-    """The host's id; None where it was not started."""
-    model: str | None
-    """The tuned model; None without one."""
-    is_new: bool
-    """Whether this call made the job, or found it."""
-    estimated_cost_usd: float | None
-    """What the plan said; None where no price is known."""
-    cost_usd: float | None
-    """What the host billed by its own count of tokens; None where that is unknown."""
-    score: Interval | None
-    """The metric on the test items; None without a model."""
-    n_unreadable: int
-    """Test answers that could not be read."""
-    n_failed: int
-    """Test calls that failed."""
-    error: str | None
-    """Why there is no model; None when there is one."""
-
-    @property
-    def paid_usd(self) -> float | None:
-        """The bill, else the plan's estimate; 0 for a job that was not started."""
-        if self.job_id is None:
-            return 0.0
-        return self.cost_usd if self.cost_usd is not None else self.estimated_cost_usd
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """One cell of the table: all seeds of one model, number of epochs and training size."""
-
-    base_model: str
-    """What was trained on."""
-    n_epochs: int
-    """Times through the rows."""
-    n_rows: int
-    """Training examples."""
-    n_runs: int
-    """Runs that gave a model; the score is their mean."""
-    score: Interval
-    """The metric; with several seeds the interval holds the spread between them as well."""
-    cost_usd: float | None
-    """Mean cost of one run; None where unknown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MarginalValue:
-    """What more examples would bring to one model at the end of its curve, if the curve goes on as it went."""
-
-    base_model: str
-    """What was trained on."""
-    n_epochs: int
-    """Times through the rows."""
-    n_rows: int
-    """The largest size that was measured."""
-    n_more: int
-    """How many examples more."""
-    change: Interval
-    """By how much the metric would change; below zero is good for errors, above zero for shares of right answers."""
-    cost_usd: float | None
-    """By how much one job would cost more; labelling is not in it. None where unknown."""
-    foretold: float | None
-    """The largest size's score as the smaller sizes foretell it; None with fewer than three sizes."""
-    measured: float
-    """The largest size's score as it is; far from `foretold`, the line is no good guide."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningCurve:
-    """All of a sweep."""
-
-    metric: MetricFacts
-    """What was measured."""
-    runs: tuple[CurveRun, ...]
-    """Every job, in the order in which they were started."""
-    points: tuple[CurvePoint, ...]
-    """The table: by model, epochs and size."""
-    margins: tuple[MarginalValue, ...]
-    """One for each model and number of epochs with two sizes or more."""
-    n_test: int
-    """Items that every model was asked about."""
-    seeds: tuple[int, ...]
-    """Of the nested orders."""
-    confidence: float
-    """Of all intervals."""
-    not_checked: tuple[str, ...]
-    """What the curve does not tell, in sentences."""
-
-    @property
-    def cost_usd(self) -> float | None:
-        """Of all jobs, those found from an earlier call included; None where one is unknown."""
-        paid = [run.paid_usd for run in self.runs]
-        return None if None in paid else sum(one for one in paid if one is not None)
-
-    def point(self, base_model: str, n_rows: int, *, n_epochs: int | None = None) -> CurvePoint | None:
-        """One cell; None where no run gave a model. `n_epochs` may be left out when there is but one."""
-        return next(
-            (
-                one
-                for one in self.points
-                if (one.base_model, one.n_rows) == (base_model, n_rows) and n_epochs in (None, one.n_epochs)
-            ),
-            None,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"format": FORMAT, "cost_usd": self.cost_usd, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LearningCurve:
-        """From JSON.
-
-        Raises:
-            DataError: It is not a learning curve, or of another version.
-        """
-        try:
-            given = dict(values)
-            given.pop("cost_usd")
-            if given.pop("format") != FORMAT:
-                raise ValueError(f"format {values['format']}")
-            given["metric"] = MetricFacts.from_dict(given["metric"])
-            given["runs"] = tuple(CurveRun(**{**one, "score": _interval(one["score"])}) for one in given["runs"])
-            given["points"] = tuple(CurvePoint(**{**one, "score": Interval(**one["score"])}) for one in given["points"])
-            given["margins"] = tuple(
-                MarginalValue(**{**one, "change": Interval(**one["change"])}) for one in given["margins"]
-            )
-            given["seeds"], given["not_checked"] = tuple(given["seeds"]), tuple(given["not_checked"])
-            return cls(**given)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"this is not a learning curve of format {FORMAT} ({type(error).__name__}: {error})"
-            ) from error
-
-
-def _interval(values: Mapping[str, Any] | None) -> Interval | None:
-    return None if values is None else Interval(**values)
-
-
-# ----------------------------------------------------------------------------------------------------
 MORE_ROWS = 100
 """The step whose value is told: the next hundred examples."""
-
-
-MakePredictor: TypeAlias = Callable[[FinetunedModel], Program]
-"""Makes a program of a tuned model."""
 
 
 def learning_curve(
@@ -511,20 +365,9 @@ def learning_curve(
     prompt: PromptFormat,
     metric: AnyMetric,
     max_usd: float | None = None,
-    allow_unknown_price: bool = False,
-    method: Literal["sft", "dpo"] = "sft",
-    hyperparameters: Mapping[str, Any] | None = None,
-    suffix: str | None = None,
-    seeds: Sequence[int] = (0,),
-    predictor: MakePredictor | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    n_jobs_at_once: int = 4,
-    n_threads: int = 8,
-    retry_failed: bool = False,
-    on_progress: Tell | None = None,
-    group_by: By | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 1000,
+    num_threads: int = 8,
+    jobs: CurveJobs | None = None,
+    statistics: StatisticsOptions | None = None,
 ) -> LearningCurve:
     """Train on growing parts of the data and say what each size gave, what it cost, and what more would bring.
 
@@ -542,20 +385,9 @@ def learning_curve(
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
-        allow_unknown_price: Start although nobody knows a price.
-        method: sft or dpo.
-        hyperparameters: For every job, besides the epochs.
-        suffix: A part of the new models' names.
-        seeds: Orders of the rows, each a curve of its own; several show the noise between trainings.
-        predictor: Makes a program of a tuned model; default: the predictor that fits the prompt.
-        folder: Where training files and answers are kept; default: a folder of this data in the library's home.
-        n_jobs_at_once: Jobs that the host works on or queues at once.
-        n_threads: Calls at once when a model is asked.
-        retry_failed: Make a new job for one that had failed or was cancelled.
-        on_progress: Called at each sign of progress.
-        group_by: What test items share that makes them no independent evidence, as for `compare`.
-        confidence: Of the intervals.
-        n_resamples: Bootstrap draws.
+        num_threads: Concurrent requests when a model is asked.
+        jobs: Method, hyperparameters, seeds, folder, progress.
+        statistics: Confidence, bootstrap draws, and the cluster column of the test items.
 
     Raises:
         UsageError: An argument is wrong.
@@ -567,45 +399,48 @@ def learning_curve(
         JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
         HostError: The host refused or did not answer; call again to go on.
     """
-    rows, items = list(train), list(test)
-    sizes = _checked_sizes(sizes, rows, items, epochs, seeds, n_jobs_at_once)
-    if isinstance(metric, (Metric, SetMetric)):
-        metric.check(items)  # missed only when scores are counted, a wrong name would cost every training
-    find_leakage(rows, items).raise_if_any()
-    groups = statistics.groups_of(items, group_by) if group_by is not None else None
-    statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of training
-    place = Path(folder) if folder is not None else home() / "curves" / _digest(rows, prompt, method)
-    cells = [
-        Cell(
-            n_rows=size,
+    with ProgressLine() as line:
+
+        def tell(look: CurveProgress) -> None:
+            line.show(f"{look.stage} {look.run}: {look.note}", look.n_done, look.n_total)
+
+        made = jobs or CurveJobs()
+        made = made if made.on_progress is not None else dataclasses.replace(made, on_progress=tell)
+        options = statistics or StatisticsOptions()
+        rows, items = list(train), list(test)
+        sizes = _checked_sizes(sizes, rows, items, epochs, made)
+        if isinstance(metric, (Metric, SetMetric)):
+            metric.check(items)  # missed only when scores are counted, a wrong name would cost every training
+        find_leakage(rows, items).raise_if_any()
+        how = Resampling.of(options, items)
+        place = Path(made.folder) if made.folder is not None else home() / "curves" / _digest(rows, prompt, made.method)
+        cells = [
+            _cell(size, seed, file, model, n_epochs, host, made)
+            for seed, size, file in write_parts(rows, sizes, made.seeds, prompt, made.method, place)
+            for model in ([models] if isinstance(models, str) else models)
+            for n_epochs in (list(epochs) if epochs is not None else [None])
+        ]
+        check_budget(cells, max_usd, made.allow_unknown_price)
+        trained = Trainer(max_usd=max_usd, jobs=made).run(cells)
+        make = made.predictor or (lambda model: predictor_for(prompt, model, host=host))
+        answers = _ask(trained, items, make, place, num_threads, made.on_progress)
+        return _summary(trained, answers, items, metric, how, tuple(made.seeds), num_threads)
+
+
+def _cell(size: int, seed: int, file: Path, model: str, n_epochs: int | None, host: Host, jobs: CurveJobs) -> Cell:
+    return Cell(
+        n_rows=size,
+        seed=seed,
+        plan=plan(
+            file,
+            base_model=model,
+            method=jobs.method,
+            host=host,
+            hyperparameters={**(jobs.hyperparameters or {}), **({} if n_epochs is None else {"n_epochs": n_epochs})},
+            suffix=jobs.suffix,
             seed=seed,
-            plan=plan(
-                file,
-                base_model=model,
-                method=method,
-                host=host,
-                hyperparameters={**(hyperparameters or {}), **({} if n_epochs is None else {"n_epochs": n_epochs})},
-                suffix=suffix,
-                seed=seed,
-            ),
-        )
-        for seed, size, file in write_parts(rows, sizes, seeds, prompt, method, place)
-        for model in ([models] if isinstance(models, str) else models)
-        for n_epochs in (list(epochs) if epochs is not None else [None])
-    ]
-    check_budget(cells, max_usd, allow_unknown_price)
-    trainer = Trainer(
-        max_usd=max_usd,
-        allow_unknown_price=allow_unknown_price,
-        retry_failed=retry_failed,
-        n_at_once=n_jobs_at_once,
-        tell=on_progress or (lambda progress: None),
+        ),
     )
-    trained = trainer.run(cells)
-    make = predictor or (lambda model: predictor_for(prompt, model, host=host))
-    answers = _ask(trained, items, make, place, n_threads, on_progress)
-    how = Resampling(confidence=confidence, n_resamples=n_resamples, seed=min(seeds), groups=groups)
-    return _summary(trained, answers, items, metric, how, tuple(seeds), n_threads)
 
 
 def _checked_sizes(
@@ -613,8 +448,7 @@ def _checked_sizes(
     rows: Sequence[Any],
     items: Sequence[Any],
     epochs: Sequence[int] | None,
-    seeds: Sequence[int],
-    n_jobs_at_once: int,
+    jobs: CurveJobs,
 ) -> list[int]:
     if not rows or not items:
         raise EmptyDatasetError(f"a learning curve needs training and test examples; got {len(rows)} and {len(items)}")
@@ -624,10 +458,10 @@ def _checked_sizes(
         sizes = [50 * 2**power for power in range(20) if 50 * 2**power < len(rows)] + [len(rows)]
     if not sizes or len(set(sizes)) < len(sizes) or min(sizes) < 1 or max(sizes) > len(rows):
         raise UsageError(f"sizes={list(sizes)} must be different whole numbers from 1 to the {len(rows)} training rows")
-    if not seeds or len(set(seeds)) < len(seeds) or (epochs is not None and not epochs):
+    if not jobs.seeds or len(set(jobs.seeds)) < len(jobs.seeds) or (epochs is not None and not epochs):
         raise UsageError("seeds and epochs must hold at least one value, and no seed twice")
-    if n_jobs_at_once < 1:
-        raise UsageError(f"n_jobs_at_once={n_jobs_at_once} must be 1 or more")
+    if jobs.n_concurrent < 1:
+        raise UsageError(f"n_concurrent={jobs.n_concurrent} must be 1 or more")
     return sorted(sizes)
 
 
@@ -641,7 +475,7 @@ def _ask(
     items: Sequence[Any],
     make: MakePredictor,
     folder: Path,
-    n_threads: int,
+    num_threads: int,
     on_progress: Tell | None,
 ) -> dict[int, tuple[Answer, ...]]:
     """Every model's answers, by the place of its run."""
@@ -665,9 +499,8 @@ def _ask(
     collected = collect(
         programs,
         [dict(item.inputs().items()) for item in items],
-        n_threads=n_threads,
-        checkpoint=folder / "answers.jsonl",
-        on_progress=tell,
+        num_threads,
+        RunOptions(checkpoint=folder / "answers.jsonl", on_progress=tell),
     )
     return {place: collected[key].answers for place, key in keys.items()}
 
@@ -679,9 +512,9 @@ def _summary(
     metric: AnyMetric,
     how: Resampling,
     seeds: tuple[int, ...],
-    n_threads: int,
+    num_threads: int,
 ) -> LearningCurve:
-    facts, scored = _scores(metric, items, answers, how, n_threads)
+    facts, scored = _scores(metric, items, answers, how, num_threads)
     runs = tuple(_run(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
     groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
     for place, run in enumerate(runs):
@@ -715,7 +548,7 @@ def _summary(
                     n_more=MORE_ROWS,
                     change=change_by_more(measured_runs, MORE_ROWS, confidence=how.confidence),
                     cost_usd=None if last.cost_usd is None else last.cost_usd * MORE_ROWS / last.n_rows,
-                    foretold=foretell_largest(measured_runs),
+                    extrapolated=extrapolate_largest(measured_runs),
                     measured=last.score.value,
                 )
             )
@@ -736,12 +569,14 @@ def _scores(
     items: Sequence[Any],
     answers: Mapping[int, tuple[Answer, ...]],
     how: Resampling,
-    n_threads: int,
+    num_threads: int,
 ) -> tuple[MetricFacts, dict[int, Scored]]:
     if isinstance(metric, SetMetric):
         facts = scoring.describe(metric, is_proportion=False)
         return facts, {place: scoring.score_set(metric, items, given, how) for place, given in answers.items()}
-    scores = {place: scoring.item_scores(metric, items, given, n_threads=n_threads) for place, given in answers.items()}
+    scores = {
+        place: scoring.item_scores(metric, items, given, num_threads=num_threads) for place, given in answers.items()
+    }
     seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
     return facts, {place: scoring.score_items(one, facts, how) for place, one in scores.items()}
@@ -793,7 +628,7 @@ def _run(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> Curv
 def _not_checked(runs: Sequence[CurveRun], seeds: Sequence[int]) -> tuple[str, ...]:
     told = [
         "Whether the curve goes on as a line over the logarithm of the rows: a plateau or a jump beyond the largest "
-        "size is not foretold.",
+        "size is not extrapolated.",
         "What labelling more examples, and asking the models, costs.",
     ]
     if len(seeds) == 1:

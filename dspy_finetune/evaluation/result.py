@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from dspy_finetune.errors import DataError
-from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.errors import AnswerError, DataError
+from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.statistics import Interval, items_needed
+from dspy_finetune.values import label_text, read_number
 
 # ----------------------------------------------------------------------------------------------------
 # One word for a paired difference: better, worse, equivalent within a margin, or undecided.
@@ -239,6 +240,27 @@ class Comparison:
     """Programs that are known to hold a tuned model."""
     untuned: tuple[str, ...] = ()
     """Programs that are known to hold none: baselines, untuned models, optimized prompts."""
+
+    @property
+    def field(self) -> str | None:
+        """The field that the metrics read; None where they are the user's own functions."""
+        return next((metric.field for metric in self.metrics if metric.field), None)
+
+    @property
+    def number_field(self) -> str | None:
+        """The label field where it holds numbers, more than two different ones; else None."""
+        field = self.field
+        if field is None or any(field not in item.labels for item in self.items):
+            return None
+        labels = [item.labels[field] for item in self.items]
+        if any(isinstance(label, bool) for label in labels) or len({label_text(label) for label in labels}) < 3:
+            return None
+        try:
+            for label in labels:
+                read_number(label)
+        except (AnswerError, TypeError, ValueError):
+            return None
+        return field
 
     @property
     def main_metric(self) -> MetricFacts:

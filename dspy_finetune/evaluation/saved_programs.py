@@ -25,7 +25,7 @@ import dspy
 
 from dspy_finetune._files import read_json
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
-from dspy_finetune.evaluation.answers import Answer, jsonable
+from dspy_finetune.evaluation.collect import Answer, jsonable
 from dspy_finetune.evaluation.result import Comparison
 
 logger = logging.getLogger(__name__)

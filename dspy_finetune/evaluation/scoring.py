@@ -11,19 +11,51 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dspy_finetune.data.items import By
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
-from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.evaluation.collect import Answer, Collected
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.result import Kind, MetricFacts
+from dspy_finetune.evaluation.result import Kind, MetricFacts, NoiseFloor
 from dspy_finetune.evaluation.statistics import Interval
+
+Subgroups: TypeAlias = Sequence[str] | Mapping[str, Callable[[Any], Any]]
+"""Fields of the examples, or names with functions of the example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsOptions:
+    """How intervals and tests are drawn, and what is measured besides."""
+
+    confidence: float = 0.95
+    """Of the intervals; 1 - confidence is the error rate of the verdict."""
+    n_resamples: int = 1000
+    """Bootstrap draws for set metrics such as ROC AUC; the sign-flip test takes ten times as many."""
+    seed: int = 0
+    """Random seed of the resampling."""
+    group_by: By | None = None
+    """Cluster column, for cluster-robust intervals: what items share that makes them no independent evidence.
+
+    A field (the same author), several fields each of which holds an item (both titles of a pair), or a function of the
+    example, as for `split`. Intervals and tests then take the groups as independent, not the items.
+    """
+    subgroups: Subgroups = ()
+    """Report the first metric per value of these columns: fields, or names with functions of the example.
+
+    For `compare` alone.
+    """
+    noise_floor: bool | int = False
+    """Re-run every program, past DSPy's cache, to measure run-to-run variance: on all items (True) or on the first N.
+
+    It costs as many calls again. For `compare` alone.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +70,17 @@ class Resampling:
     """Of both."""
     groups: tuple[int, ...] | None = None
     """Each item's group, where items share one; None takes the items as independent."""
+
+    @classmethod
+    def of(cls, options: StatisticsOptions, rows: Sequence[Any]) -> Resampling:
+        """For these rows. Raises MissingExtraError, and UsageError where the groups cannot be told apart."""
+        statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
+        return cls(
+            confidence=options.confidence,
+            n_resamples=options.n_resamples,
+            seed=options.seed,
+            groups=statistics.groups_of(rows, options.group_by) if options.group_by is not None else None,
+        )
 
     def on(self, places: Sequence[int]) -> Resampling:
         """The same for a part of the items."""
@@ -102,7 +145,7 @@ def item_scores(
     examples: Sequence[Any],
     answers: Sequence[Answer],
     *,
-    n_threads: int = 1,
+    num_threads: int = 1,
     on_scored: Callable[[int], object] = lambda n_done: None,
 ) -> ItemScores:
     """Each item's score by an item metric.
@@ -126,7 +169,7 @@ def item_scores(
     if not (isinstance(metric, Metric) and metric.asks_a_model):
         scores = tuple(map(score, examples, answers))
     else:
-        with ThreadPoolExecutor(max_workers=max(1, n_threads), thread_name_prefix="score") as pool:
+        with ThreadPoolExecutor(max_workers=max(1, num_threads), thread_name_prefix="score") as pool:
             futures = [
                 # A copy of the caller's context each, so that `with dspy.context(...)` reaches the metric.
                 pool.submit(contextvars.copy_context().run, score, example, answer)
@@ -293,3 +336,60 @@ def _paired_draws(one: Scored, other: Scored, draws: statistics.Floats, confiden
         test="paired bootstrap",
         deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
     )
+
+
+def noise_floors(
+    metric: AnyMetric,
+    fact: MetricFacts,
+    column: Mapping[str, Scored],
+    rows: Sequence[Any],
+    collected: Mapping[str, Collected],
+    again: Mapping[str, Collected],
+    how: Resampling,
+    num_threads: int,
+) -> tuple[NoiseFloor, ...]:
+    """What the second answers changed.
+
+    Args:
+        metric: The metric that decides.
+        fact: Its facts.
+        column: The first answers' scores, by program.
+        rows: The examples that were asked twice, the first ones of the comparison.
+        collected: The first answers, by program.
+        again: The second ones.
+        how: Of the interval.
+        num_threads: For a metric that asks a model.
+    """
+    how = how.on(range(len(rows)))
+    found = []
+    for name, second in again.items():
+        first = collected[name].answers[: len(rows)]
+        if isinstance(metric, SetMetric):
+            later, earlier = (score_set(metric, rows, one, how) for one in (second.answers, first))
+        else:
+            scores = column[name].scores
+            assert scores is not None
+            given = [
+                item_scores(metric, rows, second.answers, num_threads=num_threads),
+                ItemScores(scores=scores[: len(rows)]),
+            ]
+            later, earlier = (score_items(one, fact, how) for one in given)
+        reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
+        found.append(
+            NoiseFloor(
+                program=name,
+                n=len(rows),
+                n_changed=sum(
+                    _said(one, fact.field) != _said(other, fact.field)
+                    for one, other in zip(first, second.answers, strict=True)
+                ),
+                difference=paired(later, earlier, fact, how).interval,
+                is_from_cache=reported == [True, False],
+            )
+        )
+    return tuple(found)
+
+
+def _said(answer: Answer, field: str | None) -> tuple[str, Any]:
+    """What counts of an answer when two are compared: latency and tokens do not."""
+    return answer.outcome, answer.outputs.get(field) if field is not None else dict(answer.outputs)

@@ -16,11 +16,11 @@ import dspy
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.evaluation import scoring, statistics
-from dspy_finetune.evaluation.answers import Answer, Program
+from dspy_finetune.evaluation.collect import Answer, Program
 from dspy_finetune.evaluation.metric import AnyMetric, SetMetric
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE
 from dspy_finetune.evaluation.result import MetricFacts, SubgroupRow
-from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.scoring import Resampling, Scored, Subgroups
 from dspy_finetune.evaluation.statistics import Interval, wilson
 from dspy_finetune.values import label_text, read_number
 
@@ -30,9 +30,6 @@ N_BINS = 4
 """Bins of numbers, at their quartiles."""
 REST = "(others)"
 """The part that holds the rare values."""
-
-Subgroups = Sequence[str] | Mapping[str, Callable[[Any], Any]]
-"""Fields of the examples, or names with functions of the example."""
 
 
 def parts_of(rows: Sequence[Any], subgroups: Subgroups) -> dict[str, dict[str, list[int]]]:

@@ -18,15 +18,15 @@ import dspy
 from dspy_finetune._files import write_json
 from dspy_finetune.data import find_leakage, make_pairs, split
 from dspy_finetune.errors import DataError, FinetuneError, LeakageError, UsageError
+from dspy_finetune.evaluation import ComparisonReport, RunOptions, StatisticsOptions, baselines, compare, metrics
 from dspy_finetune.evaluation import Progress as CompareProgress
-from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, plan
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.quickstart.programs import MAX_ANSWER_TOKENS, N_TRIED, ByScore, few_shot, quiet_dspy
-from dspy_finetune.report import Report, compare, write_html
+from dspy_finetune.report import write_html
 
 # ----------------------------------------------------------------------------------------------------
 # How much of the main job is done: `full` for figures to believe, `small` to see that it runs.
@@ -151,9 +151,9 @@ class Result:
 
     folder: Path
     """Where everything lies."""
-    titles: Report
+    titles: ComparisonReport
     """All programs on the test titles."""
-    pairs: Report
+    pairs: ComparisonReport
     """All programs on the test pairs."""
     models: dict[str, FinetunedModel]
     """binary, pairwise, dpo."""
@@ -351,7 +351,7 @@ def _compare(
     seed: int,
     on_step: OnStep,
     clock: _Clock,
-) -> tuple[Report, Report]:
+) -> tuple[ComparisonReport, ComparisonReport]:
     untuned = {
         "binary": OpenAIPredictor(prompts["binary"], base_model, host=host, cache=False),
         "pairwise": PairwisePredictor(prompts["pairwise"], base_model, host=host, cache=False),
@@ -414,11 +414,10 @@ def _compare(
                 items,
                 chosen,
                 title=title,
-                on_progress=tell,
-                seed=seed,
-                n_threads=N_THREADS,
-                cards=_cards(material),
-            )
+                num_threads=N_THREADS,
+                statistics=StatisticsOptions(seed=seed),
+                running=RunOptions(on_progress=tell),
+            ).annotated(cards=_cards(material))
         )
         clock.lap(f"compare on {name}")
     return reports[0], reports[1]

@@ -1,25 +1,36 @@
-"""The verdict, shown: a table to print, a page to read, JSON to keep.
+"""Results as pages: blocks in, one HTML page, Markdown or a terminal's table out.
 
-    >>> import dspy
-    >>> from dspy_finetune.evaluation import baselines, metrics
-    >>> from dspy_finetune.report import compare
-    >>> titles = [f"tides {n}" if n % 3 else f"taxes {n}" for n in range(60)]
-    >>> rows = [dspy.Example(title=title, is_favorite="tides" in title).with_inputs("title") for title in titles]
-    >>> programs = {
-    ...     "tfidf": baselines.tfidf_logistic(rows[:30], text=["title"], label="is_favorite"),
-    ...     "majority": baselines.majority(rows[:30], label="is_favorite"),
-    ... }
-    >>> report = compare(programs, rows[30:], [metrics.accuracy("is_favorite")])
-    >>> print(report.verdict)  # doctest: +ELLIPSIS
-    tfidf is better than majority: accuracy 1.000 against 0.667, difference +0.333 [...], p = 0.002, n = 30.
+    >>> from dspy_finetune.report import Section, Table, markdown
+    >>> table = Table(head=("program", "accuracy"), rows=(("tuned", "0.812"), ("majority", "0.667")))
+    >>> print(markdown(Section(title="Titles", verdict="tuned is better.", blocks=(table,))))
+    # Titles
+    <BLANKLINE>
+    tuned is better.
+    <BLANKLINE>
+    | program | accuracy |
+    | :-- | --: |
+    | tuned | 0.812 |
+    | majority | 0.667 |
+    <BLANKLINE>
 
-`report.to_html("report.html")`, `.to_markdown(...)` and `.to_json(...)` write it. `write_html` puts several on one
-page.
+What `compare`, `learning_curve` and others return says which blocks it is; `write_html` puts several on one page.
 """
 
-from dspy_finetune.report.compare import compare
-from dspy_finetune.report.curve import CurveReport, learning_curve
-from dspy_finetune.report.html import write as write_html
-from dspy_finetune.report.numbers import Report
+from dspy_finetune.report.blocks import Bullets, Facts, Heading, ItemList, Plot, Plots, Section, Table, Text
+from dspy_finetune.report.page import write_html
+from dspy_finetune.report.text import as_text, markdown
 
-__all__ = ["CurveReport", "Report", "compare", "learning_curve", "write_html"]
+__all__ = [
+    "Bullets",
+    "Facts",
+    "Heading",
+    "ItemList",
+    "Plot",
+    "Plots",
+    "Section",
+    "Table",
+    "Text",
+    "as_text",
+    "markdown",
+    "write_html",
+]

@@ -7,10 +7,10 @@ import dspy
 import pytest
 
 from dspy_finetune import prompts
-from dspy_finetune.evaluation import Comparison, baselines, compare_programs, in_both_orders, metrics
+from dspy_finetune.evaluation import Comparison, ComparisonReport, baselines, compare, in_both_orders, metrics
 from dspy_finetune.evaluation.compare import is_tuned
 from dspy_finetune.predictors import Ensemble, OpenAIPredictor
-from dspy_finetune.report import Report, compare
+from tests.evaluation.comparing import compare_programs
 
 ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
 
@@ -48,7 +48,7 @@ def test_the_report_says_plainly_not_to_tune(tuned_wrong, plain_wrong, margin, s
     assert (found.tuned, found.untuned) == (("tuned",), ("prompt",))
     assert (found.advice or "").startswith(said or "")
     assert (found.advice is None) is (said is None)
-    assert (said or "accuracy") in Report(comparison=found).verdict
+    assert (said or "accuracy") in ComparisonReport(comparison=found).verdict
     assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     turned = compare_programs(programs, ROWS, [metrics.accuracy("liked")], candidate="prompt")
     assert turned.advice is None  # nobody asks whether to tune what is not tuned

@@ -8,8 +8,7 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import baselines, metrics
-from dspy_finetune.report import compare
+from dspy_finetune.evaluation import BaselineOptions, baselines, compare, metrics
 
 RNG = random.Random(0)
 TRAIN = [
@@ -111,6 +110,12 @@ def test_compare_adds_the_baselines_and_says_what_was_seen_before():
     own = compare({"majority": rule}, LABELLED[:5], [metrics.accuracy("liked")], train=LABELLED[20:])
     assert own.rows[0].n_wrong == 0  # the user's own program of that name stays
     with pytest.raises(UsageError, match=r"baselines\.untuned"):
-        compare({"rule": rule}, LABELLED, [metrics.accuracy("liked")], train=LABELLED, base_model="gpt-4.1-nano")
+        compare(
+            {"rule": rule},
+            LABELLED,
+            [metrics.accuracy("liked")],
+            train=LABELLED,
+            baselines=BaselineOptions(base_model="gpt-4.1-nano"),
+        )
     with pytest.raises(EmptyDatasetError, match="train"):
         compare({"rule": rule}, LABELLED, [metrics.accuracy("liked")], train=[])

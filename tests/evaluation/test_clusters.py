@@ -8,7 +8,8 @@ import pytest
 import statsmodels.api as statsmodels
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import compare_programs, metrics, statistics
+from dspy_finetune.evaluation import metrics, statistics
+from tests.evaluation.comparing import compare_programs
 
 
 def pairs(n: int, rng: np.random.Generator) -> list[dspy.Example]:

@@ -10,8 +10,9 @@ import pytest
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
-from dspy_finetune.evaluation import Comparison, Progress, compare_programs, metrics
-from dspy_finetune.evaluation.answers import jsonable
+from dspy_finetune.evaluation import Comparison, Progress, metrics
+from dspy_finetune.evaluation.collect import jsonable
+from tests.evaluation.comparing import compare_programs
 
 ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
 RIGHT = metrics.accuracy("liked")
@@ -128,7 +129,7 @@ def test_a_resumed_comparison_asks_nothing_twice_and_finds_the_same(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare_programs({"a": slow_after_ten}, ROWS, [RIGHT], checkpoint=path, n_threads=2, on_progress=interrupt)
+        compare_programs({"a": slow_after_ten}, ROWS, [RIGHT], checkpoint=path, num_threads=2, on_progress=interrupt)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert len([row for row in kept if "outcome" in row]) == len(first.asked) < 15  # the two calls in flight are kept
     with path.open("ab") as stream:

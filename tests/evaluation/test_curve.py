@@ -1,5 +1,6 @@
 """Learning curves: nested parts, one budget, no job paid for twice, and an honest value of the next examples."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,12 +14,20 @@ import pytest
 
 from dspy_finetune import prompts
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, LeakageError, UsageError
-from dspy_finetune.evaluation import CurveProgress, LearningCurve, learning_curve, metrics, statistics
-from dspy_finetune.evaluation.learning_curve import (
+from dspy_finetune.evaluation import (
+    CurveJobs,
+    CurveProgress,
     CurveRun,
+    LearningCurve,
+    StatisticsOptions,
+    learning_curve,
+    metrics,
+    statistics,
+)
+from dspy_finetune.evaluation.learning_curve import (
     Measured,
     change_by_more,
-    foretell_largest,
+    extrapolate_largest,
     mean_over_seeds,
     nested_order,
 )
@@ -75,7 +84,10 @@ def clock(fake: Learning, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CLOCK, "sleep", sleep)
 
 
-def curve(fake: Learning, host: Host, **changes: object) -> LearningCurve:
+_OF_JOBS = {one.name for one in dataclasses.fields(CurveJobs)}
+
+
+def curve(fake: Learning, host: Host, **changes: Any) -> LearningCurve:
     arguments: dict[str, Any] = {
         "sizes": [10, 20, 40],
         "models": [MODEL],
@@ -84,8 +96,9 @@ def curve(fake: Learning, host: Host, **changes: object) -> LearningCurve:
         "test": TEST,
         "prompt": prompts.binary(),
         "metric": RIGHT,
-        "n_resamples": 200,
+        "statistics": StatisticsOptions(n_resamples=200, group_by=changes.pop("group_by", None)),
         "train": ROWS,
+        "jobs": CurveJobs(**{name: changes.pop(name) for name in _OF_JOBS & set(changes)}),
         **changes,
     }
     return learning_curve(arguments.pop("train"), **arguments)
@@ -167,7 +180,7 @@ def test_a_bill_above_the_plan_stops_what_comes_after(fake, host):
         job["trained_tokens"] = 10**9
 
     fake.succeed = dear
-    found = curve(fake, host, max_usd=1.0, n_jobs_at_once=1)
+    found = curve(fake, host, max_usd=1.0, n_concurrent=1)
     assert len(fake.jobs) == 1
     assert [run.job_id is None for run in found.runs] == [False, True, True]
     assert "not started: the plan costs" in (found.runs[1].error or "")
@@ -224,7 +237,7 @@ def test_test_items_that_share_a_group_are_taken_so(fake, host):
         ({"sizes": [10, 81]}, UsageError, "80 training rows"),
         ({"sizes": [10, 10]}, UsageError, "different"),
         ({"seeds": ()}, UsageError, "seeds"),
-        ({"n_jobs_at_once": 0}, UsageError, "n_jobs_at_once"),
+        ({"n_concurrent": 0}, UsageError, "n_concurrent"),
         ({"test": []}, EmptyDatasetError, "test"),
         ({"train": [{"title": "x"}]}, UsageError, "dspy.Examples"),
         ({"test": ROWS[:3]}, LeakageError, "3 items in both sets"),
@@ -251,15 +264,15 @@ def measured(n_rows: int, value: float, draws: statistics.Floats, seed: int = 0)
     return Measured(n_rows=n_rows, seed=seed, value=value, draws=draws, interval=interval)
 
 
-def test_the_line_is_numpys_and_foretells_what_lies_on_it():
+def test_the_line_is_numpys_and_extrapolates_what_lies_on_it():
     sizes, noise = [50, 100, 200, 400], np.random.default_rng(0).normal(0, 0.01, 500)
     values = [0.9, 0.82, 0.77, 0.69]
     runs = [measured(size, value, value + noise) for size, value in zip(sizes, values, strict=True)]
     slope, _ = np.polyfit(np.log(sizes), values, 1)
     assert change_by_more(runs, 100, confidence=0.95).value == pytest.approx(slope * math.log(500 / 400))
     straight = [measured(size, 1 - 0.1 * math.log(size), noise) for size in sizes]
-    assert foretell_largest(straight) == pytest.approx(1 - 0.1 * math.log(400))
-    assert foretell_largest(straight[:2]) is None
+    assert extrapolate_largest(straight) == pytest.approx(1 - 0.1 * math.log(400))
+    assert extrapolate_largest(straight[:2]) is None
     assert change_by_more(straight[:1], 100, confidence=0.95).value is None
 
 

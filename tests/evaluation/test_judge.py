@@ -4,8 +4,8 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
-from dspy_finetune.evaluation import Progress, compare_programs, metrics
-from dspy_finetune.report import compare
+from dspy_finetune.evaluation import Progress, compare, metrics
+from tests.evaluation.comparing import compare_programs
 
 ROWS = [dspy.Example(question=f"Question {n}?", answer=f"right {n}").with_inputs("question") for n in range(6)]
 RUBRIC = "Short and true."

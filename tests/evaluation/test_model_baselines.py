@@ -6,8 +6,9 @@ import pytest
 
 from dspy_finetune import prompts
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import baselines, compare_programs, metrics
+from dspy_finetune.evaluation import baselines, metrics
 from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor
+from tests.evaluation.comparing import compare_programs
 
 TRAIN = [
     dspy.Example(title=f"{word} {n}", liked=word == "owls").with_inputs("title")

@@ -8,12 +8,13 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import Comparison, compare_programs, metrics
-from dspy_finetune.evaluation.compare import uncached
+from dspy_finetune.evaluation import Comparison, metrics
+from dspy_finetune.evaluation.collect import uncached
 from dspy_finetune.evaluation.slices import parts_of
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import binary
+from tests.evaluation.comparing import compare_programs
 from tests.jobs.answering import AnsweringOpenAI
 
 ROWS = [
@@ -79,7 +80,7 @@ def test_the_noise_floor_is_what_a_second_answer_changes(tmp_path):
         return dspy.Prediction(liked=(number(title) % 2 == 0) != (is_second and number(title) < 8))
 
     found = compare_programs(
-        {"fickle": fickle, "firm": good_at_owls}, ROWS, [RIGHT], noise_floor=True, n_threads=1,
+        {"fickle": fickle, "firm": good_at_owls}, ROWS, [RIGHT], noise_floor=True, num_threads=1,
         checkpoint=tmp_path / "c.jsonl",
     )  # fmt: skip
     fickle_floor, firm = found.noise_floor

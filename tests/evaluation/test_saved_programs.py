@@ -7,7 +7,8 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import DataError, FileError
-from dspy_finetune.evaluation import compare_programs, load_optimized, metrics
+from dspy_finetune.evaluation import load_optimized, metrics
+from tests.evaluation.comparing import compare_programs
 
 SAVED = Path(__file__).parent / "saved"
 VERSIONS = ["2.5.6", "2.5.43", "2.6.27", "3.0.4", "3.2.0", "3.3.0", "3.4.1"]

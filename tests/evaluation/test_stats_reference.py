@@ -13,8 +13,9 @@ from statsmodels.stats.power import NormalIndPower, TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from dspy_finetune.evaluation import compare_programs, metrics, statistics
+from dspy_finetune.evaluation import metrics, statistics
 from dspy_finetune.evaluation.statistics import Interval
+from tests.evaluation.comparing import compare_programs
 
 
 def ends(interval: Interval) -> tuple[float, float]:
@@ -84,7 +85,7 @@ def test_verdicts_are_wrong_no_more_often_than_they_say():
     for _ in range(n_rounds):
         programs = {name: Right(rng.random(50) < 0.7) for name in ("candidate", "one", "other")}
         found = compare_programs(
-            programs, ROWS, [metrics.accuracy("liked"), metrics.brier("liked")], reference="one", n_threads=1,
+            programs, ROWS, [metrics.accuracy("liked"), metrics.brier("liked")], reference="one", num_threads=1,
             n_resamples=20,
         )  # fmt: skip
         for name in alarms:

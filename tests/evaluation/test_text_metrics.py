@@ -12,8 +12,9 @@ import pytest
 import scipy.stats
 
 from dspy_finetune.errors import AnswerError, UsageError
-from dspy_finetune.evaluation import compare_programs, in_both_orders, metrics, pairwise_bias
+from dspy_finetune.evaluation import in_both_orders, metrics, pairwise_bias
 from dspy_finetune.evaluation.metrics import longest_common_words
+from tests.evaluation.comparing import compare_programs
 
 
 def score(metric: metrics.Metric, expected: object, predicted: object) -> float:

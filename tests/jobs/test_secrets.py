@@ -136,7 +136,7 @@ def test_what_is_planted_is_nowhere(
             predictor(title="Boat")
         found.keep_error("an answer that was refused", asked.value)
         test = [dspy.Example(row).with_inputs("title") for row in rows[:3]]
-        report = ft.compare({"tuned": predictor}, test, [ft.metrics.accuracy("is_favorite")], n_threads=1)
+        report = ft.compare({"tuned": predictor}, test, [ft.metrics.accuracy("is_favorite")], num_threads=1)
         assert report.rows[0].n_failed == 2
         for name in ("html", "json", "markdown"):
             getattr(report, f"to_{name}")(tmp_path / f"report{number}.{name}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import dspy
 
 from dspy_finetune import prompts
-from dspy_finetune.evaluation import learning_curve, metrics
+from dspy_finetune.evaluation import CurveJobs, StatisticsOptions, learning_curve, metrics
 from dspy_finetune.hosts import Host
 from tests.local.toy_server import ToyServer
 
@@ -28,8 +28,8 @@ def test_a_curve_on_the_local_host_costs_nothing_and_is_found_again(
             prompt=prompts.binary(),
             metric=metrics.accuracy("is_favorite"),
             max_usd=0.0,
-            folder=tmp_path,
-            n_resamples=120,
+            jobs=CurveJobs(folder=tmp_path),
+            statistics=StatisticsOptions(n_resamples=120),
         )
         return [(run.n_rows, run.is_new, run.paid_usd, run.n_failed, run.error) for run in found.runs]
 

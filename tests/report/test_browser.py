@@ -18,9 +18,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
 
 from dspy_finetune.errors import AnswerError
-from dspy_finetune.evaluation import metrics
-from dspy_finetune.report import compare, write_html
-from tests.report.test_curve import report as learning_curve_report
+from dspy_finetune.evaluation import RunOptions, StatisticsOptions, compare, metrics
+from dspy_finetune.report import write_html
+from tests.evaluation.test_curve_result import curve as learning_curve_of
 
 EVIL = "<script>document.body.innerHTML = 'gone'</script><img src=x onerror=alert(1)> a title"
 LONG = "unbreakable" * 12
@@ -55,14 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"tuned <b>": lambda title: guess(title, 10), LONG: lambda title: guess(title, 3)},
         rows,
         [metrics.accuracy("liked"), metrics.roc_auc("liked")],
-        n_resamples=100,
-        subgroups={"long": lambda row: len(row.title) > 20},
-        noise_floor=5,
+        statistics=StatisticsOptions(
+            n_resamples=100, subgroups={"long": lambda row: len(row.title) > 20}, noise_floor=5
+        ),
         title="Titles",
-        cards={"Prompt": {"system": EVIL}},
-        training={"sft": [(1, 2.0), (2, 1.5), (3, 1.1)]},
-        usd_per_million_tokens={"tuned <b>": (1.0, 1.0)},
-    )
+        running=RunOptions(usd_per_million_tokens={"tuned <b>": (1.0, 1.0)}),
+    ).annotated(cards={"Prompt": {"system": EVIL}}, training={"sft": [(1, 2.0), (2, 1.5), (3, 1.1)]})
     items = [dspy.Example(product=f"pump {n}", price=2.5 * 3 ** (n % 7) + n).with_inputs("product") for n in range(40)]
     answers = {item.product: item.price * (0.4 + 0.1 * (n % 12)) for n, item in enumerate(items)}
     numbers = compare(
@@ -77,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels.to_html(target / "labels.html")
     numbers.to_html(target / "numbers.html")
     write_html(target / "all.html", [labels, numbers])
-    learning_curve_report().to_html(target / "curve.html")
+    learning_curve_of().to_html(target / "curve.html")
     return target
 
 

@@ -14,11 +14,15 @@ from dspy.utils import DummyLM
 
 import dspy_finetune
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
-from dspy_finetune.evaluation import metrics
-from dspy_finetune.evaluation.answers import Answer
+from dspy_finetune.evaluation import ComparisonReport, RunOptions, StatisticsOptions, compare, metrics
+from dspy_finetune.evaluation import comparison_details as details
+from dspy_finetune.evaluation.collect import Answer
+from dspy_finetune.evaluation.compare import prompt_cards
+from dspy_finetune.evaluation.comparison_report import difference_table
 from dspy_finetune.predictors import OpenAIPredictor
-from dspy_finetune.report import Report, compare, html, items, plots, tables, write_html
-from dspy_finetune.report.cards import prompt_cards
+from dspy_finetune.report import page as pages
+from dspy_finetune.report import plots, write_html
+from dspy_finetune.report import text as texts
 from dspy_finetune.report.plots import loss_curves
 
 EVIL = "<script>alert(1)</script> | *bold* & $x$"
@@ -41,15 +45,14 @@ class Guesses:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> ComparisonReport:
     return compare(
         {"tuned <b>": Guesses(10), "rival | one": Guesses(3)},
         ROWS,
         [metrics.accuracy("liked"), metrics.roc_auc("liked")],
-        n_resamples=150,
+        statistics=StatisticsOptions(n_resamples=150),
         title="Titles & more",
-        cards={"Data": {"source": EVIL}},
-    )
+    ).annotated(cards={"Data": {"source": EVIL}})
 
 
 def test_the_text_table_is_aligned_and_holds_the_counts(report):
@@ -78,14 +81,14 @@ def test_the_verdict_stands_in_one_sentence_and_one_exit_code(report):
 
 def test_json_keeps_the_whole_report(report, tmp_path):
     report.to_json(tmp_path / "report.json")
-    again = Report.from_json(tmp_path / "report.json")
+    again = ComparisonReport.from_json(tmp_path / "report.json")
     assert again == report
     assert again.html() == report.html()
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match=r"other.json.*not a report"):
-        Report.from_json(tmp_path / "other.json")
+        ComparisonReport.from_json(tmp_path / "other.json")
     with pytest.raises(FileError):
-        Report.from_json(tmp_path / "missing.json")
+        ComparisonReport.from_json(tmp_path / "missing.json")
 
 
 def test_text_from_data_shows_as_text(report, tmp_path):
@@ -102,7 +105,7 @@ def test_text_from_data_shows_as_text(report, tmp_path):
 
 def test_nothing_is_checked_after_what_was_not(report):
     """The page ends with what was not checked, for each report."""
-    page = html.render([report, report], title="x", training={"sft": [(1, 2.0), (2, 1.0)]})
+    page = pages.render([report.section(), report.section()], title="x", training={"sft": [(1, 2.0), (2, 1.0)]})
     after = page[page.index(">Not checked</h2>") :]
     assert page.index("Loss over the steps") < page.index(">Not checked</h2>")
     assert after.count("<li>") == 2 * len(report.comparison.not_checked)
@@ -110,7 +113,7 @@ def test_nothing_is_checked_after_what_was_not(report):
 
 
 def test_the_page_needs_no_network_and_its_ids_are_unique(report):
-    page = html.render([report, report], title="Two", training={"sft": [(1, 2.0), (2, 1.0)]})
+    page = pages.render([report.section(), report.section()], title="Two", training={"sft": [(1, 2.0), (2, 1.0)]})
     assert not re.findall(r'(?:src|href)="(?!#)[^"]+"', page.replace("xlink:href", "href").replace('href="#', 'x="#'))
     assert "@import" not in page
     assert "url(http" not in page
@@ -128,14 +131,14 @@ def test_the_same_numbers_give_the_same_bytes(report):
 
 def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
     for svg in (
-        plots.scores(report.comparison, "a"),
-        plots.differences(report.comparison, "b"),
-        plots.roc(report.comparison, "c"),
-        plots.histogram(report.comparison, "d"),
-        plots.calibration(report.comparison, "e"),
-        plots.training({"x": [(1, 0.5)]}, "f"),
-        plots.latency(report.comparison, "g"),
-        plots.precision_recall(report.comparison, "h"),
+        details.scores(report.comparison, "a"),
+        details.differences(report.comparison, "b"),
+        details.roc(report.comparison, "c"),
+        details.histogram(report.comparison, "d"),
+        details.calibration(report.comparison, "e"),
+        plots.losses({"x": [(1, 0.5)]}, "f"),
+        details.latency(report.comparison, "g"),
+        details.precision_recall(report.comparison, "h"),
     ):
         assert svg is not None
         ElementTree.fromstring(svg)
@@ -145,31 +148,33 @@ def test_pictures_are_well_formed_and_follow_the_pages_colours(report):
 
 def test_there_is_no_picture_without_numbers(report):
     silent = compare({"a": lambda title: dspy.Prediction(liked=True)}, ROWS, [metrics.accuracy("liked")]).comparison
-    assert plots.roc(silent, "a") is None
-    assert plots.histogram(silent, "a") is None
-    assert plots.differences(silent, "a") is None
-    assert plots.training({"x": []}, "a") is None
-    assert html.render([Report(comparison=silent)], title="x")
+    assert details.roc(silent, "a") is None
+    assert details.histogram(silent, "a") is None
+    assert details.differences(silent, "a") is None
+    assert plots.losses({"x": []}, "a") is None
+    assert pages.render([ComparisonReport(comparison=silent).section()], title="x")
 
 
 def test_the_roc_curve_encloses_the_roc_auc():
     pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
-    points = plots.roc_points(pairs)
+    points = details.roc_points(pairs)
     expected = sklearn.metrics.roc_auc_score([truth for truth, _ in pairs], [share for _, share in pairs])
     assert sklearn.metrics.auc([x for x, _ in points], [y for _, y in points]) == pytest.approx(expected)
 
 
 def test_the_confusion_table_counts_every_item(report):
-    table = items.confusion(report.comparison)
+    table = details.confusion(report.comparison)
     assert table is not None
-    assert sum(cell["n"] for row in table["rows"] for cell in row["cells"]) == len(ROWS)
+    assert sum(int(cell) for row in table.rows for cell in row[1:]) == len(ROWS)
+    assert table.shares is not None
+    assert [sum(row) for row in table.shares] == pytest.approx([1.0, 1.0])
     rival = compare({"rival": Guesses(3)}, ROWS, [metrics.accuracy("liked")])
-    table = items.confusion(rival.comparison)
+    table = details.confusion(rival.comparison)
     assert table is not None
-    assert table["columns"] == ["false", "true", "unreadable"]
+    assert table.head == ("label", "said false", "said true", "said unreadable")
 
 
-def test_pairs_get_their_leanings():
+def test_pairs_get_their_bias():
     rows = [
         dspy.Example(title_a="x" * (n + 1), title_b="yyy", preferred="A" if n % 2 else "B").with_inputs(
             "title_a", "title_b"
@@ -181,7 +186,7 @@ def test_pairs_get_their_leanings():
         return dspy.Prediction(preferred="A", probability=0.7)
 
     page = compare({"first": first}, rows, [metrics.pairwise_accuracy()]).html()
-    assert "Leanings" in page
+    assert "Position, length and price bias" in page
     assert "1.000 [0.722, 1.000]" in page
 
 
@@ -214,18 +219,18 @@ def test_several_reports_share_one_page(report, tmp_path):
     [(None, "–"), (float("nan"), "–"), (0.8123, "0.812"), (-0.05, "−0.050"), (39.857, "39.9"), (12345.6, "12,346")],
 )
 def test_figures_are_short(value: Any, text: str):
-    assert tables.figure(value) == text
+    assert texts.figure(value) == text
 
 
 def test_the_template_travels_with_the_package():
-    assert (Path(html.__file__).parent / "page.html.jinja").is_file()
+    assert (Path(pages.__file__).parent / "page.html.jinja").is_file()
 
 
 # ---- numbers
 
 
 @pytest.fixture(scope="module")
-def prices() -> Report:
+def prices() -> ComparisonReport:
     """Prices from 10 to 1000; the answers are off by 0, 30, 60, 90 ... in turn; two are no numbers."""
     rows = [dspy.Example(product=f"pump {n}", price=10.0 + 10 * n).with_inputs("product") for n in range(100)]
 
@@ -254,11 +259,11 @@ def prices() -> Report:
     ],
 )
 def test_a_number_is_near_within_20_percent_or_40(truth: float, predicted: float, expected: str):
-    assert plots.band(truth, predicted) == expected
+    assert details.band(truth, predicted) == expected
 
 
 def test_as_many_are_near_as_the_metric_within_counts(prices):
-    counts = plots.counts(plots.guesses(prices.comparison, "tuned"))
+    counts = details.band_counts(details.guesses(prices.comparison, "tuned"))
     share = prices.rows[0].scores["within 20% or 40"].value
     assert counts["near"] == round(share * 100)
     assert sum(counts.values()) == 98
@@ -269,26 +274,26 @@ def test_as_many_are_near_as_the_metric_within_counts(prices):
 
 
 def test_the_scatter_holds_a_point_for_each_number_in_its_bands_colour(prices):
-    svg = plots.scatter(prices.comparison, "tuned", "s")
+    svg = details.scatter(prices.comparison, "tuned", "s")
     assert svg is not None
-    counts = plots.counts(plots.guesses(prices.comparison, "tuned"))
-    looks: list[tuple[str, plots.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
+    counts = details.band_counts(details.guesses(prices.comparison, "tuned"))
+    looks: list[tuple[str, details.Band]] = [("--right", "near"), ("--none", "fair"), ("--wrong", "far")]
     for variable, band in looks:
         drawn = len(re.findall(rf"<use [^>]*style=\"[^\"]*var\({variable},", svg))
         # The legend shows one more of each band.
         assert drawn == counts[band] + 1
-    assert plots.number_field(prices.comparison) == "price"
+    assert prices.comparison.number_field == "price"
 
 
 def test_labels_are_no_numbers(report):
-    assert plots.number_field(report.comparison) is None
-    assert plots.scatter(report.comparison, "tuned <b>", "s") is None
+    assert report.comparison.number_field is None
+    assert details.scatter(report.comparison, "tuned <b>", "s") is None
 
 
 def test_what_counts_as_near_is_the_users_to_say(prices, tmp_path):
     strict = dataclasses.replace(prices, near=(0.0, 1.0))
     strict.to_json(tmp_path / "strict.json")
-    again = Report.from_json(tmp_path / "strict.json")
+    again = ComparisonReport.from_json(tmp_path / "strict.json")
     assert again == strict
     assert "| tuned | 25 | 0 | 73 |" in again.markdown()
 
@@ -298,7 +303,7 @@ def test_what_counts_as_near_is_the_users_to_say(prices, tmp_path):
 
 def test_the_precision_recall_curve_is_scikit_learns():
     pairs = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.8), (1.0, 0.3), (0.0, 0.2), (0.0, 0.1)]
-    points = plots.precision_recall_points(pairs)
+    points = details.precision_recall_points(pairs)
     precision, recall, _ = sklearn.metrics.precision_recall_curve(
         [truth for truth, _ in pairs], [share for _, share in pairs]
     )
@@ -321,10 +326,10 @@ class Trained:
 def test_a_job_gives_its_training_and_validation_loss(report, tmp_path):
     known = {"sft": ((1.0, 2.0), (3.0, 1.0)), "sft, validation": ((2.0, 1.5), (3.0, 1.25))}
     assert loss_curves({"sft": Trained()}) == known
-    told = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")], training={"sft": Trained()})
+    told = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")]).annotated(training={"sft": Trained()})
     assert told.training == known
     told.to_json(tmp_path / "told.json")
-    assert Report.from_json(tmp_path / "told.json") == told
+    assert ComparisonReport.from_json(tmp_path / "told.json") == told
     assert "sft, validation from 1.5 to 1.25 in 3 steps" in told.html()
     assert "- sft from 2 to 1 in 3 steps" in told.markdown()
 
@@ -334,7 +339,9 @@ def test_cards_tell_of_the_items_and_of_each_prompt_once():
     tuned, untuned = (OpenAIPredictor(prompt, name, lm=DummyLM([{}])) for name in ("ft:mini:x", "mini"))
     program = dspy.ChainOfThought(dspy.Signature("title -> liked: bool", "Would they like it?"))
     program.predict.demos = [dspy.Example(title="Bees", liked=True)]
-    comparison = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")], cards={"Data": {"items": "mine"}})
+    comparison = compare({"a": Guesses(10)}, ROWS, [metrics.accuracy("liked")]).annotated(
+        cards={"Data": {"items": "mine"}}
+    )
     assert comparison.cards["Data"]["items"] == "mine"
     assert comparison.cards["Data"]["liked"] == "True: 15, False: 15"
     cards = prompt_cards({"tuned": tuned, "untuned": untuned, "few-shot": program, "rule": Guesses(2)})
@@ -351,7 +358,7 @@ def test_free_texts_are_counted_not_listed_and_figures_are_cut():
     told = compare({"a": lambda q: dspy.Prediction(a="x")}, rows, [metrics.exact_match("a")])
     assert told.cards["Data"]["a"] == "5 different ones"
     answers = [Answer(outcome="answered", outputs={"p": p}, latency_ms=1.0) for p in (276.3912128, 45.0, 0.00012345)]
-    assert [items.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
+    assert [details.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
 
 
 def test_what_answers_cost_is_shown_where_prices_are_known():
@@ -360,26 +367,20 @@ def test_what_answers_cost_is_shown_where_prices_are_known():
         prediction.set_lm_usage({"m": {"prompt_tokens": 1000, "completion_tokens": 0}})
         return prediction
 
-    priced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")], usd_per_million_tokens={"a": (2.0, 8.0)})
+    priced = compare(
+        {"a": answers}, ROWS, [metrics.accuracy("liked")], running=RunOptions(usd_per_million_tokens={"a": (2.0, 8.0)})
+    )
     assert "a 2.0000 USD" in priced.html()
     unpriced = compare({"a": answers}, ROWS, [metrics.accuracy("liked")])
-    assert plots.cost(unpriced.comparison, "x") is None
+    assert details.cost(unpriced.comparison, "x") is None
 
 
-def test_the_public_compare_takes_what_the_statistics_take_and_no_other():
-    """Two signatures, so that help and editors show every option where users meet it; they must not part."""
-    from dspy_finetune.evaluation import compare_programs
-
-    ours, theirs = (inspect.signature(one).parameters for one in (compare, compare_programs))
-    assert {name: (ours[name].kind, ours[name].default, ours[name].annotation) for name in theirs} == {
-        name: (one.kind, one.default, one.annotation) for name, one in theirs.items()
-    }
-    assert {"title", "cards"} <= set(ours) - set(theirs)
+def test_every_parameter_of_compare_is_told():
     told = compare.__doc__ or ""
-    assert [name for name in ours if f"        {name}: " not in told] == []
+    assert [name for name in inspect.signature(compare).parameters if f"        {name}: " not in told] == []
 
 
-def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
+def test_parts_noise_and_bias_stand_on_the_page_and_in_markdown():
     rows = [
         dspy.Example(
             title_a="x" * (n + 1),
@@ -399,18 +400,17 @@ def test_parts_noise_and_leanings_stand_on_the_page_and_in_markdown():
         {"dearer": dearer, "first": lambda title_a, title_b: dspy.Prediction(preferred="A")},
         rows,
         [metrics.pairwise_accuracy()],
-        subgroups=["kind"],
-        noise_floor=True,
+        statistics=StatisticsOptions(subgroups=["kind"], noise_floor=True),
     )
-    table = items.leanings(told.comparison)
+    table = details.bias_table(told.comparison)
     assert table is not None
-    assert table.head == ("program", "prefers the first", "prefers the longer", "prefers the dearer")
+    assert table.head == ("program", "prefers the first", "prefers the longer", "prefers the higher price")
     assert {row[0]: row[3].split()[0] for row in table.rows}["dearer"] == "1.000"
     for shown in (told.html(), told.markdown()):
         assert "By parts of the items" in shown
         assert "kind: odd" in shown
         assert "Each program against itself" in shown
-        assert "prefers the dearer" in shown
+        assert "prefers the higher price" in shown
 
 
 def test_half_a_character_is_written_and_read_back(tmp_path):
@@ -418,7 +418,7 @@ def test_half_a_character_is_written_and_read_back(tmp_path):
     rows = [dspy.Example(title=f"half \ud83d {n}", liked=True).with_inputs("title") for n in range(3)]
     whole = compare({"a": lambda title: dspy.Prediction(liked=True)}, rows, [metrics.accuracy("liked")])
     whole.to_json(tmp_path / "report.json")
-    assert Report.from_json(tmp_path / "report.json") == whole
+    assert ComparisonReport.from_json(tmp_path / "report.json") == whole
     whole.to_html(tmp_path / "report.html")
     whole.to_markdown(tmp_path / "report.md")
 
@@ -434,8 +434,8 @@ def test_a_failed_call_is_no_opinion_and_near_numbers_do_not_disagree():
         "fails": fails,
     }
     found = compare(programs, rows, [metrics.mean_absolute_error("price")]).comparison
-    assert [(row.number, row.is_disputed) for row in items.listing(found)][:2] == [(1, True), (2, False)]
-    assert tables.difference_table(found).rows[1][5] == tables.MISSING  # nothing was tested against what always fails
+    assert [(row.number, row.is_disputed) for row in details.item_list(found).items][:2] == [(1, True), (2, False)]
+    assert difference_table(found).rows[1][5] == texts.MISSING  # nothing was tested against what always fails
 
 
 def test_a_text_of_many_thousand_characters_is_opened_on_demand_and_cut():
@@ -448,6 +448,6 @@ def test_a_text_of_many_thousand_characters_is_opened_on_demand_and_cut():
 
 
 def test_a_step_of_training_is_a_whole_number():
-    svg = plots.training({"job": [(1, 2.0), (2, 1.5), (3, 1.1)]}, "t")
+    svg = plots.losses({"job": [(1, 2.0), (2, 1.5), (3, 1.1)]}, "t")
     assert svg is not None
     assert "1.25" not in svg

@@ -27,6 +27,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune._appendlog import AppendLog, HeldLog
 from dspy_finetune.errors import AnswerError, MissingExtraError, RowError, UsageError
+from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.codecs import Codec, codec_of
 from dspy_finetune.values import NUMBER, LabelSet
@@ -289,6 +290,23 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How programs are asked: checkpoint, retries, progress, prices."""
+
+    checkpoint: str | os.PathLike[str] | None = None
+    """A JSONL file that keeps every answer; run again with it to ask only what is missing.
+
+    Programs are known in it by their names.
+    """
+    retry_failed: bool = True
+    """Whether a resumed run asks again what had failed."""
+    on_progress: Callable[[Progress], None] | None = None
+    """Called after each answer; without it a line on stderr tells of runs over 50 items or 2 seconds."""
+    usd_per_million_tokens: Mapping[str, tuple[float, float]] | None = None
+    """Program name to (price of a million prompt tokens, of a million completion tokens)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collected:
     """One program's answers."""
 
@@ -314,24 +332,23 @@ class _Checkpoint:
 def collect(
     programs: Mapping[str, Program],
     inputs: Sequence[Mapping[str, Any]],
-    *,
-    n_threads: int = 8,
-    checkpoint: str | os.PathLike[str] | None = None,
-    retry_failed: bool = True,
-    on_progress: Callable[[Progress], None] | None = None,
+    num_threads: int = 8,
+    run: RunOptions | None = None,
 ) -> dict[str, Collected]:
     """Ask each program in turn about all items.
 
     Ctrl-C lets the calls in flight end, keeps them, and goes on upwards.
     """
+    run = run or RunOptions()
+    on_progress = run.on_progress
     seen: dict[str, int] = {}
     keys = [item_key(one, seen) for one in inputs]
     collected: dict[str, Collected] = {}
     n_total, n_before, n_resumed = len(programs) * len(inputs), 0, 0
-    with _opened(checkpoint) as kept:
+    with _opened(run.checkpoint) as kept:
         for name, program in programs.items():
             known = {key: answer for (owner, key), answer in kept.answers.items() if owner == name}
-            if retry_failed:
+            if run.retry_failed:
                 known = {key: answer for key, answer in known.items() if answer.outcome != "failed"}
             found = {index: known[key] for index, key in enumerate(keys) if key in known}
             n_resumed += len(found)
@@ -356,7 +373,7 @@ def collect(
 
             start = time.perf_counter()
             try:
-                _ask_missing(program, inputs, found, n_threads, save, tell)
+                _ask_missing(program, inputs, found, num_threads, save, tell)
             finally:
                 seconds = time.perf_counter() - start
                 kept.keep({"program": name, "seconds": seconds})
@@ -370,7 +387,7 @@ def _ask_missing(
     program: Program,
     inputs: Sequence[Mapping[str, Any]],
     found: dict[int, Answer],
-    n_threads: int,
+    num_threads: int,
     save: Callable[[int, Answer], None],
     tell: Callable[[Counter[str]], None],
 ) -> None:
@@ -378,7 +395,7 @@ def _ask_missing(
 
     Saving and telling happen in the calling thread.
     """
-    pool = ThreadPoolExecutor(max_workers=max(1, n_threads), thread_name_prefix="compare")
+    pool = ThreadPoolExecutor(max_workers=max(1, num_threads), thread_name_prefix="compare")
     # Each call gets a copy of the caller's context, so that a program that relies on `with dspy.context(lm=...)`
     # finds it.
     pending: dict[Future[Answer], int] = {
@@ -436,3 +453,60 @@ def _read(log: HeldLog, kept: _Checkpoint) -> None:
                 line=line,
                 remedy="name another file, or delete this one to ask everything anew",
             ) from error
+
+
+# ---- the same questions asked twice, past DSPy's cache
+
+AGAIN = " (asked again)"
+"""What a program's name ends in where its second answers stand."""
+
+
+def ask_again(
+    programs: Mapping[str, Program], inputs: Sequence[Mapping[str, Any]], num_threads: int, run: RunOptions
+) -> dict[str, Collected]:
+    """Each program's second answers, past DSPy's cache, under names of their own in the checkpoint."""
+    twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
+    found = collect(twins, inputs, num_threads, run)
+    return {name: found[name + AGAIN] for name in programs}
+
+
+def uncached(program: Program) -> Program:
+    """A copy of a DSPy module whose language models pass by DSPy's cache; any other callable as it is.
+
+    A model that a module takes from `dspy.settings` is passed by the cache too.
+    """
+    if not isinstance(program, dspy.Module):
+        return program
+    twin = program.deepcopy()
+    for _, part in [("", twin), *twin.named_sub_modules()]:
+        if isinstance(part, FinetunedPredictor):
+            _without_cache(part)
+        elif isinstance(getattr(part, "lm", None), dspy.BaseLM):
+            part.lm = part.lm.copy(cache=False)
+    return _Uncached(twin)
+
+
+def _without_cache(predictor: FinetunedPredictor) -> None:
+    predictor.lm_options = {**predictor.lm_options, "cache": False}
+    if predictor._given_lm is not None:
+        predictor._given_lm = predictor._given_lm.copy(cache=False)
+    predictor._lm = None
+
+
+class _Uncached:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, **inputs: Any) -> Any:
+        with _settings_uncached():
+            return self.program(**inputs)
+
+
+@contextlib.contextmanager
+def _settings_uncached() -> Iterator[None]:
+    lm = dspy.settings.lm
+    if not isinstance(lm, dspy.BaseLM):
+        yield
+        return
+    with dspy.context(lm=lm.copy(cache=False)):
+        yield

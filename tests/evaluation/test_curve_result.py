@@ -8,7 +8,6 @@ import pytest
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import CurvePoint, CurveRun, LearningCurve, MarginalValue, MetricFacts
 from dspy_finetune.evaluation.statistics import Interval
-from dspy_finetune.report import CurveReport
 
 EVIL = "<script>m</script>"
 
@@ -17,7 +16,7 @@ def interval(value: float, half: float) -> Interval:
     return Interval(value=value, low=value - half, high=value + half, n=50, method="t")
 
 
-def report(*, higher: bool = False, change: Interval | None = None, error: str | None = None) -> CurveReport:
+def curve(*, higher: bool = False, change: Interval | None = None, error: str | None = None) -> LearningCurve:
     runs = tuple(
         CurveRun(
             base_model=EVIL, n_epochs=1, n_rows=n, seed=0, job_id=f"j{n}", model=f"m{n}", is_new=True,
@@ -27,9 +26,9 @@ def report(*, higher: bool = False, change: Interval | None = None, error: str |
     )  # fmt: skip
     margin = MarginalValue(
         base_model=EVIL, n_epochs=1, n_rows=100, n_more=100, change=change or interval(-0.05, 0.02), cost_usd=1.0,
-        foretold=0.41, measured=0.4,
+        extrapolated=0.41, measured=0.4,
     )  # fmt: skip
-    curve = LearningCurve(
+    return LearningCurve(
         metric=MetricFacts(name="error", kind="mean", higher_is_better=higher, field="y"),
         runs=runs,
         points=()
@@ -44,14 +43,13 @@ def report(*, higher: bool = False, change: Interval | None = None, error: str |
         confidence=0.95,
         not_checked=("Plateaus.",),
     )
-    return CurveReport(curve=curve)
 
 
 def test_the_table_has_a_row_per_size_with_score_and_cost():
-    lines = report().table().splitlines()
+    lines = curve().table().splitlines()
     assert lines[0].startswith(f"rows  {EVIL}, 1 epoch: error [95%]   USD")
     assert lines[2].split() == ["50", "0.800", "[0.700,", "0.900]", "0.50"]
-    assert report().curve.cost_usd == 1.5
+    assert curve().cost_usd == 1.5
 
 
 @pytest.mark.parametrize(("higher", "change", "doubts"), [
@@ -61,15 +59,15 @@ def test_the_table_has_a_row_per_size_with_score_and_cost():
     (True, interval(0.05, 0.02), False),
 ])  # fmt: skip
 def test_the_sentence_says_whether_more_examples_surely_help(higher, change, doubts):
-    (sentence,) = report(higher=higher, change=change).sentences
+    (sentence,) = curve(higher=higher, change=change).sentences
     assert "100 examples beyond 100 would change error by" in sentence
     assert "for $1.00 more per training" in sentence
     assert ("does not exclude that they bring nothing" in sentence) is doubts
-    assert "foretell 0.410 at 100 rows; measured: 0.400" in sentence
+    assert "Extrapolated from the smaller sizes: 0.410 at 100 rows; measured: 0.400" in sentence
 
 
 def test_the_page_and_the_pictures_are_well_formed_and_escape_names(tmp_path: Path):
-    one = report()
+    one = curve()
     one.to_html(tmp_path / "c.html")
     page = (tmp_path / "c.html").read_text()
     assert "<script" not in page
@@ -82,18 +80,18 @@ def test_the_page_and_the_pictures_are_well_formed_and_escape_names(tmp_path: Pa
 
 
 def test_json_keeps_the_whole_curve_and_markdown_the_facts(tmp_path: Path):
-    one = report()
+    one = curve()
     one.to_json(tmp_path / "c.json")
-    assert CurveReport.from_json(tmp_path / "c.json") == one
+    assert LearningCurve.from_json(tmp_path / "c.json") == one
     one.to_markdown(tmp_path / "c.md")
     assert "- Plateaus." in (tmp_path / "c.md").read_text()
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(DataError, match="not a learning curve"):
-        CurveReport.from_json(tmp_path / "x.json")
+        LearningCurve.from_json(tmp_path / "x.json")
 
 
 def test_runs_without_a_model_are_told_and_draw_nothing(tmp_path: Path):
-    one = report(error="the job failed")
+    one = curve(error="the job failed")
     assert str(one).count("no model: the job failed") == 2
     assert one.svg() is None
     assert "<figure" not in one.html()

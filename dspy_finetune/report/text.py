@@ -1,0 +1,157 @@
+"""Sections as text: figures as they are read, tables for a terminal, whole sections as Markdown.
+
+In: `Section`s and `Table`s. Out: text with the numbers of the HTML page; pictures are left out, and of a list of items
+only the first disputed ones are shown. Figures carry three decimals below ten and fewer above.
+Not covered: HTML (page.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from dspy_finetune.report.blocks import Block, Bullets, Curves, Facts, Heading, ItemList, Plots, Section, Table, Text
+
+MISSING = "–"
+"""What stands where there is no figure."""
+
+MAX_ITEMS = 30
+"""Disputed items that are listed."""
+
+MAX_TEXT = 160
+"""Characters of an input or an answer."""
+
+
+class Ranged(Protocol):
+    """A figure with its confidence interval."""
+
+    @property
+    def value(self) -> float | None:
+        """The figure; None where it is not defined."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end; None without an interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
+
+def figure(value: float | None, *, sign: bool = False) -> str:
+    """A figure: three decimals below ten, then whole thousands with commas."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    plus = "+" if sign else ""
+    if abs(value) < 10:
+        return f"{value:{plus}.3f}".replace("-", "−")
+    return f"{value:{plus},.{1 if abs(value) < 1000 else 0}f}".replace("-", "−")
+
+
+def with_interval(interval: Ranged, *, sign: bool = False) -> str:
+    """A figure and its interval: `0.812 [0.741, 0.867]`."""
+    text = figure(interval.value, sign=sign)
+    if interval.value is None or interval.low is None:
+        return text
+    return f"{text} [{figure(interval.low, sign=sign)}, {figure(interval.high, sign=sign)}]"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands apart."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value as it is read: `0.012`, `< 0.001`."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns: names to the left, figures to the right."""
+    cells = [table.head, *table.rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.head))]
+    lines = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (zip(row, widths, strict=True) for row in cells)
+    ]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table; bars and markup in names are escaped."""
+    lines = [table.head, tuple(":--" if not column else "--:" for column in range(len(table.head))), *table.rows]
+    return "\n".join(
+        "| " + " | ".join(cell if number == 1 else escape_markdown(cell) for cell in line) + " |"
+        for number, line in enumerate(lines)
+    )
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = " ".join(text.split())
+    for character in "\\`*_|[]#":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown(section: Section) -> str:
+    """The whole section as a Markdown document."""
+    parts = [f"# {escape_markdown(section.title)}"]
+    if section.verdict is not None:
+        parts.append(escape_markdown(section.verdict))
+    for block in section.blocks:
+        parts += _markdown_of(block)
+    told = losses(section.training)
+    if told:
+        parts += ["## Training loss", "\n".join(f"- {escape_markdown(one)}" for one in told)]
+    if section.not_checked:
+        parts += ["## Not checked", "\n".join(f"- {escape_markdown(one)}" for one in section.not_checked)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_of(block: Block) -> Iterator[str]:
+    if isinstance(block, Heading):
+        yield f"## {escape_markdown(block.text)}"
+    elif isinstance(block, Text):
+        # A note carries its own emphasis; any other text is shown as it is.
+        yield block.text if block.is_note else escape_markdown(block.text)
+    elif isinstance(block, Table):
+        yield as_markdown(block)
+    elif isinstance(block, Bullets):
+        yield "\n".join(f"- {escape_markdown(one)}" for one in block.lines)
+    elif isinstance(block, Facts):
+        yield "\n".join(f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in block.facts.items())
+    elif isinstance(block, ItemList):
+        yield from _disputed(block)
+    else:
+        assert isinstance(block, Plots)  # the tables say the same
+
+
+def _disputed(block: ItemList) -> Iterator[str]:
+    if not block.n_disputed:
+        return
+    told = f"## Where the programs disagree: {block.n_disputed:,} of {len(block.items):,} items"
+    yield told + (f", the first {MAX_ITEMS}" if block.n_disputed > MAX_ITEMS else "")
+    shown = [one for one in block.items if one.is_disputed][:MAX_ITEMS]
+    rows = tuple(
+        (str(one.number), *map(_cut, (*one.inputs, one.label, *(said.text for said in one.answers)))) for one in shown
+    )
+    yield as_markdown(Table(head=("#", *block.inputs, "label", *block.programs), rows=rows))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def losses(curves: Curves) -> list[str]:
+    """Each loss curve in words: where it begins and ends."""
+    known = {name: [(step, loss) for step, loss in rows if math.isfinite(loss)] for name, rows in curves.items()}
+    return [
+        f"{name} from {rows[0][1]:.3g} to {rows[-1][1]:.3g} in {rows[-1][0]:,.0f} steps"
+        for name, rows in known.items()
+        if rows
+    ]
