@@ -3,9 +3,9 @@
 In: a predictor and rows. Out: the same file that `bulk.predict` writes. What was cut, sent and answered stands in the
 folder `OUTPUT.batch`, so that the same call goes on after any crash, on any day:
 
-    run.json        what the run is, and its parts; written before anything is sent (batch_folder.py)
-    rows.jsonl      a line for each row; part-0001.jsonl, ...: its requests (batch_files.py)
-    journal.jsonl   what was sent, and what became of it (batch_run.py)
+    run.json        what the run is, and its parts; written before anything is sent
+    rows.jsonl      a line for each row; part-0001.jsonl, ...: its requests
+    journal.jsonl   what was sent, and what became of it
 
 A batch that was refused because the queue is full waits until others have ended; what expired, or failed in a way that
 may pass, goes into another batch.
@@ -23,15 +23,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dspy_finetune._files import atomic_writer, read_json, write_json
 from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.bulk.asking import RowFailedError, is_completion, outcome_of
-from dspy_finetune.bulk.predict import RowOptions, Task
-from dspy_finetune.bulk.progress import BulkResult, Meter, Prices, Progress
-from dspy_finetune.bulk.reader import InputRow, Outcome, Rows, dump_json, write_output
-from dspy_finetune.bulk.requests import Tokens, is_wired
+from dspy_finetune.bulk.predict import Task
+from dspy_finetune.bulk.rate_limit import Prices
+from dspy_finetune.bulk.reader import (
+    DEFAULT_FILES,
+    FileOptions,
+    InputRow,
+    Outcome,
+    Rows,
+    Tokens,
+    dump_json,
+    write_output,
+)
+from dspy_finetune.bulk.requests import RowFailedError, is_completion, is_wired, outcome_of
+from dspy_finetune.bulk.run import BulkResult, Meter, Progress
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
@@ -40,23 +49,27 @@ from dspy_finetune.jobs.journal import Entry, Journal
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.predictors.base import FinetunedPredictor
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-# ----------------------------------------------------------------------------------------------------
-# rows cut into files of requests for a batch interface, and answers found again by their custom id.
-#
-# In: input rows, or the files that a host sent back. Out: `rows.jsonl` (a line for each row), `part-0001.jsonl` (its
-# requests, within the interface's limits), and for each row its completions. A row's requests stand in one part. Only
-# the places of a part's answers are held in memory, never the answers.
-
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
 """Of one file, as OpenAI's guide has them."""
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """The size of a file of requests, and how often the host is asked what became of it."""
+
+    max_requests: int = MAX_REQUESTS
+    """Requests in one file."""
+    max_bytes: int = MAX_BYTES
+    """Bytes in one file."""
+    poll_seconds: float = 30.0
+    """Between two looks at the batches."""
+
+
+DEFAULT_LIMITS = BatchLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +86,8 @@ class Part:
     """Its size; 0 where there is nothing to ask."""
 
 
-def cut(
-    rows: Iterable[InputRow], folder: Path, *, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES
-) -> list[Part]:
-    """Write `rows.jsonl` and the parts. Raises FileError."""
+def cut(rows: Iterable[InputRow], folder: Path, limits: BatchLimits) -> list[Part]:
+    """Write `rows.jsonl` and the parts; a row's requests stand in one of them. Raises FileError."""
     parts: list[Part] = []
     stream = iter(rows)
     row = next(stream, None)
@@ -88,7 +99,8 @@ def cut(
                 while row is not None:
                     lines = [request_line(custom_id(row.index, number), body) for number, body in enumerate(row.bodies)]
                     size = sum(map(len, lines))
-                    if n_rows and (n_requests + len(lines) > max_requests or n_bytes + size > max_bytes):
+                    is_full = n_requests + len(lines) > limits.max_requests or n_bytes + size > limits.max_bytes
+                    if n_rows and is_full:
                         break
                     target.writelines(lines)
                     kept.write(_row_line(row))
@@ -117,7 +129,10 @@ def request_line(identity: str, body: bytes) -> bytes:
 
 
 class Answers:
-    """The answers of one part, in files in the order of the attempts: a later answer replaces an earlier failure."""
+    """The answers of one part, in files in the order of the attempts: a later answer replaces an earlier failure.
+
+    Only their places are held in memory, never the answers.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -204,12 +219,7 @@ def _row_line(row: InputRow) -> bytes:
     return dump_json(saved) + b"\n"
 
 
-# ----------------------------------------------------------------------------------------------------
-# the folder of one run by batches: what was cut, what came back, and what is still missing.
-#
-# In: a task. Out: a `BatchFolder` with its parts; the requests of a part that have no answer yet; every row with its
-# outcome. Everything is found again after any crash. Not covered: what was sent and created (the journal,
-# batch_run.py).
+# ---- The folder of a run: what was cut, what came back, and what is still missing
 
 MAX_ATTEMPTS = 3
 """Batches for one part; those refused because the queue was full are not counted."""
@@ -221,8 +231,7 @@ class BatchFolder:
     Args:
         path: The folder.
         task: What is asked.
-        max_requests: Of one part.
-        max_bytes: Of one part.
+        limits: Of one part.
 
     Raises:
         UsageError: It holds another run, of which something was sent.
@@ -230,12 +239,12 @@ class BatchFolder:
         FileError: It cannot be read or written.
     """
 
-    def __init__(self, path: Path, task: Task, *, max_requests: int, max_bytes: int) -> None:
+    def __init__(self, path: Path, task: Task, limits: BatchLimits) -> None:
         self.path = path
         self.journal = Journal(path / "journal.jsonl")
         found = self._found(task)
         if found is None:
-            parts = cut(task.rows, path, max_requests=max_requests, max_bytes=max_bytes)
+            parts = cut(task.rows, path, limits)
             found = {"id": uuid.uuid4().hex, "run": task.described, "parts": [asdict(part) for part in parts]}
             write_json(path / "run.json", found)  # nothing is sent before it is there
         self.id = str(found["id"])
@@ -340,12 +349,9 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-# ----------------------------------------------------------------------------------------------------
-# how far the batches of a run are: rows, rate, time left and cost, from what the host counts.
-#
-# In: looks at batches, and the answers that were fetched. Out: `Progress`. Batches are answered in bursts, so that the
-# rate is that since this run began to look. The cost is that of the answers that are here, and of the tokens that the
-# host has counted for others: never an estimate.
+# ---- How far the batches of a run are. They are answered in bursts, so that the rate is that since this run began to
+# look. The cost is that of the answers that are here, and of the tokens that the host has counted for others: never an
+# estimate.
 
 
 class BatchProgress:
@@ -413,12 +419,10 @@ class BatchProgress:
         return self._folder.n_rows * n_requests / self._folder.n_requests
 
 
-# ----------------------------------------------------------------------------------------------------
-# every part of a run sent as a batch, looked at and collected, across crashes, full queues and expiry.
-#
-# In: a folder of requests and its journal: uploaded, creating, created, not_created, ended, collected, each written
-# before the next step. Out: the folder with the answers. At most one batch is under way for a part: a request to create
-# one whose fate is unknown is settled by the host's own list, where a batch carries its part's name.
+# ---- Every part sent as a batch, looked at and collected, across crashes, full queues and expiry. The journal says
+# uploaded, creating, created, not_created, ended, collected, each written before the next step. At most one batch is
+# under way for a part: a request to create one whose fate is unknown is settled by the host's own list, where a batch
+# carries its part's name.
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 QUEUE_CODES = frozenset({"token_limit_exceeded", "request_limit_exceeded", "rate_limit_exceeded"})
@@ -591,18 +595,18 @@ class BatchRun:
         return self._journal.append(part.name, event, at=CLOCK.now(), **facts)
 
 
-# ----------------------------------------------------------------------------------------------------
 def predict(
     predictor: FinetunedPredictor,
     examples: Any,
     output: str | os.PathLike[str],
     *,
+    keep: Literal["inputs", "all"] | Sequence[str] = "inputs",
+    prefix: str = "",
     max_usd: float | None = None,
-    max_requests: int = MAX_REQUESTS,
-    max_bytes: int = MAX_BYTES,
-    poll_seconds: float = 30.0,
+    overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    **options: Unpack[RowOptions],
+    files: FileOptions = DEFAULT_FILES,
+    limits: BatchLimits = DEFAULT_LIMITS,
 ) -> BulkResult:
     """Ask a predictor about every row by batches; see `bulk.predict` for what comes out.
 
@@ -610,14 +614,14 @@ def predict(
         predictor: One of this library's predictors, on a host with a batch interface.
         examples: See `bulk.predict`.
         output: The file.
+        keep: See `bulk.predict`.
+        prefix: Put before the names of the prediction's fields.
         max_usd: Nothing is sent if the estimate, by the batch prices and with every answer as long as it may be, is
             above this.
-        max_requests: Requests in one file.
-        max_bytes: Bytes in one file.
-        poll_seconds: Between two looks at the batches.
+        overwrite: Replace an output that is there already.
         on_progress: Called with the `Progress` after each look. The cost is that of the answers that are here.
-        **options: `keep`, `prefix`, `rename`, `format`, `split`, `limit`, `output_format`, `overwrite`: as in
-            `bulk.predict`.
+        files: See `bulk.predict`; `checkpoint` has no meaning here.
+        limits: The size of a file of requests, and how often the host is asked.
 
     Raises:
         UsageError: An argument is wrong, or the folder belongs to another run.
@@ -631,14 +635,16 @@ def predict(
     target = Path(output)
     path = target.with_name(f"{target.name}.batch")
     started = time.monotonic()
-    task = Task.of(predictor, examples, target, kept_at=path, **options)
+    task = Task.of(
+        predictor, examples, target, kept_at=path, keep=keep, prefix=prefix, overwrite=overwrite, files=files,
+    )  # fmt: skip
     prices = Prices(predictor, is_batch=True)
     with Journal(path / "journal.jsonl").lock("run"):
-        folder = BatchFolder(path, task, max_requests=max_requests, max_bytes=max_bytes)
+        folder = BatchFolder(path, task, limits)
         if max_usd is not None and not folder.journal.entries():
             _check_budget(predictor, folder, prices, max_usd)
         run = BatchRun(predictor.host, folder, prices, on_progress)
-        run.finish(poll_seconds)
+        run.finish(limits.poll_seconds)
         passes: list[Meter] = []  # Parquet reads the rows twice: the figures are those of the last pass
 
         def finished() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""checkpoint.py: every answer on the disk as soon as it is there, so that a killed run never asks for it again.
+"""Every answer on the disk as soon as it is there, so that a killed run never asks for it again.
 
 In: answered rows, in any order. Out: the same rows found again by their number, and all of them in the input's order.
 
@@ -18,11 +18,10 @@ from typing import Any, BinaryIO
 
 from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import file_error
-from dspy_finetune.bulk.reader import InputRow, Outcome
-from dspy_finetune.bulk.requests import Tokens
+from dspy_finetune.bulk.reader import InputRow, Outcome, Tokens
 from dspy_finetune.errors import DataError, UsageError
 
-VERSION = 1
+VERSION = 2
 WINDOW = 10_000
 """How far ahead of the oldest unanswered row another may be answered."""
 

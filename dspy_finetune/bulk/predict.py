@@ -17,25 +17,31 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import dspy
 
-from dspy_finetune.bulk.asking import Persistence, Timing
 from dspy_finetune.bulk.checkpoint import Checkpoint
-from dspy_finetune.bulk.progress import BulkResult, Progress
-from dspy_finetune.bulk.reader import OutputFormat, Rows, dump_json, fingerprint, load_json, output_format, write_output
-from dspy_finetune.bulk.run import Run
-from dspy_finetune.data.readers import Format
+from dspy_finetune.bulk.rate_limit import DEFAULT_RETRY, RetryPolicy
+from dspy_finetune.bulk.reader import (
+    DEFAULT_FILES,
+    FileOptions,
+    OutputFormat,
+    Rows,
+    dump_json,
+    fingerprint,
+    load_json,
+    output_format,
+    write_output,
+)
+from dspy_finetune.bulk.requests import known_bodies
+from dspy_finetune.bulk.run import BulkResult, Progress, Run
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
-# ----------------------------------------------------------------------------------------------------
-# a coroutine brought to its end from code that does not wait for coroutines, and ended where that code is.
-#
-# In: a coroutine function. Out: its result. It runs in an event loop of its own, in this thread or, beside a loop
-# that runs already (a notebook), in another. Ctrl-C there, or a cancelled `await` elsewhere, ends it: nothing goes on
-# asking, and paying, behind the caller's back.
+# ---- A coroutine brought to its end from code that does not wait for coroutines. It runs in an event loop of its own,
+# in this thread or, beside a loop that runs already (a notebook), in another. Ctrl-C there, or a cancelled `await`
+# elsewhere, ends it: nothing goes on asking, and paying, behind the caller's back.
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -116,26 +122,7 @@ def in_thread(function: Callable[P, T], *, name: str, doc: str) -> Callable[P, A
     return call
 
 
-# ----------------------------------------------------------------------------------------------------
-# what a bulk run asks and where it writes: the same for every way of asking.
-#
-# In: a program, a source of rows, an output. Out: a `Task`: the rows ready to be asked, the output's format, and what
-# the run is, in words that a later run with the same output is compared with. Nothing has been asked yet.
-
-_output_format = output_format  # the argument of the same name hides it
-
-
-class RowOptions(TypedDict, total=False):
-    """What `bulk.predict` says of rows and output, for the other ways of asking; see there."""
-
-    keep: Literal["inputs", "all"] | Sequence[str]
-    prefix: str
-    rename: Mapping[str, str] | None
-    format: Format | None
-    split: str | None
-    limit: int | None
-    output_format: OutputFormat | None
-    overwrite: bool
+# ---- What a bulk run asks and where it writes: the same for every way of asking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +151,8 @@ class Task:
         inputs: Sequence[str] | None = None,
         keep: Literal["inputs", "all"] | Sequence[str] = "inputs",
         prefix: str = "",
-        rename: Mapping[str, str] | None = None,
-        format: Format | None = None,
-        split: str | None = None,
-        limit: int | None = None,
-        output_format: OutputFormat | None = None,
         overwrite: bool = False,
+        files: FileOptions = DEFAULT_FILES,
     ) -> Task:
         """The arguments of `bulk.predict` made into a task; `kept_at` is where a run under way keeps its answers.
 
@@ -178,22 +161,20 @@ class Task:
             FileError: The source cannot be read.
             MissingExtraError: Parquet without the extra `data`.
         """
-        kind = _output_format(output, output_format)
+        kind = output_format(output, files.output_format)
         if output.exists() and not kept_at.exists() and not overwrite:
             raise UsageError(f"{output} is there already; choose another output, or overwrite=True replaces it")
-        rows = Rows(
-            program, examples, inputs=inputs, keep=keep, prefix=prefix, rename=rename, format=format, split=split,
-            limit=limit,
-        )  # fmt: skip
+        bodies = known_bodies(program)
+        rows = Rows(program, examples, bodies=bodies, inputs=inputs, keep=keep, prefix=prefix, files=files)
         marks = fingerprint(examples)
         kept = keep if isinstance(keep, str) else list(keep)
-        settings = {"keep": kept, "prefix": prefix, "rename": dict(rename or {})}
+        settings = {"keep": kept, "prefix": prefix, "rename": dict(files.rename or {})}
         return cls(
             rows=rows,
-            n_total=_n_total(examples, marks, limit),
+            n_total=_n_total(examples, marks, files.limit),
             output=output,
             format=kind,
-            described={**_describe(program), "input": marks.get("sha256"), "limit": limit, "settings": settings},
+            described={**_describe(program), "input": marks.get("sha256"), "limit": files.limit, "settings": settings},
         )
 
 
@@ -206,6 +187,7 @@ def _describe(program: Any) -> dict[str, Any]:
     if isinstance(program, FinetunedPredictor):
         state = load_json(dump_json(program.dump_state()))
         del state["prompt"]  # its digest stands for it
+        state.pop("top_logprobs", None)  # it changes no answer's words; a host may have had it lowered
         named = {"program": "predictor", "model": "model", "host": "host", "prompt": "prompt_digest"}
         return {name: state.pop(key) for name, key in named.items()} | {"options": state}
     kind = program if isinstance(program, type) or hasattr(program, "__qualname__") else type(program)
@@ -232,7 +214,9 @@ def _n_total(examples: Any, marks: Mapping[str, Any], limit: int | None) -> int 
     return found if limit is None else min(found, limit)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The run
+
+
 def predict(
     predictor: Callable[..., Any],
     examples: Any,
@@ -241,26 +225,18 @@ def predict(
     inputs: Sequence[str] | None = None,
     keep: Literal["inputs", "all"] | Sequence[str] = "inputs",
     prefix: str = "",
-    rename: Mapping[str, str] | None = None,
-    format: Format | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-    output_format: OutputFormat | None = None,
     concurrency: int = 64,
-    max_retries: int = 5,
-    timeout_seconds: float = 120.0,
-    patience_seconds: float = 600.0,
     max_usd: float | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    timing: Timing | None = None,
+    retry: RetryPolicy = DEFAULT_RETRY,
+    files: FileOptions = DEFAULT_FILES,
 ) -> BulkResult:
     """Ask a program about every row, and write every row with its answer or with the reason why there is none.
 
     The output holds, for each row of the input and in its order, the kept fields, the prediction's fields, and
-    `status` ("answered", "unreadable", "failed", "bad_row"), `error` and `answer_text` (what the model said where that
-    cannot be read). It appears under its name when it is complete. Until then every answer is kept in
+    `status` ("answered", "parse_failure", "no_answer", "failed", "bad_row"), `error` and `answer_text` (what the model
+    said where that is no answer). It appears under its name when it is complete. Until then every answer is kept in
     `OUTPUT.checkpoint`: the same call after a crash goes on where it was, and asks for no answered row again.
 
     A predictor of this library is asked over a lean HTTP path with the messages of its prompt, and read by its own
@@ -274,21 +250,14 @@ def predict(
         inputs: The fields that the program is called with, where neither it nor the examples say so.
         keep: Fields of the input that go into the output: "inputs", "all", or names.
         prefix: Put before the names of the prediction's fields.
-        rename: From the name in the source to the name wanted.
-        format: Of the source, where its name does not tell.
-        split: Of a data set with several.
-        limit: Take the first so many rows.
-        output_format: "jsonl" or "parquet", where the name does not tell.
-        concurrency: The most requests under way. The number in force follows the host: it doubles from 8, halves at a
-            429, and waits as the rate-limit headers and Retry-After say.
-        max_retries: Further tries of a request that the host failed; refusals (429) are not counted.
-        timeout_seconds: For one answer.
-        patience_seconds: So long without a single answer, and the run ends with HostError.
+        concurrency: Maximum number of concurrent requests. The number in force follows the host: it doubles from 8,
+            halves at a 429, and waits as the rate-limit headers and Retry-After say.
         max_usd: The most to spend, earlier runs of this checkpoint among it.
-        checkpoint: Where answers are kept until the output is complete.
         overwrite: Replace an output that is there already.
         on_progress: Called twice a second with the `Progress`.
-        timing: Clock, sleep and chance.
+        retry: When a failed request is sent again, its timeout, and how long a silent host is waited for.
+        files: How the source is read (`rename`, `format`, `split`, `limit`), and where and how the answers are kept
+            (`output_format`, `checkpoint`).
 
     Raises:
         UsageError: An argument is wrong, the output exists, or the checkpoint belongs to another run.
@@ -298,15 +267,13 @@ def predict(
         FileError: A file cannot be read or written.
         MissingExtraError: Parquet without the extra `data`.
     """
-    if concurrency < 1 or max_retries < 0 or timeout_seconds <= 0 or patience_seconds <= 0:
-        raise UsageError(
-            "concurrency must be at least 1, max_retries at least 0, timeout_seconds and patience_seconds above 0"
-        )
+    if concurrency < 1:
+        raise UsageError(f"concurrency must be at least 1, found {concurrency}")
     target = Path(output)
-    kept_at = Path(checkpoint) if checkpoint is not None else target.with_name(f"{target.name}.checkpoint")
+    kept_at = Path(files.checkpoint) if files.checkpoint else target.with_name(f"{target.name}.checkpoint")
     task = Task.of(
-        predictor, examples, target, kept_at=kept_at, inputs=inputs, keep=keep, prefix=prefix, rename=rename,
-        format=format, split=split, limit=limit, output_format=output_format, overwrite=overwrite,
+        predictor, examples, target, kept_at=kept_at, inputs=inputs, keep=keep, prefix=prefix, overwrite=overwrite,
+        files=files,
     )  # fmt: skip
     kept = Checkpoint(kept_at, task.described)
     one: Run | None = None
@@ -317,11 +284,9 @@ def predict(
             kept=kept,
             n_total=task.n_total,
             concurrency=concurrency,
-            persistence=Persistence(max_retries=max_retries, patience_seconds=patience_seconds),
-            timeout_seconds=timeout_seconds,
+            policy=retry,
             max_usd=max_usd,
             on_progress=on_progress,
-            timing=timing or Timing(),
         )
         started = time.monotonic()
         run_to_end(one.answer_all)

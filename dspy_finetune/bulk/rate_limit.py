@@ -1,28 +1,81 @@
-"""how many requests may be under way, and when the next may leave, learnt from what the host answers.
+"""What holds requests back: adaptive rate limiter, concurrency limiter, retry policy, circuit breaker, budget.
 
-In: answers, their rate-limit headers, refusals (429). Out: a limit that doubles until the first refusal, then grows by
-one for each round of answers and halves at a refusal (additive increase, multiplicative decrease: Chiu and Jain, 1989),
-and a time before which nothing leaves. The clock and the generator are the caller's. Not covered: which failures are
-worth another try (asking.py).
+In: answers, their rate-limit headers, refusals (429), failures, prices. Out: when the next request may leave, whether a
+failed one is sent again, and when a run ends because no request will get an answer or the money is spent. Not covered:
+which failures are worth another try (requests.py).
+
+The adaptive rate limiter doubles the number of requests under way until the first refusal, then adds one for each round
+of answers and halves at a refusal (additive increase, multiplicative decrease: Chiu and Jain, 1989).
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Any
+
+from dspy_finetune.bulk.reader import Outcome, Tokens
+from dspy_finetune.errors import BudgetError, HostError, UsageError
+from dspy_finetune.export.cost import InferenceCost, inference_cost
+from dspy_finetune.predictors.base import FinetunedPredictor
 
 FIRST_LIMIT = 8.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
+FAILURES_BEFORE_BREAK = 50
+"""So many failed rows before the first answer: something is wrong with all of them."""
 
 _KINDS = ("requests", "tokens")
 _PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_MILLION = 1_000_000
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
-class Pace:
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Clock, sleep and chance; tests bring their own."""
+
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, from any start."""
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    """Waits so many seconds."""
+    generator: random.Random = field(default_factory=random.Random)
+    """For jitter."""
+
+
+SYSTEM_TIMING = Timing()
+"""What runs go by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """When a request is sent again, and when a run ends."""
+
+    max_retries: int = 5
+    """Further tries of a request that the host failed; refusals (429) are not counted."""
+    timeout_seconds: float = 120.0
+    """For one answer."""
+    patience_seconds: float = 600.0
+    """So long without a single answer, and the run ends with HostError."""
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0 or self.timeout_seconds <= 0 or self.patience_seconds <= 0:
+            raise UsageError(
+                "max_retries must be at least 0, timeout_seconds and patience_seconds above 0; found "
+                f"{self.max_retries}, {self.timeout_seconds} and {self.patience_seconds}"
+            )
+
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+class AdaptiveRateLimiter:
     """The limit on requests under way, and the pause that is in force."""
 
     def __init__(self, *, most: int, clock: Callable[[], float], generator: random.Random) -> None:
@@ -115,6 +168,163 @@ class Pace:
             self._hold(min(reset * missing / used, reset) if used > 0 else reset)
 
 
+class ConcurrencyLimiter:
+    """Lets requests leave as the rate limiter says, and learns from how they end."""
+
+    def __init__(self, rate: AdaptiveRateLimiter, timing: Timing, policy: RetryPolicy) -> None:
+        self.rate = rate
+        self.timing = timing
+        self.policy = policy
+        self.n_retries = 0
+        self.last_answer_at = timing.clock()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> int:
+        """Wait until a request may leave."""
+        while (wait := self.rate.wait_seconds()) != 0.0:
+            if wait is None:
+                turn = asyncio.get_running_loop().create_future()
+                self._waiting.append(turn)
+                await turn
+            else:
+                await self.timing.sleep(wait)
+        return self.rate.leave()
+
+    def wake(self) -> None:
+        """A request has ended: let as many go on as now may."""
+        free = int(self.rate.limit) - self.rate.n_in_flight
+        while free > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
+
+    def alive(self) -> None:
+        """The host has answered."""
+        self.last_answer_at = self.timing.clock()
+
+    def gives_up(self, n_failures: int, first_at: float, *, is_away: bool) -> bool:
+        """Whether a row's next try is one too many: only where it is the row that fails, not the host that is gone."""
+        is_host_up = self.last_answer_at > first_at or not is_away
+        return n_failures > self.policy.max_retries and is_host_up
+
+    def has_lost_patience(self) -> bool:
+        """Whether the host has been silent too long."""
+        return self.timing.clock() - self.last_answer_at > self.policy.patience_seconds
+
+
+class CircuitBreaker:
+    """Ends a run whose first rows all fail: the rest would, too."""
+
+    def __init__(self) -> None:
+        self._n_failed: int | None = 0
+
+    def check(self, outcome: Outcome) -> None:
+        """Take in an outcome; raises HostError at the fiftieth failure before any answer."""
+        if outcome.status in ("answered", "parse_failure", "no_answer"):
+            self._n_failed = None
+        elif outcome.status == "failed" and self._n_failed is not None:
+            self._n_failed += 1
+            if self._n_failed >= FAILURES_BEFORE_BREAK:
+                raise HostError(
+                    f"the first {FAILURES_BEFORE_BREAK} rows that were asked all failed, the last one so: "
+                    f"{outcome.error}"
+                )
+
+
+class Prices:
+    """What a predictor's tokens cost on its host."""
+
+    def __init__(self, program: Any, *, is_batch: bool = False) -> None:
+        self._model = program.model if isinstance(program, FinetunedPredictor) and program.host is not None else None
+        self._host = program.host.kind.name if self._model is not None else ""
+        self._is_batch = is_batch
+        each = self.of(Tokens(n_input=_MILLION, n_output=_MILLION))
+        self.unknown: str | None = each.unknown if each is not None else "only the prices of tuned predictors are known"
+        """Why no cost can be told; None where it can."""
+        prices = each.price_usd if each is not None else {}
+        self._input, self._output = prices.get("input"), prices.get("output")
+        cached = prices.get("cached_input")
+        self._cached = self._input if cached is None else cached
+
+    def of(self, tokens: Tokens) -> InferenceCost | None:
+        """The whole reckoning; None for programs without a known model."""
+        if self._model is None:
+            return None
+        return inference_cost(
+            self._model,
+            n_requests=tokens.n_requests,
+            n_input_tokens=tokens.n_input,
+            n_output_tokens=tokens.n_output,
+            n_cached_tokens=tokens.n_cached,
+            is_batch=self._is_batch,
+            host=self._host,
+        )
+
+    def usd(self, tokens: Tokens) -> float | None:
+        """The cost, or None where a price is unknown."""
+        if self._input is None or self._output is None or self._cached is None:
+            return None
+        fresh = tokens.n_input - tokens.n_cached
+        return (self._input * fresh + self._cached * tokens.n_cached + self._output * tokens.n_output) / _MILLION
+
+
+class Budget:
+    """Lets a request leave only while the budget holds even if it, and all that are under way, cost the most they can.
+
+    Args:
+        max_usd: The most that may be spent; None sets no limit.
+        prices: The prices.
+        spent: By earlier runs.
+
+    Raises:
+        BudgetError: A price is unknown, so the limit could not be kept.
+    """
+
+    def __init__(self, max_usd: float | None, prices: Prices, spent: Tokens) -> None:
+        self.max_usd = max_usd
+        self._prices = prices
+        self._spent = prices.usd(spent) or 0.0
+        self._reserved = 0.0
+        self._n_reserved = 0
+        if max_usd is not None and prices.unknown is not None:
+            raise BudgetError(f"max_usd={max_usd} cannot be kept: {prices.unknown}; leave max_usd out to go on without")
+
+    def reserve(self, body: bytes, max_tokens: int) -> float | None:
+        """Set aside the most that a request can cost; None if that is not there now. Each token is a byte or more."""
+        if self.max_usd is None:
+            return 0.0
+        most = self._prices.usd(Tokens(n_input=len(body), n_output=max_tokens)) or 0.0
+        if self._spent + self._reserved + most > self.max_usd:
+            return None
+        self._reserved += most
+        self._n_reserved += 1
+        return most
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether answers under way may free money."""
+        return self._n_reserved > 0
+
+    def settle(self, reserved: float, tokens: Tokens | None) -> None:
+        """The request has ended: what it cost, or None where that is unknown, which counts as the most."""
+        if self.max_usd is not None:
+            self._n_reserved -= 1
+            # With nothing under way the sum is zero, whatever rounding has left of it.
+            self._reserved = self._reserved - reserved if self._n_reserved else 0.0
+            self._spent += reserved if tokens is None else self._prices.usd(tokens) or 0.0
+
+    def error(self) -> BudgetError:
+        """The error of a budget that is spent."""
+        return BudgetError(
+            f"${self._spent:.4f} of max_usd={self.max_usd} is spent, and the next request could cost more than is "
+            "left; every answer is kept: run again with a greater max_usd to go on"
+        )
+
+
+# ---- What the headers say
+
+
 def backoff_seconds(n_failures: int, generator: random.Random) -> float:
     """How long to wait after so many failures in a row: half to all of 0.5, 1, 2, ... 60 s."""
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(n_failures, 30), LONGEST_PAUSE_SECONDS)
@@ -137,12 +347,8 @@ def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) ->
         at = parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-    if now is None:
-        # The date is one of the world's clock, unlike the clock of the pace.
-        import time
-
-        now = time.time()
-    return max(at - now, 0.0)
+    # The date is one of the world's clock, unlike the clock of the rate limiter.
+    return max(at - (time.time() if now is None else now), 0.0)
 
 
 def reset_seconds(text: str | None) -> float | None:

@@ -1,8 +1,8 @@
-"""ray.py: the same predictor over a Ray Dataset, so that scoring outgrows one machine.
+"""The same predictor over a Ray Dataset, so that scoring outgrows one machine.
 
 In: a dataset with the prompt's input columns, a predictor. Out: the dataset with the answers' columns, `status`,
 `error` and `answer_text`, computed when it is read. Each actor of a pool keeps its connections and learns its own
-pace. Ray gives the rows of an actor that dies to another one, so none is lost or doubled; those under way are asked
+rate. Ray gives the rows of an actor that dies to another one, so none is lost or doubled; those under way are asked
 again. Keys never travel with a predictor: the workers' environment must hold them.
 """
 
@@ -15,11 +15,17 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from dspy_finetune._optional import require
-from dspy_finetune.bulk.asking import Gate, Persistence, ProgramAsker, Timing, WireAsker
-from dspy_finetune.bulk.progress import Budget, Prices
-from dspy_finetune.bulk.rate_limit import Pace
-from dspy_finetune.bulk.reader import RESERVED, InputRow, Outcome, Rows, load_json
-from dspy_finetune.bulk.requests import Tokens, Transport, is_wired
+from dspy_finetune.bulk.rate_limit import (
+    DEFAULT_RETRY,
+    AdaptiveRateLimiter,
+    Budget,
+    ConcurrencyLimiter,
+    Prices,
+    RetryPolicy,
+    Timing,
+)
+from dspy_finetune.bulk.reader import RESERVED, InputRow, Outcome, Rows, Tokens, load_json
+from dspy_finetune.bulk.requests import HostRequester, ProgramRequester, Transport, is_wired, known_bodies
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
@@ -33,9 +39,7 @@ def predict(
     concurrency: int = 32,
     keep: Literal["inputs", "all"] | Sequence[str] = "all",
     prefix: str = "",
-    max_retries: int = 5,
-    timeout_seconds: float = 120.0,
-    patience_seconds: float = 600.0,
+    retry: RetryPolicy = DEFAULT_RETRY,
     **ray_options: Any,
 ) -> Any:
     """Give a Ray Dataset the columns of the predictor's answers.
@@ -45,12 +49,10 @@ def predict(
         predictor: One of this library's predictors.
         n_actors: Processes that ask.
         batch_size: Rows that an actor is given at a time; so many are asked again where it dies.
-        concurrency: The most requests under way in one actor.
+        concurrency: Maximum number of concurrent requests of one actor.
         keep: Columns that go along: "all", "inputs", or names.
         prefix: Put before the names of the prediction's fields.
-        max_retries: See `bulk.predict`, as for the next two.
-        timeout_seconds: For one answer.
-        patience_seconds: Without a single answer.
+        retry: See `bulk.predict`.
         **ray_options: For `Dataset.map_batches`, such as `num_cpus`.
 
     Raises:
@@ -69,8 +71,7 @@ def predict(
             "concurrency": concurrency,
             "keep": keep,
             "prefix": prefix,
-            "timeout_seconds": timeout_seconds,
-            "persistence": Persistence(max_retries=max_retries, patience_seconds=patience_seconds),
+            "policy": retry,
         },
         batch_size=batch_size,
         batch_format="pyarrow",
@@ -89,8 +90,7 @@ class Scorer:
         concurrency: int,
         keep: Literal["inputs", "all"] | Sequence[str],
         prefix: str,
-        timeout_seconds: float,
-        persistence: Persistence,
+        policy: RetryPolicy,
     ) -> None:
         self._predictor = predictor
         self._keep = keep
@@ -98,23 +98,29 @@ class Scorer:
         self._concurrency = concurrency
         self._loop = asyncio.new_event_loop()
         timing = Timing(generator=random.Random(time.time_ns()))
-        pace = Pace(most=concurrency, clock=timing.clock, generator=timing.generator)
-        self._gate = Gate(pace, timing, persistence)
-        self._asker: WireAsker | ProgramAsker = ProgramAsker(predictor, self._gate)
+        rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
+        self._limiter = ConcurrencyLimiter(rate, timing, policy)
+        self._requester: HostRequester | ProgramRequester = ProgramRequester(predictor, self._limiter)
         if is_wired(predictor):
             assert predictor.host is not None
-            transport = Transport(predictor.host, max_connections=concurrency, timeout_seconds=timeout_seconds)
+            transport = Transport(predictor.host, max_connections=concurrency, timeout_seconds=policy.timeout_seconds)
             self._loop.run_until_complete(transport.__aenter__())  # it lives as long as the actor
             budget = Budget(None, Prices(predictor), Tokens())
-            self._asker = WireAsker(predictor, transport, self._gate, budget)
+            self._requester = HostRequester(predictor, transport, self._limiter, budget)
 
     def __call__(self, table: Any) -> Any:
         """The table with the answers' columns."""
-        rows = Rows(self._predictor, table.to_pylist(), keep=self._keep, prefix=self._prefix)
+        rows = Rows(
+            self._predictor,
+            table.to_pylist(),
+            bodies=known_bodies(self._predictor),
+            keep=self._keep,
+            prefix=self._prefix,
+        )
         return self._table(self._loop.run_until_complete(self._answer(rows)))
 
     async def _answer(self, rows: Rows) -> list[dict[str, Any]]:
-        self._gate.alive()  # the patience is for a host, not for the time between two tables
+        self._limiter.alive()  # the patience is for a host, not for the time between two tables
         source = iter(rows)
         found: dict[int, dict[str, Any]] = {}
 
@@ -128,7 +134,7 @@ class Scorer:
     async def _ask(self, row: InputRow) -> Outcome:
         if row.problem is not None:
             return Outcome(status="bad_row", error=row.problem)
-        return await self._asker.ask(row)
+        return await self._requester.ask(row)
 
     def _table(self, rows: list[dict[str, Any]]) -> Any:
         arrow = require("pyarrow", "ray", "bulk.ray")

@@ -1,7 +1,8 @@
-"""what goes in and what comes out: a numbered input row with its digest, and the output row it becomes.
+"""What goes in and what comes out: a numbered input row with its digest, its outcome, and the output row it becomes.
 
 In: any source that `iter_examples` takes, and the program that will be asked. Out: an `InputRow` for each row of the
-source, those that cannot be read among them; the JSON of each output row. Nothing is dropped.
+source, those that cannot be read among them; the JSON of each output row; all of them as one file, JSONL or Parquet,
+which appears complete under its name or not at all. Nothing is dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,10 @@ import pydantic
 
 from dspy_finetune._files import atomic_writer, file_error
 from dspy_finetune._optional import require
-from dspy_finetune.bulk.requests import Tokens, bodies_of, is_wired
 from dspy_finetune.data.fields import RowPlan
 from dspy_finetune.data.readers import Format, open_source
-from dspy_finetune.errors import AnswerError, EmptyDatasetError, RowError, UsageError
+from dspy_finetune.errors import AnswerError, EmptyDatasetError, NoAnswerError, RowError, UsageError
+from dspy_finetune.hosts.lm import sound_usage
 from dspy_finetune.predictors.ask import inputs_of
 
 try:
@@ -32,14 +34,74 @@ except ImportError:  # comes with DSPy 3.4; ten times as fast as the json module
 else:
     _fast = orjson
 
-Status = Literal["answered", "unreadable", "failed", "bad_row"]
-
 logger = logging.getLogger(__name__)
 
-NO_TOKENS = Tokens()
-STATUSES: tuple[Status, ...] = ("answered", "unreadable", "failed", "bad_row")
+Status = Literal["answered", "parse_failure", "no_answer", "failed", "bad_row"]
+STATUSES: tuple[Status, ...] = ("answered", "parse_failure", "no_answer", "failed", "bad_row")
+OutputFormat = Literal["jsonl", "parquet"]
 RESERVED = ("status", "error", "answer_text")
 """Fields of every output row that are about the answer rather than of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How the source is read, and where and how the answers are kept, where the defaults will not do."""
+
+    rename: Mapping[str, str] | None = None
+    """From the name in the source to the name wanted."""
+    format: Format | None = None
+    """Of the source, where its name does not tell."""
+    split: str | None = None
+    """Of a data set with several."""
+    limit: int | None = None
+    """Maximum number of rows."""
+    output_format: OutputFormat | None = None
+    """"jsonl" or "parquet", where the output's name does not tell."""
+    checkpoint: str | os.PathLike[str] | None = None
+    """Where answers are kept until the output is complete; `OUTPUT.checkpoint` without it."""
+
+
+DEFAULT_FILES = FileOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Counts, which can be added.
+
+    >>> Tokens(n_requests=1, n_input=40) + Tokens(n_requests=1, n_input=2, n_output=1)
+    Tokens(n_requests=2, n_input=42, n_cached=0, n_output=1)
+    """
+
+    n_requests: int = 0
+    """Answered requests."""
+    n_input: int = 0
+    """Prompt tokens, cached ones among them."""
+    n_cached: int = 0
+    """Prompt tokens from the host's cache."""
+    n_output: int = 0
+    """Answer tokens."""
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            n_requests=self.n_requests + other.n_requests,
+            n_input=self.n_input + other.n_input,
+            n_cached=self.n_cached + other.n_cached,
+            n_output=self.n_output + other.n_output,
+        )
+
+    @classmethod
+    def of(cls, completion: Mapping[str, Any]) -> Tokens:
+        """One answer's; 0 where the host counts nothing."""
+        usage = sound_usage(completion.get("usage"))
+        return cls(
+            n_requests=1,
+            n_input=usage.get("prompt_tokens", 0),
+            n_cached=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+            n_output=usage.get("completion_tokens", 0),
+        )
+
+
+NO_TOKENS = Tokens()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +129,8 @@ class Outcome:
     """What became of a row."""
 
     status: Status
-    """answered, unreadable (the model spoke, but not so that it can be read), failed, bad_row."""
+    """answered, parse_failure (the model spoke, but not so that it can be read), no_answer (it refused, was cut off or
+    only reasoned), failed (no completion came), bad_row."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The prediction."""
     error: str | None = None
@@ -84,13 +147,11 @@ class Rows:
     Args:
         program: Who will be asked.
         source: See `iter_examples`.
+        bodies: The requests that a call with these inputs sends, where they are known.
         inputs: The fields that the program is called with, where it does not say itself.
         keep: Fields for the output: the inputs, all, or those named.
-        rename: From the name in the source to the name wanted.
-        format: Of a file whose name does not tell.
-        split: Of a data set.
-        limit: Rows after it are not looked at.
         prefix: Put before the names of the prediction's fields.
+        files: How the source is read.
 
     Raises:
         UsageError: An argument is wrong; a kept field has a name that the output row needs.
@@ -102,28 +163,26 @@ class Rows:
         program: Any,
         source: Any,
         *,
+        bodies: Callable[[Mapping[str, Any]], list[dict[str, Any]]] | None = None,
         inputs: Sequence[str] | None = None,
         keep: Literal["inputs", "all"] | Sequence[str] = "inputs",
-        rename: Mapping[str, str] | None = None,
-        format: Format | None = None,
-        split: str | None = None,
-        limit: int | None = None,
         prefix: str = "",
+        files: FileOptions = DEFAULT_FILES,
     ) -> None:
         signature = getattr(getattr(program, "prompt", None), "signature", None) or getattr(program, "signature", None)
         fields = getattr(signature, "input_fields", None)
         self.input_fields: tuple[str, ...] | None = tuple(fields or inputs or ()) or None
         self.output_fields: tuple[str, ...] = tuple(getattr(signature, "output_fields", None) or ())
         types = {name: one.annotation for name, one in fields.items()} if fields else None
-        self._plan = RowPlan(inputs=self.input_fields, rename=rename, types=types, signature=None)
-        self._source = open_source(source, format=format, split=split)
-        self._limit = limit
+        self._plan = RowPlan(inputs=self.input_fields, rename=files.rename, types=types, signature=None)
+        self._source = open_source(source, format=files.format, split=files.split)
+        self._limit = files.limit
         self._prefix = prefix
         self._keep: tuple[str, ...] | None = None if isinstance(keep, str) else tuple(keep)
         if isinstance(keep, str) and keep not in ("inputs", "all"):
             raise UsageError(f'keep={keep!r}: use "inputs", "all" or a list of field names')
         self._keeps_all = keep == "all"
-        self._bodies = bodies_of(program) if is_wired(program) else None
+        self._bodies = bodies
         self._check_names(self._keep or self.input_fields or () if not self._keeps_all else ())
         self.name = self._source.name
 
@@ -242,10 +301,11 @@ def load_json(text: bytes) -> Any:
     return json.loads(text)
 
 
-def unread(error: BaseException, text: str | None = None) -> Outcome:
-    """The outcome of an answer that cannot be read."""
-    answer = error.text if isinstance(error, AnswerError) else text
-    return Outcome(status="unreadable", error=str(error), answer_text=answer)
+def no_reading(error: BaseException, tokens: Tokens = NO_TOKENS) -> Outcome:
+    """The outcome of an answer that is none, or that cannot be read."""
+    text = error.text if isinstance(error, AnswerError) else getattr(error, "lm_response", None)
+    status: Status = "no_answer" if isinstance(error, NoAnswerError) else "parse_failure"
+    return Outcome(status=status, error=str(error), answer_text=text, tokens=tokens)
 
 
 def _plain(value: Any) -> Any:
@@ -281,13 +341,8 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------
-# the finished rows as one file, JSONL or Parquet, which appears complete under its name or not at all.
-#
-# In: output rows as JSON, in order, as often as they are asked for. Out: the file. Parquet needs the extra `data`; its
-# columns are those that any row has, each of the type that fits all rows, read in two passes of bounded memory.
-
-OutputFormat = Literal["jsonl", "parquet"]
+# ---- The output file. Parquet needs the extra `data`; its columns are those that any row has, each of the type that
+# fits all rows, read in two passes of bounded memory.
 
 _BLOCK = 8192
 """Rows in memory at a time, and of one Parquet row group."""

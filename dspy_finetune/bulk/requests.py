@@ -1,14 +1,18 @@
-"""a predictor's requests and answers as a chat-completions host reads and writes them, for millions of calls.
+"""One row's question until it has an outcome: a predictor's requests, the connection, the answers, another try.
 
-In: a predictor and the inputs of one call. Out: the bodies that this call sends, and the prediction read from the
-completions that come back, by the predictor's own reading. What goes between, and DSPy's cache, history and callbacks,
-is the caller's business (bulk). A predictor with a language model of its own, or with options that only DSPy carries
-out, has no such bodies: it is called as any program is.
+In: an `InputRow`. Out: an `Outcome`. A row's own fault (400, an answer that is none or cannot be read) is the row's
+outcome; a fault that every row would meet (a wrong key, an unknown model, an empty account) ends the run with
+HostError; a host that is silent is waited for, up to the policy's `patience_seconds`.
+
+A predictor of this library is asked over HTTP with the bodies that its calls send, and read by its own code. DSPy's
+cache, history and callbacks are not in between: they cost more than the answer. A predictor with a language model of
+its own, or with options that only DSPy carries out, has no such bodies, and is called as any program is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +22,30 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from dspy_finetune.bulk.rate_limit import Budget, ConcurrencyLimiter, backoff_seconds, retry_after_seconds
+from dspy_finetune.bulk.reader import InputRow, Outcome, Tokens, load_json, no_reading
+from dspy_finetune.errors import AnswerError, HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.lm import read_completion, sound_usage
-from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure
+from dspy_finetune.hosts.lm import read_completion
+from dspy_finetune.predictors.ask import UNREADABLE, ask_async
+from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor, swapped
 
 if TYPE_CHECKING:
     import aiohttp
 
+logger = logging.getLogger(__name__)
+
+_HOPELESS_STATUSES = frozenset({401, 402, 403, 404, 410})
+_HOPELESS_CODES = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "account_deactivated", "invalid_api_key"}
+)
+_AWAY_STATUSES = frozenset({502, 503, 504})
+"""The host may be gone for a while, which is no row's fault."""
+_TOP_LOGPROBS = b'"top_logprobs":%d'
+"""As it stands in a body; inside a text the quotes are escaped."""
 _NEUTRAL_OPTIONS = frozenset({"cache", "num_retries", "timeout"})
 """Options of the language model that change no byte of a request."""
 
@@ -73,6 +92,11 @@ def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], li
     return bodies
 
 
+def known_bodies(program: Any) -> Callable[[Mapping[str, Any]], list[dict[str, Any]]] | None:
+    """`bodies_of` the program, or None where its calls are not known as requests."""
+    return bodies_of(program) if is_wired(program) else None
+
+
 def read_completions(
     predictor: FinetunedPredictor, inputs: Mapping[str, Any], completions: Sequence[Mapping[str, Any]]
 ) -> dspy.Prediction:
@@ -89,12 +113,9 @@ def read_completions(
     return predictor._read(answers[0]) if predictor.n_samples == 1 else predictor._read_samples(answers)
 
 
-# ----------------------------------------------------------------------------------------------------
-# one pooled HTTP connection to a host, for many small requests.
-#
-# In: a host and bodies. Out: replies: status, headers, bytes. The key travels in a header and stands nowhere else. The
-# `openai` client spends most of its time on types that bulk use does not need; here a reply is bytes until a predictor
-# reads it. aiohttp, whose parser is written in C, works beside any version of the `openai` package.
+# ---- One pooled HTTP connection to a host. The key travels in a header and stands nowhere else. The `openai` client
+# spends most of its time on types that bulk use does not need; here a reply is bytes until a predictor reads it.
+# aiohttp, whose parser is written in C, works beside any version of the `openai` package.
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -193,42 +214,256 @@ class HttpFailure(Exception):
         self.request_id = reply.headers.get("x-request-id")
 
 
-# ----------------------------------------------------------------------------------------------------
-# what a host counted: requests and tokens, as they stand in the `usage` of its answers.
+# ---- Asking
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """Counts, which can be added.
+class RowFailedError(Exception):
+    """The row has no answer, and no further try would get one."""
 
-    >>> Tokens(n_requests=1, n_input=40) + Tokens(n_requests=1, n_input=2, n_output=1)
-    Tokens(n_requests=2, n_input=42, n_cached=0, n_output=1)
+
+class HostRequester:
+    """Asks for one of this library's predictors, straight over HTTP."""
+
+    def __init__(
+        self, predictor: FinetunedPredictor, transport: Transport, limiter: ConcurrencyLimiter, budget: Budget
+    ) -> None:
+        assert predictor.host is not None
+        self._predictor = predictor
+        self._host = predictor.host
+        self._transport = transport
+        self._limiter = limiter
+        self._budget = budget
+        self._max_tokens = predictor.max_tokens or predictor.prompt.max_tokens or predictor.default_max_tokens
+        self._top_logprobs = predictor.top_logprobs  # lower once the host has refused as many
+
+    async def ask(self, row: InputRow) -> Outcome:
+        """The row's outcome.
+
+        Raises:
+            HostError: No row would get an answer.
+            BudgetError: The budget is spent.
+        """
+        if len(row.bodies) == 1:
+            results = [await self._complete(row.bodies[0])]
+        else:
+            results = await gathered([self._complete(body) for body in row.bodies])
+        failures = [one for one in results if isinstance(one, RowFailedError)]
+        completions = [one for one in results if not isinstance(one, RowFailedError)]
+        return outcome_of(self._predictor, row, completions, failures[0] if failures else None)
+
+    async def _complete(self, body: bytes) -> Any:
+        """The completion, or the RowFailedError that says why there is none: a pair's other order is still paid for."""
+        limiter = self._limiter
+        n_failures, first_at = 0, limiter.timing.clock()
+        while True:
+            era, reserved = await self._enter(body)
+            body = self._lowered(body)
+            used: Tokens | None = None
+            pause: float | None
+            try:
+                reply = await self._transport.post("/chat/completions", body)
+                completion = load_completion(reply)
+                if completion is not None:
+                    used = Tokens.of(completion)
+                    limiter.alive()
+                    limiter.rate.answered(era, reply.headers, used.n_input + used.n_output)
+                    return completion
+                used = Tokens()  # what was refused is not billed
+                error = self._error(reply)
+                if _is_hopeless(error):
+                    limiter.rate.dropped()
+                    raise error
+                if self._lowers_top_logprobs(error, body):
+                    limiter.rate.answered(era, reply.headers)
+                    continue
+                if reply.status == 429:
+                    limiter.rate.refused(era, reply.headers)
+                    pause = None  # the limiter waits for all
+                elif not _is_retryable(reply, error):
+                    limiter.alive()
+                    limiter.rate.answered(era, reply.headers)
+                    return RowFailedError(str(error))
+                else:
+                    limiter.rate.failed(era)
+                    n_failures += 1
+                    told = retry_after_seconds(reply.headers)
+                    pause = told if told is not None else backoff_seconds(n_failures, limiter.timing.generator)
+                is_away = reply.status in _AWAY_STATUSES or reply.status == 429
+            except NoReplyError as failure:
+                limiter.rate.failed(era)
+                n_failures += 1
+                error = self._host.error(failure, "ask")
+                pause, is_away = backoff_seconds(n_failures, limiter.timing.generator), True
+            except asyncio.CancelledError:
+                limiter.rate.dropped()
+                raise
+            finally:
+                self._budget.settle(reserved, used)
+                limiter.wake()
+            if limiter.has_lost_patience():
+                raise error
+            if limiter.gives_up(n_failures, first_at, is_away=is_away):
+                return RowFailedError(str(error))
+            limiter.n_retries += 1
+            if pause is not None:
+                await limiter.timing.sleep(pause)
+
+    def _lowered(self, body: bytes) -> bytes:
+        asked = self._predictor.top_logprobs
+        if self._top_logprobs == asked:
+            return body
+        return body.replace(_TOP_LOGPROBS % asked, _TOP_LOGPROBS % self._top_logprobs)
+
+    def _lowers_top_logprobs(self, error: HostError, body: bytes) -> bool:
+        """Whether a request was refused for its number of alternatives, and can be sent again with fewer."""
+        if _TOP_LOGPROBS % self._top_logprobs not in body:
+            # Another request has learnt it while this one was under way.
+            return lower_top_logprobs(str(error), self._predictor.top_logprobs) is not None
+        lower = None
+        if self._top_logprobs == self._predictor.top_logprobs:  # once
+            lower = lower_top_logprobs(str(error), self._top_logprobs)
+        if lower is None:
+            return False
+        logger.warning(
+            "%s refuses top_logprobs=%d; asking for %d from now on (top_logprobs=%d says so beforehand)",
+            self._predictor.model, self._top_logprobs, lower, lower,
+        )  # fmt: skip
+        self._top_logprobs = lower
+        return True
+
+    async def _enter(self, body: bytes) -> tuple[int, float]:
+        """Wait for a place and for the money, which is set aside; raises BudgetError where no money will come."""
+        era = await self._limiter.enter()
+        while (reserved := self._budget.reserve(body, self._max_tokens)) is None:
+            self._limiter.rate.dropped()
+            self._limiter.wake()
+            if not self._budget.is_waiting:
+                raise self._budget.error()
+            await asyncio.sleep(0.01)
+            era = await self._limiter.enter()
+        return era, reserved
+
+    def _error(self, reply: Reply) -> HostError:
+        try:
+            body = load_json(reply.content)
+        except ValueError:
+            body = {"message": reply.content[:200].decode("utf-8", "replace")}
+        error = self._host.error(HttpFailure(reply, body if isinstance(body, Mapping) else {}), "ask")
+        error.__cause__ = None  # the reply is in the message; a chain of our own making would only hide it
+        return error
+
+
+class ProgramRequester:
+    """Asks any program: a dspy.Module by its acall, else in a thread. It makes its own requests and retries."""
+
+    def __init__(self, program: Callable[..., Any], limiter: ConcurrencyLimiter) -> None:
+        self._program = program
+        self._limiter = limiter
+
+    async def ask(self, row: InputRow) -> Outcome:
+        """The row's outcome.
+
+        Raises:
+            HostError: No row would get an answer.
+        """
+        limiter = self._limiter
+        n_failures, first_at = 0, limiter.timing.clock()
+        while True:
+            era = await limiter.enter()
+            try:
+                prediction = await ask_async(self._program, row.inputs)
+                limiter.alive()
+                limiter.rate.answered(era, {})
+                return Outcome(status="answered", values=dict(prediction.items()), tokens=Tokens(n_requests=1))
+            except UNREADABLE as error:
+                limiter.alive()
+                limiter.rate.answered(era, {})
+                return no_reading(error)
+            except asyncio.CancelledError:
+                limiter.rate.dropped()
+                raise
+            # A program may raise anything, and one row's error must not end a million others.
+            except Exception as error:
+                told = error if isinstance(error, HostError) else describe_failure(error, host="the program")
+                if _is_hopeless(told):
+                    limiter.rate.dropped()
+                    raise told from error
+                if told.status == 429:
+                    limiter.rate.refused(era, {})
+                elif told.retryable:
+                    limiter.rate.failed(era)
+                    n_failures += 1
+                else:
+                    limiter.rate.answered(era, {})
+                    return Outcome(status="failed", error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+                last = told
+            finally:
+                limiter.wake()
+            if limiter.has_lost_patience():
+                raise last
+            if limiter.gives_up(n_failures, first_at, is_away=last.status in (None, 429, *_AWAY_STATUSES)):
+                return Outcome(status="failed", error=str(last))
+            limiter.n_retries += 1
+            await limiter.timing.sleep(backoff_seconds(n_failures, limiter.timing.generator))
+
+
+def outcome_of(
+    predictor: FinetunedPredictor,
+    row: InputRow,
+    completions: list[Any],
+    failure: BaseException | None = None,
+) -> Outcome:
+    """Read a row's completions as the predictor itself does.
+
+    Raises:
+        HostError: Log-probabilities were asked for and are not there, for any row.
     """
+    tokens = sum(map(Tokens.of, completions), Tokens())
+    if failure is not None:
+        return Outcome(status="failed", error=str(failure), tokens=tokens)
+    try:
+        prediction = read_completions(predictor, row.inputs, completions)
+    except AnswerError as error:
+        return no_reading(error, tokens)
+    return Outcome(status="answered", values=dict(prediction.items()), tokens=tokens)
 
-    n_requests: int = 0
-    """Answered requests."""
-    n_input: int = 0
-    """Prompt tokens, cached ones among them."""
-    n_cached: int = 0
-    """Prompt tokens from the host's cache."""
-    n_output: int = 0
-    """Answer tokens."""
 
-    def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            n_requests=self.n_requests + other.n_requests,
-            n_input=self.n_input + other.n_input,
-            n_cached=self.n_cached + other.n_cached,
-            n_output=self.n_output + other.n_output,
-        )
+def load_completion(reply: Reply) -> Any | None:
+    """The completion of a reply, or None where it is an error or no completion."""
+    if reply.status != 200:
+        return None
+    try:
+        body = load_json(reply.content)
+        return body if is_completion(body) else None
+    except ValueError:
+        return None
 
-    @classmethod
-    def of(cls, completion: Mapping[str, Any]) -> Tokens:
-        """One answer's; 0 where the host counts nothing."""
-        usage = sound_usage(completion.get("usage"))
-        return cls(
-            n_requests=1,
-            n_input=usage.get("prompt_tokens", 0),
-            n_cached=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
-            n_output=usage.get("completion_tokens", 0),
-        )
+
+def is_completion(body: Any) -> bool:
+    """Whether a JSON value has the form of a chat completion."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    return isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
+
+
+async def gathered(asked: list[Any]) -> list[Any]:
+    """All results; where one raises, the others are ended before it is raised."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _is_hopeless(error: HostError) -> bool:
+    return error.status in _HOPELESS_STATUSES or error.code in _HOPELESS_CODES or error.code == "model_not_found"
+
+
+def _is_retryable(reply: Reply, error: HostError) -> bool:
+    wish = reply.headers.get("x-should-retry")
+    if wish in ("true", "false"):
+        return wish == "true"
+    # A 200 without a completion in it is a proxy's page or half an answer.
+    return reply.status in RETRYABLE_STATUSES or reply.status >= 500 or reply.status == 200 or error.retryable

@@ -1,4 +1,4 @@
-"""run.py: one call of `bulk.predict` under way: workers that take rows, ask, and keep each outcome in the checkpoint.
+"""One call of `bulk.predict` under way: workers that take rows, ask, and keep each outcome in the checkpoint.
 
 In: a program, rows and a checkpoint. Out: a checkpoint that holds an outcome for every row, and a `BulkResult`. At most
 `checkpoint.WINDOW` rows lie between the oldest one that has no answer and the newest one that has.
@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from dspy_finetune.bulk.asking import Gate, Persistence, ProgramAsker, Suspicion, Timing, WireAsker
+from dspy_finetune.bulk import rate_limit
 from dspy_finetune.bulk.checkpoint import WINDOW, Checkpoint, Entry
-from dspy_finetune.bulk.progress import Budget, BulkResult, Meter, Prices, Progress
-from dspy_finetune.bulk.rate_limit import Pace
-from dspy_finetune.bulk.reader import InputRow, Outcome, Rows
-from dspy_finetune.bulk.requests import Tokens, Transport, is_wired
+from dspy_finetune.bulk.rate_limit import (
+    AdaptiveRateLimiter,
+    Budget,
+    CircuitBreaker,
+    ConcurrencyLimiter,
+    Prices,
+    RetryPolicy,
+)
+from dspy_finetune.bulk.reader import STATUSES, InputRow, Outcome, Rows, Tokens
+from dspy_finetune.bulk.requests import HostRequester, ProgramRequester, Transport, is_wired
 from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
@@ -44,19 +52,17 @@ class Run:
         kept: Checkpoint,
         n_total: int | None,
         concurrency: int,
-        persistence: Persistence,
-        timeout_seconds: float,
+        policy: RetryPolicy,
         max_usd: float | None,
         on_progress: Callable[[Progress], None] | None,
-        timing: Timing,
     ) -> None:
         self._program = program
         self._rows = rows
         self._kept = kept
         self._concurrency = concurrency
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = policy.timeout_seconds
         self._on_progress = on_progress
-        self._timing = timing
+        timing = rate_limit.SYSTEM_TIMING
         prices = Prices(program)
         earlier = Tokens()
         self.has_answers = False
@@ -64,9 +70,9 @@ class Run:
             earlier = self._earlier()
         self._budget = Budget(max_usd, prices, earlier)
         self._meter = Meter(n_total=n_total, cost=prices.usd, clock=timing.clock)
-        pace = Pace(most=concurrency, clock=timing.clock, generator=timing.generator)
-        self._gate = Gate(pace, timing, persistence)
-        self._suspicion = Suspicion()
+        rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
+        self._limiter = ConcurrencyLimiter(rate, timing, policy)
+        self._breaker = CircuitBreaker()
         self._source = iter(rows)
         self._gaps: deque[InputRow] = deque()
         self._n_taken = 0
@@ -83,7 +89,7 @@ class Run:
         with dspy.context(disable_history=True, trace=None):
             self._take_up()
             async with contextlib.AsyncExitStack() as stack:
-                asker: WireAsker | ProgramAsker
+                requester: HostRequester | ProgramRequester
                 if is_wired(self._program):
                     assert isinstance(self._program, FinetunedPredictor)
                     assert self._program.host is not None
@@ -94,12 +100,12 @@ class Run:
                             timeout_seconds=self._timeout_seconds,
                         )
                     )
-                    asker = WireAsker(self._program, transport, self._gate, self._budget)
+                    requester = HostRequester(self._program, transport, self._limiter, self._budget)
                 else:
-                    asker = ProgramAsker(self._program, self._gate)
+                    requester = ProgramRequester(self._program, self._limiter)
                 housekeeping = asyncio.ensure_future(self._keep_house())
                 try:
-                    await self._work(asker)
+                    await self._work(requester)
                 finally:
                     housekeeping.cancel()
                     await asyncio.gather(housekeeping, return_exceptions=True)
@@ -114,7 +120,7 @@ class Run:
         return BulkResult.of(
             self._meter,
             output,
-            n_retries=self._gate.n_retries,
+            n_retries=self._limiter.n_retries,
             seconds=seconds,
         )
 
@@ -125,8 +131,8 @@ class Run:
             self.has_answers = self.has_answers or entry.status != "bad_row"
         return total
 
-    async def _work(self, asker: WireAsker | ProgramAsker) -> None:
-        workers = [asyncio.ensure_future(self._worker(asker)) for _ in range(self._concurrency)]
+    async def _work(self, requester: HostRequester | ProgramRequester) -> None:
+        workers = [asyncio.ensure_future(self._worker(requester)) for _ in range(self._concurrency)]
         try:
             ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             errors = [error for task in ended if (error := task.exception()) is not None]
@@ -141,11 +147,11 @@ class Run:
                 task.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _worker(self, asker: WireAsker | ProgramAsker) -> None:
+    async def _worker(self, requester: HostRequester | ProgramRequester) -> None:
         while (row := await self._next_row()) is not None:
-            outcome = await asker.ask(row)
+            outcome = await requester.ask(row)
             self._record(row, outcome)
-            self._suspicion.check(outcome)
+            self._breaker.check(outcome)
             # A program that answers without ever waiting would keep the loop from writing what it has answered.
             await asyncio.sleep(0)
 
@@ -240,11 +246,189 @@ class Run:
                 synced_at = time.monotonic()
 
     def _look(self) -> Progress:
-        pace = self._gate.pace
+        rate = self._limiter.rate
         return self._meter.look(
-            n_in_flight=pace.n_in_flight, concurrency=int(pace.limit), n_retries=self._gate.n_retries
+            n_in_flight=rate.n_in_flight, concurrency=int(rate.limit), n_retries=self._limiter.n_retries
         )
 
     def _tell(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._look())
+
+
+# ---- How far a run is, and what a finished one did. Prices are the catalog's; where one is unknown, the cost is None.
+
+_RATE_SECONDS = 60.0
+"""The rate shown is that of the last minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    n_done: int
+    """Rows with an outcome, those of an earlier run among them."""
+    n_total: int | None
+    """Rows of the input; None where that cannot be known beforehand. Lines of a text file, so an estimate for CSV."""
+    n_errors: int
+    """Rows without an answer: failed and bad ones, and those whose answer is none or cannot be read."""
+    n_reused: int
+    """Rows that an earlier run had answered."""
+    rows_per_second: float | None
+    """Over the last minute; None until there are two looks."""
+    eta_seconds: float | None
+    """Time left at this rate; None where rate or total is unknown."""
+    cost_usd: float | None
+    """Of all answers so far, earlier runs among them; None where a price is unknown."""
+    n_in_flight: int
+    """Requests under way."""
+    concurrency: int
+    """Requests that may be under way at the moment."""
+    n_retries: int
+    """Requests that were sent again."""
+
+    def __str__(self) -> str:
+        """One line for people.
+
+        >>> print(Progress(n_done=500, n_total=2000, n_errors=3, n_reused=0, rows_per_second=50.0, eta_seconds=30.0,
+        ...                cost_usd=0.0123, n_in_flight=8, concurrency=8, n_retries=1))
+        500/2000 rows, 3 errors, 50.0 rows/s, 30 s left, $0.0123
+        """
+        parts = [f"{self.n_done}/{self.n_total} rows" if self.n_total else f"{self.n_done} rows"]
+        if self.n_errors:
+            parts.append(f"{self.n_errors} errors")
+        if self.rows_per_second is not None:
+            parts.append(f"{self.rows_per_second:,.1f} rows/s")
+        if self.eta_seconds is not None:
+            parts.append(f"{self.eta_seconds:,.0f} s left")
+        if self.cost_usd is not None:
+            parts.append(f"${self.cost_usd:,.4f}")
+        return ", ".join(parts)
+
+
+class Meter:
+    """Counts outcomes and tells the progress."""
+
+    def __init__(
+        self, *, n_total: int | None, cost: Callable[[Tokens], float | None], clock: Callable[[], float]
+    ) -> None:
+        self.n_total = n_total
+        self.counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+        self.n_reused = 0
+        self.tokens = Tokens()
+        self._cost = cost
+        self._clock = clock
+        self._looks: deque[tuple[float, int]] = deque([(clock(), 0)])
+
+    def count(self, status: str, tokens: Tokens, *, is_reused: bool = False) -> None:
+        """Take in a row's outcome."""
+        self.counts[status] += 1
+        self.n_reused += is_reused
+        self.tokens += tokens
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Of all answers so far; None where a price is unknown."""
+        return self._cost(self.tokens)
+
+    def look(self, *, n_in_flight: int, concurrency: int, n_retries: int) -> Progress:
+        """How far it is now."""
+        now, n_done = self._clock(), sum(self.counts.values())
+        n_fresh = n_done - self.n_reused
+        rate = None
+        while len(self._looks) > 1 and now - self._looks[0][0] > _RATE_SECONDS:
+            self._looks.popleft()
+        since, n_before = self._looks[0]
+        if now > since and n_fresh > n_before:
+            rate = (n_fresh - n_before) / (now - since)
+        self._looks.append((now, n_fresh))
+        left = None if rate is None or self.n_total is None else max(self.n_total - n_done, 0) / rate
+        return Progress(
+            n_done=n_done,
+            n_total=self.n_total,
+            n_errors=n_done - self.counts["answered"],
+            n_reused=self.n_reused,
+            rows_per_second=rate,
+            eta_seconds=left,
+            cost_usd=self.cost_usd,
+            n_in_flight=n_in_flight,
+            concurrency=concurrency,
+            n_retries=n_retries,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkResult:
+    """What a finished run did."""
+
+    output: Path
+    """The file."""
+    n_rows: int
+    """Its rows: those of the input."""
+    n_answered: int
+    """Rows with a prediction."""
+    n_parse_failures: int
+    """Rows whose answer cannot be read."""
+    n_no_answer: int
+    """Rows whose model refused, was cut off or only reasoned; `error` says which."""
+    n_failed: int
+    """Rows for which no completion came."""
+    n_bad_rows: int
+    """Rows of the input that could not be asked."""
+    n_reused: int
+    """Rows that an earlier run, which did not finish, had answered."""
+    n_requests: int
+    """Answered requests, those of earlier runs among them."""
+    n_retries: int
+    """Requests of this run that were sent again."""
+    n_input_tokens: int
+    """Prompt tokens, as the host counted them."""
+    n_output_tokens: int
+    """Answer tokens."""
+    cost_usd: float | None
+    """Of all of it; None where a price is unknown."""
+    seconds: float
+    """This run took so long."""
+
+    @classmethod
+    def of(cls, meter: Meter, output: Path, *, n_retries: int, seconds: float) -> BulkResult:
+        """What the meter has counted."""
+        counts, tokens = meter.counts, meter.tokens
+        return cls(
+            output=output,
+            n_rows=sum(counts.values()),
+            n_answered=counts["answered"],
+            n_parse_failures=counts["parse_failure"],
+            n_no_answer=counts["no_answer"],
+            n_failed=counts["failed"],
+            n_bad_rows=counts["bad_row"],
+            n_reused=meter.n_reused,
+            n_requests=tokens.n_requests,
+            n_retries=n_retries,
+            n_input_tokens=tokens.n_input,
+            n_output_tokens=tokens.n_output,
+            cost_usd=meter.cost_usd,
+            seconds=seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "output": os.fspath(self.output)}
+
+    def __str__(self) -> str:
+        """A line for people."""
+        parts = [f"{self.output}: {self.n_answered} of {self.n_rows} rows answered"]
+        parts += [f"{n} {what}" for n, what in self._errors() if n]
+        if self.n_reused:
+            parts.append(f"{self.n_reused} from an earlier run")
+        if self.cost_usd is not None:
+            parts.append(f"${self.cost_usd:,.4f}")
+        return ", ".join(parts)
+
+    def _errors(self) -> list[tuple[int, str]]:
+        return [
+            (self.n_parse_failures, "parse failures"),
+            (self.n_no_answer, "without an answer (refused, cut off or only reasoned)"),
+            (self.n_failed, "failed"),
+            (self.n_bad_rows, "bad rows"),
+        ]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dspy_finetune import bulk
-from dspy_finetune.bulk import Progress
+from dspy_finetune.bulk import FileOptions, Progress
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import load_env
@@ -31,8 +31,8 @@ def predict(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the prediction's fields.")] = "",
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many rows.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="The most requests at once.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 64,
     batch: Annotated[
         bool, typer.Option("--batch", help="By the host's batch interface: half the price, within a day.")
     ] = False,
@@ -48,7 +48,7 @@ def predict(
     load_env(env_file)
     predictor = load_predictor(saved)
     kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
-    columns = renames(rename or [])
+    files = FileOptions(rename=renames(rename or []), limit=limit)
     try:
         with Display(talk()) as display:
 
@@ -57,13 +57,13 @@ def predict(
 
             if batch:
                 done = bulk.batch_api.predict(
-                    predictor, rows, output, keep=kept, prefix=prefix, rename=columns, limit=limit, max_usd=max_usd,
-                    overwrite=overwrite, on_progress=show,
+                    predictor, rows, output, keep=kept, prefix=prefix, max_usd=max_usd, overwrite=overwrite,
+                     on_progress=show, files=files,
                 )  # fmt: skip
             else:
                 done = bulk.predict(
-                    predictor, rows, output, keep=kept, prefix=prefix, rename=columns, limit=limit, max_usd=max_usd,
-                    overwrite=overwrite, on_progress=show, concurrency=concurrency,
+                    predictor, rows, output, keep=kept, prefix=prefix, max_usd=max_usd, overwrite=overwrite,
+                     on_progress=show, files=files, concurrency=concurrency,
                 )  # fmt: skip
     except KeyboardInterrupt:
         talk().print("what was sent and answered is kept: the same command goes on from there", highlight=False)

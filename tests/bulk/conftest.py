@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dspy_finetune.bulk.asking import Timing
+from dspy_finetune.bulk import rate_limit
+from dspy_finetune.bulk.rate_limit import Timing
 from tests.bulk.loopback import Loopback
 
 
@@ -35,5 +36,8 @@ class FakeTime:
 
 
 @pytest.fixture
-def fake_time() -> FakeTime:
-    return FakeTime()
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """Runs of this test go by it."""
+    found = FakeTime()
+    monkeypatch.setattr(rate_limit, "SYSTEM_TIMING", found.timing)
+    return found

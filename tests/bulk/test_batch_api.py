@@ -13,9 +13,10 @@ import pytest
 import dspy_finetune as ft
 from dspy_finetune import bulk
 from dspy_finetune.bulk import batch_api
-from dspy_finetune.bulk.predict import RowOptions
-from dspy_finetune.bulk.progress import Prices, Progress
-from dspy_finetune.bulk.requests import Tokens
+from dspy_finetune.bulk.batch_api import BatchLimits
+from dspy_finetune.bulk.rate_limit import Prices
+from dspy_finetune.bulk.reader import Tokens
+from dspy_finetune.bulk.run import Progress
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
@@ -60,7 +61,11 @@ def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, tmp_path
     rows: list[Any] = [*titles(25), {"titel": "x"}]
     looks: list[Any] = []
     done = batch_api.predict(
-        predictor(fake), iter(rows), tmp_path / "out.jsonl", max_requests=10, on_progress=looks.append
+        predictor(fake),
+        iter(rows),
+        tmp_path / "out.jsonl",
+        limits=BatchLimits(max_requests=10),
+        on_progress=looks.append,
     )
     assert (done.n_rows, done.n_answered, done.n_bad_rows, done.n_input_tokens) == (26, 25, 1, 250)
     found = read(tmp_path / "out.jsonl")
@@ -75,7 +80,7 @@ def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, tmp_path
     assert (looks[-1].n_done, looks[-1].n_total) == (26, 26)
     # By size, too.
     n_before = len(fake.batches)
-    done = batch_api.predict(predictor(fake), titles(10), tmp_path / "two.jsonl", max_bytes=2000)
+    done = batch_api.predict(predictor(fake), titles(10), tmp_path / "two.jsonl", limits=BatchLimits(max_bytes=2000))
     assert done.n_answered == 10
     assert all(len(fake.contents[batch["input_file_id"]]) <= 2000 for batch in [*fake.batches.values()][n_before:])
     assert len(fake.batches) - n_before > 1
@@ -103,7 +108,7 @@ def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, tmp
 def test_a_full_queue_is_waited_for(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["completed", "queue_full", "queue_full", "completed"]
     began = fake.now
-    done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", max_requests=2)
+    done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", limits=BatchLimits(max_requests=2))
     assert done.n_answered == 4
     assert [batch["status"] for batch in fake.batches.values()] == ["completed", "failed", "failed", "completed"]
     assert fake.now - began >= 180
@@ -200,9 +205,15 @@ def test_progress_tells_rate_time_left_and_cost(
 def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: FakeBatches, tmp_path: Path) -> None:
     fake.orders = ["completed", "failed"]
     with pytest.raises(HostError):
-        batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4)
+        batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", limits=BatchLimits(max_requests=4))
     looks: list[Progress] = []
-    batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", max_requests=4, on_progress=looks.append)
+    batch_api.predict(
+        predictor(fake),
+        titles(8),
+        tmp_path / "out.jsonl",
+        limits=BatchLimits(max_requests=4),
+        on_progress=looks.append,
+    )
     assert [(look.n_done, look.n_reused) for look in looks] == [(4, 4), (8, 4)]
     assert looks[-1].rows_per_second == pytest.approx(4 / 30)
     assert len(fake.asked) == 8
@@ -249,10 +260,10 @@ def test_a_damaged_folder_is_told_in_one_line(fake: FakeBatches, tmp_path: Path)
 
 
 def test_the_shared_options_are_those_of_bulk_predict() -> None:
-    shared, own = RowOptions.__annotations__, inspect.signature(bulk.predict).parameters
-    assert {name: own[name].annotation for name in shared} == {
-        name: annotation.__forward_arg__ for name, annotation in shared.items()
-    }
+    own, other = (inspect.signature(function).parameters for function in (batch_api.predict, bulk.predict))
+    shared = own.keys() & other.keys() - {"predictor"}
+    assert shared >= {"keep", "prefix", "max_usd", "overwrite", "on_progress", "files"}
+    assert {name: own[name] for name in shared} == {name: other[name] for name in shared}
 
 
 def test_both_orders_stand_in_one_part(fake: FakeBatches, tmp_path: Path) -> None:
@@ -260,7 +271,7 @@ def test_both_orders_stand_in_one_part(fake: FakeBatches, tmp_path: Path) -> Non
     host = Host.compatible(fake.url, "k", name="fake")
     pairwise = ft.PairwisePredictor(ft.prompts.pairwise("Bees."), "m", host=host, logprobs=False)
     pairs = [{"title_a": f"one {number}", "title_b": "two"} for number in range(5)]
-    done = batch_api.predict(pairwise, pairs, tmp_path / "out.jsonl", max_requests=5)
+    done = batch_api.predict(pairwise, pairs, tmp_path / "out.jsonl", limits=BatchLimits(max_requests=5))
     assert (done.n_answered, done.n_requests) == (5, 10)
     assert [content.count(b"\n") for content in fake.contents.values() if b"POST" in content] == [4, 4, 2]
     assert all(row["is_tie"] for row in read(tmp_path / "out.jsonl"))

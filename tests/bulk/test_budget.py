@@ -7,8 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.bulk.progress import Budget, Prices
-from dspy_finetune.bulk.requests import Tokens
+from dspy_finetune.bulk.rate_limit import Budget, Prices
+from dspy_finetune.bulk.reader import Tokens
 
 
 class TenthsOfADollar(Prices):

@@ -1,4 +1,4 @@
-"""The pace: a limit learnt from refusals, pauses learnt from headers."""
+"""The limiter: a limit learnt from refusals, pauses learnt from headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.bulk.rate_limit import Pace, backoff_seconds, reset_seconds, retry_after_seconds
+from dspy_finetune.bulk.rate_limit import AdaptiveRateLimiter, backoff_seconds, reset_seconds, retry_after_seconds
 
 
 class Clock:
@@ -18,94 +18,94 @@ class Clock:
         return self.now
 
 
-def pace_of(most: int = 100) -> tuple[Pace, Clock]:
+def limiter_of(most: int = 100) -> tuple[AdaptiveRateLimiter, Clock]:
     clock = Clock()
-    return Pace(most=most, clock=clock, generator=random.Random(0)), clock
+    return AdaptiveRateLimiter(most=most, clock=clock, generator=random.Random(0)), clock
 
 
-def fill(pace: Pace) -> list[int]:
+def fill(limiter: AdaptiveRateLimiter) -> list[int]:
     eras = []
-    while pace.wait_seconds() == 0:
-        eras.append(pace.leave())
+    while limiter.wait_seconds() == 0:
+        eras.append(limiter.leave())
     return eras
 
 
 def test_the_limit_doubles_until_a_refusal_then_halves_once_and_grows_by_one_a_round() -> None:
-    pace, clock = pace_of(1000)
+    limiter, clock = limiter_of(1000)
     sizes = []
     for _ in range(4):
-        eras = fill(pace)
+        eras = fill(limiter)
         sizes.append(len(eras))
         for era in eras:
-            pace.answered(era, {})
+            limiter.answered(era, {})
     assert sizes == [8, 16, 32, 64]
-    eras = fill(pace)
+    eras = fill(limiter)
     at_most = len(eras)
     for era in eras:  # all that were under way are refused: that is one message, not many
-        pace.refused(era, {"retry-after": "3"})
-    assert pace.limit == pytest.approx(at_most / 2)
-    assert pace.wait_seconds() == 3.0
+        limiter.refused(era, {"retry-after": "3"})
+    assert limiter.limit == pytest.approx(at_most / 2)
+    assert limiter.wait_seconds() == 3.0
     clock.now += 3.0
-    before = pace.limit
-    for era in fill(pace):
-        pace.answered(era, {})
-    assert before < pace.limit <= before + 1.01
+    before = limiter.limit
+    for era in fill(limiter):
+        limiter.answered(era, {})
+    assert before < limiter.limit <= before + 1.01
 
 
 @given(st.lists(st.sampled_from(["answer", "refuse", "fail", "drop"]), max_size=200), st.integers(1, 20))
 def test_the_limit_stays_between_one_and_the_most(events: list[str], most: int) -> None:
-    pace, clock = pace_of(most)
+    limiter, clock = limiter_of(most)
     for event in events:
-        clock.now = max(clock.now, pace.open_at)
-        era = pace.leave()
+        clock.now = max(clock.now, limiter.open_at)
+        era = limiter.leave()
         if event == "answer":
-            pace.answered(era, {})
+            limiter.answered(era, {})
         elif event == "refuse":
-            pace.refused(era, {})
+            limiter.refused(era, {})
         elif event == "fail":
-            pace.failed(era)
+            limiter.failed(era)
         else:
-            pace.dropped()
-        assert 1 <= pace.limit <= most
-        assert pace.n_in_flight == 0
+            limiter.dropped()
+        assert 1 <= limiter.limit <= most
+        assert limiter.n_in_flight == 0
 
 
 def test_a_budget_that_runs_out_is_waited_for_before_it_is_gone() -> None:
-    pace, _ = pace_of()
-    eras = fill(pace)  # 8 under way
+    limiter, _ = limiter_of()
+    eras = fill(limiter)  # 8 under way
     headers = {
         "x-ratelimit-limit-requests": "100",
         "x-ratelimit-remaining-requests": "4",
         "x-ratelimit-reset-requests": "9.6s",  # 96 come back in 9.6 s: ten a second
     }
-    pace.answered(eras[0], headers)
+    limiter.answered(eras[0], headers)
     # 7 are under way and one more is wanted, but 4 are left: four more are there in 0.4 s.
-    wait = pace.open_at - 50.0
+    wait = limiter.open_at - 50.0
     assert wait == pytest.approx(0.4)
-    pace.answered(eras[1], {**headers, "x-ratelimit-remaining-requests": "90"})
-    assert pace.open_at - 50.0 == pytest.approx(wait)
+    limiter.answered(eras[1], {**headers, "x-ratelimit-remaining-requests": "90"})
+    assert limiter.open_at - 50.0 == pytest.approx(wait)
 
 
 def test_tokens_count_as_requests_of_the_usual_size() -> None:
-    pace, _ = pace_of()
-    era = fill(pace)[0]
+    limiter, _ = limiter_of()
+    era = fill(limiter)[0]
     headers = {
         "x-ratelimit-limit-tokens": "10000",
         "x-ratelimit-remaining-tokens": "100",
         "x-ratelimit-reset-tokens": "59s",
     }
-    pace.answered(era, headers, n_tokens=200)
+    limiter.answered(era, headers, n_tokens=200)
     # 8 x 200 tokens are wanted, 100 are left; 9,900 come back in 59 s.
-    assert pace.open_at - 50.0 == pytest.approx(59 * 1500 / 9900)
+    assert limiter.open_at - 50.0 == pytest.approx(59 * 1500 / 9900)
 
 
 @pytest.mark.parametrize("remaining", ["", "many", "-1", "nan", "inf"])
 def test_headers_that_make_no_sense_are_passed_over(remaining: str) -> None:
-    pace, _ = pace_of()
-    pace.answered(pace.leave(), {"x-ratelimit-remaining-requests": remaining, "x-ratelimit-reset-requests": "1s"})
-    assert pace.open_at == 0.0
-    pace.answered(pace.leave(), {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "later"})
-    assert pace.open_at == 0.0
+    limiter, _ = limiter_of()
+    limiter.answered(limiter.leave(), {"x-ratelimit-remaining-requests": remaining, "x-ratelimit-reset-requests": "1s"})
+    assert limiter.open_at == 0.0
+    limiter.answered(limiter.leave(), {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "later"})
+    assert limiter.open_at == 0.0
 
 
 def test_durations_and_dates() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune import bulk
-from dspy_finetune.bulk.asking import Timing
+from dspy_finetune.bulk.rate_limit import Timing
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from tests.bulk.conftest import FakeTime
 from tests.bulk.loopback import Loopback, refusal
@@ -109,9 +109,9 @@ def test_each_kind_of_error_is_a_row_of_its_own(loopback: Loopback, tmp_path: Pa
     loopback.reply = lambda question: "perhaps" if "mumble" in question else "true"
     loopback.fault = lambda body, n: refusal(400, "context_length_exceeded") if "too long" in str(body) else None
     done = bulk.predict(tuned(loopback), source, tmp_path / "out.jsonl")
-    assert (done.n_answered, done.n_unreadable, done.n_failed, done.n_bad_rows) == (1, 1, 1, 3)
+    assert (done.n_answered, done.n_parse_failures, done.n_failed, done.n_bad_rows) == (1, 1, 1, 3)
     rows = read(tmp_path / "out.jsonl")
-    assert [row["status"] for row in rows] == ["answered", "unreadable", "failed", *["bad_row"] * 3]
+    assert [row["status"] for row in rows] == ["answered", "parse_failure", "failed", *["bad_row"] * 3]
     assert rows[0]["error"] is None
     assert rows[1]["answer_text"] == "perhaps"
     assert "400" in rows[2]["error"]
@@ -124,7 +124,7 @@ def test_each_kind_of_error_is_a_row_of_its_own(loopback: Loopback, tmp_path: Pa
 def test_failures_that_pass_are_tried_again(loopback: Loopback, tmp_path: Path, fake_time: FakeTime) -> None:
     faults = {1: refusal(500), 2: (0, {}, {}), 3: refusal(503), 4: (200, {}, {"oops": 1})}
     loopback.fault = lambda body, n: faults.get(n)
-    done = bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", timing=fake_time.timing)
+    done = bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl")
     assert (done.n_answered, done.n_retries) == (3, 12)
     assert max(fake_time.slept) <= 60.0
     # Each wait is a random share, at least half, of one that doubles.
@@ -133,7 +133,7 @@ def test_failures_that_pass_are_tried_again(loopback: Loopback, tmp_path: Path, 
 
 def test_a_row_that_keeps_failing_fails_alone(loopback: Loopback, tmp_path: Path, fake_time: FakeTime) -> None:
     loopback.fault = lambda body, n: refusal(500) if "x2" in str(body) else None
-    done = bulk.predict(tuned(loopback), titles(5), tmp_path / "out.jsonl", max_retries=2, timing=fake_time.timing)
+    done = bulk.predict(tuned(loopback), titles(5), tmp_path / "out.jsonl", retry=bulk.RetryPolicy(max_retries=2))
     assert (done.n_answered, done.n_failed) == (4, 1)
     assert max(loopback.asked.values()) == 3
 
@@ -150,7 +150,7 @@ def test_after_a_429_nothing_is_sent_until_the_host_says_so(
         return refusal(429, None, **named) if is_refused else None
 
     loopback.fault = fault
-    done = bulk.predict(tuned(loopback), titles(20), tmp_path / "out.jsonl", concurrency=1, timing=fake_time.timing)
+    done = bulk.predict(tuned(loopback), titles(20), tmp_path / "out.jsonl", concurrency=1)
     assert (done.n_answered, done.n_retries) == (20, 1)
     at = next(number for number, (_, is_refused) in enumerate(sent_at) if is_refused)
     pause = sent_at[at + 1][0] - sent_at[at][0]
@@ -162,9 +162,7 @@ def test_429s_halve_the_concurrency_and_cost_no_row(loopback: Loopback, tmp_path
     loopback.fault = lambda body, n: refusal(429) if loopback.n_open > 4 else None
     loopback.delay_seconds = lambda question: 0.02
     looks: list[bulk.Progress] = []
-    done = bulk.predict(
-        tuned(loopback), titles(150), tmp_path / "out.jsonl", timing=fake_time.timing, on_progress=looks.append
-    )
+    done = bulk.predict(tuned(loopback), titles(150), tmp_path / "out.jsonl", on_progress=looks.append)
     assert (done.n_answered, done.n_failed) == (150, 0)
     assert done.n_retries > 0
     assert looks[-1].concurrency < 32
@@ -191,7 +189,7 @@ def test_a_silent_host_is_waited_for_and_then_the_run_can_go_on(
 ) -> None:
     n_before = 10
     loopback.fault = lambda body, n: (0, {}, {}) if len(loopback.answered) >= n_before else None
-    options: dict[str, Any] = {"concurrency": 2, "timing": fake_time.timing, "patience_seconds": 100.0}
+    options: dict[str, Any] = {"concurrency": 2, "retry": bulk.RetryPolicy(patience_seconds=100.0)}
     with pytest.raises(HostError, match="no answer") as caught:
         bulk.predict(tuned(loopback), titles(30), tmp_path / "out.jsonl", **options)
     assert caught.value.retryable
@@ -292,7 +290,10 @@ def test_a_budget_that_cannot_be_kept_leaves_nothing_behind(loopback: Loopback, 
     with pytest.raises(BudgetError, match="cannot be kept"):
         bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", max_usd=1.0)
     assert list(tmp_path.iterdir()) == []
-    assert bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", limit=2).n_answered == 2
+    assert (
+        bulk.predict(tuned(loopback), titles(3), tmp_path / "out.jsonl", files=bulk.FileOptions(limit=2)).n_answered
+        == 2
+    )
 
 
 def test_a_kept_field_that_the_first_row_lacks_is_told(
@@ -315,7 +316,7 @@ def test_any_program_can_be_asked(tmp_path: Path) -> None:
         return dspy.Prediction(n=len(title))
 
     done = bulk.predict(ask, titles(10), tmp_path / "out.jsonl", inputs=["title"], keep=["id"])
-    assert (done.n_answered, done.n_unreadable, done.n_failed, done.cost_usd) == (8, 1, 1, None)
+    assert (done.n_answered, done.n_parse_failures, done.n_failed, done.cost_usd) == (8, 1, 1, None)
     rows = read(tmp_path / "out.jsonl")
     assert rows[0] == {"id": 0, "n": 7, "status": "answered", "error": None, "answer_text": None}
     assert (rows[1]["answer_text"], rows[2]["error"]) == ("hm", "ValueError: odd")
@@ -442,3 +443,23 @@ def test_the_defaults_of_time_are_the_real_ones() -> None:
     timing = Timing()
     assert timing.sleep is asyncio.sleep
     assert timing.clock() > 0
+
+
+def test_a_host_that_gives_fewer_alternatives_is_asked_for_fewer(
+    loopback: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own refusal says how many; a run that goes on later starts with the same rows."""
+    asked: list[int] = []
+
+    def capped(body: dict[str, Any], n: int) -> Any:
+        asked.append(body["top_logprobs"])
+        if body["top_logprobs"] <= 5:
+            return None
+        problem = {"message": "top_logprobs must be between 0 and 5", "type": "invalid_request_error"}
+        return 400, {}, {"error": problem}
+
+    loopback.fault = capped
+    done = bulk.predict(tuned(loopback), titles(30), tmp_path / "out.jsonl", concurrency=4)
+    assert done.n_answered == 30
+    assert (set(asked), asked.count(20) <= 4) == ({20, 5}, True)
+    assert "top_logprobs=5 says so beforehand" in caplog.text

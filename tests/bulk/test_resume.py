@@ -121,7 +121,7 @@ def test_order_and_content_do_not_depend_on_where_a_run_broke(
         assert sorted(path.name for path in Path(folder).iterdir()) == ["out.jsonl"]
     assert set(answered.values()) <= {1}
     expected = [
-        "bad_row" if number in bad else "unreadable" if number in odd else "answered" for number in range(n_rows)
+        "bad_row" if number in bad else "parse_failure" if number in odd else "answered" for number in range(n_rows)
     ]
     assert [row["status"] for row in found] == expected
     assert [row.get("twice") for row, status in zip(found, expected, strict=True) if status == "answered"] == [
@@ -135,19 +135,19 @@ def test_a_torn_line_is_asked_again_and_a_damaged_file_is_refused(loopback: Loop
     rows = [{"title": f"row {number}"} for number in range(12)]
     loopback.fault = lambda body, n: (401, {}, {}) if len(loopback.answered) >= 6 else None
     with pytest.raises(HostError):
-        bulk.predict(predictor, rows, output, checkpoint=kept, concurrency=1)
+        bulk.predict(predictor, rows, output, files=bulk.FileOptions(checkpoint=kept), concurrency=1)
     loopback.fault = lambda body, n: None
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-9])
-    assert bulk.predict(predictor, rows, output, checkpoint=kept).n_reused == 5
+    assert bulk.predict(predictor, rows, output, files=bulk.FileOptions(checkpoint=kept)).n_reused == 5
     assert len(output.read_text().splitlines()) == 12
 
     kept.write_bytes(whole.replace(b"\t", b" ", 3))
     with pytest.raises(DataError, match="damaged"):
-        bulk.predict(predictor, rows, output, checkpoint=kept, overwrite=True)
+        bulk.predict(predictor, rows, output, files=bulk.FileOptions(checkpoint=kept), overwrite=True)
     kept.write_bytes(b"something else\n")
     with pytest.raises(DataError, match="not a checkpoint"):
-        bulk.predict(predictor, rows, output, checkpoint=kept, overwrite=True)
+        bulk.predict(predictor, rows, output, files=bulk.FileOptions(checkpoint=kept), overwrite=True)
     assert kept.read_bytes() == b"something else\n"
 
 

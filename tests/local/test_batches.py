@@ -78,7 +78,9 @@ def test_a_predictor_by_batches_says_what_it_says_one_by_one(server: ToyServer, 
     rows = [{"title": f"title {number}"} for number in range(7)]
     one_by_one, by_batches = tmp_path / "one.jsonl", tmp_path / "batch.jsonl"
     ft.bulk.predict(predictor, rows, one_by_one)
-    ft.bulk.batch_api.predict(predictor, rows, by_batches, max_requests=3, poll_seconds=0.1)
+    ft.bulk.batch_api.predict(
+        predictor, rows, by_batches, limits=ft.bulk.batch_api.BatchLimits(max_requests=3, poll_seconds=0.1)
+    )
     found, expected = (
         [json.loads(line) for line in path.read_text().splitlines()] for path in (by_batches, one_by_one)
     )
