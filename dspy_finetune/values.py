@@ -317,16 +317,33 @@ def label_text(value: Any) -> str:
     if plain.isalnum() and plain.isascii():
         return plain.casefold()
     try:
-        return _innermost(answer_text(plain))
+        return _folded_label(_innermost(answer_text(plain)))
     except AnswerError:
         return fold(plain)
+
+
+def bare_label(value: Any) -> Any:
+    """A label as a plain value; a text without what surrounds the label in it, its letter case kept.
+
+    >>> bare_label("**Answer:** Red."), bare_label(3.0), bare_label(True)
+    ('Red', 3, True)
+
+    Raises:
+        AnswerError: There is nothing to read.
+    """
+    plain = plain_label(value)
+    check_answer(plain)
+    return _innermost(answer_text(plain)) if isinstance(plain, str) else plain
 
 
 def _innermost(body: str) -> str:
     text = body
     for forms in _stages(body, None):
         text = forms[0]
-    text = _unquote(_unmark(_unquote(text))) or text
+    return _unquote(_unmark(_unquote(text))) or text
+
+
+def _folded_label(text: str) -> str:
     return fold(whole[1]) if (whole := _WHOLE.fullmatch(text)) else fold(text)
 
 
@@ -543,8 +560,7 @@ class LabelSet(Mapping[Any, str]):
     def read(self, value: Any, *, name: str | None = None) -> Any:
         """The label that a program's answer is: a label itself, what equals it, or a text that names it.
 
-        3.0 and "3" are 3; 1 and 0 are True and False where the labels are a bool's, as they are in a file. True is no
-        number: it is none of the labels 1 and 0.
+        3.0 and "3" are 3. True is no number and 1 is no bool: they are none of each other's labels.
 
         Raises:
             AnswerError: It is none of the labels, or could be more than one.
@@ -557,8 +573,9 @@ class LabelSet(Mapping[Any, str]):
         plain = plain_label(value)
         if plain is None:
             raise AnswerError("the answer is empty (None)", text="")
-        is_word = isinstance(plain, (str, int)) and not (isinstance(plain, bool) and not self._is_words())
-        if is_word:
+        # True is none of the numbers 1 and 0, and they are none of True and False: only their words are.
+        is_of_kind = self._is_words() if isinstance(plain, bool) else not (self._is_bool and isinstance(plain, int))
+        if is_of_kind and isinstance(plain, (str, int)):
             try:
                 return self.decode(_member_text(plain), name=name)
             except AnswerError:
@@ -581,7 +598,7 @@ class LabelSet(Mapping[Any, str]):
 
     def _is_words(self) -> bool:
         """Whether a bool can stand for one of these labels: where they are words, not numbers."""
-        return not all(isinstance(plain_label(label), int) for label in self) or self._is_bool
+        return not all(isinstance(plain_label(label), int) for label in self)
 
     def _listed(self) -> str:
         shown = ", ".join(f'"{text}"' for text in self.texts[:12])

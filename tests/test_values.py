@@ -17,8 +17,10 @@ import pytest
 from dspy.utils import DummyLM
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.errors import AnswerError, RowError, RowsError
+from dspy_finetune.errors import AnswerError, DataError, RowError, RowsError
 from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.predictors import Cascade, Ensemble, rank
+from dspy_finetune.predictors.calibrate import _label_of
 from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat
 from dspy_finetune.values import match_label, read_number, same_label
 from tests.evaluation.comparing import compare_programs
@@ -336,3 +338,65 @@ def test_a_bool_is_no_number() -> None:
     for metric in (metrics.kendall_tau("answer"), metrics.root_mean_squared_error("answer")):
         assert metric.columns(rows, said)[1] == [None, 2.0, 3.0]
     assert metrics.within("answer", absolute=1.0)(rows[0], said[0]) == 0.0
+
+
+# -- predictors -------------------------------------------------------------------------------------------------------
+
+
+@every_label
+def test_an_ensembles_member(case: Case) -> None:
+    ensemble = Ensemble([Says(case.text, case.labels)], how="majority", output="answer")
+    check(found_by(lambda: ensemble(x="?").answer), case.value)
+
+
+@every_number
+def test_an_ensembles_number(case: Case) -> None:
+    ensemble = Ensemble([DeclaredOutput(case)], how="median", output="answer")
+    expected = case.value if case.answer == FAILURE else float(case.value)  # the median is a float
+    check(found_by(lambda: ensemble(x="?").answer), expected)
+
+
+class DeclaredOutput:
+    """A program with a prompt, whose answer is still a text."""
+
+    def __init__(self, case: Case) -> None:
+        self.prompt = prompt_of(case)
+        self.text = case.text
+
+    def __call__(self, **inputs: Any) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.text)
+
+
+@every_label
+def test_an_answer_that_stands_in_a_cascade(case: Case) -> None:
+    """One that cannot be read is in doubt, whatever its probability."""
+    sure = Says(case.text, case.labels)
+    cheap = lambda **inputs: dspy.Prediction(**sure(**inputs).toDict(), agreement=1.0)  # noqa: E731 -- one line of a test
+    cascade = Cascade([cheap, Says(case.labels[0], case.labels)], output="answer")
+    assert cascade(x="?").escalated is (case.answer == FAILURE)
+
+
+@every_label
+def test_a_cascades_accuracy(case: Case) -> None:
+    rows = [dspy.Example(x=str(place), answer=label).with_inputs("x") for place, label in enumerate(case.labels * 10)]
+    choice = Cascade.choose([Says(case.text, case.labels), Says(None, case.labels)], rows, output="answer")
+    assert choice.cheap_accuracy == (0.0 if case.answer == FAILURE else 1 / len(case.labels))
+
+
+@pytest.mark.parametrize("case", [case for case in LABEL_CASES if case.heading == "Literal['A', 'B']"], ids=named)
+def test_a_pair_in_a_ranking(case: Case) -> None:
+    says = Says(case.text, [])
+    asked = functools.partial(rank, ["ants", "bees", "cats"], says, fields={"a": "b"}, output="answer")
+    if case.answer == FAILURE:
+        with pytest.raises(DataError, match="none of 3 comparisons could be read"):
+            asked()
+    else:
+        assert asked().n_comparisons > 0
+
+
+@every_label
+def test_the_labels_that_calibration_reads(case: Case) -> None:
+    labels = LabelSet.of(case.annotation)
+    assert labels is not None
+    found = _label_of(case.text, labels)
+    check(case.text if case.answer == FAILURE else case.value, found)

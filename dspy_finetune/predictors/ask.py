@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import enum
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, UsageError
+from dspy_finetune.values import NUMBER, NumberFormat, label_text, match_label
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -126,25 +126,15 @@ def is_yes_no(labels: Iterable[Any]) -> bool:
     return len(found) == 2 and all(isinstance(label, bool) for label in found)
 
 
-def match_label(value: Any, labels: Sequence[Any]) -> Any | None:
-    """The one of the labels that a value names, or None.
-
-    The value itself; else the label of the same text; else, where only one label can be meant, of the same text in
-    another letter case. 1 is not True, but "true" is: programs write labels as text, this library reads them as values.
-
-    >>> match_label("true", [True, False]), match_label("a", ["A", "B"]), match_label(1, [True, False])
-    (True, 'A', None)
-    """
-    for label in labels:
-        if type(label) is type(value) and label == value:
-            return label
-    text = _text(value)
-    same = [label for label in labels if _text(label) == text]
-    folded = [label for label in labels if _text(label).casefold() == text.casefold()]
-    for found in (same, folded):
-        if len(found) == 1:
-            return found[0]
-    return None
+def number_of(programs: Iterable[Any], output: str) -> NumberFormat:
+    """How the numbers of an output are read: in the first telling program's own format, else as bare numbers."""
+    for program in programs:
+        prompt = getattr(program, "prompt", None)
+        if prompt is not None and output in getattr(prompt, "output_fields", ()) and hasattr(prompt, "codec"):
+            found: NumberFormat | None = prompt.codec(output).number
+            if found is not None:
+                return found
+    return NUMBER
 
 
 def read_shares(prediction: Any) -> dict[Any, float] | None:
@@ -175,7 +165,7 @@ def read_share(value: Any) -> float:
         AnswerError: It is no number in [0, 1]; a program may let a model write it.
     """
     try:
-        share = float(value)
+        share = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         share = math.nan
     if not 0.0 <= share <= 1.0 + 1e-9:
@@ -183,7 +173,7 @@ def read_share(value: Any) -> float:
     return min(share, 1.0)
 
 
-def confidence_of(prediction: Any, field: str) -> float | None:
+def confidence_of(prediction: Any, field: str, labels: Sequence[Any] = ()) -> float | None:
     """The probability of the answer that the prediction returns, in [0, 1]; None where it carries none.
 
     From `probabilities`; else from `probability`: of True for a bool answer, otherwise of the answer; else from
@@ -191,9 +181,11 @@ def confidence_of(prediction: Any, field: str) -> float | None:
     that the model could have said: never more than is known.
 
     Raises:
-        AnswerError: The answer is empty, or a probability is none.
+        AnswerError: The answer is empty or none of the labels, if they are given; or a probability is none.
     """
     answer = read_answer(prediction, field)
+    if labels and match_label(answer, labels) is None:
+        raise AnswerError(f"the answer {answer!r:.60} is none of the labels", text=str(answer))
     shares = told_shares(prediction)
     if shares is not None:
         label = match_label(answer, list(shares))
@@ -202,7 +194,8 @@ def confidence_of(prediction: Any, field: str) -> float | None:
     if share is None:
         share = prediction.get("agreement", None)
         return None if share is None else read_share(share)
-    return 1.0 - read_share(share) if match_label(answer, [True, False]) is False else read_share(share)
+    # Of a bool, written as text by some programs; "no" may be a label of its own, whose probability this is.
+    return 1.0 - read_share(share) if label_text(answer) == "false" else read_share(share)
 
 
 def check_members(members: Sequence[Any]) -> None:
@@ -225,9 +218,3 @@ def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()

@@ -25,8 +25,9 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.errors import DataError, LogprobsError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, LogprobsError, UsageError
 from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of, is_yes_no
+from dspy_finetune.values import LabelSet
 
 Method: TypeAlias = Literal["temperature", "platt", "isotonic"]
 """The ways to calibrate, from the stiffest to the most supple."""
@@ -476,7 +477,15 @@ def _expected(predictor: Any, examples: Sequence[Any], labels: Sequence[Any]) ->
     for number, example in enumerate(examples, start=1):
         if field not in example:
             raise UsageError(f'example {number} has no field "{field}", the label that calibrate needs')
-    return [texts.index(codec.encode(example[field])) for example in examples]
+    return [texts.index(codec.encode(_label_of(example[field], codec))) for example in examples]
+
+
+def _label_of(value: Any, codec: LabelSet) -> Any:
+    """An example's label, written as a value or as text; what is neither stays, and encode refuses it."""
+    try:
+        return codec.read(value)
+    except AnswerError:
+        return value
 
 
 def _check_enough(right: Sequence[int], labels: Sequence[Any], method: Method) -> None:

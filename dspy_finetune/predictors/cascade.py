@@ -24,12 +24,13 @@ from dspy_finetune.predictors.ask import (
     confidence_of,
     in_threads,
     inputs_of,
-    match_label,
+    labels_of,
     output_of,
     read_answer,
     wilson,
 )
 from dspy_finetune.predictors.base import SavedSettings
+from dspy_finetune.values import match_label
 
 
 class Cascade(dspy.Module):
@@ -81,7 +82,7 @@ class Cascade(dspy.Module):
         """Ask the cheap program, and the dear one in doubt."""
         try:
             found = self.members[0](**inputs)
-            confidence = confidence_of(found, self.output)
+            confidence = confidence_of(found, self.output, labels_of(self.members))
         except UNREADABLE:
             confidence = None
         if confidence is not None and confidence >= self.min_confidence:
@@ -92,7 +93,7 @@ class Cascade(dspy.Module):
         """As `forward`, without blocking the event loop."""
         try:
             found = await ask_async(self.members[0], inputs)
-            confidence = confidence_of(found, self.output)
+            confidence = confidence_of(found, self.output, labels_of(self.members))
         except UNREADABLE:
             confidence = None
         if confidence is not None and confidence >= self.min_confidence:
@@ -145,8 +146,9 @@ class Cascade(dspy.Module):
         if any(cascade.output not in example for example in examples):
             raise UsageError(f'every example needs the field "{cascade.output}", the right answer')
         jobs = [(member, example) for member in members for example in examples]
+        labels = labels_of(members)
         with dspy.context(disable_history=True, trace=None):
-            asked = in_threads(lambda job: _judged(job[0], job[1], cascade.output), jobs, n_threads)
+            asked = in_threads(lambda job: _judged(job[0], job[1], cascade.output, labels), jobs, n_threads)
         cheap, dear = asked[: len(examples)], asked[len(examples) :]
         points = _curve(cheap, dear)
         point = _pick(points, target_accuracy, max_escalated)
@@ -222,12 +224,14 @@ def _marked(found: Any, confidence: float | None, *, escalated: bool) -> dspy.Pr
     return prediction
 
 
-def _judged(member: Callable[..., Any], example: Any, output: str) -> tuple[bool, float | None]:
+def _judged(member: Callable[..., Any], example: Any, output: str, labels: Sequence[Any]) -> tuple[bool, float | None]:
     """Whether the answer is right, and the confidence."""
     try:
         prediction = member(**inputs_of(example))
         answer = read_answer(prediction, output)
-        return match_label(answer, [example[output]]) is not None, confidence_of(prediction, output)
+        confidence = confidence_of(prediction, output, labels)
+        expected = match_label(example[output], labels) if labels else example[output]
+        return match_label(answer, labels or [expected]) == expected, confidence
     except UNREADABLE:
         return False, None
 

@@ -30,13 +30,14 @@ from dspy_finetune.predictors.ask import (
     inputs_of,
     is_yes_no,
     labels_of,
-    match_label,
+    number_of,
     output_of,
     read_answer,
     read_share,
     read_shares,
 )
 from dspy_finetune.predictors.base import SavedSettings
+from dspy_finetune.values import BOOL, NUMBER, LabelSet, NumberFormat, bare_label, match_label
 
 # ----------------------------------------------------------------------------------------------------
 # How the answers of several members become one: shares, votes, the middle number.
@@ -66,14 +67,16 @@ def known_labels(
     if labels:
         return list(labels)
     known: list[Any] = []
-    keys = [key for one in shares for key in one or ()]
-    for value in [*answers, *keys]:
+    values = [*answers, *(key for one in shares for key in one or ())]
+    if LabelSet.among(values) is BOOL:  # even where a classical member wrote it as text first
+        return [True, False]
+    for value in values:
         # What equals a label of another type, as 1 does True, is no label beside it.
-        if match_label(value, known) is None and value not in known:
-            known.append(value)
-    # A bool among the labels is meant as one, even where a classical member wrote it as text first.
-    texts = {str(value).strip().casefold() for value in known}
-    return [True, False] if texts and texts <= {"true", "false"} else known
+        with contextlib.suppress(AnswerError):
+            label = bare_label(value)
+            if match_label(label, known) is None and label not in known:
+                known.append(label)
+    return known
 
 
 def read_vote(member: int, weight: float, answer: Any, prediction: Any, labels: Sequence[Any]) -> Vote:
@@ -366,6 +369,7 @@ class Ensemble(dspy.Module):
         """The votes of the members that answered, and the errors of those that did not. Without labels: numbers."""
         votes: list[Vote] = []
         errors: list[Exception] = []
+        number = number_of(self.members, self.output)
         for member, (one, weight) in enumerate(zip(said, self.settings["weights"], strict=True)):
             try:
                 if one.error is not None:
@@ -374,7 +378,7 @@ class Ensemble(dspy.Module):
                 if labels is not None:
                     votes.append(read_vote(member, weight, answer, one.prediction, labels))
                 else:
-                    votes.append(Vote(member=member, weight=weight, answer=_number(answer), shares=None))
+                    votes.append(Vote(member=member, weight=weight, answer=_number(answer, number), shares=None))
             except UsageError:
                 raise
             except Exception as error:  # the member's own failure, whatever its kind, is what is counted here
@@ -465,10 +469,9 @@ def _are_weights(weights: Sequence[Any], n_members: int) -> bool:
     return len(weights) == n_members and all(isinstance(one, Real) and 0 < float(one) < math.inf for one in weights)
 
 
-def _number(answer: Any) -> float:
-    if isinstance(answer, bool) or not hasattr(answer, "__float__") or not math.isfinite(float(answer)):
-        raise AnswerError(f"the answer {answer!r:.60} is not a number", text=str(answer))
-    return float(answer)
+def _number(answer: Any, style: NumberFormat) -> float:
+    # Members may answer a whole number with 12.5: a number is a number, only texts are read by the format.
+    return float(style.read(answer) if isinstance(answer, str) else NUMBER.read(answer))
 
 
 def _too_few(n_answered: int, n_members: int, least: int, errors: Sequence[Exception]) -> Exception:

@@ -21,8 +21,9 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import dspy
 
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.errors import DataError, RowError, UsageError
 from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of
+from dspy_finetune.values import Unparseable, load_number
 
 Scale: TypeAlias = Literal["absolute", "relative"]
 """In what errors are measured: the number's unit, or shares of the predicted number."""
@@ -128,10 +129,9 @@ def calibrate_interval(
         )
     if scale not in get_args(Scale) or not 0.0 < level < 1.0:
         raise UsageError(f'scale is "absolute" or "relative" and level between 0 and 1; got {scale!r} and {level}')
-    field, prompt = predictor.prompt.output_fields[0], predictor.prompt
-    # Written and read by the prompt, so that "$1,199.99" in a file and 1199.99 are the same.
+    field = predictor.prompt.output_fields[0]
     examples = list(examples)
-    truths = [float(prompt.parse(prompt.completion(example))[field]) for example in examples]
+    truths = [_truth(example, line, field) for line, example in enumerate(examples, start=1)]
     _check_enough(len(truths), level)
 
     def ask(example: Any) -> float | None:
@@ -154,6 +154,16 @@ def calibrate_interval(
     )
     predictor.residuals = found
     return found
+
+
+def _truth(example: Any, line: int, field: str) -> float:
+    """An example's number: "$1,199.99" from a file and 1199.99 are the same."""
+    if field not in example:
+        raise RowError("missing", line=line, field=field, remedy="calibrate_interval needs the example's own number")
+    try:
+        return load_number(example[field])
+    except Unparseable as error:
+        raise RowError(error.problem, line=line, field=field, value=example[field], remedy=error.remedy) from error
 
 
 def _order(n: int, level: float) -> int:

@@ -31,12 +31,12 @@ from dspy_finetune.predictors.ask import (
     UNREADABLE,
     in_threads,
     labels_of,
-    match_label,
     output_of,
     read_answer,
     read_shares,
 )
 from dspy_finetune.predictors.pairwise import sides
+from dspy_finetune.values import match_label
 
 # ----------------------------------------------------------------------------------------------------
 # Scores from comparisons (Bradley-Terry with a term for the first place), and which pair to ask next.
