@@ -6,6 +6,7 @@ An unknown figure is None, never 0. Not covered: asking a host what it offers to
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
@@ -119,6 +120,8 @@ class HostFacts(_Facts):
     """Of one image."""
     methods: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """Model -> methods where they differ from the model's own list."""
+    names_all_models: bool = False
+    """Whether the catalog names every model that it trains; another name is then taken for a mistake."""
     is_billed: bool = True
     """False where nobody sends a bill: your own machine."""
     training_ends: date | None = None
@@ -168,6 +171,31 @@ class Catalog:
         if at_host is not None and name in at_host.methods:
             return at_host.methods[name]
         return facts.methods if facts is not None and facts.host == host else None
+
+    def trained(self, host: str) -> tuple[str, ...]:
+        """The models that a host is known to train, by name.
+
+        >>> "gpt-oss-20b" in load_catalog().trained("azure")
+        True
+        """
+        at_host = self.hosts.get(host)
+        own = [name for name, facts in self.models.items() if facts.host == host and facts.methods]
+        return tuple(
+            dict.fromkeys([*own, *(name for name, able in (at_host.methods if at_host else {}).items() if able)])
+        )
+
+    def nearest(self, model: str, host: str, *, n: int = 3) -> tuple[str, ...]:
+        """The names that a host trains and that are most like this one; the aliases' models among them.
+
+        >>> load_catalog().nearest("gpt-4.1-mimi", "openai", n=1)
+        ('gpt-4.1-mini-2025-04-14',)
+        """
+        names = {name.lower(): name for name in self.trained(host)}
+        names |= {
+            alias.lower(): name for name in names.values() if name in self.models for alias in self.models[name].aliases
+        }
+        found = difflib.get_close_matches(strip_model_id(model).lower(), names, n=2 * n, cutoff=0.4)
+        return tuple(dict.fromkeys(names[one] for one in found))[:n]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,12 @@ Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up 
 Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of the training.")]
 Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")]
+AllowUnknownModel = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unknown-model", help="Take a model that the catalog does not know on this host: a newer one."
+    ),
+]
 WandbProject = Annotated[str | None, typer.Option("--wandb", help="A project of Weights & Biases to report to.")]
 
 
@@ -63,6 +69,7 @@ def plan(
     seed: Seed = None,
     metadata: Metadata = None,
     wandb: WandbProject = None,
+    allow_unknown_model: AllowUnknownModel = False,
     evaluate: Annotated[
         Path | None, typer.Option(help="Rows to ask the tuned model afterwards: what that costs is shown, too.")
     ] = None,
@@ -86,6 +93,7 @@ def plan(
         seed=seed,
         metadata=metadata,
         wandb=wandb,
+        allow_unknown_model=allow_unknown_model,
     )
     costs = evaluation(made, evaluate, n_calls) if evaluate is not None else None
     if as_json:
@@ -139,6 +147,7 @@ def settle(
     seed: int | None,
     metadata: list[str] | None,
     wandb: str | None,
+    allow_unknown_model: bool,
 ) -> Plan:
     """The plan that the options of `plan` and `train` ask for.
 
@@ -163,6 +172,7 @@ def settle(
         seed=seed,
         metadata=pairs(metadata),
         wandb=wandb,
+        allow_unknown_model=allow_unknown_model,
     )
 
 

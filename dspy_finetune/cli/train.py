@@ -11,6 +11,7 @@ from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_option, load_env
 from dspy_finetune.cli.follow import follow
 from dspy_finetune.cli.plan import (
+    AllowUnknownModel,
     AsJson,
     BatchSize,
     Beta,
@@ -60,6 +61,7 @@ def train(
     seed: Seed = None,
     metadata: Metadata = None,
     wandb: WandbProject = None,
+    allow_unknown_model: AllowUnknownModel = False,
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
     allow_unknown_price: Annotated[
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
@@ -93,6 +95,7 @@ def train(
         seed=seed,
         metadata=metadata,
         wandb=wandb,
+        allow_unknown_model=allow_unknown_model,
     )
     show(made, talk())
     warn(made.warnings)

@@ -128,13 +128,26 @@ def values_of(rows: Sequence[dspy.Example], names: Sequence[str]) -> list[tuple[
     return [tuple(row[name] for name in names) for row in rows]
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value says nothing: None, NaN, or a text of nothing but spaces, as an empty cell of a CSV file."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def row_keys(rows: Sequence[dspy.Example], by: By | None, how: How) -> list[Hashable]:
-    """One key per row: equal where the rows are the same thing, whole (a pair A, B is another row than B, A)."""
-    if by is not None and callable(by):
-        return [item_key(by(row), how) for row in rows]
+    """One key per row: equal where the rows are the same thing, whole (a pair A, B is another row than B, A).
+
+    A row that has no value of `by` is like no other.
+    """
     if by is None:
         return [tuple((name, item_key(row[name], how)) for name in input_names(row)) for row in rows]
-    return [tuple(item_key(value, how) for value in values) for values in values_of(rows, check_names(by, "by"))]
+    if callable(by):
+        found: list[tuple[Any, ...]] = [(by(row),) for row in rows]
+    else:
+        found = values_of(rows, check_names(by, "by"))
+    return [
+        ("no value", index) if all(map(is_missing, values)) else tuple(item_key(value, how) for value in values)
+        for index, values in enumerate(found)
+    ]
 
 
 def row_items(rows: Sequence[dspy.Example], by: By | None, how: How) -> list[tuple[str, ...]]:
@@ -142,16 +155,16 @@ def row_items(rows: Sequence[dspy.Example], by: By | None, how: How) -> list[tup
 
     by: one field name, whose value is the item; several, each of whose values is an item; a function of the row, whose
     result is the item (a tuple or list: several). None: both sides of a pair row, else the inputs together.
+    A value that is missing is no item: a row without any shares nothing with another.
     """
     if by is None:
         return [_own_items(row, how) for row in rows]
     if callable(by):
-        found = [by(row) for row in rows]
-        return [
-            tuple(item_key(part, how) for part in (value if isinstance(value, (tuple, list)) else (value,)))
-            for value in found
-        ]
-    return [tuple(item_key(value, how) for value in values) for values in values_of(rows, check_names(by, "by"))]
+        given = [by(row) for row in rows]
+        found = [tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in given]
+    else:
+        found = values_of(rows, check_names(by, "by"))
+    return [tuple(item_key(value, how) for value in values if not is_missing(value)) for values in found]
 
 
 def _own_items(row: dspy.Example, how: How) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ def load_examples(
     types: Mapping[str, Any] | None = None,
     signature: type[dspy.Signature] | str | None = None,
     format: Format | None = None,
+    delimiter: str | None = None,
     split: str | None = None,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -128,6 +129,7 @@ def load_examples(
         signature: A dspy.Signature or its short form ("title -> is_favorite: bool"): gives types, inputs, and the
             fields that every row must have.
         format: "json", "jsonl", "csv", "tsv" or "parquet", where the file's name does not tell.
+        delimiter: The character between the cells of a CSV file; None reads it off the first line.
         split: For data sets with several splits: which one.
         limit: Stop after so many examples; None reads all. Rows after the limit are not looked at.
         on_error: "raise" lists every bad row in one RowsError; "skip" leaves them out and keeps why in `.skipped`.
@@ -146,6 +148,7 @@ def load_examples(
         types=types,
         signature=signature,
         format=format,
+        delimiter=delimiter,
         split=split,
         limit=limit,
         on_error=on_error,
@@ -162,6 +165,7 @@ def iter_examples(
     types: Mapping[str, Any] | None = None,
     signature: type[dspy.Signature] | str | None = None,
     format: Format | None = None,
+    delimiter: str | None = None,
     split: str | None = None,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -176,7 +180,8 @@ def iter_examples(
     """
     plan = RowPlan(inputs=inputs, rename=rename, types=types, signature=signature)
     _check_options(limit, on_error)
-    return ExampleStream(open_source(source, format=format, split=split), plan, limit=limit, on_error=on_error)
+    opened = open_source(source, format=format, split=split, delimiter=delimiter)
+    return ExampleStream(opened, plan, limit=limit, on_error=on_error)
 
 
 def _check_options(limit: int | None, on_error: str) -> None:

@@ -112,8 +112,9 @@ def deduplicate(
 
     Args:
         examples: The rows.
-        by: What makes a row the same: a field, several fields together, or a function of the row. None: the fields
-            marked as inputs, or all fields where none is marked.
+        by: What makes a row the same: a field, several fields together, or a function of the row; a row where it is
+            missing (None, NaN, an empty text) repeats no other. None: the fields marked as inputs, or all fields
+            where none is marked.
         how: "exact", or "normalized": without regard to case, punctuation, spaces and Unicode form.
         label: The field or fields that must agree between duplicates. None: all labels of rows with marked inputs;
             nothing where no inputs are marked.

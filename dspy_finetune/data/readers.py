@@ -13,12 +13,13 @@ import errno
 import io
 import json
 import os
+import re
 import ssl
 import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -94,6 +95,8 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
 # a cell that holds one or a line end, a quote inside a cell doubled. Cells stay text; types are the loader's business.
 
 _MAX_CELL = 1 << 26
+DELIMITERS = (",", ";", "\t", "|")
+"""Between cells, the likeliest first; any other is given with `delimiter=`."""
 
 
 def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row]:
@@ -102,17 +105,23 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
     Args:
         stream: The open file.
         name: What errors call it.
-        delimiter: None reads it off the header: a comma, or else the semicolon or tab that is there instead.
+        delimiter: None reads it off the header: the comma, semicolon, tab or bar that stands there most often. The
+            line `sep=;`, which Excel writes before the header, says it too.
     """
     lines = _CsvLines(stream, name)
     head = lines.peek()
-    reader = csv.reader(lines, delimiter=delimiter or _delimiter_of(head), strict=True)
+    said = _excel_delimiter(head)
+    if said is not None:
+        lines.skip()
+        head = lines.peek()
+    delimiter = delimiter or said or _delimiter_of(head)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     # The limit belongs to the whole process and starts at 128 KB, which one long article exceeds; it is only ever
     # raised.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
     header: list[str] | None = None
     while True:
-        start = reader.line_num + 1
+        start = reader.line_num + 1 + lines.n_skipped
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -129,8 +138,10 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
         if header is None:
             if wrong is not None:
                 raise wrong
-            header = _checked_header(cells, name, start)
-        elif wrong is not None:
+            header = _checked_header(_trimmed(cells, 1), name, start)
+            continue
+        cells = _trimmed(cells, len(header))
+        if wrong is not None:
             yield start, wrong
         elif len(cells) != len(header):
             yield start, _wrong_count(cells, header, name, start)
@@ -145,10 +156,17 @@ class _CsvLines:
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._lines = decoded_lines(stream, name)
+        self._name = name
         self._error: RowError | None = None
         self._peeked: list[tuple[int, str, RowError | None]] = []
         self.number = 0
+        self.n_skipped = 0
         self.ended = False
+
+    def skip(self) -> None:
+        """Pass over the lines that `peek` has read; `n_skipped` counts them."""
+        self.n_skipped += len(self._peeked)
+        self._peeked.clear()
 
     def peek(self) -> str:
         """The first line that is not blank, left in place; blank lines before it are kept for the line numbers."""
@@ -171,8 +189,8 @@ class _CsvLines:
             self.ended = True
             raise StopIteration
         self.number, text, wrong = item
-        self._error = self._error or wrong
-        return text
+        self._error = self._error or wrong or _nul_error(text, self._name, self.number)
+        return text.replace("\0", "")
 
 
 def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines) -> RowError:
@@ -195,8 +213,35 @@ def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines) -> Row
     return RowError(problem, path=name, line=start, remedy=remedy)
 
 
+def _nul_error(text: str, name: str, line: int) -> RowError | None:
+    if "\0" not in text:
+        return None
+    return RowError(
+        f"{text.count(chr(0))} NUL character{'s' * (text.count(chr(0)) != 1)} in the line",
+        path=name,
+        line=line,
+        value=text.strip()[:80],
+        remedy="take them out, or write the file again",
+    )
+
+
+def _excel_delimiter(head: str) -> str | None:
+    """What Excel's own first line says: `sep=;`, in quotes or not."""
+    found = re.fullmatch(r'"?sep=(.)"?[\r\n]*', head, re.IGNORECASE)
+    return found.group(1) if found else None
+
+
 def _delimiter_of(header: str) -> str:
-    return next((mark for mark in ",;\t" if mark in header), ",")
+    bare = re.sub(r'"(?:[^"]|"")*"', "", header)
+    return max(DELIMITERS, key=bare.count)
+
+
+def _trimmed(cells: list[str], n_columns: int) -> list[str]:
+    """The cells without the empty ones at the end that no column of the header stands above."""
+    n_kept = len(cells)
+    while n_kept > n_columns and not cells[n_kept - 1].strip():
+        n_kept -= 1
+    return cells[:n_kept]
 
 
 def _checked_header(cells: list[str], name: str, line: int) -> list[str]:
@@ -436,6 +481,80 @@ def check_columns(columns: Sequence[Any], name: str) -> None:
         )
 
 
+# What a column's own description says of its values: Hugging Face names the classes of a label, and stores numbers.
+
+
+def decoder_of(spec: Any) -> Callable[[Any], Any] | None:
+    """From stored values to the ones meant, for a feature as `datasets` describes it in JSON; None where nothing is
+    to be done. A class label's number becomes its name, -1 (no label) becomes None, in lists and objects as well.
+
+    >>> decoder_of({"names": ["ham", "spam"], "_type": "ClassLabel"})(1)
+    'spam'
+    """
+    if isinstance(spec, list):
+        return _list_decoder(spec[0]) if spec else None
+    if not isinstance(spec, dict):
+        return None
+    if spec.get("_type") == "ClassLabel":
+        return _class_decoder(spec.get("names"))
+    if "_type" in spec and "feature" in spec:  # Sequence, List, LargeList
+        return _list_decoder(spec["feature"])
+    inner = {name: made for name, below in spec.items() if (made := decoder_of(below)) is not None}
+    return _object_decoder(inner) if inner else None
+
+
+def _class_decoder(names: Any) -> Callable[[Any], Any] | None:
+    if not isinstance(names, list) or not names:
+        return None
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        return names[value] if 0 <= value < len(names) else None if value == -1 else value
+
+    return decode
+
+
+def _list_decoder(spec: Any) -> Callable[[Any], Any] | None:
+    inner = decoder_of(spec)
+    if inner is None:
+        return None
+    # A Sequence of objects is stored as one object of lists.
+    columns = _object_decoder({name: _list_decoder(below) or _as_is for name, below in spec.items()})
+
+    def decode(value: Any) -> Any:
+        return [inner(item) for item in value] if isinstance(value, list) else columns(value)
+
+    return decode
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _object_decoder(inner: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: inner[key](item) if key in inner else item for key, item in value.items()}
+
+    return decode
+
+
+def arrow_decoder(schema: Any) -> Callable[[Any], Any] | None:
+    """The same for a table or a Parquet file that `datasets` wrote, which keeps its features in the schema."""
+    try:
+        return decoder_of(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _plain_rows(rows: Iterable[Mapping[str, Any]], decode: Callable[[Any], Any] | None = None) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        plain = {column: plain_value(value) for column, value in row.items()}
+        yield number, plain if decode is None else decode(plain)
+
+
 def read_frame(frame: Any, name: str) -> Iterator[Row]:
     """Rows of a pandas or polars DataFrame, a polars LazyFrame, or a pyarrow Table."""
     library = library_of(frame)
@@ -447,13 +566,12 @@ def read_frame(frame: Any, name: str) -> Iterator[Row]:
         )
     check_columns(frame.column_names if library == "pyarrow" else list(frame.columns), name)
     if library == "pandas":
-        rows: Iterable[dict[str, Any]] = _pandas_rows(frame)
+        yield from _plain_rows(_pandas_rows(frame))
     elif library == "polars":
-        rows = frame.iter_rows(named=True)
+        yield from _plain_rows(frame.iter_rows(named=True))
     else:
         rows = (row for batch in frame.to_batches(_BATCH_ROWS) for row in batch.to_pylist())
-    for number, row in enumerate(rows, start=1):
-        yield number, {column: plain_value(value) for column, value in row.items()}
+        yield from _plain_rows(rows, arrow_decoder(frame.schema))
 
 
 def _pandas_rows(frame: Any) -> Iterator[dict[str, Any]]:
@@ -484,21 +602,25 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[Row]:
     try:
         file = parquet.ParquetFile(stream)
         check_columns(file.schema_arrow.names, name)
-        number = 0
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {column: plain_value(value) for column, value in row.items()}
+        rows = (row for batch in file.iter_batches(batch_size=_BATCH_ROWS) for row in batch.to_pylist())
+        yield from _plain_rows(rows, arrow_decoder(file.schema_arrow))
     except (arrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name}: not a Parquet file that can be read ({reason}); write it again") from error
 
 
 def read_dataset(source: Any, name: str, split: str | None) -> Iterator[Row]:
-    """Rows of an object of the `datasets` package; of a DatasetDict, the split that is asked for."""
+    """Rows of an object of the `datasets` package; of a DatasetDict, the split that is asked for.
+
+    Values come as Python's own, whatever format (pandas, torch, arrow, ...) the data set is set to give.
+    """
     table = pick_split(source, name, split)
-    for number, row in enumerate(table, start=1):
-        yield number, {column: plain_value(value) for column, value in row.items()}
+    given = getattr(table, "format", None)
+    kind = given.get("type") if isinstance(given, Mapping) else getattr(table, "_formatting", None)
+    if kind not in (None, "custom"):  # a transform of the user's own makes the values, and is kept
+        table = table.with_format(None)
+    features = getattr(table, "features", None)
+    yield from _plain_rows(table, decoder_of(features.to_dict()) if features is not None else None)
 
 
 def guarded_rows(rows: Iterator[Row], name: str) -> Iterator[Row]:
@@ -655,20 +777,23 @@ class Source:
     """(number from 1, row): a file's line, or a table's or an iterable's row."""
 
 
-def open_source(source: Any, *, format: Format | None, split: str | None) -> Source:
+def open_source(source: Any, *, format: Format | None, split: str | None, delimiter: str | None = None) -> Source:
     """Open any kind of source; files and arguments are checked at once, rows are read as they are asked for.
 
     Raises:
-        UsageError: The source is of no known kind, or `format` or `split` does not suit it.
+        UsageError: The source is of no known kind, or `format`, `split` or `delimiter` does not suit it.
         FileError: A file or folder is missing or cannot be read.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"format={format!r} is not known; use one of: {', '.join(FORMATS)}")
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise UsageError(f'delimiter={delimiter!r}: give the one character between cells, such as ";"')
     if isinstance(source, (str, os.PathLike)):
-        return _open_named(os.fspath(source), format, split)
+        return _open_named(os.fspath(source), format, split, delimiter)
     name = type(source).__name__
-    if format is not None:
-        raise UsageError(f"format={format!r} is for files; leave it out for a {name}")
+    for option, given in (("format", format), ("delimiter", delimiter)):
+        if given is not None:
+            raise UsageError(f"{option}={given!r} is for files; leave it out for a {name}")
     if library_of(source) == "datasets":
         return Source(name=name, path=None, rows=read_dataset(source, name, split))
     if split is not None:
@@ -689,7 +814,7 @@ def open_source(source: Any, *, format: Format | None, split: str | None) -> Sou
     return Source(name=name, path=None, rows=_records(source))
 
 
-def _open_named(place: str | bytes, format: Format | None, split: str | None) -> Source:
+def _open_named(place: str | bytes, format: Format | None, split: str | None, delimiter: str | None) -> Source:
     if isinstance(place, bytes):
         raise UsageError(f"a path must be text, not bytes: {place!r}")
     if not place:
@@ -697,15 +822,16 @@ def _open_named(place: str | bytes, format: Format | None, split: str | None) ->
     if place.startswith(("http://", "https://", "s3://", "gs://")):
         raise UsageError(f"{place} is an address, and only hf:// is read from the network; download the file first")
     if place.startswith("hf://") or Path(place).is_dir():
-        if format is not None:
-            raise UsageError(f"format={format!r} is for files; {place} is a data set")
+        for option, given in (("format", format), ("delimiter", delimiter)):
+            if given is not None:
+                raise UsageError(f"{option}={given!r} is for files; {place} is a data set")
         return Source(name=place, path=place, rows=_lazy_dataset(place, split))
     if split is not None:
         raise UsageError(
             f'split={split!r} is for data sets with splits ("hf://owner/name", a folder); {place} is a file'
         )
     if place == "-":
-        return Source(name="<stdin>", path="<stdin>", rows=_stdin_rows(format))
+        return Source(name="<stdin>", path="<stdin>", rows=_stdin_rows(format, delimiter))
     try:
         # Not opened yet: a stream that nobody reads would stay open, and a pipe can be opened only once.
         os.stat(place)
@@ -713,7 +839,7 @@ def _open_named(place: str | bytes, format: Format | None, split: str | None) ->
             raise PermissionError(errno.EACCES, "permission denied")
     except (OSError, ValueError) as error:
         raise _unreadable(error, place) from error
-    return Source(name=place, path=place, rows=_path_rows(place, format or _by_suffix(place)))
+    return Source(name=place, path=place, rows=_path_rows(place, format or _by_suffix(place), delimiter))
 
 
 def _unreadable(error: OSError | ValueError, place: str) -> FileError:
@@ -731,16 +857,20 @@ def _by_suffix(path: str) -> Format | None:
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
-def _path_rows(path: str, format: Format | None) -> Iterator[Row]:
+def _path_rows(path: str, format: Format | None, delimiter: str | None) -> Iterator[Row]:
     try:
         with io.BufferedReader(io.FileIO(path), _HEAD_BYTES) as stream:
-            yield from _file_rows(stream, stream.peek(), path, format)
+            yield from _file_rows(stream, path, format, delimiter)
     except OSError as error:
         raise error if isinstance(error, FileError) else file_error(error, path, "read") from error
 
 
-def _file_rows(stream: io.BufferedReader[Any], head: bytes, name: str, format: Format | None) -> Iterator[Row]:
-    found = _checked_format(head, name, format)
+def _file_rows(
+    stream: io.BufferedReader[Any], name: str, format: Format | None, delimiter: str | None
+) -> Iterator[Row]:
+    found = _checked_format(stream.peek(), name, format or ("csv" if delimiter is not None else None))
+    if delimiter is not None and found not in ("csv", "tsv"):
+        raise UsageError(f"delimiter={delimiter!r} is for CSV files; {name} is read as {found}")
     if found == "parquet":
         # Its table of contents stands at the end, where a pipe cannot go.
         yield from read_parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name)
@@ -749,7 +879,7 @@ def _file_rows(stream: io.BufferedReader[Any], head: bytes, name: str, format: F
     elif found == "jsonl":
         yield from read_jsonl(stream, name)
     else:
-        yield from read_csv(stream, name, "\t" if found == "tsv" else None)
+        yield from read_csv(stream, name, delimiter or ("\t" if found == "tsv" else None))
 
 
 def _checked_format(head: bytes, name: str, format: Format | None) -> Format:
@@ -769,7 +899,7 @@ def _checked_format(head: bytes, name: str, format: Format | None) -> Format:
     if text.startswith(b"{"):
         return "json" if _looks_like_data(text) else "jsonl"
     first = text.partition(b"\n")[0]
-    if b"," in first or b";" in first or b"\t" in first:
+    if any(mark.encode() in first for mark in DELIMITERS):
         return "csv"
     if not text:
         return "jsonl"  # empty: every reader says so
@@ -797,13 +927,13 @@ def _looks_like_data(text: bytes) -> bool:
     return first.strip() == b"{" or compact.startswith(b'{"data":[')
 
 
-def _stdin_rows(format: Format | None) -> Iterator[Row]:
+def _stdin_rows(format: Format | None, delimiter: str | None) -> Iterator[Row]:
     # sys.stdin may have been replaced by something without a buffer, or be None in a windowed program.
     buffer = getattr(sys.stdin, "buffer", None)
     if buffer is None:
         raise UsageError('"-" means standard input, and there is none here; give a path')
     stream = io.BufferedReader(_Unclosed(buffer), _HEAD_BYTES)
-    yield from _file_rows(stream, stream.peek(), "<stdin>", format)
+    yield from _file_rows(stream, "<stdin>", format, delimiter)
 
 
 class _Unclosed(io.RawIOBase):

@@ -39,6 +39,8 @@ class Split:
     """The rows to measure on, shuffled."""
     n_groups: int
     """How many groups of rows had to stay together; as many as rows where none shared an item."""
+    n_ungrouped: int = 0
+    """How many rows have no value of `group_by`; each is a group of its own."""
 
     def __iter__(self) -> Iterator[list[dspy.Example]]:
         return iter((self.train, self.validation, self.test))
@@ -46,7 +48,8 @@ class Split:
     def summary(self) -> str:
         """One line for people: the rows of each side."""
         counts = ", ".join(f"{name} {len(side)}" for name, side in zip(_SIDES, self, strict=True))
-        return f"{counts} rows ({self.n_groups} groups that stay together)"
+        alone = f"; {self.n_ungrouped} rows without a group, each its own" if self.n_ungrouped else ""
+        return f"{counts} rows ({self.n_groups} groups that stay together{alone})"
 
 
 def split(
@@ -73,7 +76,8 @@ def split(
         fractions: The shares of train, validation and test; they sum to 1, and 0 leaves a side empty.
         group_by: What keeps rows together: a field (all rows with its value), several fields each of which holds an
             item (("title_a", "title_b"): rows that share any item), or a function of the row. Text is compared
-            normalised. None: both sides of pair rows, the inputs of other rows, so that duplicates do not part.
+            normalised. A row whose value is missing (None, NaN, an empty text) is a group of its own. None: both sides
+            of pair rows, the inputs of other rows, so that duplicates do not part.
         stratify_by: The field, fields or function whose values are spread over the sides in equal shares.
         seed: Another seed gives another split.
 
@@ -84,7 +88,11 @@ def split(
     """
     shares = _checked_fractions(fractions)
     rows = check_rows(examples, "split")
-    groups = connected_rows(row_items(rows, group_by, "normalized"))
+    items = row_items(rows, group_by, "normalized")
+    n_ungrouped = sum(not held for held in items)
+    if n_ungrouped:
+        _log.warning("%d of %d rows have no value to group by; each is a group of its own", n_ungrouped, len(rows))
+    groups = connected_rows(items)
     labels = _strata(rows, stratify_by)
     n_sides = sum(share > 0 for share in shares)
     if len(groups) < n_sides:
@@ -101,7 +109,7 @@ def split(
     for side in sides:
         generator.shuffle(side)
     train, validation, test = ([rows[index] for index in side] for side in sides)
-    return Split(train=train, validation=validation, test=test, n_groups=len(groups))
+    return Split(train=train, validation=validation, test=test, n_groups=len(groups), n_ungrouped=n_ungrouped)
 
 
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:

@@ -178,13 +178,14 @@ def lifetime_warnings(model: str, host_name: str, *, ends: date | None, catalog:
             )
     at_host = catalog.host(host_name)
     of_model = facts.training_ends if facts is not None and facts.host == host_name else None
+    named = model if catalog.methods(model, host_name) is not None else "models"
     last = of_model or (at_host.training_ends if at_host is not None else None)
     if last is not None:
         days = (last - today).days
         if days <= 0:
-            notes.append(f"{host_name} has trained {model} for nobody since {last}; expect to be refused")
+            notes.append(f"{host_name} has trained {named} for nobody since {last}; expect to be refused")
         elif days <= WARN_DAYS:
-            notes.append(f"{host_name} trains {model} for {days} more days, until {last}")
+            notes.append(f"{host_name} trains {named} for {days} more days, until {last}")
     return notes
 
 

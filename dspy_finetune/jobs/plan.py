@@ -362,6 +362,7 @@ def plan(
     seed: int | None = None,
     metadata: Mapping[str, str] | None = None,
     wandb: WandB | str | None = None,
+    allow_unknown_model: bool = False,
     catalog: Catalog | None = None,
 ) -> Plan:
     """Settle a job without uploading anything: check the files, count, price, and resolve every hyperparameter.
@@ -378,6 +379,7 @@ def plan(
         seed: From 0 to 2147483647.
         metadata: Up to 12 pairs of your own.
         wandb: A project of Weights & Biases to report to.
+        allow_unknown_model: Plan although the catalog, which names all models that this host trains, lacks this one.
         catalog: Limits and prices; the packaged ones by default.
 
     Raises:
@@ -392,6 +394,7 @@ def plan(
     dialect = catalog_name(host, catalog)
     _check_method(chosen, base, dialect, catalog)
     host_facts = catalog.host(dialect)
+    is_known = _check_known(base, dialect, catalog, allow_unknown_model)
     file, held_out = read_training_files(train, validation, method=chosen, base_model=base, host=dialect)
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
@@ -401,6 +404,8 @@ def plan(
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
+    if not is_known:
+        notes.append(f"{base} is not among the models that {dialect} is known to train; it may refuse the job")
     ends = shutdown_date(base, dialect, catalog)
     notes += lifetime_warnings(asked, dialect, ends=ends, catalog=catalog, today=CLOCK.today())
     cost = training_cost(
@@ -466,6 +471,26 @@ def _method(method: str | None, train: Source) -> Method:
     if method is not None and made_for is not None and made_for != method:
         raise UsageError(f'method="{method}", but the data was exported for {made_for}; export it again, or change one')
     return "dpo" if chosen == "dpo" else "sft"
+
+
+def _check_known(base: str, dialect: str, catalog: Catalog, is_allowed: bool) -> bool:
+    """Whether the catalog knows the model on this host; True where it does not name all that the host trains.
+
+    Raises:
+        UsageError: It does not, and that was not allowed.
+    """
+    host = catalog.host(dialect)
+    if host is None or not host.names_all_models or catalog.methods(base, dialect) is not None:
+        return True
+    if is_allowed:
+        return False
+    near = catalog.nearest(base, dialect)
+    words = f"did you mean {' or '.join(near)}?" if near else f"it trains {', '.join(catalog.trained(dialect))}."
+    raise UsageError(
+        f"{dialect} is not known to train {base}: {words} For a model newer than the catalog of {catalog.as_of}, add it"
+        " to a catalog of your own ($DSPY_FINETUNE_CATALOG), or give allow_unknown_model=True (plan, train:"
+        " --allow-unknown-model)"
+    )
 
 
 def _check_method(method: Method, base: str, dialect: str, catalog: Catalog) -> None:

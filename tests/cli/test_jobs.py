@@ -62,6 +62,17 @@ def test_plan_shows_the_cost_and_uploads_nothing(
     assert not fake.requests
 
 
+def test_an_unknown_model_is_wrong_usage_unless_it_is_allowed(
+    train_file: str, fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "train"):
+        assert run(command, train_file, "--model", "gpt-4.1-mimi") == 2
+        assert "did you mean gpt-4.1-mini-2025-04-14" in capsys.readouterr().err
+    assert not fake.requests
+    assert run("plan", train_file, "--model", "gpt-5", "--allow-unknown-model") == 0
+    assert "gpt-5 is not among the models that openai is known to train" in capsys.readouterr().err
+
+
 def test_plan_tells_what_a_planned_evaluation_costs(
     train_file: str, fake: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

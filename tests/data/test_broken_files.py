@@ -75,6 +75,9 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "csv_open_quote": ("x.csv", b'title,n\n"a,1\nb,2\n', "x.csv:2: a quoted cell is never closed; lines 2 to 3"),
     "csv_text_after_quote": ("x.csv", b'title,n\n"a"b,1\n', "x.csv:2: text follows a closing quote"),
     "csv_cr_line_ends": ("x.csv", b"title,n\ra,1\rb,2\r", "x.csv:1: a carriage return"),
+    "csv_nul": ("x.csv", b"title,n\na,1\nb\0c,2\n", "x.csv:3: 1 NUL character in the line"),
+    "csv_text_beyond_the_header": ("x.csv", b"title,n,,\na,1,,\nb,2,x,\n", "x.csv:3: 3 cells, but the header has 2"),
+    "csv_excel_line_count": ("x.csv", b"sep=;\r\ntitle;n\r\na\r\n", "x.csv:3: 1 cell, but the header has 2 columns"),
     "parquet_junk": ("x.parquet", b"junk", "not a Parquet file that can be read"),
     "no_format": ("x", b"hello\n", "cannot tell the format of"),
 }

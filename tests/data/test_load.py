@@ -6,7 +6,7 @@ import csv
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 import pytest
@@ -209,3 +209,52 @@ def test_a_mark_between_joined_files_is_named(tmp_path: Path) -> None:
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n')
     with pytest.raises(RowsError, match=r"rows.jsonl:2: .* a byte-order mark stands before the row"):
         load_examples(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"sep=;\r\ntitle;n\r\nAnts, bees;1\r\n",
+        b"\xef\xbb\xbfsep=;\r\ntitle;n\r\nAnts, bees;1\r\n",
+        b'"sep=|"\ntitle|n\nAnts, bees|1\n',
+        b"title|n\nAnts, bees|1\n",
+        b"title;n\nAnts, bees;1\n",
+        b"title\tn\nAnts, bees\t1\n",
+        b'title,n,,\n"Ants, bees",1,,\n',
+        b'title,n\n"Ants, bees",1,\n',
+        b"title;n;\nAnts, bees;1;\n",
+        b'"title, short";n\nAnts, bees;1\n',
+    ],
+)
+@pytest.mark.parametrize("name", ["x.csv", "x"])
+def test_spreadsheets_write_csv_in_many_ways(content: bytes, name: str, tmp_path: Path) -> None:
+    """Excel's first line `sep=;`, semicolons, tabs, bars, delimiters at the end of every line."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    (row,) = load_examples(path)
+    assert list(row.toDict().values()) == ["Ants, bees", "1"]
+    assert all("," not in column or column == "title, short" for column in row.keys())  # noqa: SIM118 -- no dict
+
+
+def test_the_delimiter_can_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("title^n\nAnts, bees^1\n")
+    assert as_dicts(load_examples(path, delimiter="^")) == [{"title": "Ants, bees", "n": "1"}]
+    assert as_dicts(iter_examples(path, delimiter="^", format="csv")) == [{"title": "Ants, bees", "n": "1"}]
+    for wrong in ("", "::", '"', "\n"):
+        with pytest.raises(UsageError, match="the one character between cells"):
+            load_examples(path, delimiter=wrong)
+    with pytest.raises(UsageError, match="is for files"):
+        load_examples([{"n": 1}], delimiter=";")
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"n": 1}\n')
+    with pytest.raises(UsageError, match="is for CSV files"):
+        load_examples(lines, delimiter=";", format="jsonl")
+
+
+def test_booleans_and_labels_as_pandas_writes_them(tmp_path: Path) -> None:
+    """A column of 1 and 0 with a gap becomes floats in pandas, and so 1.0 and 0.0 in its CSV."""
+    path = tmp_path / "x.csv"
+    path.write_text("liked,stars\n1.0,3.0\n0.0,1.0\n")
+    found = load_examples(path, types={"liked": bool, "stars": Literal[1, 3]})
+    assert [(one.liked, one.stars) for one in found] == [(True, 3), (False, 1)]

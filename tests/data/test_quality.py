@@ -156,3 +156,13 @@ def test_wrong_arguments_are_told() -> None:
         deduplicate([])
     with pytest.raises(RowsError, match="row 2: a str is not an example"):
         deduplicate([dspy.Example(a=1), "x"])
+
+
+def test_rows_without_a_key_are_no_duplicates_conflicts_or_leaks() -> None:
+    """Two rows whose address is not known are not the same page."""
+    rows = [dspy.Example(url=url, liked=n % 2 == 0) for n, url in enumerate([None, "", None, "u", "u", float("nan")])]
+    assert [one.row for one in deduplicate(rows, by="url").duplicates] == [5]
+    assert [one.rows for one in find_conflicts(rows, by="url", label="liked")] == [(4, 5)]
+    assert [one.text for one in find_leakage(rows[:4], rows[4:], by="url")] == ["u"]
+    both = [dspy.Example(url="u", lang=None), dspy.Example(url="u", lang=None), dspy.Example(url=None, lang=None)]
+    assert [one.row for one in deduplicate([*both, both[2]], by=("url", "lang")).duplicates] == [2]

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import dspy
@@ -22,6 +22,7 @@ import pydantic
 import pytest
 
 from dspy_finetune.data import iter_examples, load_examples
+from dspy_finetune.data.readers import decoder_of
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, MissingExtraError, RowsError, UsageError
 
 ROWS = [{"title": f"Title {n}", "n": n} for n in range(5)]
@@ -256,3 +257,86 @@ def test_missing_values_inside_lists_and_structs_are_none(tmp_path: Path) -> Non
         {"tags": None, "about": {"k": 2.0}},
     ]
     assert load_examples(frame)[0].toDict() == {"tags": [1.0, None], "about": {"k": [2.0, None]}}
+
+
+CLASSES = datasets.Features(
+    {
+        "title": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["yes", "no"]),
+        "topics": datasets.Sequence(datasets.ClassLabel(names=["sea", "land"])),
+        "parts": [{"kind": datasets.ClassLabel(names=["head", "body"])}],
+    }
+)
+CLASS_ROWS = [
+    {"title": "Ants", "label": 0, "topics": [1], "parts": [{"kind": 1}]},
+    {"title": "Bees", "label": 1, "topics": [0, 1], "parts": []},
+    {"title": "Cats", "label": -1, "topics": [], "parts": [{"kind": -1}]},
+]
+NAMED = [
+    {"title": "Ants", "label": "yes", "topics": ["land"], "parts": [{"kind": "body"}]},
+    {"title": "Bees", "label": "no", "topics": ["sea", "land"], "parts": []},
+    {"title": "Cats", "label": None, "topics": [], "parts": [{"kind": None}]},
+]
+
+
+def of_classes(path: Path, way: str) -> Any:
+    """The same class labels by the ways in which a data set comes."""
+    datasets.disable_progress_bars()
+    made = datasets.Dataset.from_list(CLASS_ROWS, features=CLASSES)
+    if way == "parquet":
+        made.to_parquet(path / "x.parquet")
+        return path / "x.parquet"
+    if way == "folder":
+        made.save_to_disk(path / "x")
+        return path / "x"
+    ways = {"dataset": made, "stream": made.to_iterable_dataset(), "arrow table": made.data.table}
+    return ways[way] if way in ways else made.with_format(way)
+
+
+WAYS = ["dataset", "stream", "arrow table", "parquet", "folder", "pandas", "numpy", "torch", "arrow", "polars"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_class_labels_are_their_names_and_no_label_is_missing(tmp_path: Path, way: str) -> None:
+    """Hugging Face stores numbers and keeps the names beside them; the number 0 may well mean yes."""
+    found = load_examples(of_classes(tmp_path, way))
+    assert [dict(one.items()) for one in found] == NAMED
+    labelled = load_examples(of_classes(tmp_path, way), types={"label": bool}, on_error="skip")
+    assert [one.label for one in labelled] == [True, False]
+    assert "missing (null)" in str(labelled.skipped[0])
+    chosen = load_examples(of_classes(tmp_path, way), types={"label": Literal["yes", "no"]}, limit=2)
+    assert [one.label for one in chosen] == ["yes", "no"]
+
+
+def test_a_sequence_of_objects_stored_as_lists_has_its_names_too() -> None:
+    """As older releases of `datasets` describe and store it."""
+    decode = decoder_of({"feature": {"kind": {"names": ["head", "body"], "_type": "ClassLabel"}}, "_type": "Sequence"})
+    assert decode is not None
+    assert decode({"kind": [0, -1, 1], "n": [1, 2, 3]}) == {"kind": ["head", None, "body"], "n": [1, 2, 3]}
+    assert decode([{"kind": 1}]) == [{"kind": "body"}]
+    assert decoder_of({"title": {"dtype": "string", "_type": "Value"}}) is None
+
+
+def test_a_transform_of_the_users_own_is_kept() -> None:
+    made = datasets.Dataset.from_list(CLASS_ROWS, features=CLASSES)
+    loud = made.with_transform(lambda batch: {"title": [title.upper() for title in batch["title"]]})
+    assert [one.title for one in load_examples(loud)] == ["ANTS", "BEES", "CATS"]
+
+
+def categories(library: str) -> Any:
+    if library == "pandas":
+        return pd.DataFrame({"label": pd.Categorical(["yes", None, "no"], categories=["no", "yes"])})
+    if library == "polars":
+        return pl.DataFrame({"label": ["yes", None, "no"]}, schema={"label": pl.Categorical()})
+    codes = pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.int8()), pa.array(["no", "yes"]))
+    return pa.table({"label": codes})
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "parquet"])
+def test_categories_are_their_values(library: str, tmp_path: Path) -> None:
+    source = categories(library if library != "parquet" else "pyarrow")
+    if library == "parquet":
+        pq.write_table(source, tmp_path / "x.parquet")
+        source = tmp_path / "x.parquet"
+    assert [one.label for one in load_examples(source)] == ["yes", None, "no"]
+    assert [one.label for one in load_examples(source, types={"label": bool}, on_error="skip")] == [True, False]

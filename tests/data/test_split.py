@@ -173,3 +173,35 @@ def test_another_seed_gives_another_split() -> None:
 def test_what_is_to_be_loaded_first_is_said(use: Any, rows: Any) -> None:
     with pytest.raises(UsageError, match="load them with load_examples first"):
         use(rows)
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", float("nan")])
+@pytest.mark.parametrize("by", ["site", lambda row: row.site], ids=["field", "function"])
+def test_rows_without_a_group_are_each_their_own(nothing: Any, by: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """40 of 60 rows without a site are 40 groups, not one that fills a side."""
+    rows = [
+        dspy.Example(title=f"Title {n}", site=nothing if n < 40 else f"s{n % 4}").with_inputs("title")
+        for n in range(60)
+    ]
+    found = split(rows, (0.5, 0.25, 0.25), group_by=by, seed=3)
+    assert (found.n_groups, found.n_ungrouped) == (44, 40)
+    assert [len(side) for side in found] == [30, 15, 15]
+    assert all(1 <= sum(n < 40 for n in map(number_of, side)) < 40 for side in found)
+    sites = [{row.site for row in side if number_of(row) >= 40} for side in found]
+    assert not any(sites[one] & sites[other] for one in range(3) for other in range(one))
+    assert "40 of 60 rows have no value to group by; each is a group of its own" in caplog.text
+    assert "40 rows without a group, each its own" in found.summary()
+
+
+def number_of(row: dspy.Example) -> int:
+    return int(row.title.split()[1])
+
+
+def test_a_pair_with_one_side_missing_is_grouped_by_the_other() -> None:
+    rows = [
+        dspy.Example(a="x", b=None),
+        dspy.Example(a=None, b="x"),
+        dspy.Example(a=None, b=None),
+        dspy.Example(a="y", b="z"),
+    ]
+    assert split(rows, (0.5, 0.5, 0.0), group_by=("a", "b")).n_groups == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,3 +261,40 @@ def test_a_notebook_shows_the_plan_with_its_texts_escaped(sft_file: Path, host: 
     strange = replace(made, warnings=("<script>alert(1)</script>",))
     assert "&lt;script&gt;" in strange._repr_html_()
     assert "<script>" not in strange._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("gpt-4.1-mimi", "did you mean gpt-4.1-mini-2025-04-14"),
+        ("gpt-4.1-mini-2025-04-41", "did you mean gpt-4.1-mini-2025-04-14"),
+        ("GPT-4.1", "did you mean gpt-4.1-2025-04-14"),
+        ("gpt-5", "did you mean gpt-4"),
+        ("claude", "it trains gpt-4.1-2025-04-14, "),
+        ("ft:gpt-9:acme::abc12345", "openai is not known to train gpt-9"),
+    ],
+)
+def test_a_model_that_the_host_is_not_known_to_train_is_told_with_the_nearest(
+    sft_file: Path, host: Host, asked: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        plan(sft_file, base_model=asked, host=host)
+    allowed = plan(sft_file, base_model=asked, host=host, allow_unknown_model=True)
+    assert allowed.base_model == asked
+    assert any("is not among the models that openai is known to train" in note for note in allowed.warnings)
+    # The host's end is known; that it trains this model until then is not.
+    assert not any(f"trains {asked}" in note for note in allowed.warnings)
+
+
+def test_hosts_whose_models_nobody_listed_take_any_name(sft_file: Path, fake: FakeOpenAI) -> None:
+    for where in (Host.local(), Host.compatible(fake.url, "k"), Host.compatible(fake.url, "k", name="together")):
+        assert plan(sft_file, base_model="some-new-model", host=where).base_model == "some-new-model"
+
+
+def test_a_catalog_of_ones_own_makes_a_model_known(
+    sft_file: Path, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "catalog.json"
+    mine.write_text(json.dumps({"models": {"gpt-5": {"host": "openai", "methods": ["sft"]}}}))
+    monkeypatch.setenv("DSPY_FINETUNE_CATALOG", str(mine))
+    assert plan(sft_file, base_model="gpt-5", host=host).base_model == "gpt-5"
