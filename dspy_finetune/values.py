@@ -192,17 +192,21 @@ def _framed(body: str, name: str | None) -> str | None:
     return None
 
 
-def _section(body: str, name: str | None) -> str | None:
-    """The one section of DSPy's chat layout that can hold the answer."""
+def sections_of(body: str) -> dict[str, str]:
+    """The sections of DSPy's chat layout by name; none where a name stands twice."""
     marks = list(_SECTION.finditer(body))
     ends = [*(mark.start() for mark in marks[1:]), len(body)]
-    found = {mark["name"]: body[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)}
-    if len(found) < len(marks):
-        return None
-    if name is not None and name in found:
-        return found[name]
+    found = {mark["name"]: body[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=False)}
+    return found if len(found) == len(marks) else {}
+
+
+def _section(body: str, name: str | None) -> str | None:
+    """The one section that can hold the answer."""
+    found = sections_of(body)
+    if name is not None:
+        return found.get(name)
     rest = [text for key, text in found.items() if key.casefold() not in _REASON_NAMES]
-    return rest[0] if len(rest) == 1 and (name is None or not name) else None
+    return rest[0] if len(rest) == 1 else None
 
 
 def _only_value(body: str, name: str | None) -> str | None:
@@ -223,7 +227,7 @@ def _only_value(body: str, name: str | None) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _lead(name: str | None) -> re.Pattern[str]:
+def label_lead(name: str | None) -> re.Pattern[str]:
     """What may stand before a label without naming one. There is no "not" in it, and none may stand after it."""
     own = "" if not name else "|" + r"[\s_]+".join(map(re.escape, name.split("_")))
     noun = (
@@ -276,7 +280,7 @@ def _stages(body: str, name: str | None) -> Iterator[list[str]]:
     if plain != body:
         yield _readings(plain)
     for start in dict.fromkeys([plain, _unquote(plain)]):
-        if lead := _lead(name).match(start):
+        if lead := label_lead(name).match(start):
             rest = start[lead.end() :].strip()
             if framed := _framed(rest, name):
                 rest = framed
@@ -496,6 +500,11 @@ class LabelSet(Mapping[Any, str]):
     def values_in_order(self) -> tuple[Any, ...]:
         """The label values, in order."""
         return tuple(self._text_by_value)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The label texts and the other words that are read for them, such as "yes" for True."""
+        return tuple(dict.fromkeys([*self.texts, *self._index.folded]))
 
     def encode(self, value: Any) -> str:
         """The text of a value.

@@ -163,6 +163,35 @@ def test_what_is_written_is_read_back(case: Case) -> None:
         check(prompt.parse(prompt.completion({"answer": case.value}))["answer"], case.value)
 
 
+LAYOUTS = {
+    "chat": "[[ ## answer ## ]]\n{}\n\n[[ ## why ## ]]\nIt is.\n\n[[ ## completed ## ]]",
+    "xml": "<answer>\n{}\n</answer>\n<why>\nIt is.\n</why>",
+    "lines": "<think>\n\n</think>\n\n{}\nWhy: It is.",
+}
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_answer_beside_another_output(case: Case, layout: str) -> None:
+    """In DSPy's own layouts and in lines of a template, a label or number is read by the same table."""
+    if re.search(r"\n|[<\[]|^\s|```", case.text) or (layout == "lines" and not case.labels):
+        return  # its own marks would be taken for the layout's
+    fields: dict[str, Any] = {"x": (str, dspy.InputField()), "answer": (case.annotation, dspy.OutputField())}
+    signature = dspy.Signature(fields).append("why", dspy.OutputField(), type_=str)
+    prompt = PromptFormat(signature) if layout == "lines" else PromptFormat.from_adapter(signature, layout)
+    if "written" not in case.heading:  # an adapter has no number format
+        expected = FAILURE if case.value == FAILURE else {"answer": case.value, "why": "It is."}
+        assert found_by(lambda: prompt.parse(LAYOUTS[layout].format(case.text))) == expected
+
+
+@every_case
+def test_an_answer_without_the_adapters_marks(case: Case) -> None:
+    fields: dict[str, Any] = {"x": (str, dspy.InputField()), "answer": (case.annotation, dspy.OutputField())}
+    prompt = PromptFormat.from_adapter(dspy.Signature(fields), dspy.ChatAdapter())
+    if "written" not in case.heading:
+        check(found_by(lambda: prompt.parse(case.text)["answer"]), case.value)
+
+
 # -- data -------------------------------------------------------------------------------------------------------------
 
 

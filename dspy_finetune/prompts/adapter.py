@@ -8,7 +8,9 @@ there. Not covered: tools, conversation history and native output types, which a
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import NoneType
@@ -20,10 +22,11 @@ from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.answers import JsonLayout
-from dspy_finetune.prompts.codecs import checked_text, codec_of, plain_value
+from dspy_finetune.prompts.codecs import Codec, checked_text, codec_of, loads, plain_value
 from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of
 from dspy_finetune.prompts.render import field_text
 from dspy_finetune.prompts.signature_json import dump_signature, load_signature
+from dspy_finetune.values import answer_text, sections_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,13 +170,56 @@ class AdapterPrompt(PromptFormat, kind="adapter"):
         """The output values as the adapter reads them. Raises AnswerError."""
         if not isinstance(text, str) or not text.strip():
             raise AnswerError("the answer is empty", text=text if isinstance(text, str) else "")
+        parsed, reason = self._parsed(text)
+        raw = self._sections(text)
+        values: dict[str, Any] = {}
+        for name, codec in self._codecs.items():
+            # Labels and numbers are read as everywhere in this library; DSPy takes a Literal only as it is spelled.
+            if codec.kind in ("label", "number") and (name in raw or parsed is not None):
+                values[name] = self._coded(name, codec, raw[name] if name in raw else (parsed or {}).get(name), text)
+            elif parsed is not None:
+                values[name] = parsed[name]
+            elif name in raw and codec.annotation is str and isinstance(raw[name], str):
+                values[name] = raw[name]
+            else:
+                raise AnswerError(f"the answer {text!r:.80} cannot be read: {reason}", text=text)
+        return values
+
+    def _parsed(self, text: str) -> tuple[dict[str, Any] | None, str]:
+        """What DSPy reads, or None and why it cannot."""
         try:
             parsed: dict[str, Any] = self._adapter.parse(self._signature, text)
         except (AdapterParseError, ValueError, RecursionError) as error:
             # ValueError too: DSPy's readers let pydantic's and json's own errors through in places.
-            reason = str(error).strip().partition("\n")[0]
-            raise AnswerError(f"the answer {text!r:.80} cannot be read: {reason}", text=text) from error
-        return parsed
+            return None, str(error).strip().partition("\n")[0]
+        return parsed, ""
+
+    def _coded(self, name: str, codec: Codec, value: Any, text: str) -> Any:
+        try:
+            return codec.read(value, name=name)
+        except AnswerError as error:
+            raise AnswerError(f"{name}: {error}", text=text) from error
+
+    def _sections(self, text: str) -> dict[str, Any]:
+        """The outputs' own texts (in JSON: values), as far as the adapter's layout stands in the answer."""
+        try:
+            body = answer_text(text)
+        except AnswerError:
+            return {}
+        found: dict[str, Any] = {}
+        if self._kind == "json":
+            with contextlib.suppress(AnswerError):
+                if isinstance(whole := loads(body), dict):
+                    found = whole
+        elif self._kind == "xml":
+            for name in self._codecs:
+                if len(texts := re.findall(rf"<{name}>(.*?)</{name}>", body, re.DOTALL)) == 1:
+                    found[name] = texts[0].strip()
+        else:
+            found = sections_of(body)
+        if not found and len(self._codecs) == 1:  # a model that leaves the marks out, and says the value alone
+            found = dict.fromkeys(self._codecs, body)
+        return found
 
     def inputs(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Not for DSPy's own layouts, which do not mark where a value ends. Raises UsageError."""

@@ -7,7 +7,8 @@ Defaults: a single output is its own text. Several outputs of which the first is
 then one line `Name: value` per output, line breaks inside a value as visible escapes. Any other several outputs: one
 JSON object with every output as a key, which hosts with structured output can be held to (`response_format`).
 
-Reading tries the exact layout first, then, for a template, the same with other letter case and spacing. For a label
+Reading tries the exact layout first, then, for a template, the same with other letter case and spacing, then the same
+without the reasoning and the end marks around it; labels and numbers in it are read by values.py. For a label
 followed by one text ("A: because ...") it also accepts a label with another mark ("A. because", "A - because", "A"),
 and a lead such as "I would choose A: because". A lead that names two labels, or none, raises `AnswerError`; so does an
 answer in which a later line opens with another label.
@@ -24,14 +25,8 @@ from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.codecs import Codec, checked_text, loads
 from dspy_finetune.prompts.render import are_verbatim, field_text
 from dspy_finetune.prompts.template import Slot, Template, escape_line, json_line
-from dspy_finetune.values import LabelSet
+from dspy_finetune.values import LabelSet, answer_text, label_lead
 
-_LEAD = re.compile(
-    r"(?:i(?:\s+would|['’]d|\s+will)?\s+(?:choose|pick|prefer|select|go\s+with)"
-    r"|(?:my|the)\s+(?:choice|pick|answer|preference)\s+is|(?:choice|answer|preferred|preference)\s*(?::|is))"
-    r"\s*:?\s*(?:(?:title|option|article|item)\s+)?",
-    re.IGNORECASE,
-)
 _AFTER_LABEL = r"[\"'`*)\]]*\s*(?:[:.,;)\u2013\u2014]|-+(?=\s)|\s-+\s|\n|(?=\s+because\b)|$)\s*"
 
 
@@ -230,7 +225,19 @@ class TemplateLayout:
     def read(self, text: str) -> dict[str, Any]:
         """The values. Raises AnswerError."""
         if self._is_whole:
-            return {name: codec.decode(text) for name, codec in self._codecs.items()}
+            return {name: codec.decode(text, name=name) for name, codec in self._codecs.items()}
+        try:
+            return self._read(text)
+        except AnswerError:
+            body = answer_text(text)
+            if body == text.strip():
+                raise
+        try:
+            return self._read(body)
+        except AnswerError as error:
+            raise AnswerError(str(error), text=text) from error
+
+    def _read(self, text: str) -> dict[str, Any]:
         if self._pair:
             self._refuse_second_label(text, self._pair[1])
         found = self._template.read(text, self._ends)
@@ -250,7 +257,7 @@ class TemplateLayout:
                 raise AnswerError(f"the answer {text!r:.80} holds no text for {name}", text=text)
             return found
         try:
-            return codec.from_json(found, text) if slot.mode == "json" else codec.decode(found)
+            return codec.from_json(found, text) if slot.mode == "json" else codec.decode(found, name=name)
         except AnswerError as error:
             raise AnswerError(f"{name}: {error}", text=text) from error
 
@@ -283,9 +290,9 @@ class TemplateLayout:
 
     def _read_pair(self, text: str, label_field: str, labels: LabelSet, text_field: str) -> dict[str, Any]:
         body = text.strip().lstrip("\"'`*([").lstrip()
-        lead = _LEAD.match(body)
-        rest = body[lead.end() :].lstrip("\"'`*([") if lead else body
-        names = "|".join(re.escape(label) for label in sorted(labels.texts, key=len, reverse=True))
+        lead = label_lead(label_field).match(body)
+        rest = body[lead.end() :].lstrip("\"'`*([ ") if lead else body
+        names = "|".join(re.escape(label) for label in sorted(labels.spellings, key=len, reverse=True))
         match = re.match(rf"(?P<label>{names}){_AFTER_LABEL}", rest, re.IGNORECASE)
         if match is None:
             raise AnswerError(

@@ -8,6 +8,7 @@ covered: layout (answers.py), the codecs of labels and numbers themselves (value
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ import pydantic_core
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.template import json_line
-from dspy_finetune.values import LabelSet, NumberFormat
+from dspy_finetune.values import LabelSet, NumberFormat, answer_text
 
 CodecKind = Literal["text", "label", "number", "json"]
 
@@ -174,7 +175,8 @@ class Codec:
             bare = json.dumps(None if value is None else plain_value(value), allow_nan=False)
             checked = self._adapter.validate_json(bare, strict=True)
             plain = self._adapter.dump_python(checked, mode="json")
-            json.dumps(plain, allow_nan=False)
+            written = json.dumps(plain, allow_nan=False)
+            back = self._adapter.validate_json(written, strict=True)
         except RowError:
             raise
         except ValueError as error:
@@ -183,19 +185,26 @@ class Codec:
                 value=value,
                 remedy="correct the row",
             ) from error
+        if back != checked:  # a type of the user's own may round a date or a number as it is written
+            raise RowError(
+                f"{value!r:.80} is written as {written:.80}, which is read back as another value",
+                value=value,
+                remedy="write the output's type so that nothing is rounded, or round the column",
+            )
         return plain
 
     def from_json(self, value: Any, text: str) -> Any:
         """The value from JSON types. Raises AnswerError."""
-        if self.labels is not None:
-            if isinstance(value, str):
-                return self.labels.decode(value)
-            for label, label_text in self.labels.items():
-                if type(self._native(label_text)) is type(value) and self._native(label_text) == value:
-                    return label
-            raise AnswerError(f"the answer {text!r:.80} holds {value!r:.40}, which is no label", text=text)
+        if self.labels is not None or self.number is not None:
+            is_text = isinstance(value, str) and self.annotation is not Decimal
+            if self.number is not None and is_text:  # the layout says types, and a schema holds to them
+                raise AnswerError(f"the answer {text!r:.80} holds the text {value!r:.40} for a number", text=text)
+            try:
+                return self.read(value)
+            except AnswerError as error:
+                raise AnswerError(f"the answer {text!r:.80} holds {value!r:.40}: {error}", text=text) from error
         try:
-            # In JSON mode, strictly: "5" is no number and 1 is not true, but a date is its text.
+            # In JSON mode, strictly: "5" is no list, but a date is its text.
             return self._adapter.validate_json(json.dumps(value), strict=True)
         except ValueError as error:
             raise AnswerError(
@@ -251,13 +260,21 @@ def codec_of(annotation: Any, *, labels: LabelSet | None = None, number: NumberF
 
 def loads(text: str) -> Any:
     """Parse a JSON answer strictly: one value, maybe in a fenced block; no doubled keys, no NaN. Raises AnswerError."""
+    try:
+        return _loads(text)
+    except (ValueError, RecursionError) as error:
+        body = answer_text(text)
+        if body != text.strip():
+            with contextlib.suppress(ValueError, RecursionError):
+                return _loads(body)
+        raise AnswerError(f"the answer {text!r:.80} is not JSON ({_first_line(error)})", text=text) from error
+
+
+def _loads(text: str) -> Any:
     body = text.strip()
     if body.startswith("```") and body.endswith("```") and "\n" in body:
         body = body[3:-3].partition("\n")[2]
-    try:
-        return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise AnswerError(f"the answer {text!r:.80} is not JSON ({_first_line(error)})", text=text) from error
+    return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:

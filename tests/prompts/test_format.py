@@ -6,9 +6,9 @@ import enum
 import json
 import pickle
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import dspy
 import numpy
@@ -18,6 +18,7 @@ import pytest
 import dspy_finetune.prompts.format as format_module
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts import NumberFormat, PromptFormat, binary, number, pairwise
+from dspy_finetune.prompts.codecs import codec_of
 
 
 class Tone(enum.Enum):
@@ -231,6 +232,23 @@ def test_outputs_of_every_type_come_back() -> None:
     assert schema["json_schema"]["schema"]["properties"]["tone"] == {"type": "string", "enum": ["warm", "cold"]}
     assert schema["json_schema"]["schema"]["properties"]["grade"] == {"type": "integer", "enum": [1, 2]}
     assert schema["json_schema"]["strict"] is False  # a dict of any keys cannot be closed
+
+
+def test_what_its_own_type_would_round_is_refused() -> None:
+    """A date written by the day trains as another date, a float written with one digit as another number."""
+    rounded = Annotated[float, pydantic.PlainSerializer(lambda number: round(number, 1))]
+    by_day = Annotated[datetime, pydantic.PlainSerializer(lambda when: when.strftime("%Y-%m-%dT00:00:00"))]
+    for annotation, good, bad in (
+        (list[rounded], [0.1], [0.12]),
+        (list[by_day], [datetime(2026, 1, 2)], [datetime(2026, 1, 2, 3)]),
+    ):
+        codec = codec_of(annotation)
+        assert codec.decode(codec.encode(good)) == good
+        with pytest.raises(RowError, match="read back as another value"):
+            codec.encode(bad)
+    for value in (date(2026, 1, 2), datetime(2026, 1, 2, 3, 4, 5, 678901), timedelta(microseconds=1), Decimal("1e-30")):
+        codec = codec_of(type(value))
+        assert codec.decode(codec.encode(value)) == value
 
 
 def test_wrong_outputs_are_refused_by_name() -> None:
