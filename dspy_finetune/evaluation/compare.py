@@ -364,34 +364,28 @@ def _differences(
 ) -> list[Difference]:
     column = columns[fact.name]
     tests = {name: scoring.paired(column[candidate], column[name], fact, how) for name in others}
-    tested = [name for name in others if tests[name].p_value is not None]
-    corrected = dict(zip(tested, statistics.holm([tests[name].p_value or 0.0 for name in tested]), strict=True))
+    p_values = {name: test.p_value for name, test in tests.items() if test is not None}
+    corrected = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+    levels = dict(zip(p_values, statistics.holm_levels(list(p_values.values()), 1 - how.confidence), strict=True))
     found: list[Difference] = []
     for name in others:
-        test, p_holm, alpha = tests[name], corrected.get(name), 1 - how.confidence
-        verdict = decide(
-            test.interval.value,
-            p_holm,
-            higher_is_better=fact.higher_is_better,
-            alpha=alpha,
-            narrow=test.narrow,
-            margin=margin,
-        )
+        test, alpha = tests[name], levels.get(name, 1 - how.confidence)
+        verdict, confidence = decide(test, higher_is_better=fact.higher_is_better, alpha=alpha, margin=margin)
+        interval = test.interval(confidence) if test is not None else scoring.NOTHING
         more = None
-        if verdict == "undecided" and test.interval.value is not None:
-            # Of the smallest of the p-values that are corrected together, so much is asked by Holm's rule.
-            strict = alpha / max(len(tested), 1)
-            more = n_more_items(test.interval.value, test.deviation, test.interval.n, alpha=strict)
+        if verdict == "undecided" and test is not None and interval.value is not None:
+            more = n_more_items(interval.value, test.deviation, interval.n, alpha=alpha)
         found.append(
             Difference(
                 metric=fact.name,
                 other=name,
-                interval=test.interval,
-                p_value=test.p_value,
-                p_holm=p_holm,
-                test=test.test,
+                interval=interval,
+                p_value=p_values.get(name),
+                p_holm=corrected.get(name),
+                test=test.test if test is not None else "none",
                 verdict=verdict,
                 n_more_items=more,
+                confidence=confidence,
             )
         )
     return found

@@ -379,7 +379,7 @@ def _scores(comparison: Comparison) -> Iterator[Plot]:
     yield Plot(
         name="forest",
         draw=partial(differences, comparison),
-        caption=f"{candidate} minus each other program, with {percent} intervals. "
+        caption=f"{candidate} minus each other program, with the intervals that the verdicts rest on. "
         f"{better_side} of zero the candidate is better.",
         alt="; ".join(
             f"against {one.other} {with_interval(one.interval, sign=True)}" for one in comparison.differences_of(metric)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -284,7 +285,8 @@ def difference_table(comparison: Comparison) -> Table:
     head = (
         "candidate minus",
         "metric",
-        f"difference [{comparison.confidence:.0%}]",
+        "difference [interval]",
+        "level",
         "p",
         "p (Holm)",
         "test",
@@ -298,6 +300,7 @@ def _difference_cells(one: Difference) -> tuple[str, ...]:
         one.other,
         one.metric,
         with_interval(one.interval, sign=True),
+        _percent(one.confidence),
         p_text(one.p_value),
         p_text(one.p_holm),
         one.test if one.p_value is not None else MISSING,
@@ -310,13 +313,14 @@ def subgroup_table(comparison: Comparison) -> Table | None:
     if not comparison.subgroups:
         return None
     names = [row.name for row in comparison.programs]
-    head = ("part", "n", *names, "difference", "p (Holm)")
+    head = ("part", "n", *names, "difference [interval]", "level", "p (Holm)")
     rows = tuple(
         (
             f"{one.field}: {one.value}",
             count(one.n),
             *(with_interval(one.scores[name]) if name in one.scores else MISSING for name in names),
             MISSING if one.difference is None else with_interval(one.difference, sign=True),
+            MISSING if one.p_holm is None else _percent(one.confidence),
             p_text(one.p_holm),
         )
         for one in comparison.subgroups
@@ -359,7 +363,7 @@ def _finding(comparison: Comparison) -> str:
     who = f"{other}, the best of the {n_others} others" if comparison.is_reference_chosen and n_others > 1 else other
     p = p_text(one.p_holm)
     facts = (
-        f"{metric.name} {values[0]} against {values[1]}, difference {with_interval(one.interval, sign=True)}, "
+        f"{metric.name} {values[0]} against {values[1]}, difference {_difference(comparison, one)}, "
         f"p {p if p.startswith('<') else '= ' + p}, n = {one.interval.n}"
     )
     if one.verdict == "better":
@@ -372,6 +376,20 @@ def _finding(comparison: Comparison) -> str:
             f"{candidate} and {others} are equivalent within ±{comparison.margin:g}: {facts}. Choose the cheaper one."
         )
     return f"Undecided between {candidate} and {who}: {facts}. {_what_would_decide(one)}"
+
+
+def _difference(comparison: Comparison, one: Difference) -> str:
+    """The difference with its interval, and the interval's level where it is not the comparison's own."""
+    text = with_interval(one.interval, sign=True)
+    if one.interval.low is None or math.isclose(one.confidence, comparison.confidence):
+        return text
+    why = "two one-sided tests" if one.verdict == "equivalent" else "several programs are tested"
+    return f"{text} ({_percent(one.confidence)} interval: {why})"
+
+
+def _percent(confidence: float) -> str:
+    """95%, 97.5%, 99.17%."""
+    return f"{100 * confidence:.2f}".rstrip("0").rstrip(".") + "%"
 
 
 def _what_would_decide(one: Difference) -> str:
@@ -388,6 +406,7 @@ def footnote(comparison: Comparison) -> str:
     return (
         f"{wrong}*unreadable* are answers that cannot be read, *failed* are calls that ended in an error: both count "
         "as not right in shares of right answers, and are left out of errors, losses and probability scores. Brackets "
-        f"hold the {comparison.confidence:.0%} interval; *p (Holm)* is corrected for the number of programs compared "
-        "with the candidate."
+        f"hold the {comparison.confidence:.0%} interval. A difference is better or worse exactly where its interval "
+        "excludes zero: *p (Holm)* is corrected for the number of programs compared with the candidate, and the "
+        "interval has the *level* at which Holm's procedure tests it."
     )

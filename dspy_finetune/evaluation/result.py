@@ -13,59 +13,41 @@ from typing import Any, Literal, TypeAlias
 
 from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
-from dspy_finetune.evaluation.statistics import Interval, items_needed
+from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed
 from dspy_finetune.values import label_text, read_number
-
-# ----------------------------------------------------------------------------------------------------
-# One word for a paired difference: better, worse, equivalent within a margin, or undecided.
-#
-# In: the difference with its interval and p-value, the direction in which the metric is good, a margin. Out: a
-# `Verdict`, and the number of further items that would decide. Not covered: the tests themselves (stats.py).
-#
-# The rule: *equivalent* when a margin was given and the interval at 1 - 2 alpha lies inside it (two one-sided tests,
-# Schuirmann 1987); else *better* or *worse* when the p-value is at most alpha; else *undecided*. Equivalence goes
-# first: a difference that is surely smaller than what the user cares about is no reason to act, however significant.
 
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
 """What a comparison found, seen from the candidate."""
 
 
 def decide(
-    difference: float | None,
-    p_value: float | None,
-    *,
-    higher_is_better: bool,
-    alpha: float,
-    narrow: Interval | None = None,
-    margin: float | None = None,
-) -> Verdict:
-    """The verdict on candidate minus other; `narrow` is the interval at confidence 1 - 2 alpha, used with `margin`."""
-    if difference is None or p_value is None:
-        return "undecided"
-    if (
-        margin is not None
-        and narrow is not None
-        and narrow.low is not None
-        and narrow.high is not None
-        and -margin < narrow.low
-        and narrow.high < margin
-    ):
-        return "equivalent"
-    if p_value > alpha or difference == 0.0:
-        return "undecided"
-    return "better" if (difference > 0) == higher_is_better else "worse"
+    test: PairedTest | None, *, higher_is_better: bool, alpha: float, margin: float | None = None
+) -> tuple[Verdict, float]:
+    """The verdict on candidate minus other, and the confidence of the interval that it rests on.
+
+    *equivalent* where a margin was given and the interval at 1 - 2 alpha lies inside it (two one-sided tests,
+    Schuirmann 1987); else *better* or *worse* where the interval at 1 - alpha excludes zero; else *undecided*.
+    Equivalence goes first: a difference that is surely smaller than what the user cares about is no reason to act,
+    however significant.
+    """
+    if test is None:
+        return "undecided", 1 - alpha
+    if margin is not None:
+        narrow = test.interval(1 - 2 * alpha)
+        if narrow.low is not None and narrow.high is not None and -margin < narrow.low and narrow.high < margin:
+            return "equivalent", 1 - 2 * alpha
+    found = test.interval(1 - alpha)
+    if found.low is None or found.high is None or found.low <= 0.0 <= found.high:
+        return "undecided", 1 - alpha
+    return ("better" if (found.low > 0) == higher_is_better else "worse"), 1 - alpha
 
 
 def n_more_items(difference: float, deviation: float, n: int, *, alpha: float) -> int | None:
-    """How many items more would decide with a chance of 80 %, if the difference stays as seen; None.
-
-    No number would.
-    """
+    """How many items more would decide with a chance of 80 %, if the difference stays as seen; None if no number."""
     needed = items_needed(difference, deviation, alpha=alpha)
     return None if needed is None else max(needed - n, 1)
 
 
-# ----------------------------------------------------------------------------------------------------
 FORMAT = 1
 """Version of the JSON form."""
 
@@ -146,7 +128,7 @@ class Difference:
     other: str
     """The program that is compared with the candidate."""
     interval: Interval
-    """Candidate minus other."""
+    """Candidate minus other, at the confidence below: the interval that the verdict is read from."""
     p_value: float | None
     """Two-sided; None where there is nothing to test."""
     p_holm: float | None
@@ -154,9 +136,15 @@ class Difference:
     test: str
     """Exact McNemar, sign-flip permutation, or bootstrap."""
     verdict: Verdict
-    """Seen from the candidate, by `p_holm`."""
+    """Seen from the candidate: better or worse exactly where the interval excludes zero."""
     n_more_items: int | None
     """For an undecided difference: about how many items more would decide, if it stays as seen."""
+    confidence: float = 0.95
+    """Of the interval.
+
+    Above the comparison's own where several programs are corrected together: the level at which Holm's procedure tests
+    this one. For an equivalent difference 1 - 2 alpha (two one-sided tests).
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +180,8 @@ class SubgroupRow:
     """Candidate minus reference; None with one program."""
     p_holm: float | None
     """Two-sided, corrected for the number of parts of this field (Holm); None where there is nothing to test."""
-
-    def with_p(self, p_holm: float) -> SubgroupRow:
-        """The same with its p-value."""
-        return dataclasses.replace(self, p_holm=p_holm)
+    confidence: float = 0.95
+    """Of the difference's interval: as Holm tests this part, so that it excludes zero exactly where p_holm is small."""
 
 
 @dataclass(frozen=True, kw_only=True)

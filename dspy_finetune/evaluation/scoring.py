@@ -16,15 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.collect import Answer, Collected
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.result import Kind, MetricFacts, NoiseFloor
-from dspy_finetune.evaluation.statistics import Interval
+from dspy_finetune.evaluation.statistics import Interval, PairedTest
 
 Subgroups: TypeAlias = Sequence[str] | Mapping[str, Callable[[Any], Any]]
 """Fields of the examples, or names with functions of the example."""
@@ -257,85 +255,34 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
     return Scored(scores=None, interval=interval, draws=draws, is_scored=counted)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedTest:
-    """The numbers of one paired difference."""
+def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> PairedTest | None:
+    """First minus second, on the items that both could be scored on (set metrics: on each one's own items).
 
-    interval: Interval
-    """First minus second, at the confidence asked for."""
-    narrow: Interval
-    """The same at 1 - 2 alpha, for equivalence."""
-    p_value: float | None
-    """Two-sided."""
-    test: str
-    """Its name."""
-    deviation: float
-    """Standard deviation of one item's difference, for power."""
-
-
-def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> PairedTest:
-    """First minus second, on the items that both could be scored on (set metrics: on each one's own items)."""
-    narrow = 1 - 2 * (1 - how.confidence)
+    None where there is nothing to test.
+    """
     if one.draws is not None and other.draws is not None:
-        return _paired_draws(one, other, one.draws - other.draws, how.confidence, narrow)
+        n = sum(a and b for a, b in zip(one.is_scored, other.is_scored, strict=True))
+        values = one.interval.value, other.interval.value
+        value = math.nan if values[0] is None or values[1] is None else values[0] - values[1]
+        return statistics.paired_bootstrap(value, one.draws - other.draws, n)
     assert one.scores is not None
     assert other.scores is not None
     both = [(a, b) for a, b in zip(one.scores, other.scores, strict=True) if a is not None and b is not None]
-    first, second = [a for a, _ in both], [b for _, b in both]
-    differences = [a - b for a, b in both]
-    if how.groups is not None:
-        known = [None if a is None or b is None else a - b for a, b in zip(one.scores, other.scores, strict=True)]
-        return _paired_groups(differences, _groups_of_known(known, how) or [], how, narrow)
-    deviation = float(np.std(differences, ddof=1)) if len(both) > 1 else math.nan
-    if fact.kind == "proportion":
-        n_first, n_second = sum(a > b for a, b in both), sum(a < b for a, b in both)
-        return PairedTest(
-            interval=statistics.paired_proportions(first, second, how.confidence),
-            narrow=statistics.paired_proportions(first, second, narrow),
-            p_value=statistics.mcnemar(n_first, n_second) if both else None,
-            test="exact McNemar",
-            deviation=deviation,
-        )
-    return PairedTest(
-        interval=statistics.mean_interval(differences, how.confidence),
-        narrow=statistics.mean_interval(differences, narrow),
-        p_value=statistics.sign_flip(differences, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
-        if both
-        else None,
-        test="sign-flip permutation",
-        deviation=deviation,
+    if not both:
+        return None
+    if fact.kind == "proportion" and how.groups is None:
+        return statistics.paired_proportions([a for a, _ in both], [b for _, b in both])
+    known = [None if a is None or b is None else a - b for a, b in zip(one.scores, other.scores, strict=True)]
+    return statistics.sign_flips(
+        [a - b for a, b in both],
+        _groups_of_known(known, how),
+        n_resamples=10 * how.n_resamples - 1,
+        seed=how.seed,
     )
 
 
-def _paired_groups(differences: Sequence[float], groups: Sequence[int], how: Resampling, narrow: float) -> PairedTest:
-    error = statistics.standard_error(differences, groups)
-    return PairedTest(
-        interval=statistics.clustered_mean_interval(differences, groups, how.confidence),
-        narrow=statistics.clustered_mean_interval(differences, groups, narrow),
-        p_value=statistics.clustered_sign_flip(differences, groups, n_resamples=10 * how.n_resamples - 1, seed=how.seed)
-        if differences
-        else None,
-        test="sign-flip permutation of groups",
-        # As if the items were independent and spread so much: more items are then counted as of more groups.
-        deviation=error * math.sqrt(len(differences)),
-    )
-
-
-def _paired_draws(one: Scored, other: Scored, draws: statistics.Floats, confidence: float, narrow: float) -> PairedTest:
-    n = sum(a and b for a, b in zip(one.is_scored, other.is_scored, strict=True))
-    values = one.interval.value, other.interval.value
-    value = math.nan if values[0] is None or values[1] is None else values[0] - values[1]
-    interval = statistics.percentile_interval(value, draws, n, confidence)
-    is_defined = interval.low is not None
-    return PairedTest(
-        interval=interval,
-        narrow=statistics.percentile_interval(value, draws, n, narrow),
-        # Draws that agree would give the least p-value there is, even for three items; no paired test of n items can
-        # give less than n coins that all fall alike.
-        p_value=max(statistics.bootstrap_p(draws), min(1.0, 2.0 ** (1 - n))) if is_defined else None,
-        test="paired bootstrap",
-        deviation=float(np.nanstd(draws)) * math.sqrt(n) if is_defined else math.nan,
-    )
+NOTHING = Interval(value=None, low=None, high=None, n=0, method="none")
+"""The difference of two programs that could not both be scored on any item."""
 
 
 def noise_floors(
@@ -374,6 +321,7 @@ def noise_floors(
                 ItemScores(scores=scores[: len(rows)]),
             ]
             later, earlier = (score_items(one, fact, how) for one in given)
+        test = paired(later, earlier, fact, how)
         reported = [any(answer.prompt_tokens for answer in one) for one in (first, second.answers)]
         found.append(
             NoiseFloor(
@@ -383,7 +331,7 @@ def noise_floors(
                     _said(one, fact.field) != _said(other, fact.field)
                     for one, other in zip(first, second.answers, strict=True)
                 ),
-                difference=paired(later, earlier, fact, how).interval,
+                difference=test.interval(how.confidence) if test is not None else NOTHING,
                 is_from_cache=reported == [True, False],
             )
         )

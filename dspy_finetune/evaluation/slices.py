@@ -7,7 +7,7 @@ Not covered: which parts are worth looking at.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from dspy_finetune.evaluation.metric import AnyMetric, SetMetric
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE
 from dspy_finetune.evaluation.result import MetricFacts, SubgroupRow
 from dspy_finetune.evaluation.scoring import Resampling, Scored, Subgroups
-from dspy_finetune.evaluation.statistics import Interval, wilson
+from dspy_finetune.evaluation.statistics import Interval, PairedTest, wilson
 from dspy_finetune.values import label_text, read_number
 
 MAX_VALUES = 12
@@ -111,26 +111,35 @@ def subgroup_rows(
     """
     found: list[SubgroupRow] = []
     for name, by_value in parts.items():
-        tested: list[tuple[SubgroupRow, float | None]] = []
+        rows_of: list[SubgroupRow] = []
+        tests: list[PairedTest | None] = []
         for value, places in by_value.items():
             how_part = how.on(places)
             cut = {
                 program: _cut(metric, fact, one, rows, answers[program], places, how_part)
                 for program, one in column.items()
             }
-            test = scoring.paired(cut[pair[0]], cut[pair[1]], fact, how_part) if pair is not None else None
-            row = SubgroupRow(
-                field=name,
-                value=value,
-                n=len(places),
-                scores={program: one.interval for program, one in cut.items()},
-                difference=test.interval if test is not None else None,
-                p_holm=None,
+            tests.append(scoring.paired(cut[pair[0]], cut[pair[1]], fact, how_part) if pair is not None else None)
+            rows_of.append(
+                SubgroupRow(
+                    field=name,
+                    value=value,
+                    n=len(places),
+                    scores={program: one.interval for program, one in cut.items()},
+                    difference=None if pair is None else scoring.NOTHING,
+                    p_holm=None,
+                )
             )
-            p_value = test.p_value if test is not None else None
-            tested.append((row, None if p_value is None or math.isnan(p_value) else p_value))
-        corrected = iter(statistics.holm([p_value for _, p_value in tested if p_value is not None]))
-        found += [row if p_value is None else row.with_p(next(corrected)) for row, p_value in tested]
+        p_values = [test.p_value for test in tests if test is not None]
+        corrected = zip(statistics.holm(p_values), statistics.holm_levels(p_values, 1 - how.confidence), strict=True)
+        for row, test in zip(rows_of, tests, strict=True):
+            if test is None:
+                found.append(row)
+                continue
+            p_holm, level = next(corrected)
+            found.append(
+                dataclasses.replace(row, difference=test.interval(1 - level), p_holm=p_holm, confidence=1 - level)
+            )
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """Intervals and paired tests: plain functions on numbers.
 
-In: scores, counts, a confidence, a seed. Out: `Interval`s and p-values. Every function takes the items as independent.
+In: scores, counts, a confidence, a seed. Out: `Interval`s and p-values. A paired test gives both from one rule: the
+interval excludes zero exactly where the p-value is at most one minus the confidence.
 Sources: Wilson 1927; Newcombe 1998 (Stat. Med. 17:2635, method 10) for paired proportions; McNemar 1947 in the exact
 binomial form; sign-flip permutation (Pitman 1937); percentile bootstrap (Efron 1979); Holm 1979; the t interval of a
 bounded mean on a transformed scale by the delta method (Oehlert 1992, Am. Stat. 46:27).
@@ -136,7 +137,57 @@ def _on_logit(mean: float, error: float, quantile: float, n: int, low: float, hi
     )
 
 
-def paired_proportions(one: Numbers, other: Numbers, confidence: float = 0.95) -> Interval:
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """A paired difference with its p-value and intervals at any level, which never disagree.
+
+    The interval at confidence 1 - alpha excludes zero exactly where the p-value is at most alpha.
+    """
+
+    p_value: float
+    """Two-sided."""
+    test: str
+    """Its name."""
+    interval: Callable[[float], Interval]
+    """Takes a confidence; first minus second."""
+    deviation: float
+    """Standard deviation of one item's difference, for power."""
+
+
+def paired_proportions(one: Numbers, other: Numbers) -> PairedTest:
+    """Exact McNemar test of two proportions on the same items, with the intervals that go with it.
+
+    The interval spans Newcombe's square-and-add interval (his method 10), which knows how many items both sides may be
+    right on, and the exact one that inverts McNemar's test (Clopper and Pearson's for the share of the items that only
+    the first got right, among those that only one did). On which side of zero it ends, McNemar's test says: where that
+    rejects and Newcombe's interval alone would reach zero, as it does in 1 of 100 tables, the exact end counts.
+    """
+    first, second = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    n, only_first, only_second = len(first), int((first & ~second).sum()), int((~first & second).sum())
+    n_apart = only_first + only_second
+
+    def interval(confidence: float) -> Interval:
+        wide = newcombe(first, second, confidence)
+        if not n_apart or wide.low is None or wide.high is None:
+            return wide
+        exact = _scipy_stats().binomtest(only_first, n_apart).proportion_ci(confidence, method="exact")
+        least, most = ((2 * float(end) - 1) * n_apart / n for end in (exact.low, exact.high))
+        low, high = min(wide.low, least), max(wide.high, most)
+        if least > 0:
+            low = low if low > 0 else least
+        if most < 0:
+            high = high if high < 0 else most
+        return dataclasses.replace(wide, low=low, high=high, method="Newcombe + exact")
+
+    return PairedTest(
+        p_value=mcnemar(only_first, only_second),
+        test="exact McNemar",
+        interval=interval,
+        deviation=float(np.std(first.astype(float) - second, ddof=1)) if n > 1 else math.nan,
+    )
+
+
+def newcombe(one: Numbers, other: Numbers, confidence: float = 0.95) -> Interval:
     """The difference of two proportions on the same items, with Newcombe's square-and-add interval (his method 10)."""
     n = len(one)
     first, second = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
@@ -174,23 +225,77 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     return float(_scipy_stats().binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
 
 
-def sign_flip(differences: Numbers, *, n_resamples: int = 9999, seed: int = 0) -> float:
-    """Permutation p-value, two-sided, of a mean paired difference: the signs of the differences are flipped at random.
+def sign_flips(
+    differences: Numbers, groups: Sequence[int] | None = None, *, n_resamples: int = 9999, seed: int = 0
+) -> PairedTest:
+    """Permutation test of a mean paired difference: the signs of the differences are flipped at random.
 
-    scipy.stats.permutation_test does the same; the plain loop keeps one call for scipy 1.12 to 1.17, which renamed
-    its seed.
+    The interval inverts the test. Flipping the signs of the differences to a supposed mean makes their sum as large as
+    it is just where that mean lies between the means of the flipped and of the unflipped items; so the ends of the
+    interval are order statistics of these subset means (typical values, Hartigan 1969). Below six items no confidence
+    of 95 % can be had: there is no interval.
+
+    Args:
+        differences: One per item.
+        groups: Each item's group: the signs of whole groups are flipped.
+        n_resamples: Random sets of signs.
+        seed: Random seed.
     """
     values = np.asarray(differences, dtype=float)
-    values = values[values != 0.0]
-    if not len(values):
-        return 1.0
+    numbers = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums = np.bincount(numbers, weights=values).astype(np.float64)
+    sizes = np.bincount(numbers).astype(np.float64)
+    lower, upper = _subset_means(sums, sizes, n_resamples, seed)
+    n = len(values)
+    mean = math.fsum(values) / n if n else math.nan
+    # Sums that are equal but for rounding are equal.
+    rounding = 1e-9 * max(float(np.abs(values).max(initial=0.0)), abs(mean) if n else 0.0)
+
+    def interval(confidence: float) -> Interval:
+        place = math.floor((1 - confidence) * (n_resamples + 1) + 1e-9)
+        none = Interval(value=mean if n else None, low=None, high=None, n=n, method="none")
+        if n < 2 or place < 1:
+            return none
+        low = min(float(lower[place - 1]), mean)
+        high = max(float(upper[-place]), mean)
+        if not math.isfinite(low) or not math.isfinite(high):
+            return none
+        low, high = (0.0 if abs(end) <= rounding else end for end in (low, high))
+        return dataclasses.replace(none, low=low, high=high, method="sign flips")
+
+    n_as_far = int((lower <= rounding).sum()) if mean > 0 else int((upper >= -rounding).sum())
+    return PairedTest(
+        p_value=1.0 if not n or abs(mean) <= rounding else (n_as_far + 1) / (n_resamples + 1),
+        test="sign-flip permutation" if groups is None else "sign-flip permutation of groups",
+        interval=interval,
+        # Of groups: as if the items were independent and spread so much.
+        deviation=(float(np.std(values, ddof=1)) if n > 1 else math.nan)
+        if groups is None
+        else standard_error(values, groups) * math.sqrt(n),
+    )
+
+
+def _subset_means(sums: Floats, sizes: Floats, n_resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """The smaller and the larger of the means of a random part and of the rest, each sorted; infinite if one is empty.
+
+    Args:
+        sums: Of each group's values, shape (n_groups,).
+        sizes: Of each group, shape (n_groups,).
+        n_resamples: Random parts.
+        seed: Random seed.
+    """
     rng = np.random.default_rng(seed)
-    observed, n_as_far, chunk = abs(float(values.sum())), 0, max(1, 2_000_000 // len(values))
+    chunk = max(1, 2_000_000 // max(len(sums), 1))
+    lower, upper = [np.empty(0)], [np.empty(0)]
     for start in range(0, n_resamples, chunk):
-        signs = rng.integers(0, 2, size=(min(chunk, n_resamples - start), len(values)), dtype=np.int8) * 2 - 1
-        # The tolerance counts sums that are equal but for rounding as equal.
-        n_as_far += int((np.abs(signs @ values) >= observed * (1 - 1e-9)).sum())
-    return (n_as_far + 1) / (n_resamples + 1)
+        is_flipped = rng.integers(0, 2, size=(min(chunk, n_resamples - start), len(sums)), dtype=np.int8)  # (R, G)
+        total, size = is_flipped @ sums, is_flipped @ sizes
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means = np.stack([total / size, (sums.sum() - total) / (sizes.sum() - size)])
+        is_whole = (size == 0) | (size == sizes.sum())
+        lower.append(np.where(is_whole, -np.inf, means.min(axis=0)))
+        upper.append(np.where(is_whole, np.inf, means.max(axis=0)))
+    return np.sort(np.concatenate(lower)), np.sort(np.concatenate(upper))
 
 
 def resample(n: int, statistic: Callable[[npt.NDArray[np.int64]], float], *, n_resamples: int, seed: int) -> Floats:
@@ -205,13 +310,14 @@ def resample(n: int, statistic: Callable[[npt.NDArray[np.int64]], float], *, n_r
 def percentile_interval(value: float, draws: Floats, n: int, confidence: float = 0.95) -> Interval:
     """The percentile interval of a bootstrap distribution; draws where the score is not defined are left out.
 
-    No interval for fewer than two items.
+    No interval for fewer than two items, or where the draws are too few for the confidence.
     """
-    draws = draws[np.isfinite(draws)]
-    if not math.isfinite(value) or n < 2 or len(draws) < 100:
+    draws = np.sort(draws[np.isfinite(draws)])
+    # The end is the draw with which `bootstrap_p` reaches the level: interval and p-value never disagree.
+    place = math.floor((1 - confidence) / 2 * (len(draws) + 1) + 1e-9)
+    if not math.isfinite(value) or n < 2 or len(draws) < 100 or place < 1:
         return Interval(value=value if math.isfinite(value) else None, low=None, high=None, n=n, method="none")
-    tail = (1 - confidence) / 2
-    low, high = (float(end) for end in np.quantile(draws, [tail, 1 - tail]))
+    low, high = float(draws[place - 1]), float(draws[-place])
     return Interval(value=value, low=low, high=high, n=n, method="bootstrap")
 
 
@@ -225,6 +331,31 @@ def bootstrap_p(draws: Floats) -> float:
     return min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
 
 
+def paired_bootstrap(value: float, draws: Floats, n: int) -> PairedTest | None:
+    """The test of a difference by its bootstrap distribution over the same items; None where it is not defined.
+
+    Draws that agree would give the least p-value there is, even for three items; no paired test of n items can give
+    less than n coins that all fall alike.
+    """
+    least = min(1.0, 2.0 ** (1 - n))
+
+    def interval(confidence: float) -> Interval:
+        found = percentile_interval(value, draws, n, confidence)
+        is_sure = found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high
+        if is_sure and least > 1 - confidence:
+            return dataclasses.replace(found, low=None, high=None, method="none")
+        return found
+
+    if percentile_interval(value, draws, n).low is None:
+        return None
+    return PairedTest(
+        p_value=max(bootstrap_p(draws), least),
+        test="paired bootstrap",
+        interval=interval,
+        deviation=float(np.nanstd(draws)) * math.sqrt(n),
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment, in the order given: each p-value corrected for the number of comparisons."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
@@ -233,6 +364,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
+    """The level at which Holm's procedure tests each hypothesis, in the order given.
+
+    The smallest p-value is tested at alpha / m, the next at alpha / (m - 1), and so on up to the first that is not
+    rejected; the others fall with it, at its level. An interval at confidence 1 - level excludes zero exactly where
+    `holm` corrects the p-value to at most alpha.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, levels = holm(p_values), [alpha] * len(p_values)
+    for rank, index in enumerate(order):
+        level = alpha / (len(order) - rank)
+        levels[index] = level
+        if corrected[index] > alpha:
+            for other in order[rank:]:
+                levels[other] = level
+            break
+    return levels
 
 
 def items_needed(difference: float, deviation: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
@@ -342,11 +492,6 @@ def proportion_interval(values: Numbers, groups: Sequence[int], confidence: floa
     return Interval(
         value=share, low=max(centre - half, 0.0), high=min(centre + half, 1.0), n=n, method="clustered Wilson"
     )
-
-
-def clustered_sign_flip(differences: Numbers, groups: Sequence[int], *, n_resamples: int, seed: int) -> float:
-    """Permutation p-value, two-sided, of a mean paired difference: the signs of whole groups are flipped at random."""
-    return sign_flip(group_sums(differences, groups), n_resamples=n_resamples, seed=seed)
 
 
 def clustered_resample(

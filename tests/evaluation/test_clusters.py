@@ -39,9 +39,10 @@ def test_groups_of_one_item_are_items():
     assert (
         draws.tolist() == statistics.resample(8, lambda index: float(np.mean(index)), n_resamples=20, seed=4).tolist()
     )
-    assert statistics.clustered_sign_flip([0.4, 0.1, -0.2], [7, 8, 9], n_resamples=99, seed=0) == statistics.sign_flip(
-        [0.4, 0.1, -0.2], n_resamples=99
+    grouped, single = (
+        statistics.sign_flips([0.4, 0.1, -0.2], groups, n_resamples=99, seed=0) for groups in ([7, 8, 9], None)
     )
+    assert (grouped.p_value, grouped.interval(0.6)) == (single.p_value, single.interval(0.6))
 
 
 def test_a_share_in_groups_keeps_to_its_bounds_and_is_wider_than_wilsons():
@@ -85,7 +86,7 @@ def test_intervals_cover_and_the_test_keeps_its_level_where_those_of_independent
             assert interval.low is not None
             assert interval.high is not None
             covers[name] += interval.low <= truth <= interval.high
-        alarms += statistics.clustered_sign_flip(scores, groups, n_resamples=199, seed=seed) <= 0.05
+        alarms += statistics.sign_flips(scores, groups, n_resamples=199, seed=seed).p_value <= 0.05
     error = 4 * math.sqrt(0.95 * 0.05 / n_rounds)
     assert abs(covers["mean"] / n_rounds - 0.95) <= error
     assert 0.95 - error <= covers["share"] / n_rounds

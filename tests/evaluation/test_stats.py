@@ -11,7 +11,7 @@ import scipy.stats
 from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.result import decide, n_more_items
 from dspy_finetune.evaluation.slices import pairwise_bias, swap_agreement
-from dspy_finetune.evaluation.statistics import Interval
+from dspy_finetune.evaluation.statistics import Interval, PairedTest
 
 
 def test_wilson_equals_its_formula():
@@ -43,10 +43,11 @@ def test_the_sign_flip_test_equals_scipys_exact_permutation():
     exact = scipy.stats.permutation_test(
         (np.array(differences),), np.mean, permutation_type="samples", vectorized=False, n_resamples=10_000
     ).pvalue
-    found = statistics.sign_flip(differences, n_resamples=20_000)
+    found = statistics.sign_flips(differences, n_resamples=20_000).p_value
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
-    assert statistics.sign_flip([0.0, 0.0]) == 1.0
-    assert statistics.sign_flip(differences, seed=5) == statistics.sign_flip(differences, seed=5)
+    assert statistics.sign_flips([0.0, 0.0]).p_value == 1.0
+    one, two = (statistics.sign_flips(differences, seed=5) for _ in range(2))
+    assert (one.p_value, one.interval(0.9)) == (two.p_value, two.interval(0.9))
 
 
 def test_holm_equals_its_definition():
@@ -58,7 +59,7 @@ def test_newcombes_interval_equals_a_published_example():
     # Newcombe 1998, Stat. Med. 17:2635-2650, table III, first of the examples with n = 50: cells 36, 12, 2, 0.
     one = [1.0] * 36 + [1.0] * 12 + [0.0] * 2
     other = [1.0] * 36 + [0.0] * 12 + [1.0] * 2
-    found = statistics.paired_proportions(one, other)
+    found = statistics.newcombe(one, other)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-4)
 
 
@@ -86,7 +87,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         found = statistics.wilson(int(one.sum()), n)
         hits["wilson"] += _holds(found, 0.75)
         # P(U/2 + V/2 < 0.6) = 1 - 2 * 0.4**2
-        found = statistics.paired_proportions(one, other)
+        found = statistics.paired_proportions(one, other).interval(0.95)
         hits["newcombe"] += _holds(found, 0.75 - 0.68)
         scores = rng.normal(0.3, 1, n)
         found = statistics.mean_interval(scores)
@@ -106,7 +107,7 @@ def test_without_a_difference_the_tests_cry_wolf_no_more_often_than_they_say():
     for seed in range(n_rounds):
         one, other = rng.random(60) < 0.7, rng.random(60) < 0.7
         alarms["mcnemar"] += statistics.mcnemar(int((one & ~other).sum()), int((~one & other).sum())) <= 0.05
-        alarms["sign flip"] += statistics.sign_flip(rng.laplace(0, 1, 60), n_resamples=399, seed=seed) <= 0.05
+        alarms["sign flip"] += statistics.sign_flips(rng.laplace(0, 1, 60), n_resamples=399, seed=seed).p_value <= 0.05
     assert _share_within(alarms["sign flip"], n_rounds, 0.05)
     assert alarms["mcnemar"] / n_rounds <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / n_rounds)  # exact tests are conservative
 
@@ -120,27 +121,100 @@ def test_the_number_of_items_gives_the_power_it_promises():
     assert statistics.items_needed(0.0, 1.0) is None
 
 
-def _interval(low: float, high: float) -> Interval:
-    return Interval(value=(low + high) / 2, low=low, high=high, n=100, method="t")
+def _test(wide: tuple[float, float], narrow: tuple[float, float]) -> PairedTest:
+    def interval(confidence: float) -> Interval:
+        low, high = wide if confidence > 0.92 else narrow
+        return Interval(value=(low + high) / 2, low=low, high=high, n=100, method="t")
+
+    return PairedTest(p_value=0.5, test="any", interval=interval, deviation=1.0)
 
 
 @pytest.mark.parametrize(
-    ("difference", "p", "higher", "margin", "narrow", "verdict"),
+    ("wide", "narrow", "higher", "margin", "verdict", "confidence"),
     [
-        (0.1, 0.01, True, None, None, "better"),
-        (0.1, 0.01, False, None, None, "worse"),
-        (-0.1, 0.01, True, None, None, "worse"),
-        (0.1, 0.2, True, None, None, "undecided"),
-        (0.01, 0.6, True, 0.05, (-0.02, 0.04), "equivalent"),
-        (0.03, 0.01, True, 0.05, (0.02, 0.04), "equivalent"),
-        (0.03, 0.2, True, 0.05, (-0.01, 0.07), "undecided"),
-        (None, None, True, 0.05, None, "undecided"),
+        ((0.02, 0.18), (0.03, 0.17), True, None, "better", 0.95),
+        ((0.02, 0.18), (0.03, 0.17), False, None, "worse", 0.95),
+        ((-0.18, -0.02), (-0.17, -0.03), True, None, "worse", 0.95),
+        ((-0.01, 0.2), (0.01, 0.19), True, None, "undecided", 0.95),
+        ((0.0, 0.2), (0.01, 0.19), True, None, "undecided", 0.95),
+        ((-0.06, 0.06), (-0.02, 0.04), True, 0.05, "equivalent", 0.9),
+        ((0.01, 0.049), (0.02, 0.04), True, 0.05, "equivalent", 0.9),
+        ((-0.02, 0.08), (-0.01, 0.07), True, 0.05, "undecided", 0.95),
     ],
 )
-def test_the_verdict_follows_its_rule(difference, p, higher, margin, narrow, verdict):
-    interval = None if narrow is None else _interval(*narrow)
-    found = decide(difference, p, higher_is_better=higher, alpha=0.05, narrow=interval, margin=margin)
-    assert found == verdict
+def test_the_verdict_is_read_from_the_interval_that_is_shown(wide, narrow, higher, margin, verdict, confidence):
+    word, level = decide(_test(wide, narrow), higher_is_better=higher, alpha=0.05, margin=margin)
+    assert word == verdict
+    assert level == pytest.approx(confidence)
+    assert decide(None, higher_is_better=higher, alpha=0.05, margin=margin)[0] == "undecided"
+
+
+LEVELS = [0.05, 0.025, 0.01, 0.05 / 3, 0.001]
+
+
+def _excludes_zero(interval: Interval) -> bool:
+    return interval.low is not None and interval.high is not None and not interval.low <= 0 <= interval.high
+
+
+@pytest.mark.parametrize("n", [2, 5, 7, 12, 40, 150])
+def test_no_interval_contradicts_its_p_value(n):
+    """Proportions, means, means of groups and bootstrapped scores, at every level, skewed and tied ones too."""
+    rng = np.random.default_rng(n)
+    seen = {True: 0, False: 0}
+    for round_ in range(60):
+        shift = rng.uniform(-0.6, 0.6)
+        one, other = rng.random(n) < 0.5 + shift / 2, rng.random(n) < 0.5
+        skewed = rng.choice([rng.exponential(1, n) ** 3 + shift, rng.integers(-1, 3, n) + 0.0, rng.normal(shift, 1, n)])
+        skewed[rng.random(n) < 0.05] *= 30
+        draws = statistics.resample(n, _mean_of(skewed), n_resamples=rng.choice([199, 250]), seed=round_)
+        tests = [
+            statistics.paired_proportions(one, other),
+            statistics.sign_flips(skewed, n_resamples=499, seed=round_),
+            statistics.sign_flips(skewed, rng.integers(0, max(n // 3, 2), n).tolist(), n_resamples=499, seed=round_),
+            statistics.paired_bootstrap(float(skewed.mean()), draws, n),
+        ]
+        for test in tests:
+            for alpha in LEVELS:
+                assert test is not None
+                found = test.interval(1 - alpha)
+                if found.low is not None and found.high is not None and found.value is not None:
+                    assert found.low <= found.value <= found.high
+                assert _excludes_zero(found) == (test.p_value <= alpha), (test, alpha, found)
+                seen[_excludes_zero(found)] += 1
+    assert min(seen.values()) > 5 or n < 7
+
+
+def test_the_sign_flip_interval_holds_the_means_that_the_test_does_not_reject():
+    """By the plain definition: shift the differences and test anew, with the same signs."""
+    rng = np.random.default_rng(0)
+    differences = rng.exponential(1.0, 25) - 0.4
+    found = statistics.sign_flips(differences, n_resamples=999, seed=1).interval(0.95)
+    assert found.low is not None
+    assert found.high is not None
+    for end, inside in ((found.low, 1), (found.high, -1)):
+        kept = statistics.sign_flips(differences - (end + inside * 1e-6), n_resamples=999, seed=1).p_value
+        lost = statistics.sign_flips(differences - (end - inside * 1e-6), n_resamples=999, seed=1).p_value
+        assert lost <= 0.05 < kept
+
+
+def test_sign_flip_intervals_cover_the_mean_as_often_as_they_say():
+    rng, n_rounds = np.random.default_rng(11), 400
+    hits = 0
+    for seed in range(n_rounds):
+        values = rng.laplace(0.3, 1.0, 40)
+        hits += _holds(statistics.sign_flips(values, n_resamples=399, seed=seed).interval(0.95), 0.3)
+    assert _share_within(hits, n_rounds, 0.95)
+
+
+def test_holms_levels_reject_what_holms_p_values_reject():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        p_values = (rng.random(rng.integers(1, 7)) ** 3 / 2).tolist()
+        levels = statistics.holm_levels(p_values, 0.05)
+        rejected = [p <= level for p, level in zip(p_values, levels, strict=True)]
+        assert rejected == [p <= 0.05 for p in statistics.holm(p_values)]
+    assert statistics.holm_levels([0.001, 0.04, 0.03], 0.05) == pytest.approx([0.05 / 3, 0.025, 0.025])
+    assert statistics.holm_levels([], 0.05) == []
 
 
 def test_more_items_are_counted_from_those_there_are():
@@ -148,7 +222,7 @@ def test_more_items_are_counted_from_those_there_are():
     assert n_more_items(0.0, 1.0, 50, alpha=0.05) is None
 
 
-def test_leanings_are_shares_of_the_choices_made():
+def test_pairwise_bias_is_shares_of_the_choices_made():
     found = pairwise_bias(["long text", "x", "same"], ["y", "longer", "size"], ["A", "A", None])
     assert (found.prefers_first.value, found.prefers_longer.value) == (1.0, 0.5)
     assert swap_agreement(["A", "B", "A", None], ["B", "B", "B", "A"]).value == pytest.approx(2 / 3)
