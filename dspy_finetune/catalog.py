@@ -102,6 +102,8 @@ class HostFacts(_Facts):
     """As in `Host.name` and `dialect=`."""
     min_rows: PositiveInt | None = None
     """A file with fewer rows is refused."""
+    max_rows: PositiveInt | None = None
+    """A file with more rows is refused."""
     suggested_rows: PositiveInt | None = None
     """The host's own advice for a first try."""
     max_file_bytes: PositiveInt | None = None

@@ -17,7 +17,7 @@ from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
-from dspy_finetune.export.dialects import from_any
+from dspy_finetune.export.formats import from_any
 from dspy_finetune.jobs import Plan
 from dspy_finetune.jobs import plan as make_plan
 from dspy_finetune.jobs.options import catalog_name

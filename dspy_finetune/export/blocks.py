@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any
 
-from dspy_finetune.export.rows import Row, encode_text
+from dspy_finetune.export.formats import Row
+from dspy_finetune.export.rows import encode_text
 from dspy_finetune.export.tokens import TokenCounter
 
 _BLOCK_ROWS = 1024

@@ -11,16 +11,16 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dspy_finetune._files import packed_kind, sha256_file
 from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dialects import dialect_named, from_any, is_trl, method_of, shape_named
-from dspy_finetune.export.manifest import Manifest, Method
-from dspy_finetune.export.rows import Row
+from dspy_finetune.export.dialects import dialect_named
+from dspy_finetune.export.formats import Method, Row, from_any, is_trl, method_of, shape_named
+from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
 
@@ -171,7 +171,8 @@ def _rows(
             yield _line_error(RowError(fault.message, value=entry.raw[:80], remedy=fault.remedy), path, number)
             continue
         try:
-            row = from_any(entry.value, from_)
+            _check_line(entry.value, from_)
+            row = from_any(entry.value)
             if method is not None and method_of(row) != method:
                 raise RowError(
                     f"a {method_of(row)} row in a file of {method} rows",
@@ -181,6 +182,13 @@ def _rows(
             yield row
         except RowError as error:
             yield _line_error(error, path, number)
+
+
+def _check_line(row: Any, from_: str | None) -> None:
+    """Refuse a line that is not of the dialect asked for. Raises RowError."""
+    if from_ is not None and isinstance(row, dict) and is_trl(row) == dialect_named(from_).messages:
+        found = f"the line is in {shape_named(row)}, not {from_}'s"
+        raise RowError(found, value=list(row), remedy="leave out from_ / --from")
 
 
 def _line_error(error: RowError, path: str | os.PathLike[str], number: int) -> RowError:

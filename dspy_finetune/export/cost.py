@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.dialects import from_any
+from dspy_finetune.export.formats import from_any
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from dspy_finetune._files import sha256_file
 from dspy_finetune.errors import DataError
 from dspy_finetune.export.checks.check import CheckReport, check
-from dspy_finetune.export.manifest import Manifest, Method
+from dspy_finetune.export.formats import Method
+from dspy_finetune.export.manifest import Manifest
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat

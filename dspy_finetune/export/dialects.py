@@ -1,12 +1,13 @@
-"""The line formats of the hosts: OpenAI, Azure, Together, Fireworks, TRL.
+"""The hosts: how each wants its files, and what each takes in a row.
 
-In: rows in OpenAI's shape (rows.py), or lines of any dialect. Out: lines of a dialect, or rows in OpenAI's shape.
-Not covered: files (convert.py, writer.py) and limits such as the least number of rows (catalog.json, read by
-checks.py).
+In: rows in OpenAI's shape (formats.py). Out: lines for a host, and the `HostRules` that the check holds rows to.
+Not covered: files (writer.py), numbers such as the least number of rows (catalog.json), how a row of another format
+reads (formats.py).
 
 | dialect | SFT line | DPO line | file |
 |---|---|---|---|
-| openai, together, fireworks | `messages` | `input.messages`, `preferred_output`, `non_preferred_output` | UTF-8 |
+| openai | `messages` | `input.messages`, `preferred_output`, `non_preferred_output` | UTF-8 |
+| together, fireworks, nebius | the same | the same | UTF-8 |
 | azure | the same | the same | UTF-8 with a byte-order mark |
 | trl | `prompt`, `completion` | `prompt`, `chosen`, `rejected` (lists of messages) | UTF-8 |
 
@@ -19,26 +20,15 @@ chat templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from dspy_finetune.errors import RowError, UsageError
-from dspy_finetune.export.manifest import Method
-from dspy_finetune.export.rows import Row
+from dspy_finetune.export.formats import SHARED, Row, method_of
 
-DialectName = Literal["openai", "azure", "together", "fireworks", "trl"]
-
-_SHARED = ("tools", "parallel_tool_calls", "functions")
-"""Keys beside the messages that belong to a row in every dialect."""
-_DPO_SPELLINGS = (
-    ("preferred_output", "non_preferred_output"),
-    # OpenAI's published schema until April 2025, and what clients generated from it still write.
-    ("preferred_completion", "non_preferred_completion"),
-    ("chosen", "rejected"),
-    ("preferred", "rejected"),
-    ("preferred", "non_preferred"),
-)
+DialectName = Literal["openai", "azure", "together", "fireworks", "nebius", "trl"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +52,7 @@ DIALECTS: dict[str, Dialect] = {
     "azure": Dialect(name="azure", bom=True),
     "together": Dialect(name="together"),
     "fireworks": Dialect(name="fireworks"),
+    "nebius": Dialect(name="nebius"),
     "trl": Dialect(name="trl", messages=False),
 }
 
@@ -73,9 +64,84 @@ def dialect_named(name: str) -> Dialect:
     return DIALECTS[name]
 
 
-def method_of(row: Mapping[str, Any]) -> Method:
-    """What a line of any dialect trains: `"dpo"` when it holds two answers, else `"sft"`."""
-    return "dpo" if any(rejected in row for _, rejected in _DPO_SPELLINGS) else "sft"
+# What each host takes in a row.
+
+_OPENAI_ROLES = frozenset({"system", "user", "assistant", "tool", "function"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostRules:
+    """What a host takes in a row, by its own documents."""
+
+    formats: frozenset[str] = frozenset()
+    """Row formats (formats.py) that it takes beside chat, preference and reinforcement rows."""
+    roles: frozenset[str] = _OPENAI_ROLES
+    """Roles of supervised and preference rows."""
+    has_weights_everywhere: bool = False
+    """Whether messages of every role may have a weight."""
+    must_alternate: bool = False
+    """Whether two messages of one role in a row are refused."""
+    is_system_first: bool = False
+    """Whether a system message must be the first one."""
+    ends_with_answer: bool = False
+    """Whether the last message must be the assistant's text."""
+    takes_long_inputs: bool = False
+    """Whether the input of a preference row may hold earlier answers, as long as it does not end with one."""
+    suffixes: frozenset[str] = frozenset()
+    """Endings of file names that it takes; empty: any."""
+    source: str = ""
+    """Where the rules are from."""
+
+    def takes_order(self, roles: tuple[str, ...]) -> bool:
+        """Whether the order of the roles of a row of plain text is one that the host takes."""
+        if self.is_system_first and "system" in roles[1:]:
+            return False
+        return not self.must_alternate or all(a != b for a, b in pairwise(roles))
+
+
+RULES: dict[str, HostRules] = {
+    "openai": HostRules(suffixes=frozenset({".jsonl"}), source="OpenAI's API description and guides"),
+    "azure": HostRules(suffixes=frozenset({".jsonl"}), source="Azure's guide"),
+    "together": HostRules(
+        formats=frozenset({"prompt-completion", "text"}),
+        roles=frozenset({"system", "user", "assistant", "tool"}),
+        has_weights_everywhere=True,
+        must_alternate=True,
+        takes_long_inputs=True,
+        # Its client takes CSV as well, for evaluations; the check says so.
+        suffixes=frozenset({".jsonl", ".parquet", ".csv"}),
+        source="docs.together.ai/docs/fine-tuning/data-preparation and the file check of Together's client",
+    ),
+    "fireworks": HostRules(
+        roles=frozenset({"system", "user", "assistant", "tool"}),
+        has_weights_everywhere=True,
+        is_system_first=True,
+        suffixes=frozenset({".jsonl"}),
+        source="docs.fireworks.ai/fine-tuning/fine-tuning-models and /dpo-fine-tuning",
+    ),
+    "nebius": HostRules(
+        formats=frozenset({"prompt-completion", "text"}),
+        roles=frozenset({"system", "user", "assistant", "tool"}),
+        ends_with_answer=True,
+        suffixes=frozenset({".jsonl"}),
+        source="docs.tokenfactory.nebius.com/post-training/datasets",
+    ),
+    "trl": HostRules(
+        formats=frozenset({"prompt-completion", "trl-preference", "text"}),
+        roles=frozenset({"system", "user", "assistant", "tool", "developer"}),
+        takes_long_inputs=True,
+        source="huggingface.co/docs/trl/dataset_formats",
+    ),
+    "local": HostRules(source="this package's local host, which reads what OpenAI reads"),
+}
+
+
+def rules_of(host: str) -> HostRules:
+    """A host's rules; OpenAI's without its file names for a host that is not known, since most follow them."""
+    return RULES.get(host) or HostRules()
+
+
+# Lines for TRL.
 
 
 def split_turns(row: Row) -> list[Row]:
@@ -105,77 +171,10 @@ def split_turns(row: Row) -> list[Row]:
 
 def is_trained(message: Any) -> bool:
     """Whether a message of an SFT row is learned: an assistant message whose weight is not 0."""
-    return _is_assistant(message) and message.get("weight") != 0
-
-
-def from_any(line: Any, dialect: str | None = None) -> Row:
-    """A line of any dialect as a row in OpenAI's shape.
-
-    Reads OpenAI's shape, TRL's (conversations and plain strings, with the prompt apart or inside chosen and rejected),
-    OpenAI's older names `preferred_completion` / `non_preferred_completion`, and `messages` / `preferred` / `rejected`.
-
-    Args:
-        line: The parsed line.
-        dialect: Refuse a line that is not of this dialect; None takes whatever it is.
-
-    Raises:
-        RowError: The line is none of these.
-    """
-    if not isinstance(line, dict):
-        raise RowError("not a JSON object", value=line, remedy="one object per line")
-    if dialect is not None and is_trl(line) == dialect_named(dialect).messages:
-        found = f"the line is in {shape_named(line)}, not {dialect}'s"
-        raise RowError(found, value=list(line), remedy="leave out from_ / --from")
-    if method_of(line) == "dpo":
-        return _dpo_from_any(line)
-    if "messages" in line:
-        return dict(line)
-    if "prompt" in line and "completion" in line:
-        prompt, completion = _from_trl(line["prompt"], "user"), _from_trl(line["completion"], "assistant")
-        before = [{**message, "weight": 0} if _is_assistant(message) else message for message in prompt]
-        return {"messages": [*before, *completion], **_shared(line)}
-    mends = isinstance(line.get("conversations"), list)
-    raise RowError(
-        f"unknown line format with the keys {', '.join(sorted(line)) or '(none)'}",
-        value=list(line),
-        remedy="run the check with --fix OUT, which rewrites such rows as messages"
-        if mends
-        else 'expected "messages", "prompt" and "completion", or a prompt with two answers',
-    )
-
-
-def is_trl(line: Mapping[str, Any]) -> bool:
-    """Whether a line is in TRL's shape; otherwise it is taken for OpenAI's."""
-    return any(key in line for key in ("prompt", "completion", "chosen", "rejected"))
-
-
-def shape_named(line: Mapping[str, Any]) -> str:
-    """The shape of a line, in words."""
-    return "TRL's shape (prompt, completion, chosen, rejected)" if is_trl(line) else "OpenAI's shape (messages, input)"
-
-
-def _dpo_from_any(line: Row) -> Row:
-    spellings = [pair for pair in _DPO_SPELLINGS if pair[1] in line]
-    chosen_key, rejected_key = next((pair for pair in spellings if pair[0] in line), spellings[0])
-    if chosen_key not in line:
-        raise RowError(
-            "one answer is missing", field=chosen_key, value=list(line), remedy="a DPO line holds two answers"
-        )
-    chosen, rejected = _from_trl(line[chosen_key], "assistant"), _from_trl(line[rejected_key], "assistant")
-    given = line.get("input", line)
-    shared = _shared(line)
-    if isinstance(given, dict) and "messages" in given:
-        prompt, shared = given["messages"], {**shared, **_shared(given)}
-    elif "prompt" in line:
-        prompt = _from_trl(line["prompt"], "user")
-    else:
-        # TRL's implicit prompt: both conversations are whole, and share their beginning.
-        n_same = next(
-            (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-            min(len(chosen), len(rejected)),
-        )
-        prompt, chosen, rejected = chosen[:n_same], chosen[n_same:], rejected[n_same:]
-    return {"input": {"messages": prompt, **shared}, "preferred_output": chosen, "non_preferred_output": rejected}
+    if not _is_assistant(message):
+        return False
+    weight = message.get("weight", 1)
+    return not (isinstance(weight, int | float) and weight == 0)
 
 
 def _to_trl(row: Row) -> Row:
@@ -204,21 +203,6 @@ def _message_to_trl(message: Any) -> Any:
     return kept
 
 
-def _from_trl(value: Any, role: str) -> list[Any]:
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise RowError("neither text nor a list of messages", value=value, remedy="see docs/export.md")
-    return [
-        {**message, "tool_calls": [_call_with(call, _dumped) for call in message["tool_calls"]]}
-        if isinstance(message, dict) and isinstance(message.get("tool_calls"), list)
-        else message
-        for message in value
-    ]
-
-
 def _call_with(call: Any, change: Any) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or "arguments" not in function:
@@ -235,22 +219,9 @@ def _parsed(arguments: Any) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def _dumped(arguments: Any) -> Any:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _shared(line: Mapping[str, Any]) -> Row:
-    return {key: line[key] for key in _SHARED if key in line}
-
-
 def _is_assistant(message: Any) -> bool:
     return isinstance(message, Mapping) and message.get("role") == "assistant"
 
 
-def answer_texts(messages: Sequence[Any]) -> list[str]:
-    """The plain texts of a list of messages, in order."""
-    return [
-        message["content"]
-        for message in messages
-        if isinstance(message, dict) and isinstance(message.get("content"), str)
-    ]
+def _shared(row: Mapping[str, Any]) -> Row:
+    return {key: row[key] for key in SHARED if row.get(key) is not None}

@@ -16,8 +16,9 @@ from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.export.blocks import Block, chunks
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import dialect_named
+from dspy_finetune.export.formats import Row
 from dspy_finetune.export.preferences import Answer, Preference, as_preference, render_preference
-from dspy_finetune.export.rows import Row, row_error
+from dspy_finetune.export.rows import row_error
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, Progress, write_dataset
 

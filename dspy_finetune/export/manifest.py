@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dspy_finetune._files import file_error, read_json, write_json
 from dspy_finetune.errors import DataError, FileError
+from dspy_finetune.export.formats import Method
 
 FORMAT_VERSION = 1
 SHOWN_ROWS = 100
 """So many skipped rows are listed one by one; beyond that they are only counted."""
-
-Method = Literal["sft", "dpo"]
 
 
 @dataclass(frozen=True, kw_only=True)

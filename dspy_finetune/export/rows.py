@@ -15,9 +15,6 @@ from typing import Any
 
 from dspy_finetune.errors import FinetuneError, RowError, RowsError
 
-Row = dict[str, Any]
-"""A training row in OpenAI's shape."""
-
 # The json module's general encoder takes 3.8 us for a row of three short messages, most of it in Python; rows here are
 # nearly always a dict of lists of {"role", "content"}, and for those the C string encoder alone does it in 0.9 us.
 # orjson takes 0.2 us, but writes floats otherwise (1e16 for json's 1e+16), so the bytes of a file would depend on what

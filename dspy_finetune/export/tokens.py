@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_finetune.catalog import load_catalog, strip_model_id
 from dspy_finetune.errors import FileError, RowError
-from dspy_finetune.export.dialects import from_any
+from dspy_finetune.export.formats import from_any
 
 if TYPE_CHECKING:
     import tiktoken

@@ -23,9 +23,10 @@ from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.checks.check import RowChecker
 from dspy_finetune.export.dataset import Dataset
 from dspy_finetune.export.dialects import Dialect, dialect_named
-from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, Method, forget_manifest, now, versions
+from dspy_finetune.export.formats import Method, Row
+from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, forget_manifest, now, versions
 from dspy_finetune.export.preferences import Preferences
-from dspy_finetune.export.rows import Row, encode_row
+from dspy_finetune.export.rows import encode_row
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from dspy.clients.provider import Provider, TrainingJob
 
 from dspy_finetune.errors import BudgetError, HostError, JobError, UsageError
 from dspy_finetune.export import Dataset, export_dpo, export_sft
-from dspy_finetune.export.dialects import DIALECTS, method_of
+from dspy_finetune.export.dialects import DIALECTS
+from dspy_finetune.export.formats import method_of
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
 from dspy_finetune.jobs.job import Job, JobProgress

@@ -23,9 +23,10 @@ from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, IssueLog
 from dspy_finetune.export.tokens import PieceCounter, TokenCounter, load_encoding
 
+from . import code_tables
+
 BROKEN = Path(__file__).parent / "broken"
 GOOD = Path(__file__).parent / "good"
-DOCS = Path(__file__).parents[2] / "docs" / "check.md"
 
 # File of tests/export/broken -> the codes that its check reports. The name of any other file is its code.
 EXPECTED: dict[str, set[str]] = {
@@ -417,9 +418,5 @@ def test_no_bytes_make_the_check_crash(data: bytes) -> None:
 
 
 def test_the_docs_list_every_code_and_none_more() -> None:
-    rows = [line.split("|") for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    documented = {row[1].strip(" `"): row for row in rows}
-    assert documented.keys() == CODES.keys()
-    for code, about in CODES.items():
-        cells = [cell.strip() for cell in documented[code][2:-1]]
-        assert cells == [about.severity, about.meaning, about.remedy, about.source, "yes" if about.fixable else ""]
+    assert code_tables.documented() == code_tables.tables(), "run python -m tests.export.code_tables"
+    assert {code for table in code_tables.SECTIONS.values() for code in table} == CODES.keys()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dspy_finetune.errors import EmptyDatasetError, FileError, RowError, RowsError, UsageError
 from dspy_finetune.export import convert, export_dpo, export_sft
-from dspy_finetune.export.dialects import DIALECTS, from_any
+from dspy_finetune.export.dialects import DIALECTS
+from dspy_finetune.export.formats import from_any
 from dspy_finetune.prompts import pairwise
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -239,9 +240,15 @@ def test_rows_that_a_dialect_cannot_hold_are_named_by_file_and_line(tmp_path: Pa
     path.write_text("\n" + path.read_text())
     with pytest.raises(RowsError, match=r"a.jsonl:3: field \"messages\": no assistant message to train on"):
         convert(path, tmp_path / "b.jsonl", to="trl")
-    told = [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}]
-    with pytest.raises(RowsError, match=r"c.jsonl:1: .* --fix OUT, which rewrites such rows"):
-        convert(write(tmp_path / "c.jsonl", told), tmp_path / "b.jsonl", to="trl")
+
+
+def test_what_fix_reads_convert_reads(tmp_path: Path) -> None:
+    """One reader, one list of formats: ShareGPT in a pretty-printed array needs no fix before."""
+    told = [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}] * 2
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(told, indent=2))
+    expected = [{"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "!"}]}]
+    assert read(convert(path, tmp_path / "b.jsonl", to="trl").path) == expected * 2
 
 
 def test_single_lines_of_another_dialect_are_listed(tmp_path: Path) -> None:

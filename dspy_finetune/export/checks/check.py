@@ -19,7 +19,7 @@ from dspy_finetune.export.checks.across import PairGraph, choice_of
 from dspy_finetune.export.checks.checker import RowChecker, method_named
 from dspy_finetune.export.checks.report import CheckReport, CheckStats, Issue, TokenStats
 from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
-from dspy_finetune.export.dialects import DIALECTS
+from dspy_finetune.export.dialects import DIALECTS, rules_of
 from dspy_finetune.export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _check_file(
     held: CheckReport | None = None,
 ) -> CheckReport:
     log, wants_bom, has_bom = checker.log, DIALECTS[host].bom if host in DIALECTS else False, False
-    for line, value, faults, raw, _ in read_entries(path):
+    for line, value, faults, raw, place in read_entries(path):
+        log.place = place
         for fault in faults:
             has_bom = has_bom or fault.code == "bom"
             if fault.code != "bom" or not wants_bom:
@@ -85,10 +86,13 @@ def _check_file(
             checker.row(line or 1, value, len(raw))
         elif line is not None and faults and faults[0].code != "blank-line":
             checker.unreadable()
+    log.place = ""
     if wants_bom and not has_bom:
         log.add(None, "", "bom-missing", f"the file has no byte-order mark, which {host} asks for")
-    if Path(path).suffix != ".jsonl" and host in ("openai", "azure"):
-        log.add(None, "", "file-extension", f'the file\'s name ends in "{Path(path).suffix}"; only .jsonl is taken')
+    taken = rules_of(host).suffixes
+    if taken and Path(path).suffix not in taken:
+        found = f'the file\'s name ends in "{Path(path).suffix}"; {host} takes {" and ".join(sorted(taken))}'
+        log.add(None, "", "file-extension", found)
     if validation is not None:
         checker.seen.report_overlap(log, validation.seen)
     return checker.finish(size_bytes=os.path.getsize(path), path=os.fspath(path), validation=held)
@@ -132,7 +136,8 @@ class LintReport:
     def to_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON."""
         figures = {name: getattr(self.figures, name) for name in self.figures.__dataclass_fields__}
-        figures["phrases"] = [vars(phrase) for phrase in self.figures.phrases]
+        for name in ("phrases", "styles"):
+            figures[name] = [vars(phrase) for phrase in figures[name]]
         return {
             "path": self.path,
             "ok": self.ok,

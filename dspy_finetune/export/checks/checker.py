@@ -13,28 +13,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from dspy_finetune._jsonl import kind
 from dspy_finetune.catalog import load_catalog
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.blocks import Block
 from dspy_finetune.export.checks.across import SeenRows, pair_hash
-from dspy_finetune.export.checks.fix_rows import respell
-from dspy_finetune.export.checks.report import CheckReport, CheckStats, IssueLog, TokenStats
+from dspy_finetune.export.checks.codes import CODES, by_hand
+from dspy_finetune.export.checks.mend import mend_row
+from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, CheckStats, IssueLog, TokenStats
 from dspy_finetune.export.checks.rules import (
-    METHOD_OF,
     RowFacts,
     check_row,
     head_hash,
-    is_trained,
     plain_row,
-    sniff,
     text_of,
 )
 from dspy_finetune.export.checks.shortcuts import EmptyInputs, Sample, lint_sample, may_lack
-from dspy_finetune.export.dialects import from_any
+from dspy_finetune.export.dialects import is_trained, rules_of
+from dspy_finetune.export.formats import METHOD_OF, from_any, sniff
 from dspy_finetune.export.tokens import TokenCounter, fast_counter
 
 METHODS = {"sft": "sft", "supervised": "sft", "dpo": "dpo", "preference": "dpo", "rft": "rft", "reinforcement": "rft"}
@@ -94,6 +94,7 @@ class RowChecker:
         self._method = method_named(method)
         self._is_given = method is not None
         self._base_model, self._host, self._role = base_model, host, role
+        self._rules = rules_of(host)
         self._model_facts = catalog.model(base_model) if base_model is not None else None
         self._host_facts = catalog.host(host)
         self._model_methods = catalog.methods(base_model, host) if base_model is not None else None
@@ -205,7 +206,7 @@ class RowChecker:
     def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
         """Take a row of nothing but text, which has no fault; nearly all rows are such."""
         plain = plain_row(row, self._method)
-        if plain is None:
+        if plain is None or not self._rules.takes_order(plain.roles[: len(plain.roles) - (self._method == "dpo")]):
             return False
         self._shapes[plain.roles] += 1
         self.seen.add_hashes(line, plain.prompt_hash, plain.output_hash)
@@ -227,21 +228,45 @@ class RowChecker:
             if self._plain_row(line, row):
                 return row
         method = self._method or "sft"
-        if self._host == "trl" and form in ("trl-preference", "prompt-completion"):
-            row = _from_trl(row)
-        facts = check_row(self.log, line, row, method, is_given=self._is_given, max_images=self._max_images)
+        found = IssueLog()
+        facts = self._check(found, line, row, method)
+        self._report(found, line, row, method)
         # A row in another spelling is told so, and then read as what it means: its other faults are worth knowing at
         # once.
-        meant = (
-            respell(row)
-            if facts is None and METHOD_OF.get(form) == method and form not in ("chat", "preference")
-            else None
-        )
-        if meant is not None:
-            facts = check_row(self.log, line, meant, method, is_given=self._is_given, max_images=self._max_images)
+        meant = row
+        if METHOD_OF.get(form) == method and form not in ("chat", "preference"):
+            try:
+                meant = from_any(row)
+            except RowError:  # the row is checked as it stands
+                meant = row
+            if facts is None and meant is not row:
+                found = IssueLog()
+                facts = self._check(found, line, meant, method)
+                self._report(found, line, meant, method)
         if facts is not None:
             self._remember(line, facts)
-        return meant or row
+        return meant
+
+    def _check(self, log: IssueLog, line: int, row: dict[str, Any], method: str) -> RowFacts | None:
+        return check_row(
+            log, line, row, method, rules=self._rules, is_given=self._is_given, max_images=self._max_images
+        )
+
+    def _report(self, found: IssueLog, line: int, row: dict[str, Any], method: str) -> None:
+        """Take a row's issues; what the fix cannot mend in it has a remedy for a person."""
+        left: Counter[str] | None = None
+        for issue in found.kept:
+            remedy = issue.remedy
+            if CODES[issue.code].fixable and self.log.counts[issue.code] < KEPT_PER_CODE:
+                if left is None:
+                    after = IssueLog()
+                    mended = mend_row(row, method, self._rules)
+                    self._check(after, line, mended.row, method)
+                    left = after.counts
+                remedy = by_hand(remedy) if left[issue.code] else remedy
+            self.log.add(line, issue.path, issue.code, issue.message, remedy=remedy)
+        for code, n in found.counts.items():
+            self.log.counts[code] += max(0, n - KEPT_PER_CODE)
 
     def _remember(self, line: int, facts: RowFacts) -> None:
         self._shapes[tuple(facts.roles)] += 1
@@ -314,6 +339,7 @@ class RowChecker:
         self._check_counts(size)
         self._check_model()
         self.seen.report(self.log, preferences=self._method == "dpo")
+        self._keep_enough()
         if self._sample is not None:
             self.log.extend(lint_sample(self._sample, labels=self._labels_found()))
             self._inputs.report(self.log, [row.question for row in self._sample.rows])
@@ -335,6 +361,16 @@ class RowChecker:
             validation=validation,
         )
 
+    def _keep_enough(self) -> None:
+        """Where the file would be too short without its repeated rows, the fix keeps them, and a person has to act."""
+        least = (self._host_facts.min_rows or 1) if self._host_facts is not None else 1
+        n = self._n_rows + self._n_unreadable
+        if self._role == "train" and n - self.log.counts["duplicate-row"] < least <= n:
+            remedy = f"put another example in its place: without it fewer than {least} rows are left"
+            self.log.kept[:] = [
+                replace(issue, remedy=remedy) if issue.code == "duplicate-row" else issue for issue in self.log.kept
+            ]
+
     def _labels_found(self) -> dict[str, int] | None:
         # Ten different answers in ten rows are texts, not labels.
         labels = self._labels
@@ -345,14 +381,17 @@ class RowChecker:
     def _check_counts(self, size_bytes: int) -> None:
         n, host = self._n_rows + self._n_unreadable, self._host_facts
         least = host.min_rows if host is not None and host.min_rows is not None else 1
-        most = _MAX_RFT_ROWS[self._role] if self._method == "rft" and self._host in ("openai", "azure") else None
+        most = host.max_rows if host is not None else None
+        kind = "files"
+        if self._method == "rft" and self._host in ("openai", "azure"):
+            most, kind = _MAX_RFT_ROWS[self._role], f"reinforcement {self._role} files"
         if not n and "binary-file" not in self.log.counts:
             self.log.add(None, "", "empty-file", "the file holds no row")
         elif 0 < n < least and self._role == "train":
             found = f"the file has {n} example{'s' if n != 1 else ''}; {self._host} takes at least {least}"
             self.log.add(None, "", "too-few-examples", found)
         if most is not None and n > most:
-            found = f"the file has {n:,} examples; reinforcement {self._role} files take at most {most:,}"
+            found = f"the file has {n:,} examples; {kind} take at most {most:,}"
             self.log.add(None, "", "too-many-examples", found)
         if host is None:
             return
@@ -401,13 +440,6 @@ class RowChecker:
         if self._sample is not None and not self._sample.is_open:
             reasons.append(f"shortcuts and preference cycles behind line {self._sample.last_line}")
         return reasons
-
-
-def _from_trl(row: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return from_any(row)
-    except ValueError:  # RowError: not in TRL's form either; the row is checked as it stands
-        return row
 
 
 def _roles(shapes: Counter[tuple[str, ...]]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The table of codes: what each fault is called, how grave it is, what to do, and where the rule comes from.
 
 In: nothing. Out: `CODES`, from which issues take severity and remedy, and which docs/check.md repeats (a test
-compares them). A code is an error only where OpenAI's schema, guide or server states the rule; everything else is a
+compares them). A code is an error only where a host's schema, guide or server states the rule; everything else is a
 warning.
 """
 
@@ -18,6 +18,8 @@ SERVER = "OpenAI's server messages"
 JSON = "JSON (RFC 8259)"
 LINT = "this library"
 AZURE = "Azure's guide"
+TOGETHER = "Together's guide and client"
+FIREWORKS = "Fireworks' guide"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,12 @@ def _info(meaning: str, remedy: str, source: str = LINT, *, fixable: bool = Fals
 
 
 _FIX = "run the fix (`--fix OUT`), or "
+
+
+def by_hand(remedy: str) -> str:
+    """The remedy for a fault that the fix leaves as it is."""
+    return remedy.removeprefix(_FIX)
+
 
 FILE_CODES: dict[str, Code] = {
     "empty-file": _error("The file holds no row.", "export the rows again", SERVER),
@@ -165,6 +173,37 @@ FORMAT_CODES: dict[str, Code] = {
         SERVER,
         fixable=True,
     ),
+    "foreign-format": _error(
+        "A row is spelled as Alpaca, LLaMA-Factory, ms-swift or hh-rlhf do.",
+        _FIX + "write messages, or input.messages with two outputs",
+        SERVER,
+        fixable=True,
+    ),
+    "text-format": _error(
+        "A row is plain text, and the host trains answers to questions.",
+        "write messages, or train where text is taken (Together, Nebius, TRL)",
+        SERVER,
+    ),
+    "other-method": _error(
+        "A row has a key that says that it is for another method or trainer (label, images, weight).",
+        "train it where the key is read, or take the key out of the row",
+        LINT,
+    ),
+    "key-misplaced": _error(
+        "A system prompt, tools or messages stand beside the place where they are read.",
+        _FIX + "make the system prompt the first message, and put tools into the input",
+        SCHEMA,
+        fixable=True,
+    ),
+    "json-string": _error(
+        "Messages or tools are a string that holds JSON, not JSON.",
+        _FIX + "write the list itself",
+        SCHEMA,
+        fixable=True,
+    ),
+    "null-value": _warning(
+        "A key holds null, as Arrow tables write what is absent.", _FIX + "leave the key out", SCHEMA, fixable=True
+    ),
     "unknown-key": _warning("A row or message has a key that the host does not know.", "delete it", SCHEMA),
 }
 """Faults of a row's outline."""
@@ -175,7 +214,10 @@ MESSAGE_CODES: dict[str, Code] = {
     "message-not-object": _error("A message is not an object.", "make it an object with role and content", SCHEMA),
     "role-missing": _error("A message has no role.", 'add "role"', SERVER),
     "role-unknown": _error(
-        "A role is not one that the host knows.", "use system, user, assistant or tool", SCHEMA, fixable=True
+        "A role is not one that the host knows.",
+        _FIX + "use system, user, assistant or tool",
+        SCHEMA,
+        fixable=True,
     ),
     "role-developer": _error(
         'The role "developer" is not known in supervised and preference rows.',
@@ -186,6 +228,10 @@ MESSAGE_CODES: dict[str, Code] = {
     "role-system": _error(
         'The role "system" is not known in reinforcement rows.', _FIX + 'use "developer"', SCHEMA, fixable=True
     ),
+    "roles-not-alternating": _error(
+        "Two messages of one role follow each other.", "join them to one message, or add the one between", TOGETHER
+    ),
+    "system-not-first": _error("A system message is not the first one.", "move it to the front", FIREWORKS),
     "content-missing": _error("A message has no content.", "add the content, or delete the message", SCHEMA),
     "content-type": _error("A content is neither text nor a list of parts.", "make it a string", SCHEMA),
     "content-empty": _warning("A message's content is empty.", "fill it, or delete the row"),
@@ -224,7 +270,9 @@ TOOL_CODES: dict[str, Code] = {
         SCHEMA,
         fixable=True,
     ),
-    "arguments-not-json": _error("Arguments of a tool call are not JSON.", "write json.dumps(arguments)", SCHEMA),
+    "arguments-not-json": _error(
+        "Arguments of a tool call are not JSON.", _FIX + "write json.dumps(arguments)", SCHEMA, fixable=True
+    ),
     "arguments-double-encoded": _warning(
         "Arguments of a tool call were encoded twice: the JSON string holds a string.",
         _FIX + "encode them once",
@@ -241,8 +289,9 @@ TOOL_CODES: dict[str, Code] = {
     ),
     "function-name": _error(
         "A function's name has other signs than letters, digits, _ and -, or more than 64.",
-        "rename the function",
+        _FIX + "rename the function",
         SCHEMA,
+        fixable=True,
     ),
     "tools-invalid": _error("The list of tools is not as the host wants it.", "mend the tool's description", SCHEMA),
     "tool-undeclared": _warning("A tool is called that the row's tools do not list.", "add it to the row's tools"),
@@ -262,7 +311,7 @@ IMAGE_CODES: dict[str, Code] = {
 
 PREFERENCE_CODES: dict[str, Code] = {
     "input-missing": _error(
-        "A preference row has no input with messages.", 'add "input": {"messages": [...]}', SCHEMA, fixable=True
+        "A preference row has no input with messages.", _FIX + 'add "input": {"messages": [...]}', SCHEMA, fixable=True
     ),
     "output-missing": _error("A preference row lacks one of its two outputs.", "add it, or delete the row", GUIDE),
     "output-not-list": _error(
@@ -271,7 +320,9 @@ PREFERENCE_CODES: dict[str, Code] = {
         SCHEMA,
         fixable=True,
     ),
-    "output-several": _error("An output has more than one message.", "keep the one assistant message", SCHEMA),
+    "output-several": _error(
+        "An output has more than one message.", _FIX + "keep the one assistant message", SCHEMA, fixable=True
+    ),
     "output-role": _error("An output's message is not the assistant's.", "make it an assistant message", SCHEMA),
     "output-empty": _warning("An output is empty text.", "fill it, or delete the row"),
     "outputs-identical": _warning("Preferred and rejected output are the same.", "delete the row"),
@@ -299,7 +350,11 @@ MODEL_CODES: dict[str, Code] = {
 """Faults of the base model with these rows."""
 
 SET_CODES: dict[str, Code] = {
-    "duplicate-row": _warning("A row stands in the file more than once.", _FIX + "keep one of them", fixable=True),
+    "duplicate-row": _warning(
+        "A row stands in the file more than once.",
+        _FIX + "keep one of them, as long as enough rows are left",
+        fixable=True,
+    ),
     "conflicting-rows": _warning(
         "The same prompt has different outputs.", "decide which is right, unless several answers are meant"
     ),
@@ -322,6 +377,10 @@ LINT_CODES: dict[str, Code] = {
     ),
     "shortcut-length": _warning(
         "Length alone tells the chosen outputs from the rejected ones.", "make both outputs about equally long"
+    ),
+    "shortcut-style": _warning(
+        "Letter case, punctuation, language or markup tells the chosen outputs from the rejected ones.",
+        "write both outputs in one style",
     ),
     "shortcut-position": _warning(
         "The right answer stands at one position far more often than at the other.",

@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune._jsonl import MISSING, Entry, read_entries
+from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.checks.check import check, method_named
 from dspy_finetune.export.checks.codes import CODES
-from dspy_finetune.export.checks.fix_rows import mend_row
+from dspy_finetune.export.checks.mend import mend_row
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, IssueLog
-from dspy_finetune.export.checks.rules import METHOD_OF, check_row, sniff
-from dspy_finetune.export.dialects import DIALECTS
+from dspy_finetune.export.checks.rules import check_row
+from dspy_finetune.export.dialects import DIALECTS, rules_of
+from dspy_finetune.export.formats import METHOD_OF, sniff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,10 @@ class FixReport:
     """What was changed, by line of the input; at most 1000 of each code."""
     left_out: tuple[Change, ...]
     """Lines that hold nothing that could be read as a row; at most 1000 of each code."""
+    kept: tuple[Change, ...]
+    """What was left as it is on purpose, and why: repeated rows without which the file would be too short."""
     counts: dict[str, int]
-    """Changes per code, those not kept included."""
+    """Changes per code, those not listed included."""
     n_rows: int
     """Rows of the copy."""
     report: CheckReport
@@ -81,6 +86,7 @@ class FixReport:
             "counts": self.counts,
             "changes": [change.to_dict() for change in self.changes],
             "left_out": [change.to_dict() for change in self.left_out],
+            "kept": [change.to_dict() for change in self.kept],
             "report": self.report.to_dict(),
         }
 
@@ -90,6 +96,7 @@ class FixReport:
         lines += [f"  changed  {change}" for change in self.changes[:50]]
         if n > 50:
             lines.append(f"  changed  ... and {n - 50:,} more")
+        lines += [f"  kept     {change}" for change in self.kept[:50]]
         lines += [f"  left out {change}" for change in self.left_out[:50]]
         if len(self.left_out) > 50:
             lines.append(f"  left out ... and {len(self.left_out) - 50:,} more")
@@ -101,13 +108,18 @@ class _Copy:
 
     def __init__(self, *, method: str | None, host: str) -> None:
         self._method = method
-        self._is_trl = host == "trl"
+        self._host, self._rules = host, rules_of(host)
         self._seen: dict[tuple[int, tuple[int, ...]], int] = {}
+        facts = load_catalog().host(host)
+        self.least = (facts.min_rows or 1) if facts is not None else 1
+        self._spare: list[tuple[int | None, int, bytes]] = []
+        self.n_rows = 0
         self._left: Counter[str] = Counter()
         self.wants_bom = host in DIALECTS and DIALECTS[host].bom
         self.has_bom = False
         self.changes: list[Change] = []
         self.left_out: list[Change] = []
+        self.kept: list[Change] = []
         self.counts: Counter[str] = Counter()
 
     def change(self, line: int | None, path: str, code: str, message: str) -> None:
@@ -132,25 +144,40 @@ class _Copy:
         return None if entry.value is MISSING else self._row(entry)
 
     def _row(self, entry: Entry) -> bytes | None:
-        mended = mend_row(entry.value, self._method, is_trl=self._is_trl)
+        mended = mend_row(entry.value, self._method, self._rules)
         if not isinstance(mended.row, dict):
             self.leave_out(entry.line, "row-not-object", "the line is JSON, but not an object")
             return None
         if self._method is None:
             self._method = METHOD_OF.get(sniff(mended.row))
-        first = self._first_like(mended.row, entry.line or 1)
-        if first is not None:
-            self.change(entry.line, "", "duplicate-row", f"dropped: the same as line {first}")
-            return None
         for code, path, message in mended.changes:
             self.change(entry.line, path, code, message)
-        if entry.raw and not mended.changes:
-            return entry.raw.rstrip(b"\r\n")
-        return _encode(mended.row)
+        line = entry.raw.rstrip(b"\r\n") if entry.raw and not mended.changes else _encode(mended.row)
+        first = self._first_like(mended.row, entry.line or 1)
+        if first is None:
+            self.n_rows += 1
+            return line
+        if self.n_rows < self.least:
+            self._spare.append((entry.line, first, line))
+        else:
+            self.change(entry.line, "", "duplicate-row", f"dropped: the same as line {first}")
+        return None
+
+    def spare_lines(self) -> Iterator[bytes]:
+        """Repeated rows that the file needs: without them the host would refuse it as too short."""
+        is_enough = self.n_rows + len(self._spare) >= self.least
+        for line, first, row in self._spare:
+            if self.n_rows >= self.least or not is_enough:
+                self.change(line, "", "duplicate-row", f"dropped: the same as line {first}")
+                continue
+            self.n_rows += 1
+            reason = f"kept: the same as line {first}, but without it fewer than {self.least} rows would be left"
+            self.kept.append(Change(line=line, path="", code="duplicate-row", message=reason))
+            yield row
 
     def _first_like(self, row: dict[str, Any], line: int) -> int | None:
         """The line of an equal row before, by the check's own measure of equality."""
-        facts = check_row(IssueLog(), line, row, self._method or "sft")
+        facts = check_row(IssueLog(), line, row, self._method or "sft", rules=self._rules)
         if facts is None:
             return None
         first = self._seen.setdefault((facts.prompt, facts.outputs), line)
@@ -184,15 +211,14 @@ def fix(
     if source.resolve() == target.resolve() or (target.exists() and source.exists() and source.samefile(target)):
         raise UsageError(f"the corrected copy would overwrite its input, {source}; choose another name for it")
     copy = _Copy(method=method_named(method), host=host)
-    n_rows = 0
     with atomic_writer(target) as stream:
         if copy.wants_bom:
             stream.write(BOM)
         for entry in read_entries(source):
             line = copy.line(entry)
             if line is not None:
-                n_rows += 1
                 stream.write(line + b"\n")
+        stream.writelines(line + b"\n" for line in copy.spare_lines())
     if copy.wants_bom and not copy.has_bom:
         copy.change(None, "", "bom-missing", f"added the byte-order mark that {host} asks for")
     return FixReport(
@@ -200,8 +226,9 @@ def fix(
         out=os.fspath(out),
         changes=tuple(sorted(copy.changes, key=lambda change: change.line or 0)),
         left_out=tuple(copy.left_out),
+        kept=tuple(copy.kept),
         counts=dict(copy.counts),
-        n_rows=n_rows,
+        n_rows=copy.n_rows,
         report=check(target, method=method, base_model=base_model, host=host, count=count),
     )
 

@@ -234,12 +234,16 @@ class IssueLog:
 
     kept: list[Issue] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    place: str = ""
+    """Which row of its line is being checked, such as `[2]`; it begins the paths."""
 
     def add(self, line: int | None, path: str, code: str, message: str, *, remedy: str | None = None) -> None:
         """Record one issue; severity and, unless given, remedy come from the table of codes."""
         self.counts[code] += 1
         if self.counts[code] <= KEPT_PER_CODE:
             about = CODES[code]
+            if self.place and line is not None:
+                path = f"{self.place}.{path}" if path else self.place
             self.kept.append(
                 Issue(
                     line=line,

@@ -9,11 +9,24 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dspy_finetune._jsonl import MISSING, decode, kind, read_python, shown
+from dspy_finetune.errors import RowError
 from dspy_finetune.export.checks.across import pair_hash
 from dspy_finetune.export.checks.report import IssueLog
+from dspy_finetune.export.dialects import HostRules, is_trained
+from dspy_finetune.export.formats import (
+    MEDIA,
+    METHOD_OF,
+    SHARED,
+    WEIGHT_SPELLINGS,
+    RowFormat,
+    as_openai,
+    from_json,
+    other_method,
+    sniff,
+)
 
 # ----------------------------------------------------------------------------------------------------
 # Rows of nothing but text, which have no fault: nearly all rows of a file, told by a glance.
@@ -124,6 +137,8 @@ def decode_arguments(arguments: Any) -> tuple[str | None, str, Any]:
     try:
         value = decode(arguments)
     except ValueError as error:
+        if not arguments.strip():
+            return "arguments-not-json", "arguments are an empty text, which is not JSON", "{}"
         value = read_python(arguments)
         if isinstance(value, dict):
             mended = json.dumps(value, ensure_ascii=False)
@@ -142,6 +157,11 @@ def decode_arguments(arguments: Any) -> tuple[str | None, str, Any]:
     if not isinstance(value, dict):
         return "arguments-not-object", f"arguments are {kind(value)}, not an object: {shown(arguments)}", MISSING
     return None, "", arguments
+
+
+def is_name(name: str) -> bool:
+    """Whether hosts take the name of a function."""
+    return _NAME.match(name) is not None
 
 
 def check_function_name(log: IssueLog, line: int, path: str, name: Any) -> None:
@@ -172,8 +192,8 @@ def check_tools(log: IssueLog, line: int, row: dict[str, Any], at: str = "") -> 
         else:
             for i, function in enumerate(functions):
                 _check_function(log, line, f"{at}functions[{i}]", function)
-    parallel = row.get("parallel_tool_calls", True)
-    if not isinstance(parallel, bool):
+    parallel = row.get("parallel_tool_calls")
+    if not isinstance(parallel, bool | None):
         log.add(
             line,
             f"{at}parallel_tool_calls",
@@ -298,6 +318,7 @@ ROLES = {
 }
 """The roles of each method's schema: `developer` is known in reinforcement rows alone, `system` in the others."""
 
+_MEANING = frozenset({*WEIGHT_SPELLINGS, "loss_scale", "mask"})
 _KEYS = frozenset({"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal"})
 _IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
 _MAX_IMAGE_BYTES = 10 << 20
@@ -316,17 +337,28 @@ class Counted:
     """Messages of the assistant whose weight is not 0."""
 
 
-def check_messages(log: IssueLog, line: int, path: str, messages: list[Any], method: str) -> Counted:
+NULLABLE = frozenset({"content", "refusal", "function_call"})
+"""Keys of a message that may hold null by OpenAI's API description."""
+
+
+def check_messages(log: IssueLog, line: int, path: str, messages: list[Any], method: str, rules: HostRules) -> Counted:
     """Check each message of a list; the list itself is known to be one and not to be empty."""
     counted = Counted()
+    before = None
     for i, message in enumerate(messages):
         here = f"{path}[{i}]"
         if not isinstance(message, dict):
             log.add(line, here, "message-not-object", f"a message is {kind(message)}, not an object")
             continue
         role = message.get("role")
-        _check_role(log, line, here, message, method)
-        _check_weight(log, line, here, message)
+        _check_role(log, line, here, message, ROLES[method] if method == "rft" else rules.roles, method)
+        _check_weight(log, line, here, message, rules)
+        if rules.must_alternate and role is not None and role == before and role != "tool":
+            found = f"the message before it is of the role {role_name(role)} too"
+            log.add(line, f"{here}.role", "roles-not-alternating", found)
+        if rules.is_system_first and role == "system" and i:
+            log.add(line, f"{here}.role", "system-not-first", "a system message stands behind others")
+        before = role
         if role == "assistant":
             counted.n_assistant += 1
             counted.n_trained += is_trained(message)
@@ -337,16 +369,16 @@ def check_messages(log: IssueLog, line: int, path: str, messages: list[Any], met
         if role == "tool" and (not isinstance(message.get("tool_call_id"), str) or not message["tool_call_id"]):
             log.add(line, f"{here}.tool_call_id", "tool-call-id-missing", "the tool message names no call")
         counted.n_images += _check_content(log, line, here, message)
-        for key in message:
-            if key not in _KEYS:
+        for key, value in message.items():
+            if value is None:
+                if key not in NULLABLE:
+                    log.add(line, f"{here}.{key}", "null-value", f"{key[:60]!r} is null")
+            elif key in _MEANING and role == "assistant":
+                found = f"{key!r} says what of the message is trained, and the host does not read it"
+                log.add(line, f"{here}.{key}", "weight-invalid", found)
+            elif key not in _KEYS:
                 log.add(line, f"{here}.{key}", "unknown-key", f"a message has no key {key[:60]!r}")
     return counted
-
-
-def is_trained(message: dict[str, Any]) -> bool:
-    """True where the host trains on this assistant message: its weight is not 0."""
-    weight = message.get("weight", 1)
-    return not (isinstance(weight, (int, float)) and weight == 0)
 
 
 def text_of(message: Any) -> str:
@@ -360,12 +392,31 @@ def text_of(message: Any) -> str:
     return ""
 
 
-def _check_role(log: IssueLog, line: int, here: str, message: dict[str, Any], method: str) -> None:
+def seen_text(message: Any) -> str:
+    """All that a message says, for comparing rows: its text, its images by name, its tool calls."""
+    if not isinstance(message, dict):
+        return ""
+    content = message.get("content")
+    parts = [text_of(message)]
+    if isinstance(content, list):
+        kinds = [part.get("type") for part in content if isinstance(part, dict)]
+        parts += [f"[{name}]" for name in kinds if isinstance(name, str) and name != "text"]
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    for function in [*functions, message.get("function_call")]:
+        if isinstance(function, dict):
+            parts.append(f"{function.get('name')}({function.get('arguments')})")
+    return " ".join(part for part in parts if part)
+
+
+def _check_role(
+    log: IssueLog, line: int, here: str, message: dict[str, Any], roles: frozenset[str], method: str
+) -> None:
     role = message.get("role")
     if role is None:
         log.add(line, f"{here}.role", "role-missing", "the message has no role")
-    elif not isinstance(role, str) or role not in ROLES[method]:
-        known = ", ".join(sorted(ROLES[method]))
+    elif not isinstance(role, str) or role not in roles:
+        known = ", ".join(sorted(roles))
         if role == "developer":
             log.add(line, f"{here}.role", "role-developer", f'"developer" is not a role of {method.upper()} rows')
         elif role == "system":
@@ -375,11 +426,11 @@ def _check_role(log: IssueLog, line: int, here: str, message: dict[str, Any], me
             log.add(line, f"{here}.role", "role-unknown", f"the role is {found}; known are {known}")
 
 
-def _check_weight(log: IssueLog, line: int, here: str, message: dict[str, Any]) -> None:
-    if "weight" not in message:
+def _check_weight(log: IssueLog, line: int, here: str, message: dict[str, Any], rules: HostRules) -> None:
+    weight = message.get("weight")
+    if weight is None:
         return
-    weight = message["weight"]
-    if message.get("role") != "assistant":
+    if message.get("role") != "assistant" and not rules.has_weights_everywhere:
         log.add(line, f"{here}.weight", "weight-not-assistant", "only assistant messages have a weight")
     elif isinstance(weight, bool) or not isinstance(weight, int) or weight not in (0, 1):
         log.add(
@@ -458,30 +509,6 @@ def role_name(role: Any) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-RowFormat = Literal[
-    "chat",
-    "reinforcement",
-    "preference",
-    "preference-wrong-spelling",
-    "preference-old-names",
-    "trl-preference",
-    "prompt-completion",
-    "sharegpt",
-    "unknown",
-]
-
-METHOD_OF: dict[str, str] = {
-    "chat": "sft",
-    "prompt-completion": "sft",
-    "sharegpt": "sft",
-    "reinforcement": "rft",
-    "preference": "dpo",
-    "preference-wrong-spelling": "dpo",
-    "preference-old-names": "dpo",
-    "trl-preference": "dpo",
-}
-"""What each format is meant to train."""
-
 _CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _PREFERENCE_KEYS = frozenset({"input", "preferred_output", "non_preferred_output"})
 _INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
@@ -507,39 +534,42 @@ class RowFacts:
     """Image parts."""
 
 
-def sniff(row: dict[str, Any]) -> RowFormat:
-    """The format of a row, by its keys."""
-    if "preferred_output" in row or "non_preferred_output" in row:
-        return "preference"
-    if "preferred_completion" in row or "non_preferred_completion" in row:
-        return "preference-old-names"
-    rejected = "rejected" in row or "non_preferred" in row
-    if "chosen" in row and rejected and "prompt" in row:
-        return "trl-preference"
-    # A lone "preferred" beside messages may be a grader's key of a reinforcement row; with its counterpart it is a
-    # preference.
-    if ("preferred" in row or "chosen" in row) and (rejected or isinstance(row.get("preferred"), list)):
-        return "preference-wrong-spelling"
-    if isinstance(row.get("input"), dict) and "messages" in row["input"]:
-        return "preference"
-    if "messages" in row:
-        return "reinforcement" if _is_reinforcement(row) else "chat"
-    if "prompt" in row and "completion" in row:
-        return "prompt-completion"
-    return "sharegpt" if isinstance(row.get("conversations"), list) else "unknown"
+def needs_reading(row: dict[str, Any], form: str) -> str | None:
+    """The code of a row whose parts stand in the wrong place or are JSON strings; None for a row as it should be."""
+    if form in ("chat", "reinforcement"):
+        if any(_is_json_text(row.get(key)) for key in ("messages", "tools")):
+            return "json-string"
+        return "key-misplaced" if isinstance(row.get("system"), str) and form == "chat" else None
+    if form != "preference":
+        return None
+    given = row.get("input")
+    if not isinstance(given, dict) or "messages" not in given:
+        return "input-missing"
+    if any(_is_json_text(place.get(key)) for place in (row, given) for key in ("messages", "tools")):
+        return "json-string"
+    if any(row.get(key) is not None for key in ("system", *SHARED)):
+        return "key-misplaced"
+    outputs = [row.get(name) for name in ("preferred_output", "non_preferred_output")]
+    several = [output for output in outputs if isinstance(output, list) and len(output) > 1]
+    starts = [output[0] for output in several if isinstance(output[0], dict)]
+    is_whole = any(first.get("role") in ("system", "user", "developer") for first in starts)
+    return "output-several" if is_whole else None
 
 
-def _is_reinforcement(row: dict[str, Any]) -> bool:
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        return False
-    roles = [message.get("role") for message in messages]
-    # Keys beside the messages feed graders; without an answer to imitate they are what the row trains on.
-    return roles[-1] == "user" and "assistant" not in roles and not row.keys() <= _CHAT_KEYS and "system" not in roles
+def _is_json_text(value: Any) -> bool:
+    """Whether a value is a string that holds a JSON list or object."""
+    return isinstance(value, str) and from_json(value) is not value
 
 
 def check_row(
-    log: IssueLog, line: int, row: dict[str, Any], method: str, *, is_given: bool = True, max_images: int | None = 10
+    log: IssueLog,
+    line: int,
+    row: dict[str, Any],
+    method: str,
+    *,
+    rules: HostRules | None = None,
+    is_given: bool = True,
+    max_images: int | None = 10,
 ) -> RowFacts | None:
     """Check one row under a method; None where nothing can be said about its content.
 
@@ -548,37 +578,85 @@ def check_row(
         line: Line of the row.
         row: The parsed row.
         method: `sft`, `dpo` or `rft`.
+        rules: What the host takes; None is OpenAI's.
         is_given: False where the method was read off the rows before: another format then mixes them.
         max_images: Most images in one row; None where the host has no limit.
     """
+    rules = rules or HostRules()
     form = sniff(row)
+    if form in rules.formats and METHOD_OF[form] == method:
+        return _check_plain_format(log, line, row, form, rules, max_images)
     if form == "unknown":
         keys = ", ".join(repr(key[:40]) for key in list(row)[:6]) or "none"
         log.add(line, "", "unknown-format", f"the row is in no known format; its keys: {keys}")
         return None
+    if form == "other-method":
+        log.add(line, "", "other-method", "the row is for KTO: one answer, and whether it is wanted")
+        return None
     if method == "dpo" and form == "preference":
-        return _check_preference(log, line, row)
+        return _check_preference(log, line, row, rules)
     if (method, form) in (("sft", "chat"), ("rft", "chat"), ("rft", "reinforcement")):
-        return _check_chat(log, line, row, method, max_images)
+        return _check_chat(log, line, row, method, rules, max_images)
     _check_other(log, line, row, form, method, is_given=is_given)
     return None
+
+
+def _check_plain_format(
+    log: IssueLog, line: int, row: dict[str, Any], form: RowFormat, rules: HostRules, max_images: int | None
+) -> RowFacts | None:
+    """A row in another format that the host takes: text, prompt and completion, or TRL's preferences."""
+    if form == "text":
+        if not row["text"].strip():
+            log.add(line, "text", "content-empty", "the text is empty")
+        return RowFacts(
+            prompt=digest(None), outputs=(digest(row["text"]),), question="", system=None, answers=(), roles=[]
+        )
+    both = [name for name in ("messages", "text") if row.get(name) is not None]
+    if both:
+        log.add(line, "", "mixed-formats", f"the row holds {form.replace('-', '/')} and {' and '.join(both)}")
+    try:
+        read = as_openai(row)
+    except RowError as error:
+        log.add(line, error.field or "", "unknown-format", error.problem, remedy=error.remedy)
+        return None
+    own = IssueLog()
+    check = _check_preference if form == "trl-preference" else None
+    facts = check(own, line, read.row, rules) if check else _check_chat(own, line, read.row, "sft", rules, max_images)
+    for issue in own.kept:
+        log.add(line, "", issue.code, issue.message, remedy=issue.remedy)
+    return facts
 
 
 def _check_other(
     log: IssueLog, line: int, row: dict[str, Any], form: RowFormat, method: str, *, is_given: bool
 ) -> None:
     """A row that must be rewritten first, or that belongs to another method."""
+    remedy = _why_not(row)
     if form == "preference-wrong-spelling":
         keys = "/".join(key for key in ("messages", "preferred", "chosen", "rejected", "non_preferred") if key in row)
-        log.add(line, "", form, f"the row is spelled {keys}, not input.messages/preferred_output/non_preferred_output")
+        found = f"the row is spelled {keys}, not input.messages/preferred_output/non_preferred_output"
+        log.add(line, "", form, found, remedy=remedy)
     elif form == "preference-old-names":
-        log.add(line, "", form, "preferred_completion/non_preferred_completion are the names of before 2025-05")
+        found = "preferred_completion/non_preferred_completion are the names of before 2025-05"
+        log.add(line, "", form, found, remedy=remedy)
     elif form == "trl-preference":
-        log.add(line, "", "trl-preference-format", "the row is spelled prompt/chosen/rejected")
+        log.add(line, "", "trl-preference-format", "the row is spelled prompt/chosen/rejected", remedy=remedy)
     elif form == "prompt-completion":
-        log.add(line, "", "prompt-completion-format", "the row is a prompt/completion pair, not chat messages")
+        found = "the row is a prompt/completion pair, not chat messages"
+        log.add(line, "", "prompt-completion-format", found, remedy=remedy)
     elif form == "sharegpt":
-        log.add(line, "", "sharegpt-format", "the row is spelled conversations/from/value")
+        log.add(line, "", "sharegpt-format", "the row is spelled conversations/from/value", remedy=remedy)
+    elif form.startswith("foreign"):
+        keys = "/".join(key for key in list(row)[:4])
+        log.add(line, "", "foreign-format", f"the row is spelled {keys}, as another program reads it", remedy=remedy)
+    elif form == "text":
+        log.add(line, "text", "text-format", "the row is plain text, without a question and an answer")
+    for key in row:
+        if key != "label" or form not in ("trl-preference", "preference-wrong-spelling"):
+            meant = other_method({key: row[key]})
+            if meant is not None:
+                found = f"{key!r} changes what is trained, and the host does not read it"
+                log.add(line, key, "other-method", found, remedy=meant)
     if METHOD_OF[form] != method:
         named = {"sft": "supervised chat", "dpo": "preference", "rft": "reinforcement"}
         if is_given:
@@ -590,15 +668,57 @@ def _check_other(
             log.add(line, "", "mixed-formats", found)
 
 
-def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_images: int | None) -> RowFacts | None:
+def _why_not(row: dict[str, Any]) -> str | None:
+    """What keeps a row from being rewritten, as a remedy; None where nothing does."""
+    try:
+        as_openai(row)
+    except RowError as error:
+        place = f"{error.field}: " if error.field else ""
+        return f"mend the row first: {place}{error.problem}" + (f" ({error.remedy})" if error.remedy else "")
+    return None
+
+
+def _check_keys(log: IssueLog, line: int, row: dict[str, Any], known: frozenset[str], at: str, what: str) -> None:
+    """Keys that a row or its input has beside the known ones: misplaced, of another method, or merely unknown."""
+    for key in row.keys() - known:
+        path, value = f"{at}{key}", row[key]
+        if value is None or (key in MEDIA and value == []):
+            log.add(line, path, "null-value", f"{key[:60]!r} is {'null' if value is None else 'empty'}")
+        elif key == "system" or (key in SHARED and not at):
+            if isinstance(value, str) or key != "system":
+                remedy = _why_not(row)
+                found = f"{key!r} stands beside the messages, not among them"
+                log.add(line, path, "key-misplaced", found, remedy=remedy)
+            else:
+                found = f"{key!r} is {kind(value)}, beside the messages"
+                log.add(line, path, "key-misplaced", found, remedy="write a text")
+        elif (meant := other_method({key: value})) is not None or key in ("weight", *WEIGHT_SPELLINGS):
+            found = f"{key!r} changes what is trained, and the host does not read it"
+            log.add(line, path, "other-method", found, remedy=meant or "give the messages a weight of 0 or 1")
+        else:
+            log.add(line, path, "unknown-key", f"{what} has no key {key[:60]!r}")
+    for key in row.keys() & known:
+        if row[key] is None:
+            log.add(line, f"{at}{key}", "null-value", f"{key!r} is null")
+
+
+def _check_chat(
+    log: IssueLog, line: int, row: dict[str, Any], method: str, rules: HostRules, max_images: int | None
+) -> RowFacts | None:
     messages = row.get("messages")
     if method == "sft":
-        for key in row.keys() - _CHAT_KEYS:
-            log.add(line, key, "unknown-key", f"a supervised row has no key {key[:60]!r}")
+        _check_keys(log, line, row, _CHAT_KEYS, "", "a supervised row")
+        both = [name for name in ("text", "prompt", "completion") if name in row and rules.formats]
+        if both:
+            log.add(line, "", "mixed-formats", f"the row holds messages and {' and '.join(both)}")
+    if needs_reading(row, "chat") == "json-string":
+        log.add(line, "messages", "json-string", "messages or tools are a JSON string", remedy=_why_not(row))
+        row = _as_read(row)
+        messages = row.get("messages")
     if not _is_list(log, line, "messages", messages):
         return None
     assert isinstance(messages, list)
-    counted = check_messages(log, line, "messages", messages, method)
+    counted = check_messages(log, line, "messages", messages, method, rules)
     check_tools(log, line, row)
     check_conversation(log, line, "messages", messages, row.get("tools"), complete=True)
     if max_images is not None and counted.n_images > max_images:
@@ -619,6 +739,9 @@ def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_
         if counted.n_assistant and isinstance(last, dict) and last.get("role") != "assistant":
             found = f"the last message is of the role {role_name(last.get('role'))}"
             log.add(line, f"messages[{len(messages) - 1}]", "last-not-assistant", found)
+        elif rules.ends_with_answer and isinstance(last, dict) and _calls(last) and not text_of(last):
+            found = "the row ends with a tool call; the host wants the answer in words"
+            log.add(line, f"messages[{len(messages) - 1}]", "last-not-assistant", found)
     at = [i for i, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "assistant"]
     # What is left of the row without its last answer; a hole marks the place, since what follows is not part of the
     # prompt.
@@ -628,33 +751,44 @@ def _check_chat(log: IssueLog, line: int, row: dict[str, Any], method: str, max_
     return _facts(before, outputs, messages, extra, counted.n_images)
 
 
-def _check_preference(log: IssueLog, line: int, row: dict[str, Any]) -> RowFacts | None:
-    for key in row.keys() - _PREFERENCE_KEYS:
-        log.add(line, key, "unknown-key", f"a preference row has no key {key[:60]!r}")
+def _as_read(row: dict[str, Any]) -> dict[str, Any]:
+    """The row in OpenAI's shape, or as it stands where it cannot be read."""
+    try:
+        read = as_openai(row)
+    except RowError:
+        return row
+    return {**read.row, **read.rest}
+
+
+def _check_preference(log: IssueLog, line: int, row: dict[str, Any], rules: HostRules) -> RowFacts | None:
+    code = needs_reading(row, "preference")
+    if code == "json-string":
+        log.add(line, "input", code, "messages or tools are a JSON string", remedy=_why_not(row))
+        row = _as_read(row)
+    elif code == "output-several":
+        log.add(line, "", code, "the outputs are whole chats", remedy=_why_not(row))
+        row = _as_read(row)
+    _check_keys(log, line, row, _PREFERENCE_KEYS, "", "a preference row")
     given = row.get("input")
     messages: list[Any] = []
     n_images = 0
     if not isinstance(given, dict) or "messages" not in given:
-        log.add(
-            line,
-            "input.messages" if isinstance(given, dict) else "input",
-            "input-missing",
-            "the row has no input.messages",
-        )
+        at = "input.messages" if isinstance(given, dict) else "input"
+        log.add(line, at, "input-missing", "the row has no input.messages", remedy=_why_not(row))
     elif _is_list(log, line, "input.messages", given["messages"]):
         messages = given["messages"]
-        for key in given.keys() - _INPUT_KEYS:
-            log.add(line, f"input.{key}", "unknown-key", f"the input has no key {key[:60]!r}")
-        counted = check_messages(log, line, "input.messages", messages, "dpo")
+        _check_keys(log, line, given, _INPUT_KEYS, "input.", "the input")
+        counted = check_messages(log, line, "input.messages", messages, "dpo", rules)
         check_tools(log, line, given, "input.")
         check_conversation(log, line, "input.messages", messages, given.get("tools"), complete=False)
         n_images += counted.n_images
-        if counted.n_assistant:
+        ends = isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+        if counted.n_assistant and (ends or not rules.takes_long_inputs):
             found = f"the input holds {counted.n_assistant} assistant message{'s' if counted.n_assistant > 1 else ''}"
             log.add(line, "input.messages", "input-has-assistant", found)
     outputs = []
     for name in ("preferred_output", "non_preferred_output"):
-        output, images = _check_output(log, line, name, row)
+        output, images = _check_output(log, line, name, row, rules)
         n_images += images
         if output is not None:
             outputs.append(output)
@@ -668,7 +802,9 @@ def _check_preference(log: IssueLog, line: int, row: dict[str, Any]) -> RowFacts
     return _facts(messages, outputs, messages + outputs[0] + outputs[1], extra, n_images)
 
 
-def _check_output(log: IssueLog, line: int, name: str, row: dict[str, Any]) -> tuple[list[Any] | None, int]:
+def _check_output(
+    log: IssueLog, line: int, name: str, row: dict[str, Any], rules: HostRules
+) -> tuple[list[Any] | None, int]:
     """Check one of the two outputs; returns it as a list of messages, and its images."""
     output = row.get(name)
     if output is None or output == []:
@@ -680,7 +816,7 @@ def _check_output(log: IssueLog, line: int, name: str, row: dict[str, Any]) -> t
     if len(output) > 1:
         log.add(line, name, "output-several", f"{name} has {len(output)} messages; only one is taken")
     own = IssueLog()
-    counted = check_messages(own, line, name, output, "dpo")
+    counted = check_messages(own, line, name, output, "dpo", rules)
     for issue in own.kept:
         # In an output, empty text is not one message among others: it is the answer.
         code = "output-empty" if issue.code == "content-empty" else issue.code
@@ -713,9 +849,9 @@ def _facts(
     return RowFacts(
         prompt=digest([before, extra] if extra else before),
         outputs=tuple(digest(output) for output in outputs),
-        question=text_of(users[-1]) if users else "",
+        question=seen_text(users[-1]) if users else "",
         system=text_of(systems[0]) if systems else None,
-        answers=tuple("\n".join(text_of(message) for message in output) for output in outputs),
+        answers=tuple("\n".join(seen_text(message) for message in output) for output in outputs),
         roles=[role_name(message.get("role")) for message in objects],
         n_images=n_images,
     )

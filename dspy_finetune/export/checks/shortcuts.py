@@ -5,6 +5,8 @@ In: a `Sample`. Out: issues, and the figures behind them.
 - **Phrase.** A run of up to 8 words that is in at least 90 % of the chosen answers and in at most 10 % of the
   rejected ones, or the other way round. Words of such a run must each be that frequent, so only runs of frequent
   words are counted.
+- **Style.** A trait of letter case, punctuation, language or markup (`STYLES`) that is in at least 90 % of the chosen
+  answers and in at most 10 % of the rejected ones, or the other way round.
 - **Length.** `length_auc`: the chance that a chosen answer is longer than a rejected one of any row (Mann-Whitney U /
   n^2, ties half); `length_share`: the same within rows. Reported from 0.8 or up to 0.2, when a sign test says p < 0.01.
 - **Position.** Of pairwise rows, how often the right answer is A; reported when an exact two-sided binomial test
@@ -21,7 +23,7 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from operator import itemgetter
@@ -154,6 +156,8 @@ class LintFigures:
     """Of them, rows with a chosen and a rejected answer."""
     phrases: tuple[Phrase, ...]
     """Phrases that tell chosen from rejected."""
+    styles: tuple[Phrase, ...]
+    """Traits of style that do, such as "is in Title Case"."""
     length_auc: float | None
     """Chance that a chosen answer is longer than any rejected one, 0 to 1; 0.5 is no shortcut."""
     length_share: float | None
@@ -191,6 +195,7 @@ def measure(rows: Sequence[Sampled], labels: dict[str, int] | None) -> LintFigur
         n_rows=len(rows),
         n_pairs=len(pairs),
         phrases=tuple(find_phrases(pairs[:MAX_PAIRS])) if is_enough else (),
+        styles=tuple(find_styles(pairs[:MAX_PAIRS])) if is_enough else (),
         length_auc=auc([a for a, _ in lengths], [b for _, b in lengths]) if is_enough else None,
         length_share=sum((a > b) + (a == b) / 2 for a, b in lengths) / len(pairs) if is_enough else None,
         n_choices=len(choices),
@@ -206,6 +211,12 @@ def shortcuts(figures: LintFigures, labels: dict[str, int] | None) -> Iterator[I
             "shortcut-phrase",
             f'"{phrase.text}" stands in {phrase.chosen_share:.0%} of the chosen outputs '
             f"and in {phrase.rejected_share:.0%} of the rejected ones",
+        )
+    for style in figures.styles:
+        yield issue(
+            "shortcut-style",
+            f"{style.chosen_share:.0%} of the chosen outputs and {style.rejected_share:.0%} of the rejected ones "
+            f"{style.text}",
         )
     if figures.length_auc is not None and figures.length_share is not None:
         gap = max(abs(figures.length_auc - 0.5), abs(figures.length_share - 0.5))
@@ -249,6 +260,114 @@ def find_phrases(pairs: Sequence[tuple[str, ...]]) -> Iterator[Phrase]:
                 yield Phrase(
                     text=" ".join(gram), side=side, chosen_share=shares["chosen"], rejected_share=shares["rejected"]
                 )
+
+
+# Letter case is told of texts of several words: of one, a label's own spelling.
+_CASED = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_SMALL = frozenset("a an the and or but of on in at to for by with from as is vs".split())  # noqa: SIM905  # words
+_STOP_WORDS = {
+    name: frozenset(words.split())
+    for name, words in {
+        "English": "the and is of to in that it was with this not are",
+        "German": "der die das und ist nicht ein eine zu mit den sich auf",
+        "French": "le la les et est une des du pas que dans pour il",
+        "Spanish": "el los las es una que por con para no del se y",
+        "Italian": "il gli è una che per con non del della sono di",
+        "Portuguese": "os as é uma que por com para não do da em",
+        "Dutch": "het een en is niet van dat op te met zijn voor",
+    }.items()
+}
+_SCRIPTS = {
+    "Cyrillic": "\u0400-\u052f",
+    "Greek": "\u0370-\u03ff",
+    "Arabic": "\u0600-\u06ff",
+    "Hebrew": "\u0590-\u05ff",
+    "Devanagari": "\u0900-\u097f",
+    "Japanese": "\u3040-\u30ff",
+    "Chinese": "\u4e00-\u9fff",
+    "Korean": "\uac00-\ud7af",
+    "Thai": "\u0e00-\u0e7f",
+}
+
+
+Trait = Callable[[str], "bool | None"]
+"""Whether a text has a trait; None where it is too short to tell."""
+
+
+def _has(pattern: str) -> Trait:
+    found = re.compile(pattern, re.MULTILINE)
+    return lambda text: found.search(text) is not None
+
+
+def _case(is_so: Callable[[list[str]], bool]) -> Trait:
+    """A trait of letter case, told of the words of a text."""
+
+    def has(text: str) -> bool | None:
+        words = _CASED.findall(text)
+        return is_so(words) if len(words) > 1 else None
+
+    return has
+
+
+def _is_title(words: list[str]) -> bool:
+    great = [word for i, word in enumerate(words) if not i or word.lower() not in _SMALL]
+    return len(great) > 1 and all(word[0].isupper() for word in great) and not all(map(str.isupper, words))
+
+
+def _language(text: str) -> str | None:
+    """The language whose small words are the most; None where too few are there to tell."""
+    words = _CASED.findall(text.lower())
+    counts = {name: sum(word in own for word in words) for name, own in _STOP_WORDS.items()}
+    best, *others = sorted(counts, key=lambda name: -counts[name])
+    return best if counts[best] >= 2 and counts[best] > counts[others[0]] else None
+
+
+def _is_in(language: str) -> Trait:
+    def has(text: str) -> bool | None:
+        found = _language(text)
+        return None if found is None else found == language
+
+    return has
+
+
+STYLES: dict[str, Trait] = {
+    "are in Title Case": _case(_is_title),
+    "are in lower case": _case(lambda words: all(map(str.islower, words))),
+    "are in CAPITALS": _case(lambda words: all(map(str.isupper, words))),
+    "begin with a capital": _case(lambda words: words[0][0].isupper()),
+    "end with a full stop": _has(r"[.。]\s*\Z"),
+    "end with a question mark": _has(r"[?？]\s*\Z"),
+    "end with an exclamation mark": _has(r"[!！]\s*\Z"),
+    "hold an exclamation mark": _has(r"[!！]"),
+    "hold a question mark": _has(r"[?？]"),
+    "hold a dash (—)": _has(r"[—–]"),
+    "stand in quotation marks": _has(r"\A\s*[\"“„«].*[\"”“»]\s*\Z"),
+    "hold an emoji": _has("[\U0001f300-\U0001faff\u2600-\u27bf]"),
+    "hold a heading in Markdown": _has(r"^#{1,6} \S"),
+    "hold a list": _has(r"^\s*(?:[-*•+]|\d+[.)]) +\S"),
+    "hold bold text in Markdown": _has(r"\*\*\S|__\S"),
+    "hold code in Markdown": _has(r"`[^`]+`|^```"),
+    "hold a link": _has(r"https?://|\]\("),
+    "hold HTML tags": _has(r"</?[a-zA-Z][\w-]*[^<>]*>"),
+    "hold LaTeX": _has(r"\\\(|\\\[|\$\$|\\[a-z]+\{"),
+    "have several paragraphs": _has(r"\S\s*\n\s*\n\s*\S"),
+    **{f"are in {language}": _is_in(language) for language in _STOP_WORDS},
+    **{f"hold {name} letters": _has(f"[{span}]") for name, span in _SCRIPTS.items()},
+}
+"""Traits of style, each as the end of a sentence about outputs."""
+
+
+def find_styles(pairs: Sequence[tuple[str, ...]]) -> Iterator[Phrase]:
+    """Traits of style that nearly all answers of one side have and nearly none of the other."""
+    sides = [[pair[i][: 2 * _HALF_CHARS] for pair in pairs] for i in (0, 1)]
+    for text, has in STYLES.items():
+        told = [[value for value in map(has, side) if value is not None] for side in sides]
+        if min(map(len, told)) < max(MIN_ROWS, FREQUENT * len(pairs)):
+            continue
+        chosen, rejected = (sum(values) / len(values) for values in told)
+        if max(chosen, rejected) >= FREQUENT and min(chosen, rejected) <= RARE:
+            side = "chosen" if chosen > rejected else "rejected"
+            yield Phrase(text=text, side=side, chosen_share=chosen, rejected_share=rejected)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
-from dspy_finetune.export.checks.fix_rows import mend_row
-from dspy_finetune.export.checks.rules import is_trained, role_name, sniff, text_of
+from dspy_finetune.export.checks.mend import mend_row
+from dspy_finetune.export.checks.rules import role_name, text_of
+from dspy_finetune.export.dialects import is_trained
+from dspy_finetune.export.formats import sniff
 
 if TYPE_CHECKING:
     from rich.text import Text
