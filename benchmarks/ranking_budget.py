@@ -52,7 +52,7 @@ def chosen(n_items: int, budget: int, seed: int, *, in_words: bool) -> float:
 
     ranking = ft.rank(
         [str(number) for number in range(n_items)], program, budget=budget, seed=seed, fields={"item_a": "item_b"},
-        output="preferred", n_threads=1,
+        output="preferred", num_threads=1,
     )  # fmt: skip
     return float(
         kendalltau([one.score for one in ranking.items], [worths[one.index] for one in ranking.items]).statistic

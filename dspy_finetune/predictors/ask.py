@@ -29,7 +29,7 @@ UNREADABLE = (AnswerError, AdapterParseError)
 """The errors that say: the model spoke, but no answer can be read from it."""
 
 
-def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], n_threads: int) -> list[Result]:
+def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], num_threads: int) -> list[Result]:
     """The function's results in the order of the rows, each call in a copy of the caller's context.
 
     The context carries `dspy.context(lm=...)` and the usage tracker into the threads. The first error is raised when
@@ -38,9 +38,9 @@ def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], n_threads
     rows = list(rows)
     # Inside dspy.streamify DSPy hands each token on through the thread that it started itself, and through no other.
     is_streamed = dspy.settings.send_stream is not None
-    if n_threads <= 1 or len(rows) <= 1 or is_streamed:
+    if num_threads <= 1 or len(rows) <= 1 or is_streamed:
         return [function(row) for row in rows]
-    pool = ThreadPoolExecutor(max_workers=min(n_threads, len(rows)), thread_name_prefix="dspy-finetune")
+    pool = ThreadPoolExecutor(max_workers=min(num_threads, len(rows)), thread_name_prefix="dspy-finetune")
     try:
         futures = [pool.submit(contextvars.copy_context().run, function, row) for row in rows]
         return [future.result() for future in futures]

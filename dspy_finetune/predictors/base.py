@@ -476,11 +476,12 @@ def _short_answers() -> Iterator[None]:
         _asking.reset(token)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Settings of a module that DSPy saves: weights, thresholds, fitted coefficients.
-#
-# DSPy saves a program's parameters and nothing else; what a plain module keeps in its own attributes is lost without a
-# word. A `SavedSettings` held by a module is saved and loaded with it, nested or not.
+# ---- Settings of a module that DSPy saves: weights, thresholds, fitted coefficients. DSPy saves a program's parameters
+# and nothing else; what a plain module keeps in its own attributes is lost without a word. A `SavedSettings` held by a
+# module is saved and loaded with it, nested or not.
+
+_RENAMED = {"how": "voting"}
+"""Names of values in files of 0.1."""
 
 
 class SavedSettings(Parameter):
@@ -516,4 +517,5 @@ class SavedSettings(Parameter):
         """
         if state.get("of") != self.of:
             raise DataError(f"the saved settings are of {state.get('of')!r}, not of {self.of!r}")
+        state = {_RENAMED.get(name, name): "stack" if value == "stacking" else value for name, value in state.items()}
         self.values = {name: state.get(name, value) for name, value in self.values.items()}

@@ -1,7 +1,7 @@
-"""`Cascade`: a cheap program first, the dear one only where the cheap one is in doubt.
+"""`Cascade`: a cheap program first, the expensive one only where the cheap one is in doubt.
 
-In: two programs of any kind. Out: the cheap one's prediction where its confidence reaches the threshold, else the dear
-one's, with `escalated` and `confidence`. `Cascade.choose` picks the threshold on held-out examples.
+In: two programs of any kind. Out: the cheap one's prediction where its confidence reaches the threshold, else the
+expensive one's, with `escalated` and `confidence`. `Cascade.choose` picks the threshold on held-out examples.
 Not covered: asking both and combining them (ensemble.py).
 """
 
@@ -34,25 +34,25 @@ from dspy_finetune.values import match_label
 
 
 class Cascade(dspy.Module):
-    """A cheap program, and a dear one for the doubtful cases.
+    """A cheap program, and an expensive one for the doubtful cases.
 
     Confidence is the probability of the answer that the cheap program returns: from its `probabilities`, its
     `probability`, or an ensemble's `agreement`. Where it carries none of them, or its answer cannot be read, the
-    confidence is None and the dear program is asked. Other errors of either program are raised.
+    confidence is None and the expensive program is asked. Other errors of either program are raised.
 
     The prediction is that of the program that decided, with
 
-    - `escalated`: whether the dear program was asked;
+    - `escalated`: whether the expensive program was asked;
     - `confidence`: that of the cheap program, in [0, 1] or None.
 
     >>> cheap = lambda title: dspy.Prediction(liked=True, probabilities={True: 0.9, False: 0.1})
-    >>> dear = lambda title: dspy.Prediction(liked=False)
-    >>> cascade = Cascade([cheap, dear], min_confidence=0.8, output="liked")
+    >>> expensive = lambda title: dspy.Prediction(liked=False)
+    >>> cascade = Cascade([cheap, expensive], min_confidence=0.8, output="liked")
     >>> cascade(title="Lock gates").escalated
     False
 
     Args:
-        members: The cheap program and the dear one.
+        members: The cheap program and the expensive one.
         min_confidence: The least confidence with which the cheap answer stands; above 1 always escalates.
         output: The field that holds the answer; by default as in `Ensemble`.
 
@@ -65,7 +65,9 @@ class Cascade(dspy.Module):
     ) -> None:
         super().__init__()
         if len(members) != 2:
-            raise UsageError(f"members: a cheap program and a dear one, got {len(members)}; nest cascades for more")
+            raise UsageError(
+                f"members: a cheap program and an expensive one, got {len(members)}; nest cascades for more"
+            )
         check_members(members)
         if min_confidence < 0.0 or math.isnan(min_confidence):
             raise UsageError(f"min_confidence must be at least 0, found {min_confidence}")
@@ -79,7 +81,7 @@ class Cascade(dspy.Module):
         return float(self.settings["min_confidence"])
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask the cheap program, and the dear one in doubt."""
+        """Ask the cheap program, and the expensive one in doubt."""
         try:
             found = self.members[0](**inputs)
             confidence = confidence_of(found, self.output, labels_of(self.members))
@@ -110,7 +112,7 @@ class Cascade(dspy.Module):
         max_escalated: float | None = None,
         costs: tuple[float, float] | None = None,
         output: str | None = None,
-        n_threads: int = 8,
+        num_threads: int = 8,
     ) -> CascadeChoice:
         """Ask both programs about held-out examples and pick the threshold.
 
@@ -123,13 +125,13 @@ class Cascade(dspy.Module):
         cascade once more on others, with `compare`.
 
         Args:
-            members: The cheap program and the dear one.
+            members: The cheap program and the expensive one.
             examples: Labelled examples; at least 20.
             target_accuracy: In (0, 1].
             max_escalated: In [0, 1].
             costs: Price of one call of each, in any currency, for the report.
             output: As in `Cascade`.
-            n_threads: Calls at the same time.
+            num_threads: Concurrent calls.
 
         Raises:
             DataError: Too few examples, or no threshold does what is asked; says what is in reach.
@@ -148,9 +150,9 @@ class Cascade(dspy.Module):
         jobs = [(member, example) for member in members for example in examples]
         labels = labels_of(members)
         with dspy.context(disable_history=True, trace=None):
-            asked = in_threads(lambda job: _judged(job[0], job[1], cascade.output, labels), jobs, n_threads)
-        cheap, dear = asked[: len(examples)], asked[len(examples) :]
-        points = _curve(cheap, dear)
+            asked = in_threads(lambda job: _judged(job[0], job[1], cascade.output, labels), jobs, num_threads)
+        cheap, expensive = asked[: len(examples)], asked[len(examples) :]
+        points = _curve(cheap, expensive)
         point = _pick(points, target_accuracy, max_escalated)
         cascade.settings["min_confidence"] = point.min_confidence
         return CascadeChoice(
@@ -161,10 +163,10 @@ class Cascade(dspy.Module):
             accuracy=point.accuracy,
             accuracy_interval=wilson(round(point.accuracy * len(examples)), len(examples)),
             cheap_accuracy=sum(right for right, _ in cheap) / len(cheap),
-            dear_accuracy=sum(right for right, _ in dear) / len(dear),
+            expensive_accuracy=sum(right for right, _ in expensive) / len(expensive),
             cost=None if costs is None else costs[0] + point.share_escalated * costs[1],
             cheap_cost=None if costs is None else costs[0],
-            dear_cost=None if costs is None else costs[1],
+            expensive_cost=None if costs is None else costs[1],
             curve=points,
         )
 
@@ -176,7 +178,7 @@ class CascadePoint:
     min_confidence: float
     """The threshold."""
     share_escalated: float
-    """How often the dear program is asked, in [0, 1]."""
+    """How often the expensive program is asked, in [0, 1]."""
     accuracy: float
     """Share of right answers; an answer that cannot be read is not right."""
 
@@ -192,21 +194,21 @@ class CascadeChoice:
     min_confidence: float
     """The threshold."""
     share_escalated: float
-    """How often the dear program is asked, in [0, 1]."""
+    """How often the expensive program is asked, in [0, 1]."""
     accuracy: float
     """Of the cascade."""
     accuracy_interval: tuple[float, float]
     """Wilson's 95 % interval of it."""
     cheap_accuracy: float
     """Of the cheap program alone."""
-    dear_accuracy: float
-    """Of the dear program alone."""
+    expensive_accuracy: float
+    """Of the expensive program alone."""
     cost: float | None
-    """Per item: the cheap call always, the dear one where escalated. None without `costs`."""
+    """Per item: the cheap call always, the expensive one where escalated. None without `costs`."""
     cheap_cost: float | None
     """Per item, the cheap program alone."""
-    dear_cost: float | None
-    """Per item, the dear program alone."""
+    expensive_cost: float | None
+    """Per item, the expensive program alone."""
     curve: tuple[CascadePoint, ...]
     """Every threshold that makes a difference, from no escalation to all."""
 
@@ -237,7 +239,7 @@ def _judged(member: Callable[..., Any], example: Any, output: str, labels: Seque
 
 
 def _curve(
-    cheap: Sequence[tuple[bool, float | None]], dear: Sequence[tuple[bool, float | None]]
+    cheap: Sequence[tuple[bool, float | None]], expensive: Sequence[tuple[bool, float | None]]
 ) -> tuple[CascadePoint, ...]:
     n = len(cheap)
     sure = sorted({confidence for _, confidence in cheap if confidence is not None})
@@ -246,7 +248,7 @@ def _curve(
     points = []
     for threshold in [0.0, *between, *([math.nextafter(sure[-1], 2.0)] if sure else [])]:
         stays = [confidence is not None and confidence >= threshold for _, confidence in cheap]
-        n_right = sum((one if stay else two)[0] for one, two, stay in zip(cheap, dear, stays, strict=True))
+        n_right = sum((one if stay else two)[0] for one, two, stay in zip(cheap, expensive, stays, strict=True))
         points.append(CascadePoint(min_confidence=threshold, share_escalated=1 - sum(stays) / n, accuracy=n_right / n))
     return tuple(points)
 

@@ -2,7 +2,7 @@
 
 In: members of any kind (tuned predictors, DSPy programs, classical models, any callable that takes the input fields by
 name). Out: a prediction with the answer, its probability, how far the members disagree, and how many could not answer.
-Not covered: asking a dearer program only in doubt (cascade.py).
+Not covered: asking an expensive program only in doubt (cascade.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,8 @@ from dspy_finetune.predictors.ask import (
 from dspy_finetune.predictors.base import SavedSettings
 from dspy_finetune.values import BOOL, NUMBER, LabelSet, NumberFormat, bare_label, match_label
 
-# ----------------------------------------------------------------------------------------------------
-# How the answers of several members become one: shares, votes, the middle number.
-#
-# In: `Vote`s, one per member that answered. Out: a dict of prediction fields. Every rule is deterministic and does not
-# depend on the order in which answers arrive. Not covered: asking the members (ensemble.py), fitting (stacking.py).
+# ---- How the answers of several members become one: shares, votes, the middle number. Every rule is deterministic and
+# does not depend on the order in which answers arrive.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +144,17 @@ def weighted_median(votes: Sequence[Vote]) -> float:
     return float(rank[-1].answer)
 
 
-# ----------------------------------------------------------------------------------------------------
-# A fitted combiner of several members: logistic regression on their log-odds.
-#
-# In: the members' probabilities on labelled examples. Out: coefficients as JSON values, and probabilities from them.
-# scikit-learn fits; applying needs nothing. A member that gives no probability enters as 0.9 on its answer, a member
-# that did not answer with its mean log-odds in fitting: the regression finds out what either is worth.
+# ---- A fitted combiner of several members: of labels a logistic regression on their log-odds, of numbers a regression
+# without negative weights (Breiman 1996, "Stacked regressions"). scikit-learn fits; applying needs nothing. A member
+# that gives no probability enters as 0.9 on its answer, a member that did not answer with its mean in fitting: the
+# regression finds out what either is worth.
 
 MINIMUM = 20
 """The fewest examples; and at least 5 of each label."""
+N_FOLDS = 5
+"""Parts of the cross-validation that chooses the scale of numbers."""
+MOST_NUMBER_LABELS = 10
+"""So many different whole numbers, and no more, are taken for labels where no member says what its labels are."""
 
 _VOTE_SHARE = 0.9
 _LEAST = 1e-6
@@ -188,11 +188,8 @@ def fit(rows: Sequence[Sequence[float | None]], right: Sequence[int], n_labels: 
             f"stacking needs at least {MINIMUM} examples and 5 of each label; found {len(right)}, "
             f"by label {[counts[label] for label in range(n_labels)]}"
         )
-    means = []
-    for column in zip(*rows, strict=True):
-        values = [value for value in column if value is not None]
-        means.append(sum(values) / len(values) if values else 0.0)
-    linear = require("sklearn.linear_model", "eval", 'Ensemble(how="stacking")')
+    means = _means(rows)
+    linear = require("sklearn.linear_model", "eval", 'Ensemble(voting="stack")')
     model = linear.LogisticRegression(C=1.0, max_iter=2000)
     model.fit([_filled(row, means) for row in rows], right)
     slopes, intercepts = model.coef_.tolist(), model.intercept_.tolist()
@@ -212,17 +209,69 @@ def apply(fitted: dict[str, Any], row: Sequence[float | None]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
+def fit_numbers(rows: Sequence[Sequence[float | None]], right: Sequence[float]) -> dict[str, Any]:
+    """The coefficients, as JSON values, on the scale (plain or logarithmic) of the lesser cross-validated error.
+
+    Raises:
+        DataError: Too few examples.
+    """
+    if len(right) < MINIMUM:
+        raise DataError(f"stacking needs at least {MINIMUM} examples; found {len(right)}")
+    told = [value for row in rows for value in row if value is not None]
+    can_be_log = min([*right, *told]) > 0
+    folds = [index % N_FOLDS for index in range(len(right))]
+    random.Random(0).shuffle(folds)
+    errors: dict[bool, float] = {}
+    for is_log in (False, True) if can_be_log else (False,):
+        errors[is_log] = 0.0
+        for fold in range(N_FOLDS):
+            train, test = ([i for i, one in enumerate(folds) if (one == fold) is is_test] for is_test in (False, True))
+            fitted = _fit_numbers([rows[i] for i in train], [right[i] for i in train], is_log)
+            errors[is_log] += sum(abs(apply_numbers(fitted, rows[i]) - right[i]) for i in test)
+    return _fit_numbers(rows, right, min(errors, key=lambda is_log: errors[is_log]))
+
+
+def _fit_numbers(rows: Sequence[Sequence[float | None]], right: Sequence[float], is_log: bool) -> dict[str, Any]:
+    scaled = [[_scaled(value, is_log) for value in row] for row in rows]
+    means = _means(scaled)
+    linear = require("sklearn.linear_model", "eval", 'Ensemble(voting="stack")')
+    model = linear.LinearRegression(positive=True)
+    model.fit([_filled(row, means) for row in scaled], [_scaled(value, is_log) for value in right])
+    weights, start = model.coef_.tolist(), float(model.intercept_)
+    return {"weights": weights, "intercept": start, "means": means, "is_log": is_log, "n": len(right)}
+
+
+def apply_numbers(fitted: dict[str, Any], row: Sequence[float | None]) -> float:
+    """The number of a fitted combiner."""
+    filled = _filled([_scaled(value, fitted["is_log"]) for value in row], fitted["means"])
+    value = fitted["intercept"] + sum(weight * one for weight, one in zip(fitted["weights"], filled, strict=True))
+    return math.exp(value) if fitted["is_log"] else float(value)
+
+
+def _scaled(value: float | None, is_log: bool) -> float | None:
+    if not is_log or value is None:
+        return value
+    return math.log(value) if value > 0 else None  # a member that says 0 or less has, on this scale, not answered
+
+
+def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    """The mean of each column over the members that answered; 0 where none did."""
+    columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return [sum(values) / len(values) if values else 0.0 for values in columns]
+
+
 def _filled(row: Sequence[float | None], means: Sequence[float]) -> list[float]:
     return [mean if value is None else value for value, mean in zip(row, means, strict=True)]
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The ensemble
+
 logger = logging.getLogger(__name__)
 
-Rule: TypeAlias = Literal["probability", "majority", "median", "stacking"]
+Voting: TypeAlias = Literal["probability", "majority", "median", "stack"]
 """How the members' answers become one."""
 
-_RULES = ("probability", "majority", "median", "stacking")
+_RULES = ("probability", "majority", "median", "stack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,18 +293,20 @@ class Ensemble(dspy.Module):
     - "majority": the label with the most weighted votes. A tie goes to the label of greater mean probability, then to
       the first label. The prediction has no probability, but `agreement`, the winner's share of the votes.
     - "median": for numbers, the weighted median.
-    - "stacking": a logistic regression on the members' log-odds, fitted by `fit` on held-out examples and saved.
+    - "stack": a regression on the members' log-odds, or on their numbers, fitted by `fit` on held-out examples and
+      saved. Members may be of any kind: a tuned model beside a linear model on an encoder's features.
 
     A member that fails (any error) or whose answer cannot be read is left out and counted; the others decide as long as
     at least `min_members` have answered. A wrong set-up (UsageError, MissingExtraError) is raised at once.
 
     The prediction carries the output field and `disagreement`: for labels the weighted share of the answering members
-    whose own answer is another, in [0, 1]; for numbers the weighted mean distance from the median. Then `n_members`,
-    `n_failed`, `n_unreadable`; for labels `probability` and `probabilities` as `OpenAIPredictor` has them, `agreement`
-    and `is_tie`; for numbers `samples`, the members' numbers in order. The answer does not depend on who is first.
+    whose own answer is another, in [0, 1]; for numbers the weighted mean distance from the answer. Then `n_members`,
+    `n_failed`, `n_parse_failures`; for labels `probability` and `probabilities` as `OpenAIPredictor` has them,
+    `agreement` and `is_tie`; for numbers `samples`, the members' numbers in order. The answer does not depend on who is
+    first.
 
     >>> ensemble = Ensemble([lambda title: {"topic": "A"}, lambda title: {"topic": "B"}, lambda title: {"topic": "A"}],
-    ...                     how="majority", output="topic")
+    ...                     voting="majority", output="topic")
     >>> prediction = ensemble(title="Lock gates")
     >>> prediction.topic, round(prediction.disagreement, 2)
     ('A', 0.33)
@@ -263,12 +314,12 @@ class Ensemble(dspy.Module):
     Args:
         members: The programs; predictors among them are saved and loaded with the ensemble.
         weights: One positive number for each member; equal by default. Not for stacking.
-        how: The rule.
+        voting: The rule.
         output: The field that holds the answer; by default the label field or only output of the first member that
             tells.
         threshold: For True and False: the least probability of True that counts as True.
         min_members: How many members must answer.
-        n_threads: How many members are asked at the same time; by default all. 1 asks one after the other.
+        num_threads: How many members are asked at the same time; by default all. 1 asks one after the other.
 
     Raises:
         AnswerError: On a call: fewer than `min_members` answered, and every other answer could not be read.
@@ -281,19 +332,19 @@ class Ensemble(dspy.Module):
         members: Sequence[Callable[..., Any]],
         *,
         weights: Sequence[float] | None = None,
-        how: Rule = "probability",
+        voting: Voting = "probability",
         output: str | None = None,
         threshold: float = 0.5,
         min_members: int = 1,
-        n_threads: int | None = None,
+        num_threads: int | None = None,
     ) -> None:
         super().__init__()
         if not members:
             raise UsageError("members: at least one program is needed")
-        if how not in _RULES:
-            raise UsageError(f'how: "probability", "majority", "median" or "stacking"; got {how!r}')
+        if voting not in _RULES:
+            raise UsageError(f'voting: "probability", "majority", "median" or "stack"; got {voting!r}')
         check_members(members)
-        if weights is not None and (how == "stacking" or not _are_weights(weights, len(members))):
+        if weights is not None and (voting == "stack" or not _are_weights(weights, len(members))):
             raise UsageError(
                 f"weights: {len(members)} positive numbers, one for each member, and none for stacking; got {weights!r}"
             )
@@ -303,10 +354,10 @@ class Ensemble(dspy.Module):
             raise UsageError(f"threshold must be between 0 and 1, found {threshold}")
         self.members = list(members)
         self.output = output_of(members, output)
-        self.n_threads = n_threads or len(self.members)
+        self.num_threads = num_threads or len(self.members)
         self.settings = SavedSettings(
             "Ensemble",
-            how=how,
+            voting=voting,
             weights=[float(weight) for weight in weights] if weights is not None else [1.0] * len(members),
             threshold=threshold,
             min_members=min_members,
@@ -315,7 +366,7 @@ class Ensemble(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Ask all members at the same time, in threads."""
-        return self._combine(in_threads(lambda member: _said(member, inputs), self.members, self.n_threads))
+        return self._combine(in_threads(lambda member: _said(member, inputs), self.members, self.num_threads))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Ask all members at the same time, without blocking the event loop."""
@@ -330,23 +381,36 @@ class Ensemble(dspy.Module):
 
         return self._combine(await asyncio.gather(*(ask(member) for member in self.members)))
 
-    def fit(self, examples: Sequence[Any], *, n_threads: int = 8) -> Ensemble:
-        """Fit the combiner of `how="stacking"` on labelled examples that no member was trained on.
+    def fit(self, examples: Sequence[Any], *, num_threads: int = 8) -> Ensemble:
+        """Fit the combiner of `voting="stack"` on labelled examples that no member was trained on.
+
+        Numbers are fitted on a logarithmic scale where all are positive and the cross-validated absolute error is less
+        there.
+
+        Args:
+            examples: With the output field.
+            num_threads: Concurrent calls.
 
         Raises:
             DataError: Fewer than 20 examples, or fewer than 5 of a label.
             UsageError: The ensemble has another rule, or an example lacks the output field.
         """
-        if self.settings["how"] != "stacking":
-            raise UsageError(f'fit is for Ensemble(how="stacking"), this one has how="{self.settings["how"]}"')
+        if self.settings["voting"] != "stack":
+            raise UsageError(f'fit is for Ensemble(voting="stack"), this one has voting="{self.settings["voting"]}"')
         examples = list(examples)
         for number, example in enumerate(examples, start=1):
             if self.output not in example:
                 raise UsageError(f'example {number} has no field "{self.output}", the label that fit needs')
         jobs = [(member, inputs_of(example)) for example in examples for member in self.members]
         with dspy.context(disable_history=True, trace=None):
-            said = in_threads(lambda job: _said(*job), jobs, n_threads)
+            said = in_threads(lambda job: _said(*job), jobs, num_threads)
         expected = [example[self.output] for example in examples]
+        size = len(self.members)
+        answers = [said[start : start + size] for start in range(0, len(said), size)]
+        if self._are_numbers(expected, said):
+            numbers = [self._numbers(one) for one in answers]
+            self.settings["fitted"] = fit_numbers(numbers, [float(value) for value in expected])
+            return self
         labels = known_labels(expected, [], labels_of(self.members))
         right: list[int] = []
         for value in expected:
@@ -354,11 +418,7 @@ class Ensemble(dspy.Module):
             if label is None:
                 raise UsageError(f"the label {value!r:.60} is none of {', '.join(map(repr, labels))}")
             right.append(labels.index(label))
-        size = len(self.members)
-        rows = [
-            features(self._votes(said[start : start + size], labels)[0], labels, size)
-            for start in range(0, len(said), size)
-        ]
+        rows = [features(self._votes(one, labels)[0], labels, size) for one in answers]
         plain = [label if isinstance(label, (bool, int, str)) else label.value for label in labels]
         self.settings["fitted"] = {**fit(rows, right, len(labels)), "labels": plain}
         return self
@@ -385,9 +445,22 @@ class Ensemble(dspy.Module):
                 errors.append(error)
         return votes, errors
 
+    def _are_numbers(self, expected: Sequence[Any], said: Sequence[_Said]) -> bool:
+        """Whether the answers are numbers to be weighed rather than labels to be chosen among."""
+        if labels_of(self.members) or not all(_is_number(value) for value in expected):
+            return False
+        has_shares = any(one.prediction is not None and one.prediction.get("probabilities", None) for one in said)
+        is_few = len({*expected}) <= MOST_NUMBER_LABELS and all(float(value).is_integer() for value in expected)
+        return not has_shares and not is_few
+
+    def _numbers(self, said: Sequence[_Said]) -> list[float | None]:
+        """Each member's number; None where it did not answer."""
+        by_member = {vote.member: float(vote.answer) for vote in self._votes(said, None)[0]}
+        return [by_member.get(member) for member in range(len(self.members))]
+
     def _labels(self, said: Sequence[_Said]) -> list[Any]:
         fitted = self.settings["fitted"]
-        given = labels_of(self.members) or (tuple(fitted["labels"]) if fitted else ())
+        given = labels_of(self.members) or (tuple(fitted.get("labels", ())) if fitted else ())
         answers: list[Any] = []
         shares: list[dict[Any, float] | None] = []
         for one in said:
@@ -398,40 +471,45 @@ class Ensemble(dspy.Module):
         return known_labels(answers, shares, given)
 
     def _combine(self, said: Sequence[_Said]) -> dspy.Prediction:
-        how: Rule = self.settings["how"]
-        if how == "stacking" and self.settings["fitted"] is None:
-            raise UsageError('Ensemble(how="stacking") is not fitted; call .fit(examples) with held-out examples')
-        labels = None if how == "median" else self._labels(said)
+        voting: Voting = self.settings["voting"]
+        if voting == "stack" and self.settings["fitted"] is None:
+            raise UsageError('Ensemble(voting="stack") is not fitted; call .fit(examples) with held-out examples')
+        is_number = voting == "median" or (voting == "stack" and "weights" in self.settings["fitted"])
+        labels = None if is_number else self._labels(said)
         votes, errors = self._votes(said, labels)
-        n_unreadable = sum(isinstance(error, UNREADABLE) for error in errors)
+        n_parse_failures = sum(isinstance(error, UNREADABLE) for error in errors)
         if len(votes) < self.settings["min_members"]:
             raise _too_few(len(votes), len(said), self.settings["min_members"], errors)
         for error in errors:
             logger.debug("a member did not answer: %s: %s", type(error).__name__, error)
         counts = {
             "n_members": len(said),
-            "n_failed": len(errors) - n_unreadable,
-            "n_unreadable": n_unreadable,
+            "n_failed": len(errors) - n_parse_failures,
+            "n_parse_failures": n_parse_failures,
         }
         if labels is None:
             return self._number_prediction(votes, counts)
-        return self._label_prediction(how, votes, labels, counts)
+        return self._label_prediction(voting, votes, labels, counts)
 
     def _number_prediction(self, votes: Sequence[Vote], counts: dict[str, int]) -> dspy.Prediction:
         middle = weighted_median(votes)
+        if self.settings["voting"] == "stack":
+            by_member = {vote.member: vote.answer for vote in votes}
+            row = [by_member.get(member) for member in range(len(self.members))]
+            middle = apply_numbers(self.settings["fitted"], row)
         distance = sum(vote.weight * abs(vote.answer - middle) for vote in votes) / sum(vote.weight for vote in votes)
         numbers = [vote.answer for vote in votes]
         return dspy.Prediction(**{self.output: middle}, disagreement=distance, samples=numbers, **counts)
 
     def _label_prediction(
-        self, how: Rule, votes: Sequence[Vote], labels: Sequence[Any], counts: dict[str, int]
+        self, voting: Voting, votes: Sequence[Vote], labels: Sequence[Any], counts: dict[str, int]
     ) -> dspy.Prediction:
         answer, is_tie = decide_votes(votes, labels)
         shares: dict[Any, float] | None = None
-        if how == "stacking":
+        if voting == "stack":
             row = features(votes, labels, len(self.members))
             shares = dict(zip(labels, apply(self.settings["fitted"], row), strict=True))
-        elif how == "probability" and any(vote.shares is not None for vote in votes):
+        elif voting == "probability" and any(vote.shares is not None for vote in votes):
             # A member without a probability counts as a whole vote.
             whole = [vote if vote.shares is not None else _whole(vote, labels) for vote in votes]
             shares = mean_shares(whole, labels)
@@ -472,6 +550,10 @@ def _are_weights(weights: Sequence[Any], n_members: int) -> bool:
 def _number(answer: Any, style: NumberFormat) -> float:
     # Members may answer a whole number with 12.5: a number is a number, only texts are read by the format.
     return float(style.read(answer) if isinstance(answer, str) else NUMBER.read(answer))
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _too_few(n_answered: int, n_members: int, least: int, errors: Sequence[Exception]) -> Exception:

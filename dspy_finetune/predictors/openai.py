@@ -48,7 +48,7 @@ class OpenAIPredictor(FinetunedPredictor):
     - `interval`: (low, high), the quantiles that hold the middle `interval_level` of the samples, linear between them.
       It says how much the model varies, not how often it is right: check its coverage on held-out examples;
     - `samples`: the numbers, in the order of asking;
-    - `n_unreadable`: samples that were no number; where that is half of them or more, AnswerError is raised.
+    - `n_parse_failures`: samples that were no number; where that is half of them or more, AnswerError is raised.
 
     After `calibrate_interval(predictor, held_out)` a number always carries an `interval`, of one request or many, and
     it is that of the held-out errors: it holds the truth as often as its level says.
@@ -174,7 +174,7 @@ class OpenAIPredictor(FinetunedPredictor):
             **{field: middle},
             interval=by_samples if self.residuals is None else self.residuals.interval(middle),
             samples=samples,
-            n_unreadable=len(unread),
+            n_parse_failures=len(unread),
         )
 
     def _read(self, answer: Answer) -> dspy.Prediction:

@@ -91,7 +91,7 @@ def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_posi
     values = model.coef_[0]
     expected = 1.0 / (1.0 + numpy.exp(-(design @ values)))
     information = (design.T @ sparse.diags(expected * (1.0 - expected)) @ design).toarray()
-    # The curvature: enough to choose pairs by. How sure the scores are says ranking_posterior.py.
+    # The curvature: enough to choose pairs by. How sure the scores are, `posterior` says.
     covariance = numpy.linalg.inv(information + numpy.eye(len(values)) / PRIOR_DEVIATION**2)
     centre = numpy.eye(n_items) - 1.0 / n_items
     scores = values[:n_items]
@@ -154,7 +154,7 @@ def next_pairs(
 # and is averaged over, which bounds what choosing the pairs can do: the comparisons that were not asked say nothing
 # about the answers (the likelihood principle), given that the spread is right.
 #
-# The model is that of ranking_fit.py with scores from a normal distribution whose deviation has a half-Cauchy prior
+# The model is the one above with scores from a normal distribution whose deviation has a half-Cauchy prior
 # of scale 2 (Gelman 2006). It is averaged by Gibbs sampling with Polya-gamma weights (Polson, Scott and Windle 2013),
 # whose infinite sum is cut after 40 terms with the mean of the rest added. Answers that are probabilities tell more
 # than a toss of a coin: their weight is 1 / phi, phi being the Pearson dispersion of the fit (quasi-likelihood,
@@ -293,7 +293,7 @@ class Ranking:
     """What standing first adds, in log-odds, as (estimate, low, high); None where both orders were asked."""
     n_comparisons: int
     """Comparisons asked in all, those from the checkpoint included."""
-    n_unreadable: int
+    n_parse_failures: int
     """Of them, those whose answer could not be read; they count against the budget and say nothing."""
     n_resumed: int
     """Of them, those that came from the checkpoint."""
@@ -316,7 +316,7 @@ def rank(
     output: str | None = None,
     level: float = 0.95,
     checkpoint: str | os.PathLike[str] | None = None,
-    n_threads: int = 8,
+    num_threads: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Ranking:
     """Rank items by asking which of two is preferred.
@@ -337,7 +337,7 @@ def rank(
         level: Of the intervals. They speak of the judge's own order, not of whether the judge is right.
         checkpoint: A JSONL file that keeps each answer as it comes; an existing one is continued. Functions look
             alike to it: take another file after changing one.
-        n_threads: Calls at the same time.
+        num_threads: Concurrent calls.
         on_progress: Called with (comparisons so far, comparisons planned) after each round.
 
     Raises:
@@ -363,7 +363,7 @@ def rank(
     generator = random.Random(seed)
     comparisons: list[tuple[int, int, float]] = []
     asked: Counter[tuple[int, int]] = Counter()
-    n_unreadable = n_resumed = 0
+    n_parse_failures = n_resumed = 0
     batch = first_pairs(n, generator)
     with (
         _opened(checkpoint, _digest(rows, pairs, seed, predictor)) as kept,
@@ -372,12 +372,12 @@ def rank(
         while batch:
             new = [pair for pair in batch if pair not in kept.answers]
             n_resumed += len(batch) - len(new)
-            in_threads(lambda pair: kept.keep(pair, judge(pair)), new, n_threads)
+            in_threads(lambda pair: kept.keep(pair, judge(pair)), new, num_threads)
             asked.update(batch)
             for pair in batch:
                 share = kept.answers[pair]
                 if share is None:
-                    n_unreadable += 1
+                    n_parse_failures += 1
                 else:
                     comparisons.append((*pair, share))
             if not comparisons:
@@ -389,7 +389,7 @@ def rank(
             size = min(max(n // 2, 1), planned - asked.total())
             batch = next_pairs(found, asked, size, n_orders, generator) if size > 0 else []
     sure = posterior(comparisons, found, seed)
-    return _ranking(items, sure, comparisons, level, asked.total(), n_unreadable, n_resumed)
+    return _ranking(items, sure, comparisons, level, asked.total(), n_parse_failures, n_resumed)
 
 
 def _ranking(
@@ -398,7 +398,7 @@ def _ranking(
     comparisons: Sequence[tuple[int, int, float]],
     level: float,
     n_asked: int,
-    n_unreadable: int,
+    n_parse_failures: int,
     n_resumed: int,
 ) -> Ranking:
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -426,7 +426,7 @@ def _ranking(
         level=level,
         position_bias=position,
         n_comparisons=n_asked,
-        n_unreadable=n_unreadable,
+        n_parse_failures=n_parse_failures,
         n_resumed=n_resumed,
         n_pairs=len(items) * (len(items) - 1) // 2,
     )

@@ -17,12 +17,12 @@ def cheap(title: str, share: float) -> dspy.Prediction:
     return dspy.Prediction(liked=share >= 0.5, probability=share, probabilities={True: share, False: 1 - share})
 
 
-def dear(title: str, share: float) -> dspy.Prediction:
+def expensive(title: str, share: float) -> dspy.Prediction:
     return dspy.Prediction(liked=title == "good")
 
 
-def test_the_dear_program_is_asked_only_in_doubt() -> None:
-    cascade = ft.Cascade([cheap, dear], min_confidence=0.8, output="liked")
+def test_the_expensive_program_is_asked_only_in_doubt() -> None:
+    cascade = ft.Cascade([cheap, expensive], min_confidence=0.8, output="liked")
     sure = cascade(title="bad", share=0.85)
     assert (sure.liked, sure.escalated, sure.confidence) == (True, False, 0.85)
     no = cascade(title="good", share=0.1)
@@ -37,25 +37,25 @@ def test_no_confidence_and_no_readable_answer_are_doubt() -> None:
         raise ft.errors.AnswerError("what?", text="hm")
 
     for program in (mumbles, lambda **inputs: dspy.Prediction(liked=False)):
-        found = ft.Cascade([program, dear], min_confidence=0.0, output="liked")(title="good", share=0.5)
+        found = ft.Cascade([program, expensive], min_confidence=0.0, output="liked")(title="good", share=0.5)
         assert (found.liked, found.escalated, found.confidence) == (True, True, None)
 
     def fails(**inputs: Any) -> Any:
         raise ConnectionError("dead")
 
     with pytest.raises(ConnectionError):
-        ft.Cascade([fails, dear], output="liked")(title="good", share=0.5)
+        ft.Cascade([fails, expensive], output="liked")(title="good", share=0.5)
 
 
 def test_the_confidence_of_an_ensemble_of_votes_is_its_agreement() -> None:
     votes = [lambda **i: dspy.Prediction(liked=True)] * 3 + [lambda **i: dspy.Prediction(liked=False)]
-    cascade = ft.Cascade([ft.Ensemble(votes, how="majority", output="liked"), dear], min_confidence=0.7)
+    cascade = ft.Cascade([ft.Ensemble(votes, voting="majority", output="liked"), expensive], min_confidence=0.7)
     found = cascade(title="bad", share=0.0)
     assert (found.liked, found.escalated, found.confidence) == (True, False, 0.75)
 
 
 def rows(n: int) -> list[Any]:
-    """The cheap program is right as often as it says; the dear one nine times of ten."""
+    """The cheap program is right as often as it says; the expensive one nine times of ten."""
     generator = random.Random(4)
     found = []
     for _ in range(n):
@@ -68,53 +68,53 @@ def rows(n: int) -> list[Any]:
 
 def test_a_threshold_is_chosen_for_a_target_accuracy() -> None:
     data = rows(500)
-    chosen = ft.Cascade.choose([cheap, dear], data, target_accuracy=0.88, costs=(1.0, 20.0), output="liked")
+    chosen = ft.Cascade.choose([cheap, expensive], data, target_accuracy=0.88, costs=(1.0, 20.0), output="liked")
     outcomes = [chosen.cascade(**row.inputs()) for row in data]
     share = sum(found.escalated for found in outcomes) / len(data)
     right = sum(found.liked == row.liked for found, row in zip(outcomes, data, strict=True)) / len(data)
     assert [chosen.share_escalated, chosen.accuracy] == pytest.approx([share, right])
     assert right >= 0.88
     assert 0.1 < share < 0.7
-    assert chosen.cheap_accuracy < 0.8 < 0.87 < chosen.dear_accuracy
+    assert chosen.cheap_accuracy < 0.8 < 0.87 < chosen.expensive_accuracy
     assert chosen.accuracy_interval[0] < right < chosen.accuracy_interval[1]
     assert chosen.cost == pytest.approx(1 + 20 * share)
-    assert (chosen.cheap_cost, chosen.dear_cost, chosen.n) == (1.0, 20.0, 500)
+    assert (chosen.cheap_cost, chosen.expensive_cost, chosen.n) == (1.0, 20.0, 500)
     fewer = [point for point in chosen.curve if point.share_escalated < share - 1e-9]
     assert all(point.accuracy < 0.88 for point in fewer)
 
 
 def test_a_threshold_is_chosen_for_a_budget() -> None:
     data = rows(500)
-    chosen = ft.Cascade.choose([cheap, dear], data, max_escalated=0.25, output="liked")
+    chosen = ft.Cascade.choose([cheap, expensive], data, max_escalated=0.25, output="liked")
     assert chosen.share_escalated <= 0.25
     assert chosen.accuracy == max(point.accuracy for point in chosen.curve if point.share_escalated <= 0.25)
     assert chosen.cost is None
-    none = ft.Cascade.choose([cheap, dear], data, max_escalated=0.0, output="liked")
+    none = ft.Cascade.choose([cheap, expensive], data, max_escalated=0.0, output="liked")
     assert [none.share_escalated, none.accuracy] == pytest.approx([0.0, none.cheap_accuracy])
 
 
 def test_what_cannot_be_reached_is_said_with_what_can() -> None:
     with pytest.raises(ft.errors.DataError, match=r"no threshold reaches an accuracy of 1.0: the best is 0\.\d+, with"):
-        ft.Cascade.choose([cheap, dear], rows(200), target_accuracy=1.0, output="liked")
+        ft.Cascade.choose([cheap, expensive], rows(200), target_accuracy=1.0, output="liked")
     with pytest.raises(ft.errors.DataError, match="too few"):
-        ft.Cascade.choose([cheap, dear], rows(5), output="liked")
+        ft.Cascade.choose([cheap, expensive], rows(5), output="liked")
     with pytest.raises(ft.errors.UsageError, match="max_escalated"):
-        ft.Cascade.choose([cheap, dear], rows(50), max_escalated=3, output="liked")
+        ft.Cascade.choose([cheap, expensive], rows(50), max_escalated=3, output="liked")
     with pytest.raises(ft.errors.UsageError, match="every example needs"):
-        ft.Cascade.choose([cheap, dear], rows(50), output="other")
+        ft.Cascade.choose([cheap, expensive], rows(50), output="other")
     with pytest.raises(ft.errors.DataError, match="gives no confidence"):
-        ft.Cascade.choose([dear, dear], rows(50), max_escalated=0.5, output="liked")
-    with pytest.raises(ft.errors.UsageError, match="a cheap program and a dear one"):
+        ft.Cascade.choose([expensive, expensive], rows(50), max_escalated=0.5, output="liked")
+    with pytest.raises(ft.errors.UsageError, match="a cheap program and an expensive one"):
         ft.Cascade([cheap], output="liked")
     with pytest.raises(ft.errors.UsageError, match="min_confidence"):
-        ft.Cascade([cheap, dear], min_confidence=-1, output="liked")
+        ft.Cascade([cheap, expensive], min_confidence=-1, output="liked")
 
 
 def test_the_threshold_is_saved_with_the_program(tmp_path: Path) -> None:
     class Program(dspy.Module):
         def __init__(self, min_confidence: float) -> None:
             super().__init__()
-            self.steps = [ft.Cascade([cheap, dear], min_confidence=min_confidence, output="liked")]
+            self.steps = [ft.Cascade([cheap, expensive], min_confidence=min_confidence, output="liked")]
 
     Program(0.93).save(tmp_path / "program.json")
     fresh = Program(0.1)

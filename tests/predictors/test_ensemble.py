@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_member_without_a_probability_is_a_whole_vote() -> None:
 )
 def test_the_majority_wins_whatever_the_labels_are(answers: tuple[Any, ...]) -> None:
     """Also where dspy.majority drops the label ("A", "a", "the") or raises (True, 3)."""
-    found = ft.Ensemble([says(answer) for answer in answers], how="majority", output="liked")(title="x")
+    found = ft.Ensemble([says(answer) for answer in answers], voting="majority", output="liked")(title="x")
     assert str(found.liked).lower() == str(answers[0]).lower()
     assert isinstance(found.liked, bool) == any(isinstance(answer, bool) for answer in answers)
     assert (found.agreement, found.disagreement) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
@@ -71,27 +72,27 @@ def test_the_majority_wins_whatever_the_labels_are(answers: tuple[Any, ...]) -> 
 def test_ties_are_decided_by_probability_and_not_by_order() -> None:
     members = [says(True, 0.55), says(False, 0.1)]
     for order in (members, members[::-1]):
-        found = ft.Ensemble(order, how="majority", output="liked")(title="x")
+        found = ft.Ensemble(order, voting="majority", output="liked")(title="x")
         assert (found.liked, found.is_tie) == (False, True)
 
 
 def test_the_median_of_numbers() -> None:
     members = [says(number, field="price") for number in (10, 12.5, 1000)]
-    found = ft.Ensemble(members, how="median", output="price")(title="x")
+    found = ft.Ensemble(members, voting="median", output="price")(title="x")
     assert (found.price, found.samples) == (12.5, [10.0, 12.5, 1000.0])
     assert found.disagreement == pytest.approx((2.5 + 987.5) / 3)
-    assert ft.Ensemble(members, how="median", output="price", weights=[3, 1, 1])(title="x").price == 10
-    assert ft.Ensemble(members[:2], how="median", output="price")(title="x").price == 11.25
-    odd = ft.Ensemble([*members, says("a lot", field="price")], how="median", output="price")(title="x")
-    assert (odd.price, odd.n_unreadable) == (12.5, 1)
+    assert ft.Ensemble(members, voting="median", output="price", weights=[3, 1, 1])(title="x").price == 10
+    assert ft.Ensemble(members[:2], voting="median", output="price")(title="x").price == 11.25
+    odd = ft.Ensemble([*members, says("a lot", field="price")], voting="median", output="price")(title="x")
+    assert (odd.price, odd.n_parse_failures) == (12.5, 1)
 
 
 def test_members_that_fail_are_counted_and_the_others_decide() -> None:
     found = ft.Ensemble([fails, says(True, 0.8), mumbles, says("perhaps"), says(None)], output="liked")(title="x")
     # "perhaps" is no label of a yes/no question, but no member says what the labels are.
-    assert (found.n_members, found.n_failed, found.n_unreadable) == (5, 1, 2)
+    assert (found.n_members, found.n_failed, found.n_parse_failures) == (5, 1, 2)
     tuned_first = ft.Ensemble([says(True, 0.8), fails, mumbles], output="liked", min_members=1)(title="x")
-    assert (tuned_first.liked, tuned_first.n_failed, tuned_first.n_unreadable) == (True, 1, 1)
+    assert (tuned_first.liked, tuned_first.n_failed, tuned_first.n_parse_failures) == (True, 1, 1)
 
 
 def test_too_few_answers_are_an_error_with_its_cause() -> None:
@@ -116,7 +117,7 @@ def test_a_wrong_setup_is_raised_at_once() -> None:
     with pytest.raises(ft.errors.UsageError, match='no field "other", only liked'):
         ft.Ensemble([says(True)], output="other")(title="x")
     wrong: list[dict[str, Any]] = [
-        {"weights": [1]}, {"weights": [1, 0]}, {"how": "mean"}, {"min_members": 3}, {"output": None}, {"threshold": 2},
+        {"weights": [1]}, {"weights": [1, 0]}, {"voting": "mean"}, {"min_members": 3}, {"output": None}, {"threshold": 2},
     ]  # fmt: skip
     for options in wrong:
         with pytest.raises(ft.errors.UsageError):
@@ -187,7 +188,7 @@ def guesses(worth: float) -> dspy.Prediction:
 def test_stacking_learns_whom_to_believe(tmp_path: Path) -> None:
     """Better log loss than the plain mean on other rows; saved and loaded with the program."""
     rows = taste_rows(400)
-    stacked = ft.Ensemble([guesses, knows], how="stacking", output="is_favorite")
+    stacked = ft.Ensemble([guesses, knows], voting="stack", output="is_favorite")
     with pytest.raises(ft.errors.UsageError, match="not fitted"):
         stacked(worth=1.0)
     stacked.fit(rows[:200])
@@ -198,7 +199,7 @@ def test_stacking_learns_whom_to_believe(tmp_path: Path) -> None:
 
     assert score(stacked) < score(mean)
     stacked.save(tmp_path / "stacked.json")
-    fresh = ft.Ensemble([guesses, knows], how="stacking", output="is_favorite")
+    fresh = ft.Ensemble([guesses, knows], voting="stack", output="is_favorite")
     fresh.load(tmp_path / "stacked.json")
     assert fresh(worth=0.4).probability == stacked(worth=0.4).probability
     assert isinstance(fresh(worth=0.4).is_favorite, bool)
@@ -216,7 +217,7 @@ def test_stacking_goes_on_without_a_member() -> None:
             raise ConnectionError
         return guesses(worth)
 
-    stacked = ft.Ensemble([sometimes, knows], how="stacking", output="is_favorite").fit(taste_rows(100))
+    stacked = ft.Ensemble([sometimes, knows], voting="stack", output="is_favorite").fit(taste_rows(100))
     is_down = True
     found = stacked(worth=2.0)
     assert (found.is_favorite, found.n_failed) == (True, 1)
@@ -280,28 +281,68 @@ def test_numbers_that_are_no_probabilities_are_not_averaged(shares: dict[str, An
     """A program may let a model write them."""
     members = [lambda q: {"out": "A", "probabilities": shares}, lambda q: {"out": "B", "probabilities": {"B": 1.0}}]
     found = ft.Ensemble(members, output="out")(q="x")
-    assert (found.out, found.probability, found.n_unreadable) == ("B", 1.0, 1)
+    assert (found.out, found.probability, found.n_parse_failures) == ("B", 1.0, 1)
 
 
 def test_an_int_that_equals_a_bool_makes_no_tie_with_it() -> None:
     members = [lambda q: {"out": True}, lambda q: {"out": 1}, lambda q: {"out": False}, lambda q: {"out": True}]
-    found = ft.Ensemble(members, how="majority", output="out")(q="x")
-    assert (found.out, found.is_tie, found.n_unreadable, found.agreement) == (True, False, 1, pytest.approx(2 / 3))
+    found = ft.Ensemble(members, voting="majority", output="out")(q="x")
+    assert (found.out, found.is_tie, found.n_parse_failures, found.agreement) == (True, False, 1, pytest.approx(2 / 3))
 
 
 def test_what_is_no_number_has_no_part_in_the_median() -> None:
     members = [lambda q: {"out": float("nan")}, lambda q: {"out": 4}, lambda q: {"out": 6}, lambda q: {"out": math.inf}]
-    found = ft.Ensemble(members, how="median", output="out")(q="x")
-    assert (found.out, found.disagreement, found.n_unreadable) == (5.0, 1.0, 2)
+    found = ft.Ensemble(members, voting="median", output="out")(q="x")
+    assert (found.out, found.disagreement, found.n_parse_failures) == (5.0, 1.0, 2)
 
 
 def test_members_that_give_no_prediction_are_told() -> None:
     with pytest.raises(ft.errors.UsageError, match=r"a dspy.Prediction or a mapping.*found 'A'"):
         ft.Ensemble([lambda q: "A"], output="out")(q="x")
-    found = ft.Ensemble([lambda q: None, lambda q: {"out": "A"}], output="out", how="majority")(q="x")
-    assert (found.out, found.n_unreadable) == ("A", 1)
+    found = ft.Ensemble([lambda q: None, lambda q: {"out": "A"}], output="out", voting="majority")(q="x")
+    assert (found.out, found.n_parse_failures) == ("A", 1)
     with pytest.raises(ft.errors.UsageError, match=r"member 1 is 'tuned\.json'"):
         ft.Ensemble([lambda q: None, "tuned.json"], output="out")  # type: ignore[list-item]
     for weights in (["a"], [float("nan")], [0]):
         with pytest.raises(ft.errors.UsageError, match="weights"):
             ft.Ensemble([lambda q: None], output="out", weights=weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_log", [False, True])
+def test_numbers_are_stacked_on_the_scale_that_fits(is_log: bool, tmp_path: Path) -> None:
+    """A member that is off by a constant factor or amount is put right; one that knows nothing gets no weight."""
+    generator = random.Random(3)
+    truths = [math.exp(generator.gauss(4, 1)) if is_log else generator.gauss(500, 100) for _ in range(200)]
+    rows = [dspy.Example(item=index, price=truth).with_inputs("item") for index, truth in enumerate(truths)]
+    noise = [math.exp(generator.gauss(0, 0.1)) if is_log else generator.gauss(0, 5) for _ in truths]
+
+    def off(item: int) -> Any:
+        return {"price": truths[item] * noise[item] / 2 if is_log else truths[item] + noise[item] - 80}
+
+    def blind(item: int) -> Any:
+        if item % 7 == 0:
+            raise RuntimeError("away")
+        return {"price": random.Random(item).uniform(1, 1000)}
+
+    members = [off, blind]
+    stacked = ft.Ensemble(members, voting="stack", output="price").fit(rows[:120])
+    assert stacked.settings["fitted"]["is_log"] is is_log
+    errors = [abs(stacked(item=index).price - truths[index]) / truths[index] for index in range(120, 200)]
+    assert statistics.mean(errors) < (0.11 if is_log else 0.02)
+    alone = [abs(off(index)["price"] - truths[index]) / truths[index] for index in range(120, 200)]
+    assert statistics.mean(alone) > 2 * statistics.mean(errors)
+    stacked.save(tmp_path / "stacked.json")
+    again = ft.Ensemble(members, voting="stack", output="price")
+    again.load(tmp_path / "stacked.json")
+    assert again(item=150).price == stacked(item=150).price
+    with pytest.raises(ft.errors.DataError, match="at least 20 examples"):
+        ft.Ensemble(members, voting="stack", output="price").fit(rows[:19])
+
+
+def test_an_ensemble_saved_by_the_first_release_loads(tmp_path: Path) -> None:
+    stacked = ft.Ensemble([says(True), says(False)], voting="majority", output="liked")
+    stacked.save(tmp_path / "old.json")
+    text = (tmp_path / "old.json").read_text("utf-8")
+    (tmp_path / "old.json").write_text(text.replace('"voting": "majority"', '"how": "stacking"'), "utf-8")
+    stacked.load(tmp_path / "old.json")
+    assert stacked.settings["voting"] == "stack"

@@ -72,7 +72,7 @@ def test_the_intervals_hold_the_truth_as_often_as_they_say(in_words: bool) -> No
             share = 1 / (1 + math.exp(-(truth[item_a] - truth[item_b] + 0.3 + own.gauss(0, 0.7))))
             return dspy.Prediction(preferred="A", probabilities={"A": share, "B": 1 - share})
 
-        ranking = rank(truth, Judge(truth, 0.3, in_words=True) if in_words else noisy, budget=160, n_threads=1)
+        ranking = rank(truth, Judge(truth, 0.3, in_words=True) if in_words else noisy, budget=160, num_threads=1)
         middle = numpy.mean(list(truth.values()))
         inside += [one.low < truth[one.item] - middle < one.high for one in ranking.items]
     assert 0.86 < sum(inside) / len(inside) <= 1.0
@@ -112,7 +112,7 @@ def test_every_item_stands_first_about_as_often_as_second() -> None:
 def test_the_same_seed_gives_the_same_ranking() -> None:
     truth = worths(12)
     judge = Judge(truth)
-    assert rank(truth, judge, seed=3, n_threads=4) == rank(truth, judge, seed=3, n_threads=1)
+    assert rank(truth, judge, seed=3, num_threads=4) == rank(truth, judge, seed=3, num_threads=1)
 
 
 def test_no_pair_is_asked_twice_in_one_order() -> None:
@@ -136,7 +136,7 @@ def test_a_run_that_died_goes_on_without_asking_twice(n_before: int, tmp_path: P
             return super().__call__(item_a, item_b)
 
     with pytest.raises(ConnectionError):
-        rank(truth, Dies(truth), budget=60, checkpoint=path, n_threads=1)
+        rank(truth, Dies(truth), budget=60, checkpoint=path, num_threads=1)
     with path.open("ab") as stream:
         stream.write(b'{"first": 3, "sec')
     judge = Judge(truth)
@@ -159,7 +159,7 @@ def test_answers_that_cannot_be_read_are_counted_and_say_nothing() -> None:
         return Judge(truth)(item_a, item_b)
 
     ranking = rank(truth, mumbles, budget=40)
-    assert ranking.n_unreadable > 0
+    assert ranking.n_parse_failures > 0
     assert {one.item: one.n_comparisons for one in ranking.items}["item 3"] == 0
     with pytest.raises(ft.errors.DataError, match="none of 10 comparisons could be read"):
         rank(truth, lambda item_a, item_b: dspy.Prediction(preferred="C"))

@@ -36,7 +36,7 @@ def priced(chat: ChatServer, **options: Any) -> ft.OpenAIPredictor:
 def test_the_number_is_the_median_and_the_interval_holds_the_middle(chat: ChatServer) -> None:
     prices(chat, "$10.00", "$20.00", "$30.00", "$40.00", "$1,000.00")
     found = priced(chat, n_samples=5, interval_level=0.5)(product="A lamp")
-    assert (found.price, found.interval, found.n_unreadable) == (30.0, (20.0, 40.0), 0)
+    assert (found.price, found.interval, found.n_parse_failures) == (30.0, (20.0, 40.0), 0)
     assert sorted(found.samples) == [10.0, 20.0, 30.0, 40.0, 1000.0]
     assert {body["temperature"] for body in chat.bodies} == {1.0}
     wide = priced(chat, n_samples=5, interval_level=0.9)(product="A lamp").interval
@@ -52,7 +52,7 @@ def test_a_single_answer_is_asked_for_at_temperature_0_and_has_no_interval(chat:
 def test_samples_that_are_no_number_are_counted_up_to_half(chat: ChatServer) -> None:
     prices(chat, "$10.00", "$12.00", "dear")
     found = priced(chat, n_samples=3)(product="A lamp")
-    assert (found.price, found.n_unreadable) == (11.0, 1)
+    assert (found.price, found.n_parse_failures) == (11.0, 1)
     prices(chat, "$10.00", "dear")
     with pytest.raises(ft.errors.AnswerError, match="1 of 2 samples are no number") as caught:
         priced(chat, n_samples=2)(product="A lamp")
