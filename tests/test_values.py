@@ -374,13 +374,13 @@ def test_a_bool_is_no_number() -> None:
 
 @every_label
 def test_an_ensembles_member(case: Case) -> None:
-    ensemble = Ensemble([Says(case.text, case.labels)], how="majority", output="answer")
+    ensemble = Ensemble([Says(case.text, case.labels)], voting="majority", output="answer")
     check(found_by(lambda: ensemble(x="?").answer), case.value)
 
 
 @every_number
 def test_an_ensembles_number(case: Case) -> None:
-    ensemble = Ensemble([DeclaredOutput(case)], how="median", output="answer")
+    ensemble = Ensemble([DeclaredOutput(case)], voting="median", output="answer")
     expected = case.value if case.answer == FAILURE else float(case.value)  # the median is a float
     check(found_by(lambda: ensemble(x="?").answer), expected)
 

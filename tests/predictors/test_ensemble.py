@@ -117,7 +117,8 @@ def test_a_wrong_setup_is_raised_at_once() -> None:
     with pytest.raises(ft.errors.UsageError, match='no field "other", only liked'):
         ft.Ensemble([says(True)], output="other")(title="x")
     wrong: list[dict[str, Any]] = [
-        {"weights": [1]}, {"weights": [1, 0]}, {"voting": "mean"}, {"min_members": 3}, {"output": None}, {"threshold": 2},
+        {"weights": [1]}, {"weights": [1, 0]}, {"voting": "mean"}, {"min_members": 3}, {"output": None},
+        {"threshold": 2},
     ]  # fmt: skip
     for options in wrong:
         with pytest.raises(ft.errors.UsageError):
