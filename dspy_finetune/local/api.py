@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -21,18 +22,21 @@ from fastapi import FastAPI, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
-from dspy_finetune.local import completions
+from dspy_finetune.local import completions, responses
 from dspy_finetune.local.batches import Batches, CreateBatch
 from dspy_finetune.local.completions import ChatRequest
 from dspy_finetune.local.guards import LOOPBACK_NAMES, Guard, GuardedRoute, add_error_answers
 from dspy_finetune.local.models import base_folder, base_name, check_base
+from dspy_finetune.local.responses import ResponsesRequest
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
 from dspy_finetune.local.store import Store, append_event, derived_id, new_id
+from dspy_finetune.local.uploads import CompleteUpload, CreateUpload, Uploads
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Asking = TypeVar("Asking", ChatRequest, ResponsesRequest)
 
 
 class Host:
@@ -60,8 +64,13 @@ class Host:
         self.started_at = int(time.time())
         self.names = names
         """Names that the Host header may have; None where a key is asked for instead."""
+        self.uploads = Uploads(store, functools.partial(add_upload, store))
         self.batches = Batches(
-            store, {"/v1/chat/completions": lambda body: self.complete(parse(ChatRequest, body), in_batch=True)}
+            store,
+            {
+                "/v1/chat/completions": lambda body: self.complete(_unstreamed(parse(ChatRequest, body))),
+                "/v1/responses": lambda body: self.respond(_unstreamed(parse(ResponsesRequest, body))),
+            },
         )
         self._engine: Any = None
         self._starting = threading.Lock()
@@ -116,12 +125,15 @@ class Host:
         """The engine. Its first start imports torch: in a thread, so that other requests are answered meanwhile."""
         return await asyncio.to_thread(lambda: self.engine)
 
-    async def complete(self, body: ChatRequest, *, in_batch: bool = False) -> dict[str, Any]:
+    async def complete(self, body: ChatRequest) -> dict[str, Any]:
         """The whole answer to a chat."""
-        if in_batch and body.stream:
-            raise ApiError(400, "Streaming is not supported in batches.", param="stream")
         self.check_model(body.model)
         return await completions.complete(await self.ready_engine(), body)
+
+    async def respond(self, body: ResponsesRequest) -> dict[str, Any]:
+        """The whole response."""
+        self.check_model(body.model)
+        return await responses.respond(await self.ready_engine(), body)
 
     def health(self) -> dict[str, Any]:
         """Whether all that serves in the background works, and what was set aside as damaged."""
@@ -152,6 +164,12 @@ class Host:
             self._engine.close()
 
 
+def _unstreamed(body: Asking) -> Asking:
+    if body.stream:
+        raise ApiError(400, "Streaming is not supported in batches.", param="stream")
+    return body
+
+
 def no_model(model: str, *, status: int = 404, why: str | None = None) -> ApiError:
     """OpenAI's answer to a model that does not exist."""
     message = f"The model `{model[:MAX_NAME]}` does not exist or you do not have access to it."
@@ -173,6 +191,7 @@ def create_app(host: Host) -> FastAPI:
     app.add_middleware(Guard, api_key=host.api_key, names=host.names)
     add_error_answers(app)
     _add_files(app, host)
+    _add_uploads(app, host)
     _add_jobs(app, host)
     _add_models(app, host)
     _add_chat(app, host)
@@ -262,6 +281,24 @@ def _add_batches(app: FastAPI, host: Host) -> None:
     @app.post("/v1/batches/{batch_id}/cancel")
     def cancel_batch(batch_id: str) -> dict[str, Any]:
         return host.batches.cancel(batch_id)
+
+
+def _add_uploads(app: FastAPI, host: Host) -> None:
+    @app.post("/v1/uploads")
+    def create_upload(body: CreateUpload) -> dict[str, Any]:
+        return host.uploads.create(body)
+
+    @app.post("/v1/uploads/{upload_id}/parts")
+    def add_part(upload_id: str, data: UploadFile) -> dict[str, Any]:
+        return host.uploads.add_part(upload_id, data.file)
+
+    @app.post("/v1/uploads/{upload_id}/complete")
+    def complete_upload(upload_id: str, body: CompleteUpload) -> dict[str, Any]:
+        return host.uploads.complete(upload_id, body)
+
+    @app.post("/v1/uploads/{upload_id}/cancel")
+    def cancel_upload(upload_id: str) -> dict[str, Any]:
+        return host.uploads.cancel(upload_id)
 
 
 def add_upload(
@@ -396,6 +433,14 @@ def _add_chat(app: FastAPI, host: Host) -> None:
         host.check_model(body.model)
         chunks = completions.stream(await host.ready_engine(), body)
         return StreamingResponse(await _while_wanted(request, chunks), media_type="text/event-stream")
+
+    @app.post("/v1/responses")
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        if not body.stream:
+            return JSONResponse(await _while_wanted(request, host.respond(body)))
+        host.check_model(body.model)
+        events = responses.stream(await host.ready_engine(), body)
+        return StreamingResponse(await _while_wanted(request, events), media_type="text/event-stream")
 
 
 async def _while_wanted(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
@@ -31,7 +31,7 @@ DEFAULT_MAX_TOKENS = 512
 # What a request may say
 
 
-def _only(*values: Any) -> BeforeValidator:
+def only(*values: Any) -> BeforeValidator:
     """Refuses every value but those that ask for nothing."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -43,12 +43,17 @@ def _only(*values: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _part(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "refusal"):
-        message = "content of type '{kind}' is not supported by the local host, which reads text alone"
-        raise PydanticCustomError("unsupported_part", message, {"kind": kind[:50]})
-    return value
+def text_alone(*kinds: str) -> Callable[[Any], Any]:
+    """Refuses parts of a message that are not text, by the name of what they are."""
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            message = "content of type '{kind}' is not supported by the local host, which reads text alone"
+            raise PydanticCustomError("unsupported_part", message, {"kind": kind[:50]})
+        return value
+
+    return check
 
 
 class TextPart(Body):
@@ -65,9 +70,12 @@ class RefusalPart(Body):
     refusal: str
 
 
-Parts = Annotated[list[Annotated[TextPart, BeforeValidator(_part)]], Field(min_length=1)]
+Parts = Annotated[list[Annotated[TextPart, BeforeValidator(text_alone("text", "refusal"))]], Field(min_length=1)]
 AnyParts = Annotated[
-    list[Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(_part)]], Field(min_length=1)
+    list[
+        Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(text_alone("text", "refusal"))]
+    ],
+    Field(min_length=1),
 ]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -111,8 +119,8 @@ class AssistantMessage(Body):
     refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
-    function_call: Annotated[Any, _only(None)] = None
-    audio: Annotated[Any, _only(None)] = None
+    function_call: Annotated[Any, only(None)] = None
+    audio: Annotated[Any, only(None)] = None
     annotations: list[Any] | None = None
 
     @model_validator(mode="after")
@@ -240,39 +248,40 @@ class ChatRequest(Body):
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     # What this host does not have, with the values that ask for nothing.
-    audio: Annotated[Any, _only(None)] = None
-    function_call: Annotated[Any, _only(None, "none", "auto")] = None
-    functions: Annotated[Any, _only(None, [])] = None
-    modalities: Annotated[Any, _only(None, ["text"])] = None
-    moderation: Annotated[Any, _only(None)] = None
-    prediction: Annotated[Any, _only(None)] = None
-    prompt_cache_options: Annotated[Any, _only(None, {})] = None
-    reasoning_effort: Annotated[Any, _only(None, "none", "minimal")] = None
-    store: Annotated[Any, _only(None, False)] = None
-    verbosity: Annotated[Any, _only(None, "medium")] = None
-    web_search_options: Annotated[Any, _only(None)] = None
+    audio: Annotated[Any, only(None)] = None
+    function_call: Annotated[Any, only(None, "none", "auto")] = None
+    functions: Annotated[Any, only(None, [])] = None
+    modalities: Annotated[Any, only(None, ["text"])] = None
+    moderation: Annotated[Any, only(None)] = None
+    prediction: Annotated[Any, only(None)] = None
+    prompt_cache_options: Annotated[Any, only(None, {})] = None
+    reasoning_effort: Annotated[Any, only(None, "none", "minimal")] = None
+    store: Annotated[Any, only(None, False)] = None
+    verbosity: Annotated[Any, only(None, "medium")] = None
+    web_search_options: Annotated[Any, only(None)] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise _wrong("max_tokens", "max_tokens and max_completion_tokens cannot both be set")
+            raise wrong("max_tokens", "max_tokens and max_completion_tokens cannot both be set")
         if self.top_logprobs is not None and not self.logprobs:
             message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
-            raise _wrong("top_logprobs", message)
+            raise wrong("top_logprobs", message)
         if self.stream_options is not None and not self.stream:
             message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-            raise _wrong("stream_options", message)
+            raise wrong("stream_options", message)
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise _wrong("tools", "Two tools have the same name.")
+            raise wrong("tools", "Two tools have the same name.")
         if self.tool_choice not in (None, "none") and not names:
-            raise _wrong("tool_choice", "'tool_choice' is only allowed when 'tools' are specified.")
+            raise wrong("tool_choice", "'tool_choice' is only allowed when 'tools' are specified.")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise _wrong("tool_choice", f"There is no tool '{self.tool_choice.function.name}' in 'tools'.")
+            raise wrong("tool_choice", f"There is no tool '{self.tool_choice.function.name}' in 'tools'.")
         return self
 
 
-def _wrong(param: str, message: str) -> PydanticCustomError:
+def wrong(param: str, message: str) -> PydanticCustomError:
+    """What several parameters say together and must not: raised by a model's validator."""
     return PydanticCustomError("combination", "{message}", {"message": message, "param": param})
 
 

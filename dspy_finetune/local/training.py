@@ -6,6 +6,7 @@ The settings were measured on SmolLM2-135M: few steps want a high rate and small
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -145,6 +146,16 @@ def checkpoints(folder: Path) -> tuple[tuple[int, Path], ...]:
     return tuple(sorted(found))
 
 
+def epoch_checkpoints(folder: Path) -> tuple[tuple[int, Path], ...]:
+    """Those of `checkpoints` that stand at the end of an epoch: a pause leaves others, which are no models."""
+    return tuple((step, path) for step, path in checkpoints(folder) if _epochs_done(path).is_integer())
+
+
+def _epochs_done(checkpoint: Path) -> float:
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return round(float(state["epoch"]), 6)
+
+
 def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> TrainResult:
     """Train from the newest checkpoint, if there is one, and save the adapter.
 
@@ -165,7 +176,7 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
         steps=state.global_step,
         adapter=folder,
         stopped=reporter.stopped,
-        checkpoints=checkpoints(spec.output_folder),
+        checkpoints=epoch_checkpoints(spec.output_folder),
     )
 
 

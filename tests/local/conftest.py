@@ -20,3 +20,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterato
     running = start_server(tmp_path_factory.mktemp("host") / "root", toy_model)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def roomy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer]:
+    """One server whose model has room for tools and conversations."""
+    model = build_toy_model(tmp_path_factory.mktemp("roomy") / "toy", context_tokens=2048)
+    running = start_server(tmp_path_factory.mktemp("roomy-host") / "root", model)
+    yield running
+    running.stop()

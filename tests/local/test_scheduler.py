@@ -1,0 +1,172 @@
+"""Whatever becomes of one job, the others move on; and each says truly what became of it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspy_finetune.local.scheduler import Scheduler, last_step
+from dspy_finetune.local.schemas import JobRecord
+from dspy_finetune.local.store import Store, append_event
+from dspy_finetune.local.threads import Supervised
+from tests.local.test_guards import send
+from tests.local.test_jobs import CHAT_ROWS, upload, wait
+from tests.local.test_survival import started, steps
+from tests.local.toy_server import start_server
+
+
+def test_a_file_deleted_before_its_job_begins_fails_that_job_alone(tmp_path: Path, toy_model: Path) -> None:
+    server = start_server(tmp_path / "root", toy_model, step_seconds=0.5)
+    try:
+        client = server.client()
+        running = started(server)
+        second, third = (upload(client, CHAT_ROWS) for _ in range(2))
+        queued = [client.fine_tuning.jobs.create(model="toy", training_file=one).id for one in (second, third)]
+        wait(client, queued[1], "queued")
+        client.files.delete(second)
+        client.fine_tuning.jobs.cancel(running)
+        failed = wait(client, queued[0])
+        assert (failed.status, failed.error.code, failed.error.param) == ("failed", "file_not_found", "training_file")
+        assert wait(client, queued[1], "running", "succeeded").id == queued[1]
+        assert send(server, "GET", "/healthz")[1]["status"] == "ok"
+    finally:
+        server.stop()
+
+
+def job_in(store: Store, number: int, **fields: Any) -> JobRecord:
+    given = {"status": "queued", "training_file": "file-1", "resolved": {"n_epochs": 1, "batch_size": 1}, **fields}
+    job = JobRecord(
+        id=f"ftjob-{number}", created_at=number, sequence=number, model="toy", method="sft", seed=0, **given
+    )
+    store.job_folder(job.id).mkdir()
+    store.save_job(job)
+    return job
+
+
+def test_an_error_of_any_kind_fails_its_job_and_the_next_one_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    jobs = Scheduler(store)
+    for number in range(3):
+        job_in(store, number)
+    seen = []
+
+    def launch(job: JobRecord) -> bool:
+        seen.append(job.id)
+        raise [KeyError("resolved"), RuntimeError("odd"), RecursionError("deep")][len(seen) - 1]
+
+    monkeypatch.setattr(jobs, "_launch", launch)
+    jobs.tick()
+    assert seen == ["ftjob-0", "ftjob-1", "ftjob-2"]
+    errors = [store.job(one).error for one in seen]
+    assert [one and one["code"] for one in errors] == ["server_error"] * 3
+    assert "odd" in str(errors[1])
+
+
+def test_a_full_disk_waits_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    jobs = Scheduler(store, tick_seconds=0.01)
+    jobs.thread.pause_seconds = 0.01
+    job_in(store, 1)
+    n_tries = 0
+
+    def launch(job: JobRecord) -> bool:
+        nonlocal n_tries
+        n_tries += 1
+        if n_tries < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        store.update_job(job.id, status="cancelled")
+        return True
+
+    monkeypatch.setattr(jobs, "_launch", launch)
+    jobs.start()
+    deadline = time.monotonic() + 60
+    while store.job("ftjob-1").status == "queued" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    jobs.close()
+    assert store.job("ftjob-1").status == "cancelled"
+    assert (jobs.thread.n_failures, "No space" in str(jobs.thread.last_error)) == (2, True)
+
+
+def test_a_worker_without_room_fails_its_job_as_no_space(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    jobs = Scheduler(store)
+    job = job_in(store, 1)
+    log = store.job_folder(job.id) / "worker.log"
+    log.write_text("Traceback\nOSError: [Errno 28] No space left on device: 'x'\n")
+    assert jobs._why_gone(job, 1)[0] == "no_space"
+    log.write_text("Traceback\nValueError: odd\n")
+    assert jobs._why_gone(job, 1)[0] == "server_error"
+
+
+def test_the_event_says_from_which_step_a_job_goes_on(tmp_path: Path) -> None:
+    """Step 1 where no checkpoint is whole, else the step after the newest whole one."""
+    store = Store(tmp_path)
+    jobs = Scheduler(store)
+    job = job_in(store, 1, status="running")
+    output = store.job_folder(job.id) / "work" / "output"
+    (output / "checkpoint-9").mkdir(parents=True)  # cut off: the trainer had not finished it
+    jobs._watch(job)
+    assert store.events(job.id)[-1]["message"].endswith("the job starts again from step 1")
+    (output / "checkpoint-7").mkdir()
+    (output / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    assert last_step(output) == 7
+    store.update_job(job.id, status="running", attempt=1)
+    jobs._watch(store.job(job.id))
+    assert store.events(job.id)[-1]["message"].endswith("the job goes on from step 8")
+
+
+def test_a_job_paused_at_its_first_step_publishes_the_epochs_alone(tmp_path: Path, toy_model: Path) -> None:
+    server = start_server(tmp_path / "root", toy_model, step_seconds=0.3)
+    try:
+        client = server.client()
+        job_id = started(server)
+        client.fine_tuning.jobs.pause(job_id)
+        while (
+            os.path.exists(tmp_path / "root" / "jobs" / job_id / "worker.json")
+            and not (tmp_path / "root" / "jobs" / job_id / "result.json").exists()
+        ):
+            time.sleep(0.05)
+        client.fine_tuning.jobs.resume(job_id)
+        assert wait(client, job_id).status == "succeeded"
+        assert [one.step_number for one in client.fine_tuning.jobs.checkpoints.list(job_id)] == [10, 5]
+        assert steps(client, job_id) == list(range(1, 11))
+    finally:
+        server.stop()
+
+
+def test_figures_that_are_no_numbers_are_told_as_null(tmp_path: Path) -> None:
+    """A run that diverged has a loss of NaN, which JSON has not."""
+    store = Store(tmp_path)
+    job = job_in(store, 1)
+    append_event(store.job_folder(job.id), "Step 1", kind="metrics", data={"step": 1, "train_loss": float("nan")})
+    assert store.events(job.id)[0]["data"] == {"step": 1, "train_loss": None}
+    json.dumps(store.events(job.id), allow_nan=False)
+
+
+def test_a_supervised_thread_survives_its_work_and_tells(tmp_path: Path) -> None:
+    rounds = []
+
+    def work() -> None:
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise SystemError("odd")
+
+    thread = Supervised(work, name="test", tick_seconds=0.001)
+    thread.pause_seconds = 0.001
+    assert not thread.health()["ok"]
+    thread.start()
+    deadline = time.monotonic() + 60
+    while len(rounds) < 5 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    found = thread.health()
+    thread.close()
+    assert (found["ok"], found["n_failures"], found["last_error"]) == (True, 1, "SystemError: odd")
+    assert not thread.health()["ok"]
