@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from dspy_finetune.data import iter_examples, load_examples, make_pairs, split
     from dspy_finetune.evaluation import (
         ComparisonReport,
+        advise,
         baselines,
         compare,
         learning_curve,
@@ -112,6 +113,7 @@ __all__ = [
     "PromptFormat",
     "WandB",
     "__version__",
+    "advise",
     "attach",
     "baselines",
     "bulk",
@@ -146,7 +148,7 @@ _SUBPACKAGES = {
     "bulk": "",
     "data": "iter_examples load_examples make_pairs split",
     "errors": "",
-    "evaluation": "ComparisonReport baselines compare learning_curve load_optimized metrics",
+    "evaluation": "ComparisonReport advise baselines compare learning_curve load_optimized metrics",
     "export": "CheckReport Dataset check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
     "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",

@@ -25,6 +25,7 @@ else:
 COMMANDS: tuple[str, ...] = (
     "quickstart",
     "init",
+    "advise",
     "doctor",
     "split",
     "check",

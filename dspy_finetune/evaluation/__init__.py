@@ -17,6 +17,7 @@ on one page.
 """
 
 from dspy_finetune.evaluation import baselines, metrics, statistics
+from dspy_finetune.evaluation.advise import Advice, advise
 from dspy_finetune.evaluation.baselines import BaselineOptions
 from dspy_finetune.evaluation.collect import Answer, Outcome, Program, Progress, RunOptions
 from dspy_finetune.evaluation.compare import compare
@@ -39,6 +40,7 @@ from dspy_finetune.evaluation.slices import PairwiseBias, in_both_orders, pairwi
 from dspy_finetune.evaluation.statistics import Interval
 
 __all__ = [
+    "Advice",
     "Answer",
     "BaselineOptions",
     "Comparison",
@@ -63,6 +65,7 @@ __all__ = [
     "StatisticsOptions",
     "SubgroupRow",
     "Verdict",
+    "advise",
     "baselines",
     "compare",
     "in_both_orders",

@@ -1,0 +1,468 @@
+"""Whether these labelled rows are worth a fine-tuned model, before anything is trained.
+
+In: labelled examples and, where it is known, the signature. Out: `Advice`: what the task is, how far the cheap
+baselines get by cross-validation, the learning curve's slope, label noise seen in duplicates, how many test rows a
+difference of five points needs, and a plain recommendation with the figures behind it. No model is asked.
+
+The scores are out of fold: each row is answered by baselines that were fitted on the other folds; rows that share an
+item stay in one fold. Not covered: what a tuned model reaches (only training tells), baselines that ask a model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import dspy
+
+from dspy_finetune._optional import require
+from dspy_finetune.data.columns import Columns, Task, guess_columns
+from dspy_finetune.data.items import connected_rows, row_items
+from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
+from dspy_finetune.evaluation import baselines
+from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
+from dspy_finetune.report.blocks import Bullets, Facts, Section, Table
+from dspy_finetune.report.text import as_text
+from dspy_finetune.values import is_label, label_text, read_number
+
+Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
+
+MIN_ROWS = 60
+"""Below this many independent rows every figure here is noise."""
+GOOD_ENOUGH = 0.97
+"""A cheap baseline with this accuracy leaves a tuned model nothing to win."""
+MAX_HEAD_LABELS = 64
+"""A linear head has at most this many labels."""
+
+_CONSTANT = ("majority", "median")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineEstimate:
+    """One cheap baseline, by cross-validation."""
+
+    name: str
+    """As in the table of `compare`."""
+    interval: Interval
+    """Mean over all rows, each answered out of fold: accuracy, or the absolute error of a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveStep:
+    """The best baseline, trained on a share of the rows."""
+
+    n_train: int
+    """Rows it was trained on, on average over the folds."""
+    value: float
+    """Mean over the folds, in the metric's unit."""
+    deviation: float
+    """Standard deviation over the folds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What the rows say about fine-tuning on them."""
+
+    recommendation: Recommendation
+    """The one thing to do now."""
+    reasons: tuple[str, ...]
+    """The figures behind it, a sentence each."""
+    columns: Columns
+    """Task, inputs and label."""
+    n_rows: int
+    """Rows that were looked at."""
+    n_groups: int
+    """Independent rows: those that share an item count once."""
+    metric: Literal["accuracy", "absolute error", "none"]
+    """What the scores are; none for free text."""
+    baselines: tuple[BaselineEstimate, ...]
+    """The best first."""
+    curve: tuple[CurveStep, ...]
+    """The best baseline that learns, at a quarter, half and all of the training rows."""
+    gain_per_doubling: float | None
+    """What twice the rows brought the best baseline, in the metric's unit, positive when better; None if not known."""
+    gain_error: float | None
+    """Its standard error over the folds."""
+    n_duplicates: int
+    """Groups of rows with equal inputs."""
+    n_conflicts: int
+    """Those whose labels differ."""
+    ceiling: float | None
+    """Accuracy that nothing can pass on the duplicates: the share of each group's most frequent label; None without."""
+    n_test_rows: int | None
+    """Test rows that show a difference of five points (of 5 % for a number) with a power of 0.8."""
+    seconds: float
+    """Wall time of the look."""
+
+    def __str__(self) -> str:
+        facts = [f"{name}: {value}" for name, value in self._facts().items()]
+        parts = [f"{self.recommendation.capitalize()}.", "\n".join(f"- {reason}" for reason in self.reasons)]
+        parts += [*map(as_text, self._tables()), "\n".join(facts)]
+        return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-safe."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        from dspy_finetune.report.page import fragment  # here: jinja2 belongs to the extra "report"
+
+        return fragment(self.section())
+
+    def section(self) -> Section:
+        """The blocks of a report: verdict, reasons, tables."""
+        return Section(
+            title="Advice",
+            verdict=f"{self.recommendation.capitalize()}.",
+            blocks=(Bullets(lines=self.reasons), *self._tables(), Facts(facts=self._facts())),
+        )
+
+    def _tables(self) -> list[Table]:
+        tables = []
+        if self.baselines:
+            rows = tuple((one.name, _figure(one.interval), str(one.interval.n)) for one in self.baselines)
+            tables.append(Table(head=("baseline, cross-validated", f"{self.metric} [95 %]", "n"), rows=rows))
+        if self.curve:
+            steps = tuple((f"{one.n_train:,}", f"{one.value:.3f}", f"{one.deviation:.3f}") for one in self.curve)
+            head = ("training rows", f"{self.metric}, best baseline", "deviation over folds")
+            tables.append(Table(head=head, rows=steps))
+        return tables
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "task": f"{self.columns.task}: {self.columns.why}",
+            "inputs": ", ".join(self.columns.inputs),
+            "rows": f"{self.n_rows:,}, of which {self.n_groups:,} independent",
+            "equal inputs": f"groups: {self.n_duplicates:,}; with different labels: {self.n_conflicts:,}",
+            "time": f"{self.seconds:.0f} s",
+        }
+
+
+def advise(
+    examples: Sequence[Any],
+    signature: type[dspy.Signature] | str | None = None,
+    *,
+    label: str | None = None,
+    embedder: Any = None,
+    n_folds: int = 5,
+    max_rows: int = 2000,
+    seed: int = 0,
+) -> Advice:
+    """Say whether fine-tuning on these rows is worth trying, which way, and why, in under a minute.
+
+    >>> rows = [dspy.Example(title=f"{'bees' if n % 2 else 'taxes'} {n}", liked=n % 2 == 1) for n in range(80)]
+    >>> advise(rows, "title -> liked: bool").recommendation
+    'do not fine-tune'
+
+    Args:
+        examples: Labelled rows.
+        signature: The task's; without it inputs and label are told from the rows (`label` decides where two fit).
+        label: The label's field.
+        embedder: Adds a sentence encoder with a linear model: a `dspy.Embedder`, or any function from texts to vectors.
+        n_folds: Folds of the cross-validation.
+        max_rows: More rows are sampled down to this many.
+        seed: Random seed of the folds and the sample.
+
+    Raises:
+        EmptyDatasetError: There are no rows.
+        DataError: The label cannot be told.
+        UsageError: A field is missing.
+        MissingExtraError: scikit-learn is not installed (extra `eval`).
+    """
+    began = time.monotonic()
+    rows = list(examples)
+    if not rows:
+        raise EmptyDatasetError("no rows to look at; give labelled examples")
+    if len(rows) > max_rows:
+        rows = random.Random(seed).sample(rows, max_rows)
+    columns = _columns(rows, signature, label)
+    rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows]
+    groups = _groups(rows)
+    look = _Look(rows=rows, columns=columns, groups=groups, embedder=embedder, seed=seed)
+    n_duplicates, n_conflicts, ceiling = _noise(rows, columns)
+    n_groups = max(groups) + 1
+    metric = _metric(columns.task)
+    scores: dict[str, list[float]] = {}
+    curve: tuple[CurveStep, ...] = ()
+    gain = error = None
+    if metric != "none" and n_groups >= 2 * n_folds:
+        folds = look.folds(n_folds)
+        scores = look.out_of_fold(folds)
+        learning = {name: values for name, values in scores.items() if not name.startswith(_CONSTANT)}
+        if learning:
+            best = min(learning, key=lambda name: _loss(learning[name], metric))
+            curve, gain, error = look.curve(folds, best, scores[best])
+    ranked = sorted(scores, key=lambda name: _loss(scores[name], metric))
+    estimates = tuple(BaselineEstimate(name=name, interval=_interval(scores[name], groups, metric)) for name in ranked)
+    advice = Advice(
+        recommendation="head",
+        reasons=(),
+        columns=columns,
+        n_rows=len(rows),
+        n_groups=n_groups,
+        metric=metric,
+        baselines=estimates,
+        curve=curve,
+        gain_per_doubling=gain,
+        gain_error=error,
+        n_duplicates=n_duplicates,
+        n_conflicts=n_conflicts,
+        ceiling=ceiling,
+        n_test_rows=_test_rows(scores, ranked, metric),
+        seconds=time.monotonic() - began,
+    )
+    recommendation, reasons = _recommend(advice, scores, groups)
+    return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
+
+
+def _fields(advice: Advice) -> dict[str, Any]:
+    return {name: getattr(advice, name) for name in advice.__dataclass_fields__}
+
+
+def _columns(rows: Sequence[Any], signature: type[dspy.Signature] | str | None, label: str | None) -> Columns:
+    if signature is None:
+        marked = tuple(rows[0].inputs().keys()) if getattr(rows[0], "_input_keys", None) else None
+        return guess_columns(rows, label=label, inputs=marked)
+    made = dspy.Signature(signature) if isinstance(signature, str) else signature
+    outputs = list(made.output_fields)
+    chosen = label if label is not None else outputs[0]
+    if chosen not in outputs:
+        raise UsageError(f"the signature has no output {chosen!r}; its outputs are {', '.join(outputs)}")
+    told = guess_columns(rows, label=chosen, inputs=tuple(made.input_fields))
+    annotation = made.output_fields[chosen].annotation
+    task: Task = told.task
+    if annotation is bool:
+        task = "binary"
+    elif annotation in (int, float):
+        task = "number"
+    elif set(get_args(annotation)) == {"A", "B"} and len(made.input_fields) >= 2:
+        task = "pairs"
+    elif get_args(annotation):
+        task = "labels"
+    return Columns(task=task, inputs=told.inputs, label=chosen, labels=told.labels, why="as the signature says")
+
+
+def _metric(task: Task) -> Literal["accuracy", "absolute error", "none"]:
+    return "absolute error" if task == "number" else "none" if task == "text" else "accuracy"
+
+
+def _loss(values: Sequence[float], metric: str) -> float:
+    """Lower is better, for any metric."""
+    return statistics.fmean(values) if metric == "absolute error" else -statistics.fmean(values)
+
+
+def _groups(rows: Sequence[dspy.Example]) -> list[int]:
+    """Each row's group: rows that share an item are one."""
+    group_of = [0] * len(rows)
+    for number, members in enumerate(connected_rows(row_items(rows, None, "normalized"))):
+        for row in members:
+            group_of[row] = number
+    return group_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """The rows, and how baselines are fitted on a part of them and asked about another."""
+
+    rows: list[dspy.Example]
+    columns: Columns
+    groups: list[int]
+    embedder: Any
+    seed: int
+
+    def folds(self, n_folds: int) -> list[list[int]]:
+        """Row numbers of each fold: groups stay together, labels are spread evenly."""
+        selection = require("sklearn.model_selection", "eval", "cross-validation")
+        strata = self._strata()
+        splitter = selection.StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=self.seed)
+        return [[int(row) for row in test] for _, test in splitter.split(strata, strata, self.groups)]
+
+    def _strata(self) -> list[str]:
+        values = [row[self.columns.label] for row in self.rows]
+        if self.columns.task != "number":
+            return [label_text(value) for value in values]
+        numbers = [read_number(value) for value in values]
+        cuts = statistics.quantiles(numbers, n=5)
+        return [str(sum(number > cut for cut in cuts)) for number in numbers]
+
+    def fit(self, train: Sequence[int]) -> Mapping[str, Any]:
+        """The baselines that fit the task, fitted on these rows."""
+        options = {} if self.embedder is None else {"embedder": self.embedder}
+        return baselines.usual(
+            [self.rows[row] for row in train],
+            label=self.columns.label,
+            text=self.columns.inputs,
+            task="number" if self.columns.task == "number" else "label",
+            **options,
+        )
+
+    def score(self, program: Any, row: int) -> float:
+        """1 or 0 for a label, the absolute error of a number."""
+        example = self.rows[row]
+        given = program(**example.inputs().toDict())[self.columns.label]
+        expected = example[self.columns.label]
+        if self.columns.task == "number":
+            return abs(read_number(given) - read_number(expected))
+        try:
+            return float(is_label(expected, given))
+        except AnswerError:
+            return 0.0
+
+    def out_of_fold(self, folds: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+        """Each baseline's score on every row, in the order of the rows."""
+        scores: dict[str, list[float]] = {}
+        for test in folds:
+            held_out = set(test)
+            fitted = self.fit([row for row in range(len(self.rows)) if row not in held_out])
+            for name, program in fitted.items():
+                given = scores.setdefault(name, [0.0] * len(self.rows))
+                for row in test:
+                    given[row] = self.score(program, row)
+        return scores
+
+    def curve(
+        self, folds: Sequence[Sequence[int]], best: str, whole: Sequence[float]
+    ) -> tuple[tuple[CurveStep, ...], float | None, float | None]:
+        """The best baseline at a quarter, half and all of the training rows; the last doubling's gain and its error."""
+        values: dict[float, list[float]] = {0.25: [], 0.5: [], 1.0: []}
+        counts: dict[float, list[int]] = {share: [] for share in values}
+        for test in folds:
+            held_out = set(test)
+            train = [row for row in range(len(self.rows)) if row not in held_out]
+            random.Random(self.seed).shuffle(train)
+            values[1.0].append(statistics.fmean(whole[row] for row in test))
+            counts[1.0].append(len(train))
+            for share, scores in values.items():
+                if share == 1.0:
+                    continue
+                part = train[: max(round(share * len(train)), 2)]
+                program = self.fit(part).get(best)
+                if program is None:  # a part with one label only
+                    continue
+                scores.append(statistics.fmean(self.score(program, row) for row in test))
+                counts[share].append(len(part))
+        steps = tuple(
+            CurveStep(
+                n_train=round(statistics.fmean(counts[share])),
+                value=statistics.fmean(scores),
+                deviation=statistics.stdev(scores) if len(scores) > 1 else 0.0,
+            )
+            for share, scores in values.items()
+            if scores
+        )
+        if len(values[1.0]) != len(values[0.5]) or len(values[1.0]) < 2:
+            return steps, None, None
+        sign = -1.0 if self.columns.task == "number" else 1.0
+        gains = [sign * (whole - half) for whole, half in zip(values[1.0], values[0.5], strict=True)]
+        return steps, statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+def _noise(rows: Sequence[dspy.Example], columns: Columns) -> tuple[int, int, float | None]:
+    """Groups with equal inputs, those with different labels, and the accuracy that their labels allow."""
+    labels: dict[tuple[str, ...], list[str]] = {}
+    for row, items in zip(rows, row_items(rows, list(columns.inputs), "normalized"), strict=True):
+        labels.setdefault(tuple(items), []).append(label_text(row[columns.label]))
+    repeated = [given for given in labels.values() if len(given) > 1]
+    conflicts = [given for given in repeated if len(set(given)) > 1]
+    if not repeated:
+        return 0, 0, None
+    right = sum(Counter(given).most_common(1)[0][1] for given in repeated)
+    return len(repeated), len(conflicts), right / sum(map(len, repeated))
+
+
+def _interval(values: Sequence[float], groups: Sequence[int], metric: str) -> Interval:
+    if metric == "accuracy":
+        return proportion_interval(values, groups, 0.95)
+    return clustered_mean_interval(values, groups, 0.95, bounds=(0.0, None))
+
+
+def _test_rows(scores: Mapping[str, Sequence[float]], ranked: Sequence[str], metric: str) -> int | None:
+    """Test rows for a difference of five points, with the spread of the two best baselines' differences."""
+    if len(ranked) < 2:
+        return None
+    one, other = scores[ranked[0]], scores[ranked[1]]
+    spread = statistics.pstdev([a - b for a, b in zip(one, other, strict=True)])
+    difference = 0.05 if metric == "accuracy" else 0.05 * statistics.fmean(one)
+    return items_needed(difference, spread) if spread else None
+
+
+def _figure(interval: Interval) -> str:
+    value = "-" if interval.value is None else f"{interval.value:.3f}"
+    if interval.low is None or interval.high is None:
+        return value
+    return f"{value} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _recommend(
+    advice: Advice, scores: Mapping[str, Sequence[float]], groups: Sequence[int]
+) -> tuple[Recommendation, tuple[str, ...]]:
+    task = advice.columns.task
+    if task == "text":
+        if advice.n_groups < MIN_ROWS:
+            return "more labels first", (f"{advice.n_groups} independent rows; free text wants {MIN_ROWS} at least.",)
+        return "LoRA", (
+            f"{advice.n_groups:,} answers in free text: only a model that writes can give them, so LoRA.",
+            "Compare it with a few-shot program: for free text that is the baseline to beat.",
+        )
+    if not advice.baselines or advice.n_groups < MIN_ROWS:
+        return "more labels first", (
+            f"{advice.n_groups} independent rows: with fewer than {MIN_ROWS} no figure here can be told from chance.",
+        )
+    best = advice.baselines[0]
+    constant = next((name for name in scores if name.startswith(_CONSTANT)), None)
+    is_better, reasons = True, []
+    if constant is not None and best.name != constant:
+        sign = -1.0 if advice.metric == "absolute error" else 1.0
+        gains = [sign * (a - b) for a, b in zip(scores[best.name], scores[constant], strict=True)]
+        gain = clustered_mean_interval(gains, groups, 0.95)
+        is_better = gain.low is not None and gain.low > 0
+        reasons.append(f"{best.name} is {_figure(gain)} better than always the {constant.split()[0]}.")
+    elif constant is not None:
+        is_better = False
+        reasons.append(f"No cheap baseline beats always the {constant.split()[0]}.")
+    rising = advice.gain_per_doubling is not None and advice.gain_error is not None
+    if rising:
+        assert advice.gain_per_doubling is not None
+        assert advice.gain_error is not None
+        reasons.append(
+            f"Twice the rows brought {advice.gain_per_doubling:+.3f} (standard error {advice.gain_error:.3f})."
+        )
+        rising = advice.gain_per_doubling > 2 * advice.gain_error
+    if advice.ceiling is not None and advice.n_conflicts:
+        reasons.append(
+            f"{advice.n_conflicts} of {advice.n_duplicates} groups with equal inputs have different labels: nothing "
+            f"passes {advice.ceiling:.3f} there."
+        )
+    if advice.n_test_rows is not None:
+        reasons.append(f"A difference of five points takes about {advice.n_test_rows:,} test rows to show.")
+    found: Recommendation
+    if not is_better:
+        found = "more labels first"
+        reasons.append(
+            "Nothing in the text is seen to tell the label yet: label more rows, or give the model other inputs."
+        )
+    elif advice.metric == "accuracy" and (best.interval.low or 0.0) >= GOOD_ENOUGH - 0.02 and _is_enough(best):
+        found = "do not fine-tune"
+        reasons.append(f"{best.name} is right in {best.interval.value:.1%}: use it, a tuned model has nothing to win.")
+    elif len(advice.columns.labels) > MAX_HEAD_LABELS:
+        found = "LoRA"
+        reasons.append(f"{len(advice.columns.labels)} labels are more than a linear head takes ({MAX_HEAD_LABELS}).")
+    else:
+        found = "head"
+        reasons.append(
+            "A linear head on a frozen model is the best first try at this size: minutes, no overfitting by epochs. "
+            "With recipe auto the local host tries it, and LoRA where that wins on held-out rows."
+        )
+        if rising:
+            reasons.append("The curve still rises: more labels will help whatever is trained.")
+    return found, tuple(reasons)
+
+
+def _is_enough(best: BaselineEstimate) -> bool:
+    return best.interval.value is not None and best.interval.value >= GOOD_ENOUGH

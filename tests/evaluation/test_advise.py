@@ -1,0 +1,109 @@
+"""Advice is what the rows say: each recommendation on rows made for it, and scores that are out of fold."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import dspy
+import pytest
+
+from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.evaluation import advise
+
+WORDS = [f"word{n}" for n in range(60)]
+
+
+def titles(n: int, *, signal: float, seed: int = 0) -> list[dspy.Example]:
+    """Titles whose label is told by one word as often as `signal` says, the rest at random."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(n):
+        label = draw.random() < 0.5
+        told = label if draw.random() < signal else not label
+        text = " ".join([*draw.sample(WORDS, 6), "bees" if told else "taxes", f"n{number}"])
+        rows.append(dspy.Example(title=text, liked=label).with_inputs("title"))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("signal", "n", "recommendation"),
+    [
+        (1.0, 200, "do not fine-tune"),  # TF-IDF is right everywhere
+        (0.8, 300, "head"),  # something is there, and something left to win
+        (0.5, 200, "more labels first"),  # nothing tells the label
+        (1.0, 40, "more labels first"),  # too few rows to tell anything
+    ],
+)
+def test_each_recommendation_on_rows_made_for_it(signal: float, n: int, recommendation: str) -> None:
+    assert advise(titles(n, signal=signal), "title -> liked: bool").recommendation == recommendation
+
+
+def test_scores_are_out_of_fold_and_near_what_the_words_allow() -> None:
+    advice = advise(titles(400, signal=0.8), "title -> liked: bool")
+    best = advice.baselines[0]
+    assert best.name.startswith("TF-IDF")
+    # In-sample TF-IDF would be right nearly everywhere; 0.8 is all that the one word tells.
+    assert best.interval.value == pytest.approx(0.8, abs=0.07)
+    assert best.interval.n == advice.n_rows == 400
+    assert [step.n_train for step in advice.curve] == [80, 160, 320]
+
+
+def test_rows_that_share_an_item_stay_in_one_fold() -> None:
+    """Every title stands there twice with random labels: were a twin in training, looking it up would seem to work."""
+    draw = random.Random(1)
+    once = [(" ".join(draw.sample(WORDS, 6)) + f" n{n}", draw.random() < 0.5) for n in range(100)]
+    rows = [dspy.Example(title=text, liked=label).with_inputs("title") for text, label in once * 2]
+    advice = advise(rows, "title -> liked: bool")
+    assert advice.n_groups == 100
+    assert (advice.n_duplicates, advice.n_conflicts, advice.ceiling) == (100, 0, 1.0)
+    assert advice.recommendation == "more labels first"
+
+
+def test_contradictions_in_duplicates_bound_what_can_be_reached() -> None:
+    rows = titles(100, signal=0.9)
+    twice = [dspy.Example(title=row.title, liked=not row.liked).with_inputs("title") for row in rows[:10]]
+    advice = advise([*rows, *twice], "title -> liked: bool")
+    assert (advice.n_duplicates, advice.n_conflicts, advice.ceiling) == (10, 10, 0.5)
+    assert any("10 of 10 groups" in reason for reason in advice.reasons)
+
+
+def test_numbers_are_measured_by_their_absolute_error() -> None:
+    draw = random.Random(2)
+    rows = [
+        dspy.Example(title=f"{size} box {draw.choice(WORDS)}", price=value * draw.uniform(0.8, 1.2)).with_inputs(
+            "title"
+        )
+        for size, value in draw.choices([("large", 90.0), ("small", 10.0)], k=200)
+    ]
+    advice = advise(rows, "title -> price: float")
+    assert advice.metric == "absolute error"
+    by_name = {one.name: one.interval.value or 0.0 for one in advice.baselines}
+    assert by_name["TF-IDF + ridge"] < 0.75 * by_name["median"]
+    assert advice.recommendation == "head"
+
+
+def test_free_text_asks_for_lora_and_pairs_are_seen() -> None:
+    answers = [dspy.Example(question=f"Why {w} and {n}?", answer=f"Since {n} {w}") for n, w in enumerate(WORDS * 2)]
+    assert advise(answers, "question -> answer").recommendation == "LoRA"
+    pairs = [
+        dspy.Example(title_a=a.title, title_b=b.title, preferred="A" if a.liked else "B")
+        for a, b in zip(titles(120, signal=1.0), titles(120, signal=1.0, seed=9), strict=True)
+        if a.liked != b.liked
+    ]
+    assert advise(pairs).columns.task == "pairs"
+
+
+def test_what_cannot_be_looked_at_is_one_error() -> None:
+    with pytest.raises(EmptyDatasetError, match="no rows"):
+        advise([])
+    with pytest.raises(UsageError, match="no output 'likes'"):
+        advise(titles(20, signal=1.0), "title -> liked: bool", label="likes")
+
+
+def test_the_figures_are_json_and_text_says_the_same() -> None:
+    advice = advise(titles(200, signal=0.8), "title -> liked: bool")
+    facts = json.loads(json.dumps(advice.to_dict()))
+    assert facts["recommendation"] == advice.recommendation
+    assert f"{advice.baselines[0].interval.value:.3f}" in str(advice)
+    assert advice.reasons[0] in str(advice)
