@@ -60,7 +60,7 @@ def project() -> Iterator[AnsweringOpenAI]:
         }  # fmt: skip
         with mock.patch.dict(os.environ, environment), mock.patch.dict(KINDS, {"openai": fast}):
             for name, n in (("rows", 12), ("more", 24)):
-                rows = [{"title": f"{name} {i}", "is_favorite": i % 2 == 0} for i in range(n)]
+                rows = [{"title": f"{name} \N{HONEYBEE} {i}", "is_favorite": i % 2 == 0} for i in range(n)]
                 Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             write_sft(Path("train.jsonl"))
             predictor = ft.OpenAIPredictor(ft.prompts.binary(), f"ft:{BASE}:o::1", host=ft.Host.openai())

@@ -1,16 +1,22 @@
 """The command line: one file per command, one place where errors become lines and exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `compare` adds 3 and 4. Results go to stdout, talk and
-progress to stderr.
+progress to stderr. A character that a stream's encoding lacks (Windows writes cp1252 to a file, which has no emoji) is
+written as its escape, so that `--json` stays the same JSON.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 INTERRUPTED = 130
+_DRAWN = {**dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)), "━": "=", "─": "-", "✓": "+"}
+"""What progress is drawn with, and what stands for it where the encoding lacks it."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,6 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     # DSPy looks a price list up on the network at its first call, and waits five seconds where there is none; the one
     # in its package serves the command line.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    _take_any_text(sys.stdout, "dspy-finetune-escaped", _escaped)
+    _take_any_text(
+        sys.stderr, "dspy-finetune-drawn", lambda text: "".join(_DRAWN.get(one) or _escaped(one) for one in text)
+    )
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("DSPY_FINETUNE_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -33,6 +43,29 @@ def main(argv: list[str] | None = None) -> None:
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     sys.exit(code)
+
+
+def _take_any_text(stream: TextIO, name: str, replacement: Callable[[str], str]) -> None:
+    """Let a stream write what its encoding cannot, by a replacement of ASCII."""
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return replacement(error.object[error.start : error.end]), error.end
+
+    codecs.register_error(name, replace)
+    if hasattr(stream, "reconfigure"):  # a stream that was put in the place of the real one may lack it
+        stream.reconfigure(errors=name)
+
+
+def _escaped(text: str) -> str:
+    """JSON's escapes: the characters stand in strings where the text is JSON.
+
+    >>> print(_escaped("\N{HONEYBEE}"))
+    \\ud83d\\udc1d
+    """
+    units = text.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
