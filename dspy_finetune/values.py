@@ -986,6 +986,28 @@ def decimals_needed(number: Any) -> int:
     return max(-int(exact.normalize().as_tuple().exponent), 0)
 
 
+_DECIMALS = re.compile(r"\bdecimals=(\d+)")
+
+
+def with_column_decimals(errors: Sequence[RowError]) -> list[RowError]:
+    """The errors; where numbers would be rounded, each names the decimals that hold all of its column's."""
+    needed: dict[str | None, int] = {}
+    for error in errors:
+        if match := _DECIMALS.search(error.remedy or ""):
+            needed[error.field] = max(needed.get(error.field, 0), int(match[1]))
+    found = []
+    for error in errors:
+        if _DECIMALS.search(error.remedy or ""):
+            remedy = _DECIMALS.sub(f"decimals={needed[error.field]}", error.remedy or "")
+            given, error = (
+                error,
+                RowError(error.problem, path=error.path, line=error.line, field=error.field, remedy=remedy),
+            )
+            error.value = given.value
+        found.append(error)
+    return found
+
+
 def _shortest(number: Any) -> str:
     """The shortest text that gives the same number back, without an exponent where digits will do."""
     if isinstance(number, Decimal):

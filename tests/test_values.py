@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from dspy.utils import DummyLM
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import AnswerError, DataError, RowError, RowsError
 from dspy_finetune.evaluation import baselines, metrics
+from dspy_finetune.export import export_sft, preferences_from_mistakes
 from dspy_finetune.predictors import Cascade, Ensemble, rank
 from dspy_finetune.predictors.calibrate import _label_of
-from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat
+from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat, number
 from dspy_finetune.values import match_label, read_number, same_label
 from tests.evaluation.comparing import compare_programs
 
@@ -102,8 +104,8 @@ def cases() -> list[Case]:
         if heading.startswith(("Values", "Writing")):
             continue
         for texts, answers, cell in rows_of(section):
-            for number, text in enumerate(codes(texts)):
-                answer = answers.split("; ")[number] if "; " in answers else answers
+            for place, text in enumerate(codes(texts)):
+                answer = answers.split("; ")[place] if "; " in answers else answers
                 found.append(Case(heading, text, answer, cell))
     return found
 
@@ -429,3 +431,34 @@ def test_the_labels_that_calibration_reads(case: Case) -> None:
     assert labels is not None
     found = _label_of(case.text, labels)
     check(case.text if case.answer == FAILURE else case.value, found)
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_a_mistake_is_another_label_and_not_another_spelling(case: Case) -> None:
+    prompt = prompt_of(case)
+    rows = rows_for(case)[: len(case.labels) or 2]
+    found = preferences_from_mistakes(rows, [{"answer": case.text}] * len(rows), prompt)
+    if case.answer == FAILURE:
+        assert found.skipped == {"answer could not be read": len(rows)}
+        return
+    assert len(found) == sum(row.answer != case.value for row in rows)
+    for preference in found:
+        assert isinstance(preference.rejected, dict)
+        assert preference.rejected["answer"] == case.value
+
+
+def test_small_prices_are_not_trained_as_nothing(tmp_path: Path) -> None:
+    """0.0012 was trained as $0.00; now every row that its decimals would change is told, with what holds them all."""
+    prices = [12.99, 0.0012, 5.5, 0.00035, 0.1 + 0.2, float(numpy.float32(19.99))]
+    rows = [dspy.Example(product=f"item {n}", price=price).with_inputs("product") for n, price in enumerate(prices)]
+    with pytest.raises(RowsError) as caught:
+        export_sft(rows, number(), tmp_path / "prices.jsonl")
+    assert [(error.line, "decimals=5" in str(error.remedy)) for error in caught.value.errors] == [(2, True), (4, True)]
+    assert not (tmp_path / "prices.jsonl").exists()
+    prompt = number(decimals=5)
+    lines = export_sft(rows, prompt, tmp_path / "prices.jsonl").path.read_text(encoding="utf-8").splitlines()
+    trained = [prompt.parse(json.loads(line)["messages"][-1]["content"])["price"] for line in lines]
+    assert trained == pytest.approx(prices, rel=1e-6)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.values import FALSE_WORDS, TRUE_WORDS
 
 Task = Literal["binary", "labels", "pairs", "number", "text"]
 
@@ -121,7 +122,7 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     known = [value for value in values if value is not None]
     distinct = _distinct(known)
     texts = {str(value).strip().casefold() for value in distinct}
-    if texts and texts <= {"true", "false", "yes", "no", "y", "n", "t", "f", "0", "1", "0.0", "1.0"}:
+    if texts and texts <= {*TRUE_WORDS, *FALSE_WORDS}:
         return "binary", distinct
     n_seldom = sum(1 for value in distinct if known.count(value) < 2) if len(distinct) <= MAX_LABELS else len(distinct)
     if distinct and len(distinct) <= MAX_LABELS and not n_seldom and not all(_is_number(value) for value in distinct):

@@ -6,6 +6,7 @@ Not covered: preferences from a program's scored traces (traces.py).
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import logging
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_finetune.errors import DataError, FinetuneError, RowError, RowsError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, FinetuneError, RowError, RowsError, UsageError
 from dspy_finetune.export.rows import row_error
 
 if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.codecs import Codec
 
 Origin = Literal["label", "pair", "correction", "mistake", "trace"]
 Answer = Mapping[str, Any] | str
@@ -113,7 +115,7 @@ def preferences_from_mistakes(
         prompt: Says which output is the label; without one any output that differs is a mistake.
 
     Returns:
-        One preference for each wrong answer; `.skipped` counts right and missing ones.
+        One preference for each wrong answer; `.skipped` counts right and missing ones, and those that cannot be read.
 
     Raises:
         RowsError: Examples or predictions lack the outputs to compare; all of them are listed.
@@ -134,14 +136,25 @@ def preferences_from_mistakes(
         for name in compared:
             _needed(right, name)
             _needed(given, name)
-        if all(right[name] == given[name] for name in compared):
+        try:
+            read = {name: prompt.codec(name).read(given[name], name=name) for name in compared}
+        except AnswerError:  # it shows no other answer that could be the rejected one
+            return "answer could not be read"
+        if all(_is_same(prompt.codec(name), right[name], read[name]) for name in compared):
             return "answer was right"
+        given |= read
         return Preference(inputs=values, chosen=right, rejected={**right, **given}, origin="mistake")
 
     found = _collect(examples, make)
     if next(answers, _NOTHING) is not _NOTHING:
         raise UsageError("more predictions than examples; give one for each")
     return found
+
+
+def _is_same(codec: Codec, right: Any, read: Any) -> bool:
+    with contextlib.suppress(AnswerError):
+        right = codec.read(right)
+    return bool(type(right) is type(read) and right == read) if codec.labels is not None else bool(right == read)
 
 
 _NOTHING = object()

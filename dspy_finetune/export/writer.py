@@ -28,6 +28,7 @@ from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, forget_manifest,
 from dspy_finetune.export.preferences import Preferences
 from dspy_finetune.export.rows import encode_row
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
+from dspy_finetune.values import with_column_decimals
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -255,7 +256,7 @@ def write_dataset(
         sink.close()
         n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
-            raise RowsError(skipped.errors)
+            raise RowsError(with_column_decimals(skipped.errors))
         if not sink.n_lines:
             raise EmptyDatasetError(_nothing(progress.n_rows_in, skipped, target))
         # Between the two renames a reader must not meet the new file beside the old manifest.
