@@ -178,7 +178,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def _ask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
         messages, options = self.prompt.messages(inputs), _rollout(rollout)
-        with _short_answers():
+        with self._asking():
             try:
                 return read_response(self.lm(self._request(messages, temperature), **options))
             except Exception as error:  # whatever it is, it is raised unless it is about one option
@@ -188,13 +188,25 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     async def _aask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
         messages, options = self.prompt.messages(inputs), _rollout(rollout)
-        with _short_answers():
+        with self._asking():
             try:
                 return read_response(await self.lm.acall(self._request(messages, temperature), **options))
             except Exception as error:  # as above
                 if not self._lower_top_logprobs(error):
                     raise
             return read_response(await self.lm.acall(self._request(messages, temperature), **options))
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        token = _asking.set(True)
+        try:
+            if dspy.settings.send_stream is None:
+                yield
+            else:
+                with dspy.context(caller_predict=self):  # whose tokens they are, for a listener
+                    yield
+        finally:
+            _asking.reset(token)
 
     def _lower_top_logprobs(self, error: BaseException) -> bool:
         """Whether a refusal is about the number of alternatives, and a lower one is asked for from now on."""
@@ -465,15 +477,6 @@ class _DropTruncationWarning(logging.Filter):
 
 
 logging.getLogger("dspy.clients.lm").addFilter(_DropTruncationWarning())
-
-
-@contextlib.contextmanager
-def _short_answers() -> Iterator[None]:
-    token = _asking.set(True)
-    try:
-        yield
-    finally:
-        _asking.reset(token)
 
 
 # ---- Settings of a module that DSPy saves: weights, thresholds, fitted coefficients. DSPy saves a program's parameters

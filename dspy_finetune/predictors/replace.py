@@ -11,10 +11,11 @@ import re
 from typing import Any
 
 import dspy
+from dspy.utils import magicattr
 
 from dspy_finetune.errors import UsageError
 
-_STEP = re.compile(r"""\.?(?P<name>[A-Za-z_]\w*)|\[(?P<number>\d+)\]|\[(?P<quote>['"]?)(?P<key>[^\]]*?)(?P=quote)\]""")
+_BARE_KEY = re.compile(r"\[([^\]\d'\"][^\]]*)\]")
 
 
 def replace(program: dspy.Module, name: str, tuned: Any) -> Any:
@@ -43,26 +44,18 @@ def replace(program: dspy.Module, name: str, tuned: Any) -> Any:
         UsageError: There is no such module (the names that there are are listed), or the fields do not match.
     """
     names = module_names(program)
-    holder: Any = program
-    steps = _steps(name)
-    if not steps:
-        raise _unknown(program, name, names)
+    path = _BARE_KEY.sub(r"['\1']", name.removeprefix("self."))
     try:
-        for step in steps[:-1]:
-            holder = _get(holder, step)
-        there = _get(holder, steps[-1])
-    except (AttributeError, LookupError, TypeError) as error:
+        holder, last, is_item = magicattr.lookup(program, path)
+        there = holder[last] if is_item else getattr(holder, last)
+    except (AttributeError, LookupError, SyntaxError, TypeError, ValueError, NotImplementedError) as error:
         raise _unknown(program, name, names) from error
     if not isinstance(there, dspy.Module):
         raise _unknown(program, name, names)
     _check_fields(name, there, tuned)
-    last = steps[-1]
     if isinstance(holder, tuple):
         raise UsageError(f'"{name}" stands in a tuple, which cannot be changed; use a list in the program')
-    if isinstance(holder, (list, dict)):
-        holder[last] = tuned  # type: ignore[index]  # _get has found something under this very key
-    else:
-        setattr(holder, str(last), tuned)
+    magicattr.set(program, path, tuned)
     return there
 
 
@@ -81,7 +74,15 @@ def module_names(program: dspy.Module) -> list[str]:
 
 
 def fields_of(module: Any) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The names of a module's input and output fields; None where it does not tell."""
+    """The names of a module's input and output fields; None where it does not tell.
+
+    Of a `dspy.ChainOfThought`, those of its signature: the reasoning is its own affair.
+    """
+    if isinstance(module, dspy.ChainOfThought):
+        inner = fields_of(module.predict)
+        return None if inner is None else (inner[0], inner[1] - {"reasoning"})
+    if isinstance(module, (dspy.BestOfN, dspy.Refine)):
+        return fields_of(module.module)
     prompt: Any = getattr(module, "prompt", None)
     signature = prompt.signature if hasattr(prompt, "signature") else getattr(module, "signature", None)
     if signature is None or not hasattr(signature, "input_fields"):
@@ -107,23 +108,3 @@ def _unknown(program: Any, name: str, names: list[str]) -> UsageError:
     return UsageError(
         f'{type(program).__name__} has no module "{name}" to replace; it has: {", ".join(names) or "none"}'
     )
-
-
-def _steps(name: str) -> list[str | int]:
-    steps: list[str | int] = []
-    place = 5 if name.startswith("self.") else 0
-    while place < len(name):
-        found = _STEP.match(name, place)
-        if found is None:
-            return []
-        if found["number"] is not None:
-            steps.append(int(found["number"]))
-        else:
-            steps.append(found["name"] or found["key"])
-        place = found.end()
-    return steps
-
-
-def _get(holder: Any, step: Any) -> Any:
-    # A dictionary may have whole numbers as keys.
-    return holder[step] if isinstance(holder, (list, tuple, dict)) else getattr(holder, str(step))

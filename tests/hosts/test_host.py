@@ -10,6 +10,7 @@ import pytest
 
 from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.failures import redact
 from tests.fake_openai import FakeOpenAI
 
 SECRET = "sk-planted-4f8c2e71d9"
@@ -158,3 +159,33 @@ def test_an_unknown_model_is_gone(fake: FakeOpenAI) -> None:
 def test_an_id_goes_to_dspy_with_its_provider_once() -> None:
     assert Host.openai().dspy_name("ft:gpt-4.1:o::x") == "openai/ft:gpt-4.1:o::x"
     assert Host.openai().dspy_name("openai/gpt-4.1") == "openai/gpt-4.1"
+
+
+@pytest.mark.parametrize("key", ["sk-plain\n", "  sk-plain", "sk-plain \t\r\n"])
+def test_white_space_around_a_key_is_no_part_of_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert Host.openai().api_key() == Host.openai(key).api_key() == "sk-plain"
+    monkeypatch.setenv("OPENAI_API_KEY", " \n")
+    with pytest.raises(HostError, match="set OPENAI_API_KEY"):
+        Host.openai().api_key()
+
+
+@pytest.mark.parametrize("odd", ["\u200b", "\ufeff", "\n", "é"])
+def test_what_no_key_holds_names_the_variable_and_not_the_key(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"sk-{odd}plain")
+    with pytest.raises(HostError, match=rf"OPENAI_API_KEY holds .* \(U\+{ord(odd):04X}, character 4 of 9\)") as caught:
+        Host.openai().lm("m")("hello")
+    assert caught.value.code == "invalid_api_key"
+    assert "plain" not in str(caught.value)
+    with pytest.raises(HostError, match="the given api_key holds"):
+        Host.openai(f"sk-{odd}plain").client()
+
+
+@pytest.mark.parametrize("key", ["k", "ab", "abc", "local-key", "a.b"])
+def test_keys_of_any_length_are_taken_out(key: str) -> None:
+    """A short one where it stands alone: a message of other words stays readable."""
+    text = f"Incorrect key provided: {key}. Ask: walk about, abc-like words"
+    found = redact(text, [key, ""])
+    assert f": {key}." not in found
+    assert found.startswith("Incorrect key provided: ***.")
+    assert "walk about" in found

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dspy_finetune.hosts import Host
+from tests.fake_openai import FakeOpenAI
 
 Token = tuple[str, dict[str, float]]
 """A token of the answer, and the probabilities of the tokens listed at its place."""
@@ -108,3 +109,10 @@ def chat() -> Iterator[ChatServer]:
     http_server.shutdown()
     http_server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
+    yield server
+    server.close()

@@ -13,6 +13,8 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune import bulk
+from dspy_finetune.export.cost import inference_cost
+from tests.fake_openai import FakeOpenAI
 
 from .conftest import ChatServer
 
@@ -179,3 +181,43 @@ def test_a_signature_is_enough(chat: ChatServer) -> None:
     assert ft.OpenAIPredictor("why -> answer", "tuned", host=chat.host, cache=False)(why="x").answer == "Because."
     with pytest.raises(ft.errors.UsageError, match=r"a dspy\.Signature, found int"):
         ft.OpenAIPredictor(7, "tuned", host=chat.host)  # type: ignore[arg-type]  # which is the test
+
+
+def test_fewer_alternatives_are_asked_for_where_the_host_refuses(fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Once, by the number that its own error names; a second refusal is the caller's."""
+    host = ft.Host.compatible(fake.url, "k")
+    problem = {"error": {"message": "Invalid 'top_logprobs': must be at most 8.", "type": "invalid_request_error"}}
+    fake.fail("POST /chat/completions", status=400, body=problem)
+    predictor = ft.OpenAIPredictor(BINARY, "tuned", host=host, cache=False)
+    assert predictor(title="x").is_favorite is True
+    assert [body["top_logprobs"] for _, body in fake.requests] == [20, 8]
+    assert asyncio.run(predictor.acall(title="y")).is_favorite is True
+    assert fake.requests[-1][1]["top_logprobs"] == 8
+    predictor.save(tmp_path / "capped.json")
+    assert ft.load_predictor(tmp_path / "capped.json").top_logprobs == 8
+    ft.OpenAIPredictor(BINARY, "tuned", host=host, cache=False, top_logprobs=5)(title="x")
+    assert fake.requests[-1][1]["top_logprobs"] == 5
+    fake.fail("POST /chat/completions", status=400, body={"error": {"message": "temperature must be 1"}})
+    with pytest.raises(Exception, match="temperature"):
+        predictor(title="z")
+    for wrong in (0, 21, True, "5"):
+        with pytest.raises(ft.errors.UsageError, match="top_logprobs must be a whole number from 1 to 20"):
+            ft.OpenAIPredictor(BINARY, "tuned", host=host, top_logprobs=wrong)  # type: ignore[arg-type]  # the test
+
+
+def test_the_history_tells_the_cost_of_a_tuned_model(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the catalog; None where nobody knows a price."""
+    monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+    model = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
+    predictor = ft.OpenAIPredictor(BINARY, model, host=ft.Host.openai("k"), cache=False)
+    predictor(title="x")
+    entry = predictor.lm.history[-1]
+    usage = entry["usage"]
+    expected = inference_cost(
+        model, n_requests=1, n_input_tokens=usage["prompt_tokens"], n_output_tokens=usage["completion_tokens"]
+    )
+    assert entry["cost"] == pytest.approx(expected.cost_usd)
+    assert entry["cost"] > 0
+    unknown = ft.OpenAIPredictor(BINARY, "tuned", host=ft.Host.compatible(fake.url, "k"), cache=False)
+    unknown(title="x")
+    assert unknown.lm.history[-1]["cost"] is None

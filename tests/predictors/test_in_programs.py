@@ -126,3 +126,81 @@ def test_the_whole_program_is_saved_as_a_folder_and_loaded(chat: ChatServer, tmp
     loaded = dspy.load(tmp_path / "folder", allow_pickle=True)
     assert dict(loaded(title="x").items()) == dict(cascade(title="x").items())
     assert b"test-key" not in b"".join(path.read_bytes() for path in (tmp_path / "folder").iterdir())
+
+
+class Note(dspy.Module):
+    """A tuned text part, and a plain one."""
+
+    def __init__(self, chat: ChatServer) -> None:
+        super().__init__()
+        self.note = ft.OpenAIPredictor("title -> note", "tuned", host=chat.host, cache=False)
+        self.judge = dspy.Predict("note -> liked: bool")
+
+    def forward(self, title: str) -> dspy.Prediction:
+        return self.note(title=title)
+
+
+class Tuned(dspy.Module):
+    """A program of tuned parts alone, with two models."""
+
+    def __init__(self, chat: ChatServer) -> None:
+        super().__init__()
+        self.one = ft.OpenAIPredictor("title -> note", "one", host=chat.host, cache=False)
+        self.two = ft.OpenAIPredictor(ft.prompts.binary(), "two", host=chat.host, cache=False)
+
+    def forward(self, title: str) -> dspy.Prediction:
+        return self.one(title=title)
+
+
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+@pytest.mark.parametrize("program", [Note, Tuned])
+def test_resampling_works_around_tuned_parts(kind: Any, program: Any, chat: ChatServer) -> None:
+    """A tuned part is not part of the question which model a program samples from."""
+    chat.answer = lambda body: [("Because.", {})]
+    with dspy.context(lm=dspy.LM("openai/other", api_base=chat.url, api_key="k", cache=False)):
+        best = kind(program(chat), N=2, reward_fn=lambda inputs, found: 1.0, threshold=1.0)
+        assert best(title="x").note == "Because."
+    assert kind(Tuned(chat), N=2, reward_fn=lambda inputs, found: 1.0, threshold=1.0)(title="x").note == "Because."
+
+
+def test_models_of_plain_parts_are_counted_as_before(chat: ChatServer) -> None:
+    program, one, two = Note(chat), dspy.LM("openai/one", api_key="k"), dspy.LM("openai/two", api_key="k")
+    assert program.get_lm() is None or dspy.settings.lm is not None
+    program.judge.lm = one
+    assert program.get_lm() is one
+    program.more = dspy.Predict("note -> liked: bool")
+    program.more.lm = two
+    with pytest.raises(ValueError, match="Multiple LMs"):
+        program.get_lm()
+
+
+def test_a_tuned_field_streams_to_a_listener(chat: ChatServer) -> None:
+    """As the model writes it, with the last token named so; found by its field, or given."""
+    chat.answer = lambda body: [("Bees ", {"Bees ": 1.0}), ("count ", {"count ": 1.0}), ("well.", {"well.": 1.0})]
+
+    async def heard(program: Any, field: str = "note", **given: Any) -> list[Any]:
+        listener = dspy.streaming.StreamListener(field, **given)
+        streamed = dspy.streamify(program, stream_listeners=[listener])
+        return [item async for item in streamed(title="x")]
+
+    program = Note(chat)
+    ways: list[dict[str, Any]] = [{}, {"predict": program.note, "predict_name": "note"}]
+    for given in ways:
+        items = asyncio.run(heard(program, **given))
+        assert "".join(item.chunk for item in items[:-1]) == "Bees count well."
+        assert (items[-2].is_last_chunk, items[-2].predict_name, items[-2].signature_field_name) == (
+            True,
+            "note",
+            "note",
+        )
+        assert items[-1].note == "Bees count well."
+    chat.answer = lambda body: [("tr", {"tr": 0.9, "false": 0.1}), ("ue", {"ue": 1.0})]
+    judge = ft.OpenAIPredictor(ft.prompts.binary(), "m", host=chat.host, cache=False)
+    *chunks, last = asyncio.run(heard(judge, "is_favorite"))
+    assert [(item.chunk, item.is_last_chunk) for item in chunks] == [("tr", False), ("ue", True)]
+    assert (last.is_favorite, last.probability) == (True, pytest.approx(0.9))
+    with pytest.raises(ft.errors.UsageError, match="streams its whole answer"):
+        dspy.streamify(
+            ft.DPOPredictor(ft.prompts.explained_pairwise(), "m", host=chat.host),
+            stream_listeners=[dspy.streaming.StreamListener("explanation")],
+        )

@@ -104,3 +104,12 @@ def test_fields_that_do_not_match_are_refused(tuned: ft.OpenAIPredictor) -> None
     with pytest.raises(ft.errors.UsageError, match="callable"):
         ft.replace(program, "judge", "ft:m")
     assert isinstance(program.judge, dspy.Predict)
+
+
+def test_the_fields_of_a_whole_chain_of_thought_are_checked(tuned: ft.OpenAIPredictor, chat: ChatServer) -> None:
+    """Its reasoning is its own affair: what it gives besides must be given."""
+    program = Program()
+    wrong = ft.OpenAIPredictor("question -> answer", "m", host=chat.host)
+    with pytest.raises(ft.errors.UsageError, match=r"title -> is_favorite, the replacement has question -> answer"):
+        ft.replace(program, "thought", wrong)
+    assert isinstance(ft.replace(program, "thought", tuned), dspy.ChainOfThought)
