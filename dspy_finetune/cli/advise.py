@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dspy_finetune._files import write_json
 from dspy_finetune.cli.app import print_json
 
 
@@ -24,6 +26,7 @@ def advise_command(
         str | None, typer.Option(help='The task as a DSPy signature, such as "headline -> liked: bool".')
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the folds and of the sample.")] = 0,
+    json_to: Annotated[Path | None, typer.Option("--json-to", help="Write the figures as JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Say whether fine-tuning on these rows is worth trying, which way, and why; nothing is trained or asked.
@@ -35,6 +38,8 @@ def advise_command(
 
     rows = load_examples(data, inputs=text or None, signature=signature)
     found = advise(rows, signature, label=label, seed=seed)
+    if json_to is not None:
+        write_json(json_to, found.to_dict())
     if as_json:
         print_json(found.to_dict())
     else:

@@ -24,6 +24,7 @@ else:
 
 COMMANDS: tuple[str, ...] = (
     "quickstart",
+    "run",
     "init",
     "advise",
     "doctor",

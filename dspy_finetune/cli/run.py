@@ -1,0 +1,194 @@
+"""`dspy-finetune run`: from a labelled file to a tuned model and a verdict: the other commands, one after the other.
+
+Each step is a command of this package, printed before it runs, so that any of them can be repeated or changed by hand;
+every file it writes is kept in one folder. A step whose file is there already is done again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dspy_finetune.cli.app import build_app, print_json, talk
+from dspy_finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from dspy_finetune.data.columns import Columns
+
+_PRESETS = {"binary": "binary", "pairs": "pairwise", "number": "number", "text": "answer"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of the run."""
+
+    title: str
+    """What it does."""
+    arguments: tuple[str, ...]
+    """After `dspy-finetune`."""
+
+    def __str__(self) -> str:
+        return f"dspy-finetune {shlex.join(self.arguments)}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    data: Annotated[Path, typer.Argument(help="Labelled rows: json, jsonl, csv, tsv or parquet.")],
+    label: Annotated[
+        str | None, typer.Option(help="The label's column, where it cannot be told from the rows.")
+    ] = None,
+    number: Annotated[str | None, typer.Option(help="The label's column, whose values are numbers (a price).")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="The label's column, which says A or B of two input columns (title_a, title_b).")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="An input column; may be repeated.")] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option("--group-by", help="Rows with equal values of this column stay on one side of the split."),
+    ] = None,
+    rubric: Annotated[str | None, typer.Option(help="What the labels mean, for the prompt; or @FILE.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder for all files; a new one in runs/.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model to tune; the host's usual one without.")] = None,
+    host: Annotated[str, typer.Option(help="local, openai, azure, an address, or NAME=ADDRESS.")] = "local",
+    fractions: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0,0.2",
+    max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the split and the training.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the commands and the files as JSON.")] = False,
+) -> None:
+    """Advise, split, export, train, compare and report, in one command; each step's own command is printed.
+
+    Exits as `compare` does: 0 if the tuned model is better or equivalent, 3 if undecided, 4 if worse.
+
+    Example: dspy-finetune run titles.csv --label liked
+    """
+    from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
+    from dspy_finetune.data.columns import guess_columns
+
+    chosen = [name for name in (label, number, pairs) if name is not None]
+    if len(chosen) > 1:
+        raise UsageError("give one of --label, --number and --pairs: each names the label's column")
+    columns = guess_columns(load_examples(data), label=chosen[0] if chosen else None, inputs=text or None)
+    if number is not None:
+        columns = replace(columns, task="number", labels=())
+    if pairs is not None and columns.task != "pairs":
+        raise UsageError(f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it")
+    folder = to or _new_folder(data.stem)
+    split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()))
+    training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
+    training += ["--host", host, *(("--root", str(folder / "host")) if host == "local" else ()), "--seed", str(seed)]
+    has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])
+    steps = [
+        *plan_steps(columns, data, folder, rubric=rubric, split=split, training=training, has_validation=has_validation)
+    ]
+    if as_json:
+        print_json({"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]})
+        if dry_run:
+            return
+    elif dry_run:
+        for step in steps:
+            print(step)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    console = talk()
+    console.print(f"{columns.why}; inputs {', '.join(columns.inputs)}", highlight=False, soft_wrap=True)
+    command = typer.main.get_command(build_app())
+    code = 0
+    for position, step in enumerate(steps, start=1):
+        console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
+        console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
+        code = _invoke(command, step)
+        if code and position < len(steps):
+            raise typer.Exit(code)
+    if not as_json:
+        print(f"\nEverything is in {folder}; the report: {folder / 'report.html'}")
+        print("In Python:  import dspy_finetune as ft")
+        print(f"            predictor = ft.load_predictor({str(folder / 'predictor.json')!r})")
+    if code:
+        raise typer.Exit(code)
+
+
+def plan_steps(
+    columns: Columns,
+    data: Path,
+    folder: Path,
+    *,
+    rubric: str | None,
+    split: Sequence[str],
+    training: Sequence[str],
+    has_validation: bool,
+) -> Iterator[Step]:
+    """The commands, in order."""
+    rows, train = folder / "data", folder / "train.jsonl"
+    signature = signature_text(columns)
+    told = [part for name in columns.inputs for part in ("--text", name)]
+    yield Step(
+        title="Is it worth it?",
+        arguments=("advise", str(data), "--label", columns.label, *told, "--json-to", str(folder / "advice.json")),
+    )
+    stratify = ("--stratify-by", columns.label) if columns.task in ("binary", "labels") else ()
+    yield Step(
+        title="Split",
+        arguments=("split", str(data), "--out", str(rows), *split, *stratify),
+    )
+    preset = ("--preset", _PRESETS[columns.task]) if columns.task in _PRESETS else ()
+    meaning = () if rubric is None else ("--rubric", rubric)
+    # Without rows of its own to validate on, the local host holds some of the training rows out by itself.
+    files = {"train": train} | ({"validation": folder / "validation.jsonl"} if has_validation else {})
+    for name, to in files.items():
+        yield Step(
+            title=f"Write the {name} file",
+            arguments=(
+                *("export", "sft", str(rows / f"{name}.jsonl"), *preset, "--signature", signature, *meaning),
+                *("--out", str(to)),
+            ),
+        )
+    yield Step(
+        title="Train",
+        arguments=(
+            *("train", str(train), *(("--validation", str(files["validation"])) if has_validation else ()), *training),
+            *("--save", str(folder / "predictor.json")),
+        ),
+    )
+    yield Step(
+        title="Compare",
+        arguments=(
+            *("compare", str(rows / "test.jsonl"), "--program", f"tuned={folder / 'predictor.json'}"),
+            *("--train", str(rows / "train.jsonl"), "--html", str(folder / "report.html")),
+            *("--json-to", str(folder / "report.json")),
+        ),
+    )
+
+
+def signature_text(columns: Columns) -> str:
+    """The task as a DSPy signature in one line."""
+    if columns.task == "labels":
+        kind = f": Literal[{', '.join(repr(value) for value in sorted(columns.labels, key=str))}]"
+    else:
+        kind = {"binary": ": bool", "pairs": ": Literal['A', 'B']", "number": ": float", "text": ""}[columns.task]
+    return f"{', '.join(columns.inputs)} -> {columns.label}{kind}"
+
+
+def _invoke(command: Callable[..., object], step: Step) -> int:
+    """Run one command in this process, and give its exit code; errors pass through as they are."""
+    try:
+        code = command(list(step.arguments), prog_name="dspy-finetune", standalone_mode=False)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _new_folder(name: str) -> Path:
+    """runs/NAME, or the first runs/NAME-N that is not there yet."""
+    base = Path("runs") / name
+    names = (base if number == 1 else base.with_name(f"{name}-{number}") for number in range(1, 10_000))
+    return next(path for path in names if not path.exists())

@@ -1,0 +1,88 @@
+"""`run` is the other commands in a row: what it prints can be typed, and a step that fails ends it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from dspy_finetune.cli.app import build_app
+from dspy_finetune.cli.main import main
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "titles": [{"headline": f"About thing number {n}", "liked": "yes" if n % 2 else "no"} for n in range(60)],
+    "prices": [{"name": f"A box of {n} nails", "price": 1.5 * n + 1} for n in range(60)],
+    "pairs": [
+        {"title_a": f"About thing {n}", "title_b": f"On matter {n}", "preferred": "A" if n % 3 else "B"}
+        for n in range(60)
+    ],
+    "classes": [{"text": f"Some words about {n}", "label": ["spam", "ham", "eggs"][n % 3]} for n in range(60)],
+    "answers": [{"question": f"What is thing {n}?", "answer": f"It is a kind of {n}"} for n in range(60)],
+}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return int(stop.value.code or 0)
+
+
+def written(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("titles", "headline -> liked: bool"),
+        ("prices", "name -> price: float"),
+        ("pairs", "title_a, title_b -> preferred: Literal['A', 'B']"),
+        ("classes", "text -> label: Literal['eggs', 'ham', 'spam']"),
+        ("answers", "question -> answer"),
+    ],
+)
+def test_each_task_becomes_commands_that_the_command_line_takes(
+    name: str, signature: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("run", str(written(tmp_path, name)), "--dry-run", "--out", "here") == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["advise", "split", "export", "train", "compare"]
+    assert signature in lines[2]
+    group: Any = typer.main.get_command(build_app())
+    for line in lines:
+        group.commands[line[1]].make_context(line[1], line[2:])  # raises where an option or a value is wrong
+    assert not (tmp_path / "here").exists()
+
+
+def test_the_first_steps_do_what_they_say_and_a_failing_one_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # No host of that address answers: training fails, and nothing is compared.
+    code = run(
+        *("run", str(written(tmp_path, "titles")), "--out", "here", "--model", "some-model"),
+        *("--host", "local=http://127.0.0.1:9/v1"),
+    )
+    told = capsys.readouterr().err
+    assert code == 1
+    assert "error:" in told
+    assert "$ dspy-finetune train" in told
+    assert "$ dspy-finetune compare" not in told
+    assert json.loads(Path("here/advice.json").read_text())["columns"]["task"] == "binary"
+    assert len(Path("here/train.jsonl").read_text().splitlines()) == 48
+    assert len(Path("here/data/test.jsonl").read_text().splitlines()) == 12
+
+
+def test_one_option_alone_names_the_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, "prices")
+    assert run("run", str(path), "--label", "price", "--number", "price", "--dry-run") == 2
+    assert "give one of --label, --number and --pairs" in capsys.readouterr().err
+    assert run("run", str(path), "--pairs", "price", "--dry-run") == 2
+    assert "no two input columns such as title_a and title_b" in capsys.readouterr().err
