@@ -255,7 +255,7 @@ def example_of(value: Any) -> dspy.Example:
 
 @every_label
 def test_accuracy_of_one_item(case: Case) -> None:
-    metric = dataclasses.replace(metrics.accuracy("answer"), if_unreadable=None, labels=LabelSet.of(case.annotation))
+    metric = dataclasses.replace(metrics.accuracy("answer"), if_parse_failure=None, labels=LabelSet.of(case.annotation))
     for label in case.labels:
         found = found_by(functools.partial(metric, example_of(label), dspy.Prediction(answer=case.text)))
         assert found == (FAILURE if case.answer == FAILURE else float(label == case.value))
@@ -312,7 +312,7 @@ def test_compare(heading: str) -> None:
     for case, row in zip(cases, found.programs[1:], strict=True):
         failures = len(rows) if case.answer == FAILURE else 0
         right = 0 if case.answer == FAILURE else sum(one.answer == case.value for one in rows)
-        assert (row.n_unreadable, row.n_wrong) == (failures, len(rows) - failures - right), case
+        assert (row.n_parse_failures, row.n_wrong) == (failures, len(rows) - failures - right), case
         read = None if case.answer == FAILURE else case.value
         assert [answer.outputs["answer"] for answer in found.answers[case.text]] == [read] * len(rows)
 
@@ -342,7 +342,7 @@ def test_labels_that_differ_in_case_alone_are_told_apart_in_scores() -> None:
 def test_a_judges_grade(case: Case) -> None:
     lm = DummyLM([{"grade": case.text}] * 3, adapter=dspy.ChatAdapter())
     metric = dataclasses.replace(
-        metrics.rubric_score("answer", rubric="Good answers are short.", lm=lm), if_unreadable=None
+        metrics.rubric_score("answer", rubric="Good answers are short.", lm=lm), if_parse_failure=None
     )
     found = found_by(lambda: metric(example_of("good"), dspy.Prediction(answer="fine")))
     assert found == (FAILURE if case.answer == FAILURE else (case.value - 1) / 4)

@@ -27,7 +27,7 @@ from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare
 from dspy_finetune.evaluation.baselines import n_in_training, usual_metric
-from dspy_finetune.evaluation.collect import Answer, Program, Progress
+from dspy_finetune.evaluation.collect import Answer, Program, Progress, lacks_lm
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.predictors import load_predictor
 
@@ -53,6 +53,12 @@ def compare_command(
             "and with an optimized prompt.",
         ),
     ] = None,
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            "--lm", help="The model of DSPy programs that were saved without one, on the first predictor's host."
+        ),
+    ] = None,
     metric: MetricNames = None,
     judge: JudgeModel = None,
     judge_rubric: JudgeRubric = None,
@@ -66,16 +72,16 @@ def compare_command(
     group_by: Annotated[
         list[str] | None,
         typer.Option(
-            "--group-by", help="A column whose equal values are no independent evidence; repeat it for pairs."
+            "--group-by", help="Cluster column, for cluster-robust intervals; repeat it for the two sides of pairs."
         ),
     ] = None,
     subgroup: Annotated[
-        list[str] | None, typer.Option(help="A column by whose values the first metric is told apart; may be repeated.")
+        list[str] | None, typer.Option(help="Report the metric per value of this column; may be repeated.")
     ] = None,
     noise_floor: Annotated[
-        int, typer.Option("--noise-floor", min=0, help="Ask every program a second time about the first so many rows.")
+        int, typer.Option("--noise-floor", min=0, help="Re-run on the first N rows to measure run-to-run variance.")
     ] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
     num_threads: Annotated[int, typer.Option("--threads", min=1, help="Concurrent requests.")] = 8,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.")] = None,
@@ -86,9 +92,12 @@ def compare_command(
     env_file: EnvPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of the table.")] = False,
 ) -> None:
-    """Compare saved predictors on the same rows.
+    """Compare saved predictors and DSPy programs on the same rows, with baselines, intervals and a verdict.
 
-    Exits with 0 if the first is better or equivalent, 3 if undecided, 4 if worse.
+    Exits with 0 if the first is better or equivalent, 1 if a program was not compared because its calls failed, 3 if
+    undecided, 4 if worse.
+
+    Example: dspy-finetune compare test.jsonl --program tuned=predictor.json --train train.jsonl
     """
     if html is not None:
         # Missed only when the page is written, after all programs were asked, they would cost the answers.
@@ -105,11 +114,18 @@ def compare_command(
     prompt = first.prompt
     examples = load_examples(data, signature=prompt.signature, limit=limit)
     label = field or prompt.label_field or prompt.output_fields[0]
-    lm = first.host.lm(base_model) if base_model is not None and first.host is not None else None
+    asked = lm or base_model
+    model = first.host.lm(asked) if asked is not None and first.host is not None else None
     programs: dict[str, Program] = {
-        name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=lm)
+        name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=model)
         for name, path in files.items()
     }
+    for name, one in programs.items():
+        if lacks_lm(one):
+            raise UsageError(
+                f"--program {name}={files[name]}: the file names no language model; add --lm MODEL, which is asked on "
+                "the host of the first predictor"
+            )
     training = load_examples(train, signature=prompt.signature) if train is not None else None
     if training is not None:
         _tell_overlap(training, examples)
@@ -186,7 +202,7 @@ def _shown(display: Display) -> Callable[[Progress], None]:
     """Programs are asked one after the other, so each has a bar of its own."""
 
     def show(progress: Progress) -> None:
-        note = f"{progress.n_unreadable} unreadable, {progress.n_failed} failed"
+        note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
         display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
 
     return show

@@ -156,7 +156,7 @@ def _compared(
     with Display(talk()) as display:
 
         def tell(progress: Progress) -> None:
-            note = f"{progress.n_unreadable} unreadable, {progress.n_failed} failed"
+            note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
             display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
 
         return made.compare(moved, rows, stored=stored, margin=margin, running=RunOptions(on_progress=tell))

@@ -2,7 +2,7 @@
 
 In: a program (a `dspy.Module` or any callable that takes the input fields and returns a prediction) and the inputs of
 an item. Out: an `Answer` with the outputs, its latency and tokens, and one of three outcomes that are never mixed:
-*answered*; *unreadable* (the model spoke, but no answer can be read from it); *failed* (anything else went wrong).
+*answered*; *parse_failure* (the model spoke, but no answer can be read from it); *failed* (anything else went wrong).
 Not covered: whether the answer is right (metrics), many items at once and the checkpoint (collect.py).
 """
 
@@ -32,7 +32,7 @@ from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.codecs import Codec, codec_of
 from dspy_finetune.values import NUMBER, LabelSet
 
-Outcome: TypeAlias = Literal["answered", "unreadable", "failed"]
+Outcome: TypeAlias = Literal["answered", "parse_failure", "failed"]
 """What became of a question."""
 
 Program: TypeAlias = Callable[..., Any]
@@ -56,7 +56,13 @@ class Answer:
     cost_usd: float | None = None
     """Its tokens times the prices given to `compare`; None without prices or tokens."""
     error: str | None = None
-    """Why it is unreadable or failed: the error's kind and first line, cut to 300 characters."""
+    """Why it cannot be read or failed: the error's kind and first line, cut to 300 characters."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Answer:
+        """From JSON; version 0.1 called a parse failure unreadable. Raises TypeError."""
+        old = {"outcome": "parse_failure"} if values.get("outcome") == "unreadable" else {}
+        return cls(**{**values, **old})
 
     def prediction(self) -> dspy.Prediction | None:
         """The outputs as a prediction, for metrics; None when there is nothing to score."""
@@ -85,7 +91,7 @@ def ask(program: Program, inputs: Mapping[str, Any]) -> Answer:
     with contextlib.ExitStack() as stack:
         # Entered here, in the worker thread: settings live in context variables, and usage tracked around a thread pool
         # is lost (the tracker is copied per thread). Without disable_history every call would be kept in memory. A
-        # tracker of our own, because DSPy's keeps no usage of a call that ends in an error, and an unreadable answer
+        # tracker of our own, because DSPy's keeps no usage of a call that ends in an error, and a parse failure
         # was paid for.
         stack.enter_context(dspy.context(disable_history=True, trace=None, track_usage=True))
         tracker = stack.enter_context(dspy.track_usage())
@@ -109,7 +115,7 @@ def _call(program: Program, inputs: Mapping[str, Any]) -> tuple[Outcome, dict[st
         prediction = program(**inputs)
         return "answered", {name: jsonable(value) for name, value in _fields(prediction).items()}, prediction, None
     except (AnswerError, AdapterParseError) as error:
-        return "unreadable", {}, None, _first_line(error)
+        return "parse_failure", {}, None, _first_line(error)
     except (MissingExtraError, UsageError):
         raise
     except Exception as error:  # whatever a program raises is an outcome to count; the others go on
@@ -242,9 +248,9 @@ def _read_one(value: Any, name: str, codec: Codec) -> Any:
 
 
 def with_parse_failures(answers: Sequence[Answer], name: str) -> tuple[Answer, ...]:
-    """The answers; those whose field `read_field_of` could not read are told to be unreadable."""
+    """The answers; those whose field `read_field_of` could not read are parse failures."""
     return tuple(
-        dataclasses.replace(answer, outcome="unreadable")
+        dataclasses.replace(answer, outcome="parse_failure")
         if answer.outcome == "answered" and answer.error is not None and answer.outputs.get(name, "") is None
         else answer
         for answer in answers
@@ -281,7 +287,7 @@ class Progress:
     """Answers of this program so far."""
     n_items: int
     """Items each program is asked about."""
-    n_unreadable: int
+    n_parse_failures: int
     """Of this program's answers, those that could not be read."""
     n_failed: int
     """Of this program's calls, those that failed."""
@@ -302,6 +308,8 @@ class RunOptions:
     """Whether a resumed run asks again what had failed."""
     on_progress: Callable[[Progress], None] | None = None
     """Called after each answer; without it a line on stderr tells of runs over 50 items or 2 seconds."""
+    max_failed_share: float = 0.1
+    """A program of whose calls more than this share fails is not compared: its failures say nothing of its answers."""
     usd_per_million_tokens: Mapping[str, tuple[float, float]] | None = None
     """Program name to (price of a million prompt tokens, of a million completion tokens)."""
 
@@ -365,7 +373,7 @@ def collect(
                             n_total=n_total,
                             n_asked=outcomes.total(),
                             n_items=len(inputs),
-                            n_unreadable=outcomes["unreadable"],
+                            n_parse_failures=outcomes["parse_failure"],
                             n_failed=outcomes["failed"],
                             n_resumed=old,
                         )
@@ -445,7 +453,7 @@ def _read(log: HeldLog, kept: _Checkpoint) -> None:
                 kept.seconds[row["program"]] = kept.seconds.get(row["program"], 0.0) + row["seconds"]
             else:
                 name, key = row.pop("program"), row.pop("item")
-                kept.answers[name, key] = Answer(**row)
+                kept.answers[name, key] = Answer.from_dict(row)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise RowError(
                 "this is not a checkpoint of a comparison",
@@ -468,6 +476,19 @@ def ask_again(
     twins = {name + AGAIN: uncached(program) for name, program in programs.items()}
     found = collect(twins, inputs, num_threads, run)
     return {name: found[name + AGAIN] for name in programs}
+
+
+def lacks_lm(program: Program) -> bool:
+    """Whether a DSPy module that asks a language model has none, and none is configured.
+
+    Asked of DSPy's own modules, as a saved program is; a module of the user's may bring its model when it is called.
+    """
+    if not isinstance(program, dspy.Module) or type(program).__module__.partition(".")[0] != "dspy":
+        return False
+    if dspy.settings.lm is not None:
+        return False
+    predictors = [one for _, one in program.named_predictors()]
+    return any(isinstance(one, dspy.Predict) and one.lm is None for one in predictors)
 
 
 def uncached(program: Program) -> Program:

@@ -45,6 +45,7 @@ from dspy_finetune.evaluation.collect import (
     ask_again,
     collect,
     jsonable,
+    lacks_lm,
     read_field_of,
     reader_of,
     with_parse_failures,
@@ -92,8 +93,8 @@ def compare(
 ) -> ComparisonReport:
     """Compare programs on the same items, with paired statistics and a verdict.
 
-    Global DSPy settings stay as they are. Wrong, unreadable and failed answers are three counts; unreadable and
-    failed ones count as not right in accuracy.
+    Global DSPy settings stay as they are. Wrong answers, parse failures and failed calls are three counts; the latter
+    two count as not right in accuracy. A program of whose calls more than a tenth fails is not compared, and named.
 
     Args:
         programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.
@@ -169,18 +170,22 @@ def _compared(
         for name, one in read.items()
     }
     others = [name for name in programs if name != candidate]
-    chosen = reference if reference is not None or not others else _best(others, facts[0], columns[facts[0].name])
+    silent = {name: why for name in programs if (why := _why_silent(collected[name].answers, run.max_failed_share))}
+    able = [name for name in others if name not in silent] or others
+    chosen = reference if reference is not None or not others else _best(able, facts[0], columns[facts[0].name])
     return Comparison(
         candidate=candidate,
         reference=chosen,
         is_reference_chosen=reference is None and chosen is not None,
         metrics=facts,
-        programs=tuple(_program_row(name, told[name], facts, columns) for name in programs),
+        programs=tuple(
+            _program_row(name, told[name], facts, columns, is_scored=name not in silent) for name in programs
+        ),
         differences=tuple(
             one
             for fact in facts
             # The margin is in the unit of the metric that decides.
-            for one in _differences(fact, columns, candidate, others, margin if fact is facts[0] else None, how)
+            for one in _differences(fact, columns, candidate, others, silent, margin if fact is facts[0] else None, how)
         ),
         items=tuple(
             Item(inputs=jsonable(one), labels=jsonable(dict(row.labels().items())))
@@ -197,7 +202,7 @@ def _compared(
         margin=margin,
         seed=options.seed,
         not_checked=(
-            *_not_compared(programs, candidate),
+            *_nothing_untuned(programs, candidate),
             *_not_checked(inputs, facts, columns, margin, is_grouped=how.groups is not None, n_twice=n_twice),
         ),
         n_groups=len(set(how.groups)) if how.groups is not None else None,
@@ -218,6 +223,7 @@ def _compared(
         )
         if parts
         else (),
+        not_compared=silent,
         tuned=tuple(name for name, program in programs.items() if is_tuned(program) is True),
         untuned=tuple(name for name, program in programs.items() if is_tuned(program) is False),
     )
@@ -242,6 +248,11 @@ def _checked(
     for name, program in programs.items():
         if not callable(program):
             raise UsageError(f'the program "{name}" cannot be called: it is a {type(program).__name__}')
+        if lacks_lm(program):
+            raise UsageError(
+                f'the program "{name}" has no language model: give it one with load_optimized(..., lm=...) or '
+                "program.set_lm(lm), or configure one with dspy.configure(lm=...)"
+            )
     names = [scoring.metric_name(metric) for metric in metrics]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"metrics must be a list of at least one metric with different names; got {names}")
@@ -340,13 +351,21 @@ def _told(
                     n_total=n_items,
                     n_asked=n_done,
                     n_items=n_items,
-                    n_unreadable=0,
+                    n_parse_failures=0,
                     n_failed=0,
                     n_resumed=0,
                 )
             )
 
     return tell
+
+
+def _why_silent(answers: Sequence[Answer], max_failed_share: float) -> str | None:
+    """Why a program cannot be compared: too many of its calls failed; None where it can."""
+    errors = [answer.error for answer in answers if answer.outcome == "failed"]
+    if len(errors) <= max_failed_share * len(answers):
+        return None
+    return f"{len(errors)} of {len(answers)} calls failed, the first with {errors[0]}"
 
 
 def _best(names: Sequence[str], fact: MetricFacts, column: Mapping[str, Scored]) -> str:
@@ -360,10 +379,19 @@ def _best(names: Sequence[str], fact: MetricFacts, column: Mapping[str, Scored])
 
 
 def _differences(
-    fact: MetricFacts, columns: Columns, candidate: str, others: Sequence[str], margin: float | None, how: Resampling
+    fact: MetricFacts,
+    columns: Columns,
+    candidate: str,
+    others: Sequence[str],
+    silent: Mapping[str, str],
+    margin: float | None,
+    how: Resampling,
 ) -> list[Difference]:
     column = columns[fact.name]
-    tests = {name: scoring.paired(column[candidate], column[name], fact, how) for name in others}
+    tests = {
+        name: None if {candidate, name} & set(silent) else scoring.paired(column[candidate], column[name], fact, how)
+        for name in others
+    }
     p_values = {name: test.p_value for name, test in tests.items() if test is not None}
     corrected = dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
     levels = dict(zip(p_values, statistics.holm_levels(list(p_values.values()), 1 - how.confidence), strict=True))
@@ -371,6 +399,8 @@ def _differences(
     for name in others:
         test, alpha = tests[name], levels.get(name, 1 - how.confidence)
         verdict, confidence = decide(test, higher_is_better=fact.higher_is_better, alpha=alpha, margin=margin)
+        if {candidate, name} & set(silent):
+            verdict = "not compared"
         interval = test.interval(confidence) if test is not None else scoring.NOTHING
         more = None
         if verdict == "undecided" and test is not None and interval.value is not None:
@@ -392,10 +422,7 @@ def _differences(
 
 
 def _program_row(
-    name: str,
-    collected: Collected,
-    facts: Sequence[MetricFacts],
-    columns: Columns,
+    name: str, collected: Collected, facts: Sequence[MetricFacts], columns: Columns, *, is_scored: bool
 ) -> ProgramRow:
     answers = collected.answers
     answered = [answer for answer in answers if answer.outcome == "answered"]
@@ -407,8 +434,8 @@ def _program_row(
     return ProgramRow(
         name=name,
         n=len(answers),
-        n_wrong=_n_wrong(name, answers, facts, columns),
-        n_unreadable=sum(answer.outcome == "unreadable" for answer in answers),
+        n_wrong=_n_wrong(name, answers, facts, columns) if is_scored else None,
+        n_parse_failures=sum(answer.outcome == "parse_failure" for answer in answers),
         n_failed=sum(answer.outcome == "failed" for answer in answers),
         seconds=collected.seconds,
         latency_p50_ms=p50,
@@ -416,7 +443,7 @@ def _program_row(
         prompt_tokens=sum(sent) if sent else None,
         completion_tokens=sum(received) if received else None,
         cost_usd=sum(costs) if costs else None,
-        scores={fact.name: columns[fact.name][name].interval for fact in facts},
+        scores={fact.name: columns[fact.name][name].interval if is_scored else scoring.NOTHING for fact in facts},
         n_unjudged={fact.name: n for fact in facts if (n := columns[fact.name][name].n_unjudged)},
     )
 
@@ -445,7 +472,7 @@ def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
     return next((jsonable(label) for label in labels if same_label(label, positive)), jsonable(positive))
 
 
-def _not_compared(programs: Mapping[str, Program], candidate: str) -> tuple[str, ...]:
+def _nothing_untuned(programs: Mapping[str, Program], candidate: str) -> tuple[str, ...]:
     if is_tuned(programs[candidate]) is not True or any(is_tuned(one) is False for one in programs.values()):
         return ()
     return (

@@ -45,7 +45,7 @@ _LOOKS: dict[Band, tuple[str, str]] = {"near": (plots.GOOD, "o"), "fair": (plots
 def answer_text(answer: Answer, field: str | None) -> str:
     """What a program said, or what became of the question."""
     if answer.outcome != "answered":
-        return answer.outcome
+        return answer.outcome.replace("_", " ")
     value = answer.outputs.get(field) if field is not None else None
     if isinstance(value, float):
         # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
@@ -66,11 +66,13 @@ def confusion(comparison: Comparison) -> Table | None:
         return None
     counts: Counter[tuple[str, str]] = Counter()
     for item, answer in zip(comparison.items, comparison.answers[comparison.candidate], strict=True):
-        said = answer.outcome if answer.outcome != "answered" else label_text(answer.outputs.get(field))
+        said = (
+            answer.outcome.replace("_", " ") if answer.outcome != "answered" else label_text(answer.outputs.get(field))
+        )
         if answer.outcome == "answered" and said not in labels:
             said = "another"
         counts[label_text(item.labels[field]), said] += 1
-    columns = labels + [one for one in ("another", "unreadable", "failed") if any(said == one for _, said in counts)]
+    columns = labels + [one for one in ("another", "parse failure", "failed") if any(said == one for _, said in counts)]
     totals = {label: sum(counts[label, column] for column in columns) for label in labels}
     return Table(
         head=("label", *(f"said {column}" for column in columns)),
@@ -545,5 +547,7 @@ def errors(comparison: Comparison) -> list[str]:
     found: list[str] = []
     for name, answers in comparison.answers.items():
         counts = Counter((answer.outcome, answer.error or "") for answer in answers if answer.outcome != "answered")
-        found += [f"{name}, {outcome} {n} ×: {message}" for (outcome, message), n in counts.most_common(5)]
+        found += [
+            f"{name}, {outcome.replace('_', ' ')} {n} ×: {message}" for (outcome, message), n in counts.most_common(5)
+        ]
     return found

@@ -85,8 +85,13 @@ class ComparisonReport:
         return decisive.verdict if decisive is not None else None
 
     @property
-    def exit_code(self) -> Literal[0, 3, 4]:
-        """For a gate in CI: 0 better or equivalent (or nothing to compare with), 3 undecided, 4 worse."""
+    def exit_code(self) -> Literal[0, 1, 3, 4]:
+        """For a gate in CI: 0 better or equivalent (or nothing to compare with), 3 undecided, 4 worse.
+
+        1 where a program was not compared because its calls failed.
+        """
+        if self.comparison.not_compared:
+            return 1
         if self.outcome == "worse":
             return 4
         return 3 if self.outcome == "undecided" else 0
@@ -256,7 +261,7 @@ def program_table(comparison: Comparison) -> Table:
     if any(row.n_wrong is not None for row in rows):
         columns.append(("wrong", [count(row.n_wrong) for row in rows]))
     columns += [
-        ("unreadable", [count(row.n_unreadable) for row in rows]),
+        ("parse failures", [count(row.n_parse_failures) for row in rows]),
         ("failed", [count(row.n_failed) for row in rows]),
         *(
             [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]
@@ -349,12 +354,29 @@ def noise_table(comparison: Comparison) -> Table | None:
 
 def verdict_sentence(comparison: Comparison) -> str:
     """The finding, with what it rests on and what follows."""
-    return " ".join(filter(None, (_finding(comparison), comparison.advice)))
+    failed = [f"{name} was not compared: {why}." for name, why in comparison.not_compared.items()]
+    return " ".join(filter(None, (*failed, _finding(comparison), *_hardly_read(comparison), comparison.advice)))
+
+
+def _hardly_read(comparison: Comparison) -> Iterator[str]:
+    """What the difference rests on where a side mostly could not be read, or did not always answer."""
+    for row in comparison.programs:
+        if row.name not in (comparison.candidate, comparison.reference) or row.name in comparison.not_compared:
+            continue
+        if row.n_parse_failures > row.n / 2:
+            yield (
+                f"Most answers of {row.name} could not be read ({row.n_parse_failures} of {row.n} are parse failures): "
+                "the difference says so, not how good its answers are."
+            )
+        if row.n_failed:
+            yield f"{row.n_failed} of {row.n} calls of {row.name} failed, which counts as not right."
 
 
 def _finding(comparison: Comparison) -> str:
     one, metric = comparison.decisive, comparison.main_metric
     candidate, other = comparison.candidate, comparison.reference
+    if candidate in comparison.not_compared or other in comparison.not_compared:
+        return "There is no verdict." if other is None else f"There is no verdict on {candidate} against {other}."
     if one is None or other is None:
         own = comparison.row(candidate).scores[metric.name]
         return f"{candidate}: {metric.name} {with_interval(own)} on {own.n} items. There is nothing to compare it with."
@@ -404,9 +426,9 @@ def footnote(comparison: Comparison) -> str:
     by_wrong = next((one.name for one in comparison.metrics if one.kind == "proportion"), None)
     wrong = f"*wrong* counts answers that were read and are not right by {by_wrong}; " if by_wrong else ""
     return (
-        f"{wrong}*unreadable* are answers that cannot be read, *failed* are calls that ended in an error: both count "
-        "as not right in shares of right answers, and are left out of errors, losses and probability scores. Brackets "
-        f"hold the {comparison.confidence:.0%} interval. A difference is better or worse exactly where its interval "
-        "excludes zero: *p (Holm)* is corrected for the number of programs compared with the candidate, and the "
-        "interval has the *level* at which Holm's procedure tests it."
+        f"{wrong}*parse failures* are answers that cannot be read, *failed* are calls that ended in an error: both "
+        "count as not right in shares of right answers, and are left out of errors, losses and probability scores. "
+        f"Brackets hold the {comparison.confidence:.0%} interval. A difference is better or worse exactly where its "
+        "interval excludes zero: *p (Holm)* is corrected for the number of programs compared with the candidate, and "
+        "the interval has the *level* at which Holm's procedure tests it."
     )

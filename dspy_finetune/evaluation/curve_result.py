@@ -50,7 +50,7 @@ class CurveRun:
     """What the host billed by its own count of tokens; None where that is unknown."""
     score: Interval | None
     """The metric on the test items; None without a model."""
-    n_unreadable: int
+    n_parse_failures: int
     """Test answers that could not be read."""
     n_failed: int
     """Test calls that failed."""

@@ -36,7 +36,7 @@ def rubric_score(
 ) -> Metric:
     """Mean grade by a judge, 0 to 1: it gives 1 to `n_grades`, and grade g counts (g - 1) / (n_grades - 1).
 
-    Unreadable answers of the program count 0. Items that the judge gave no grade for are left out and counted.
+    Parse failures of the program count 0. Items that the judge gave no grade for are left out and counted.
 
     Args:
         field: The text output that is judged.
@@ -62,7 +62,7 @@ def rubric_score(
         },
         reads="item",
         asks_a_model=True,
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         bounds=(0.0, 1.0),
     )
 
@@ -71,7 +71,7 @@ def rubric_preference(field: str, *, rubric: str, lm: dspy.BaseLM) -> Metric:
     """How often a judge prefers the answer to the example's own, 0 to 1; 0.5 means as good.
 
     Asked in both orders: 1 where the answer wins both, 0 where the example's own wins both, else in between (a tie, or
-    a judge that prefers a place). Unreadable answers of the program count 0. Items without two verdicts are left out
+    a judge that prefers a place). Parse failures of the program count 0. Items without two verdicts are left out
     and counted. Arguments and errors as `rubric_score`.
     """
     return Metric(
@@ -81,7 +81,7 @@ def rubric_preference(field: str, *, rubric: str, lm: dspy.BaseLM) -> Metric:
         card={"judge": _name_of(lm), "rubric": rubric, "asked": "for the better of answer and reference, both orders"},
         reads="item",
         asks_a_model=True,
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         bounds=(0.0, 1.0),
     )
 

@@ -492,7 +492,7 @@ def _ask(
                     run=names[progress.program],
                     n_done=progress.n_done,
                     n_total=progress.n_total,
-                    note=f"{progress.n_unreadable} unreadable, {progress.n_failed} failed",
+                    note=f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed",
                 )
             )
 
@@ -619,7 +619,7 @@ def _run(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> Curv
         estimated_cost_usd=one.cell.plan.cost_usd,
         cost_usd=one.model.cost_usd if one.model is not None else None,
         score=scored.interval if scored is not None else None,
-        n_unreadable=sum(answer.outcome == "unreadable" for answer in answers),
+        n_parse_failures=sum(answer.outcome == "parse_failure" for answer in answers),
         n_failed=sum(answer.outcome == "failed" for answer in answers),
         error=one.error,
     )

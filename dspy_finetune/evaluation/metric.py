@@ -145,7 +145,7 @@ class Metric:
     """A score for one item: `metric(example, prediction, trace=None) -> float`, as DSPy calls it.
 
     Raises:
-        AnswerError: On call, when the prediction holds nothing that can be scored and `if_unreadable` is None.
+        AnswerError: On call, when the prediction holds nothing that can be scored and `if_parse_failure` is None.
         JudgeError: On call, when the metric asks a judge and the judge gives nothing that can be read.
         UsageError: On call, when the example or the prediction has no such field.
         DataError: On call, when the example's label is empty, or not a number where one is needed.
@@ -167,7 +167,7 @@ class Metric:
     """False for errors and losses."""
     asks_a_model: bool = False
     """True when a score costs a call to a model, so that `compare` scores with threads and tells how far it is."""
-    if_unreadable: float | None = None
+    if_parse_failure: float | None = None
     """The score of an item whose answer could not be read or failed.
 
     None leaves the item out of the mean, and says so.
@@ -220,9 +220,9 @@ class Metric:
         except JudgeError:  # says nothing about the answer
             raise
         except AnswerError:
-            if self.if_unreadable is None:
+            if self.if_parse_failure is None:
                 raise
-            return self.if_unreadable
+            return self.if_parse_failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +247,8 @@ class SetMetric:
     """What of the predictions it looks at."""
     higher_is_better: bool = True
     """False for errors and losses."""
-    counts_unreadable: bool = False
-    """True when an unreadable answer counts as wrong (it reaches the function as None); False leaves the item out."""
+    counts_parse_failures: bool = False
+    """True when a parse failure counts as wrong (it reaches the function as None); False leaves the item out."""
     positive: Any = None
     """The label whose probability is meant, for `reads="probability"`."""
     labels: LabelSet | None = None
@@ -301,7 +301,7 @@ class SetMetric:
 
     def over(self, expected: Sequence[Any], predicted: Sequence[Any]) -> float:
         """The score of columns as `columns` gives them."""
-        if not self.counts_unreadable:
+        if not self.counts_parse_failures:
             kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
             expected, predicted = [one for one, _ in kept], [other for _, other in kept]
         return float(self.function(expected, predicted)) if len(expected) else math.nan

@@ -34,8 +34,8 @@ from dspy_finetune.values import is_label, label_text, read_number
 # Metrics of one item: plain functions on values, and the factories that make a `Metric` of them.
 #
 # In: an expected and a predicted value. Out: a float; each docstring states the range.
-# A mean over no items is not defined (None in a report). Unreadable and failed answers count 0 in accuracy, exact match
-# and token F1, which ask "did it answer rightly?"; they are left out, and counted, in errors and losses, where no
+# A mean over no items is not defined (None in a report). Parse failures and failed calls count 0 in accuracy, exact
+# match and token F1, which ask "did it answer rightly?"; they are left out, and counted, in errors and losses, where no
 # honest number exists for them. Not covered: scores that exist only over a set (set_metrics.py).
 
 ORDERS_AGREE = "orders_agree"
@@ -102,23 +102,23 @@ def surprise(expected: float, probability: float) -> float:
 
 
 def accuracy(field: str) -> Metric:
-    """Share of items whose label is right, 0 to 1. Unreadable and failed answers count as not right."""
+    """Share of items whose label is right, 0 to 1. Parse failures and failed calls count as not right."""
     return Metric(
-        name="accuracy", field=field, function=label_match, reads="label", if_unreadable=0.0, is_proportion=True
+        name="accuracy", field=field, function=label_match, reads="label", if_parse_failure=0.0, is_proportion=True
     )
 
 
 def pairwise_accuracy(field: str = "preferred") -> Metric:
     """Share of pairs in which the preferred side is named, 0 to 1; a coin gives 0.5.
 
-    Unreadable answers count as not right.
+    Parse failures count as not right.
     """
     return Metric(
         name="pairwise accuracy",
         field=field,
         function=label_match,
         reads="label",
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         is_proportion=True,
     )
 
@@ -126,7 +126,7 @@ def pairwise_accuracy(field: str = "preferred") -> Metric:
 def order_agreement() -> Metric:
     """Share of pairs in which the same text is preferred in both orders, 0 to 1; a coin gives 0.5, 1 is the best.
 
-    For programs in `in_both_orders(program)`, which asks twice and notes whether the answers agree. Unreadable answers
+    For programs in `in_both_orders(program)`, which asks twice and notes whether the answers agree. Parse failures
     count 0. Raises UsageError, on call, for a prediction of another program.
     """
     return Metric(
@@ -135,7 +135,7 @@ def order_agreement() -> Metric:
         function=_is_true,
         reads="item",
         needs_label=False,
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         is_proportion=True,
     )
 
@@ -145,13 +145,13 @@ def _is_true(example: Any, agree: Any) -> float:
 
 
 def exact_match(field: str) -> Metric:
-    """Share of texts equal after SQuAD's normalisation, 0 to 1. Unreadable answers count 0."""
-    return Metric(name="exact match", field=field, function=text_match, if_unreadable=0.0, is_proportion=True)
+    """Share of texts equal after SQuAD's normalisation, 0 to 1. Parse failures count 0."""
+    return Metric(name="exact match", field=field, function=text_match, if_parse_failure=0.0, is_proportion=True)
 
 
 def token_f1(field: str) -> Metric:
-    """Mean word-overlap F1, 0 to 1. Unreadable answers count 0."""
-    return Metric(name="token F1", field=field, function=token_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
+    """Mean word-overlap F1, 0 to 1. Parse failures count 0."""
+    return Metric(name="token F1", field=field, function=token_overlap, if_parse_failure=0.0, bounds=(0.0, 1.0))
 
 
 def within(field: str, *, absolute: float | None = None, relative: float | None = None) -> Metric:
@@ -159,7 +159,7 @@ def within(field: str, *, absolute: float | None = None, relative: float | None 
 
     Within `absolute` or within `relative` times the expected, whichever is wider.
 
-    Unreadable answers, and those that are no number, count 0.
+    Parse failures, and those that are no number, count 0.
 
     Raises:
         UsageError: Neither distance was given, or one is negative or not finite.
@@ -177,7 +177,7 @@ def within(field: str, *, absolute: float | None = None, relative: float | None 
         field=field,
         function=_Within(absolute=absolute or 0.0, relative=relative or 0.0),
         reads="number",
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         is_proportion=True,
     )
 
@@ -195,7 +195,7 @@ class _Within:
 
 
 def mean_absolute_error(field: str) -> Metric:
-    """Mean of |predicted - expected|, from 0 up; lower is better. Unreadable answers are left out and counted."""
+    """Mean of |predicted - expected|, from 0 up; lower is better. Parse failures are left out and counted."""
     return Metric(
         name="mean absolute error",
         field=field,
@@ -242,11 +242,11 @@ def log_loss(field: str, *, positive: Any = None) -> Metric:
 # Metrics of a whole set: scores that do not exist for one item, such as ROC AUC, F1 or the root mean squared error.
 #
 # In: lists of expected and predicted values. Out: a float; NaN where the score is not defined (each docstring says
-# when). In label scores an unreadable answer is a label that is never right; in probability and number scores it is
+# when). In label scores a parse failure is a label that is never right; in probability and number scores it is
 # left out and counted. scikit-learn computes what it has (extra `eval`). Not covered: scores of one item
 # (item_metrics.py).
 
-UNREADABLE = "(unreadable)"
+PARSE_FAILURE = "(parse failure)"
 """The label under which answers that could not be read stand in label scores and confusion tables."""
 
 
@@ -255,7 +255,7 @@ def _sklearn_metrics() -> Any:
 
 
 def _labels(expected: Sequence[Any], predicted: Sequence[Any]) -> tuple[list[str], list[str], list[str]]:
-    truth, answers = list(expected), [UNREADABLE if value is None else value for value in predicted]
+    truth, answers = list(expected), [PARSE_FAILURE if value is None else value for value in predicted]
     # The classes are those of the labels: what a model invents beyond them is an error, not a class of its own.
     return truth, answers, sorted(set(truth))
 
@@ -296,7 +296,7 @@ def _label_metric(
         field=field,
         function=functools.partial(_per_label, score=score, positive=positive, average=average),
         reads="label",
-        counts_unreadable=True,
+        counts_parse_failures=True,
     )
 
 
@@ -316,7 +316,7 @@ def precision(field: str, *, positive: Any = True, average: Literal["macro", "mi
 def recall(field: str, *, positive: Any = True, average: Literal["macro", "micro"] | None = None) -> SetMetric:
     """Of the positive items, the share that is named so, 0 to 1; 0 when there is none.
 
-    Unreadable counts as not named.
+    A parse failure counts as not named.
     """
     return _label_metric("recall", "recall", field, positive, average)
 
@@ -342,10 +342,10 @@ def _balanced_accuracy(expected: Sequence[Any], predicted: Sequence[Any]) -> flo
 def balanced_accuracy(field: str) -> SetMetric:
     """Mean recall over the labels, 0 to 1; always naming one of two labels gives 0.5.
 
-    Unreadable counts as not right.
+    A parse failure counts as not right.
     """
     return SetMetric(
-        name="balanced accuracy", field=field, function=_balanced_accuracy, reads="label", counts_unreadable=True
+        name="balanced accuracy", field=field, function=_balanced_accuracy, reads="label", counts_parse_failures=True
     )
 
 
@@ -357,9 +357,9 @@ def _mcc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
 def mcc(field: str) -> SetMetric:
     """Matthews' correlation of labels and answers, -1 to 1; 0 when one side is constant.
 
-    Unreadable is a label of its own.
+    A parse failure is a label of its own.
     """
-    return SetMetric(name="MCC", field=field, function=_mcc, reads="label", counts_unreadable=True)
+    return SetMetric(name="MCC", field=field, function=_mcc, reads="label", counts_parse_failures=True)
 
 
 def _roc_auc(expected: Sequence[Any], predicted: Sequence[Any]) -> float:
@@ -470,7 +470,7 @@ def kendall_tau(field: str) -> SetMetric:
 # Metrics of free text: how much of the expected wording, or of its meaning, an answer holds.
 #
 # In: an expected and a predicted text. Out: a float; each docstring states the range. Two empty texts are alike (1),
-# an empty and a full one are not (0). Unreadable answers count 0. A list of expected texts: the best of them counts.
+# an empty and a full one are not (0). Parse failures count 0. A list of expected texts: the best of them counts.
 # ROUGE-L is computed here: the package of that name has had no release since 2022, draws in nltk, and reads letters
 # other than a to z as blanks. Not covered: judging by a rubric (judge.py).
 
@@ -509,12 +509,12 @@ def rouge_l_overlap(expected: Any, predicted: Any) -> float:
 
 
 def rouge_l(field: str) -> Metric:
-    """Mean ROUGE-L, 0 to 1: the words shared in the same order. Unreadable answers count 0."""
-    return Metric(name="ROUGE-L", field=field, function=rouge_l_overlap, if_unreadable=0.0, bounds=(0.0, 1.0))
+    """Mean ROUGE-L, 0 to 1: the words shared in the same order. Parse failures count 0."""
+    return Metric(name="ROUGE-L", field=field, function=rouge_l_overlap, if_parse_failure=0.0, bounds=(0.0, 1.0))
 
 
 def semantic_similarity(field: str, embed: Embed) -> Metric:
-    """Mean cosine of the two texts' vectors, -1 to 1. Unreadable answers count 0.
+    """Mean cosine of the two texts' vectors, -1 to 1. Parse failures count 0.
 
     The number means nothing without the embedding model: compare figures of one model only, and expect unrelated
     texts well above 0.
@@ -534,7 +534,7 @@ def semantic_similarity(field: str, embed: Embed) -> Metric:
         card={} if name is None else {"embedding model": name},
         field=field,
         function=Similarity(embed),
-        if_unreadable=0.0,
+        if_parse_failure=0.0,
         asks_a_model=True,
         bounds=(-1.0, 1.0),
     )

@@ -16,8 +16,8 @@ from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed
 from dspy_finetune.values import label_text, read_number
 
-Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
-"""What a comparison found, seen from the candidate."""
+Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided", "not compared"]
+"""What a comparison found, seen from the candidate; *not compared* where a program mostly did not answer."""
 
 
 def decide(
@@ -97,7 +97,7 @@ class ProgramRow:
     """Items asked."""
     n_wrong: int | None
     """Answers that were read and are not right by the first metric of kind proportion; None without such a metric."""
-    n_unreadable: int
+    n_parse_failures: int
     """Answers that could not be read."""
     n_failed: int
     """Calls that failed."""
@@ -222,6 +222,8 @@ class Comparison:
     """Each program asked twice; empty where that was not asked for."""
     subgroups: tuple[SubgroupRow, ...] = ()
     """By field and value; empty where that was not asked for."""
+    not_compared: Mapping[str, str] = field(default_factory=dict)
+    """Programs whose calls failed too often to be scored, and why: how many, and the first error."""
     tuned: tuple[str, ...] = ()
     """Programs that are known to hold a tuned model."""
     untuned: tuple[str, ...] = ()
@@ -309,7 +311,7 @@ class Comparison:
             )
             given["items"] = tuple(Item(**one) for one in given["items"])
             given["answers"] = {
-                name: tuple(Answer(**one) for one in answers) for name, answers in given["answers"].items()
+                name: tuple(map(Answer.from_dict, answers)) for name, answers in given["answers"].items()
             }
             given["item_scores"] = {
                 metric: {name: tuple(scores) for name, scores in by_program.items()}
@@ -329,7 +331,8 @@ class Comparison:
 
 def _program_row(values: Mapping[str, Any]) -> ProgramRow:
     scores = {name: Interval(**one) for name, one in values["scores"].items()}
-    return ProgramRow(**{**values, "scores": scores})
+    given = {("n_parse_failures" if name == "n_unreadable" else name): value for name, value in values.items()}
+    return ProgramRow(**{**given, "scores": scores})
 
 
 def _subgroup(values: Mapping[str, Any]) -> SubgroupRow:

@@ -7,7 +7,8 @@ code, and nothing in them is run. What older files lack or have otherwise:
 - 2.5 wrote no `metadata` before 2.5.43, calls the predictor of a ChainOfThought "self", and repeats its signature under
   `extended_signature`, at which DSPy from 2.6 on stops;
 - 2.6 wrote the language model's API key into the file: it is left out here; take it out of the file too;
-- all pair the saved fields with the signature's by place, whatever their number: here the number must fit.
+- all pair the saved fields with the signature's by place, whatever their number: here the number must fit;
+- a retriever and a tuned predictor (`ft.replace`) have states of their own, which their parts take back.
 
 Tried on files of 2.5.6, 2.5.43, 2.6.27, 3.0.4, 3.2.0, 3.3.0 and 3.4.1, written by these versions for a Predict, a
 ChainOfThought and a module that holds a Predict. Not covered: pickles and folders, which run code when they are loaded.
@@ -24,9 +25,11 @@ from typing import Any
 import dspy
 
 from dspy_finetune._files import read_json
-from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.evaluation.collect import Answer, jsonable
 from dspy_finetune.evaluation.result import Comparison
+from dspy_finetune.predictors import FinetunedPredictor, replace
+from dspy_finetune.predictors.base import predictor_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +53,10 @@ def load_optimized(
 
     Raises:
         FileError: The file cannot be read.
-        DataError: It is not a saved program, or one of another shape; says which predictors it holds.
+        DataError: It is not a saved program, one of another shape, or older than DSPy 2.5; says which predictors it
+            holds.
     """
-    states = _predictors(_read(path), path)
+    states = _states(_read(path), path)
     if isinstance(program, dspy.Module):
         loaded = program.deepcopy()
         _fill(loaded, _renamed(states, loaded, path), path)
@@ -69,7 +73,14 @@ def is_dspy_program(path: str | os.PathLike[str]) -> bool:
         state = _read(path)
     except (FileError, DataError):
         return False  # whoever reads it next says what is wrong
-    return any(isinstance(part, dict) and {"demos", "signature"} <= set(part) for part in (state, *state.values()))
+    return any(
+        isinstance(part, dict) and "demos" in part and bool({"signature", _BEFORE_2_5} & set(part))
+        for part in (state, *state.values())
+    )
+
+
+_BEFORE_2_5 = "signature_instructions"
+"""DSPy up to 2.4 saved a predictor's instructions under this name, and no fields."""
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -78,44 +89,69 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def _predictors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """By name, the predictors' states, as the DSPy that is installed takes them; a bare Predict's name is empty."""
+def _states(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """By name, the states of a program's parts, as the DSPy that is installed takes them; a bare Predict's is empty."""
     found = {"": dict(state)} if "demos" in state else dict(state)
     for name, one in found.items():
-        signature = one.get("signature") if isinstance(one, dict) else None
-        if not isinstance(signature, dict) or not isinstance(signature.get("fields"), list) or "demos" not in one:
+        where = name or "the file"
+        if isinstance(one, dict) and _BEFORE_2_5 in one:
             raise DataError(
-                f"{os.fspath(path)} is not a program that DSPy saved: {name or 'the file'} holds no demos and signature"
+                f"{os.fspath(path)} was saved before DSPy 2.5, without the fields of {where}: load it with the version "
+                "that saved it and copy its instructions and demonstrations, or optimize and save the program anew"
             )
+        if not isinstance(one, dict) or ("demos" in one) != ("signature" in one):
+            raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: {where} holds no demos and signature")
+        if not _is_predict(one):
+            continue  # a tuned predictor, a retriever: whatever part of that name the program has takes it
+        signature = one["signature"]
+        if not isinstance(signature, dict) or not isinstance(signature.get("fields"), list):
+            raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: {where} holds no demos and signature")
         one.pop("extended_signature", None)
         saved_lm = one.setdefault("lm", None)
         if isinstance(saved_lm, dict):
             held = [key for key in _SECRETS if saved_lm.pop(key, None)]
             if held:
                 logger.warning("%s holds %s: take it out of the file", os.fspath(path), " and ".join(held))
-    if not found:
+    if not any(map(_is_predictor, found.values())):
         raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: it holds no predictor")
     return found
+
+
+def _is_predict(state: Mapping[str, Any]) -> bool:
+    return "demos" in state
+
+
+def _is_tuned(state: Mapping[str, Any]) -> bool:
+    """Whether it is the state of one of this library's predictors, which `ft.replace` put into the program."""
+    return {"predictor", "prompt", "model"} <= set(state)
+
+
+def _is_predictor(state: Mapping[str, Any]) -> bool:
+    return _is_predict(state) or _is_tuned(state)
 
 
 def _renamed(
     states: dict[str, dict[str, Any]], program: dspy.Module, path: str | os.PathLike[str]
 ) -> dict[str, dict[str, Any]]:
     """The states under the program's own names: one predictor is that one, whatever it was called."""
-    wanted = [name for name, _ in program.named_predictors()]
-    if len(wanted) == 1 and len(states) == 1:
-        return {wanted[0]: next(iter(states.values()))}
-    # 2.5 calls the predictor of a ChainOfThought that a program holds by the holder's name alone.
+    parts = dict(program.named_parameters())
+    wanted = [name for name, part in parts.items() if isinstance(part, (dspy.Predict, FinetunedPredictor))]
+    saved = [name for name, one in states.items() if _is_predictor(one)]
+    others = {name: one for name, one in states.items() if name in parts and not _is_predictor(one)}
+    if len(wanted) == 1 and len(saved) == 1:
+        return {**others, wanted[0]: states[saved[0]]}
+    # 2.5 calls the predictor of a ChainOfThought that a program holds by the holder's name alone; a tuned predictor
+    # stands where the whole ChainOfThought stood.
     known = {
-        name: next((key for key in (name, name.removesuffix(".predict")) if key in states), None) for name in wanted
+        name: next((key for key in (name, name.removesuffix(".predict")) if key in saved), None) for name in wanted
     }
     missing = [name for name, key in known.items() if key is None]
-    if missing or len(wanted) != len(states):
+    if missing or len(wanted) != len(saved):
         raise DataError(
-            f"{os.fspath(path)} holds the predictors {', '.join(states)}; the program has {', '.join(wanted)}: "
+            f"{os.fspath(path)} holds the predictors {', '.join(saved)}; the program has {', '.join(wanted)}: "
             "give the module that was saved"
         )
-    return {name: states[key] for name, key in known.items() if key is not None}
+    return {**others, **{name: states[key] for name, key in known.items() if key is not None}}
 
 
 def _from_signature(
@@ -123,10 +159,15 @@ def _from_signature(
 ) -> dspy.Module:
     if len(states) != 1:
         raise DataError(
-            f"{os.fspath(path)} holds several predictors: {', '.join(states)}; give the module that was saved "
+            f"{os.fspath(path)} holds several parts, of which one may be a retriever: {', '.join(states)}; give the "
+            "module that was saved instead of its signature"
+            if sum(map(_is_predictor, states.values())) == 1
+            else f"{os.fspath(path)} holds several predictors: {', '.join(states)}; give the module that was saved "
             "instead of its signature"
         )
     (state,) = states.values()
+    if _is_tuned(state):
+        return predictor_of(state)
     plain = dspy.Predict(signature)
     n_more = len(state["signature"]["fields"]) - len(plain.signature.fields)
     made = dspy.ChainOfThought(signature) if n_more == 1 else plain
@@ -135,24 +176,42 @@ def _from_signature(
 
 
 def _fill(program: dspy.Module, states: Mapping[str, dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    for name, predictor in program.named_predictors():
-        saved, own = len(states[name]["signature"]["fields"]), list(predictor.signature.fields)
-        if saved != len(own):
-            raise DataError(
-                f"{os.fspath(path)}: a predictor of {saved} fields was saved; the program's has {len(own)}: "
-                f"{', '.join(own)}"
-            )
+    for name, part in program.named_parameters():
+        state = states.get(name)
+        if state is None:
+            continue  # the file says nothing of it: it stays as the program has it
+        if _is_predict(state):
+            _check_fields(part, state, path)
+        if _is_tuned(state) and not isinstance(part, FinetunedPredictor):
+            replace(program, name.removesuffix(".predict"), predictor_of(state))
+            continue
         try:
-            predictor.load_state(states[name])
+            part.load_state(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, FinetuneError):
+                raise
             raise DataError(f"{os.fspath(path)}: DSPy cannot read it ({type(error).__name__}: {error})") from error
+
+
+def _check_fields(part: Any, state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    if not isinstance(part, dspy.Predict):
+        raise DataError(
+            f"{os.fspath(path)}: a dspy.Predict was saved where the program has a {type(part).__name__}; give the "
+            "program as it was saved"
+        )
+    saved, own = len(state["signature"]["fields"]), list(part.signature.fields)
+    if saved != len(own):
+        raise DataError(
+            f"{os.fspath(path)}: a predictor of {saved} fields was saved; the program's has {len(own)}: "
+            f"{', '.join(own)}"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------
 # Answers that were given before, as a program: what a model said while it still answered.
 #
 # In: a comparison that was kept as JSON (`report.to_json(path)`, `compare --json-to`). Out: a callable for `compare`
-# that gives the same answers again, unreadable ones included. Not covered: items that it was never asked; `knows`
+# that gives the same answers again, parse failures included. Not covered: items that it was never asked; `knows`
 # tells.
 
 

@@ -148,10 +148,10 @@ def item_scores(
 ) -> ItemScores:
     """Each item's score by an item metric.
 
-    Items without an answer get the metric's `if_unreadable`; under a user's own function they count 0, as in
+    Items without an answer get the metric's `if_parse_failure`; under a user's own function they count 0, as in
     dspy.Evaluate. A metric that asks a model is asked with threads, and `on_scored` is told after each item.
     """
-    without_answer = metric.if_unreadable if isinstance(metric, Metric) else 0.0
+    without_answer = metric.if_parse_failure if isinstance(metric, Metric) else 0.0
     errors: list[str] = []
 
     def score(example: Any, answer: Answer) -> float | None:
@@ -237,7 +237,7 @@ def _groups_of_known(scores: Sequence[object], how: Resampling) -> list[int] | N
 def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answer], how: Resampling) -> Scored:
     """A set metric with its percentile bootstrap over the items."""
     expected, predicted = metric.columns(examples, [answer.prediction() for answer in answers])
-    counted = tuple(metric.counts_unreadable or value is not None for value in predicted)
+    counted = tuple(metric.counts_parse_failures or value is not None for value in predicted)
     value = metric.over(expected, predicted)
 
     def on(indices: Any) -> float:

@@ -253,7 +253,7 @@ def in_both_orders(program: Program, *, field: str = "preferred") -> InBothOrder
 
     The prediction notes under `orders_agree` whether both name the same text, for `metrics.order_agreement()`. A
     predictor that asks both orders by itself (`both_orders=True`) agrees always but for ties: wrap one that does not.
-    An answer that cannot be read, in either order, makes the item unreadable.
+    An answer that cannot be read, in either order, makes the item a parse failure.
     """
     return InBothOrders(program, field)
 

@@ -54,7 +54,7 @@ def test_the_exit_code_is_the_verdict(rows, capsys, first, second, code):
     assert run(rows, "--program", f"a={first}.json", "--program", f"b={second}.json") == code
     shown = capsys.readouterr().out
     assert "accuracy [95%]" in shown
-    assert "unreadable" in shown
+    assert "parse failures" in shown
 
 
 def test_it_writes_the_report_and_prints_json_alone_on_stdout(rows, tmp_path, capsys):
@@ -113,12 +113,22 @@ def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, mon
         untuned, few_shot = "gpt-4.1-nano-2025-04-14, untuned", "gpt-4.1-nano-2025-04-14, nearest few-shot"
         optimized = "gpt-4.1-nano-2025-04-14, optimized prompt"
         assert list(rows) == ["tuned", "TF-IDF + logistic", "majority", untuned, few_shot, optimized]
-        assert [(rows[name]["n_failed"], rows[name]["n_unreadable"]) for name in (untuned, few_shot, optimized)] == [
-            (0, 0)
-        ] * 3
+        assert [
+            (rows[name]["n_failed"], rows[name]["n_parse_failures"]) for name in (untuned, few_shot, optimized)
+        ] == [(0, 0)] * 3
         assert "not compared with" not in captured.err
     finally:
         server.close()
+
+
+def test_a_program_without_a_model_is_told_before_anything_is_asked(tmp_path, rows, monkeypatch, capsys):
+    """Public files of optimized programs name no model: 40 failed calls would pass for 40 wrong answers."""
+    dspy.Predict("title -> is_favorite: bool").save(tmp_path / "q.json")
+    monkeypatch.setattr("dspy_finetune.cli.compare.is_dspy_program", lambda name: str(name).endswith("q.json"))
+    assert run(rows, "--program", "tuned=50.json", "--program", f"plain={tmp_path / 'q.json'}") == 2
+    captured = capsys.readouterr()
+    assert "names no language model; add --lm MODEL" in captured.err
+    assert "asking" not in captured.err
 
 
 def test_what_was_not_compared_with_is_told(rows, capsys):

@@ -4,13 +4,15 @@ import enum
 import json
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
-from dspy_finetune.evaluation import Comparison, Progress, metrics
+from dspy_finetune.evaluation import Comparison, ComparisonReport, Progress, RunOptions, compare, metrics
 from dspy_finetune.evaluation.collect import jsonable
 from tests.evaluation.comparing import compare_programs
 
@@ -45,7 +47,7 @@ def test_wrong_unreadable_and_failed_are_three_counts():
     )
     found = compare_programs({"one": program}, ROWS, [RIGHT])
     row = found.programs[0]
-    assert (row.n, row.n_wrong, row.n_unreadable, row.n_failed) == (40, 2, 2, 1)
+    assert (row.n, row.n_wrong, row.n_parse_failures, row.n_failed) == (40, 2, 2, 1)
     assert row.scores["accuracy"].value == pytest.approx(35 / 40)
     assert found.answers["one"][5].error == "RuntimeError: reset"
     assert found.answers["one"][3].error == "AnswerError: no label"
@@ -303,3 +305,112 @@ def test_three_items_are_no_proof_whatever_the_bootstrap_says():
     alike = compare_programs({"a": Knows(), "b": Knows()}, ROWS, [metrics.f1("liked")], margin=0.1)
     assert alike.decisive is not None
     assert alike.decisive.verdict == "equivalent"
+
+
+def down(title: str) -> dspy.Prediction:
+    raise ConnectionError("the server is down")
+
+
+def test_a_program_that_never_answers_is_not_beaten():
+    """All of its calls fail, which says nothing of its answers: there is no verdict, and the first error is told."""
+    report = compare({"tuned": Knows(), "plain": down}, ROWS, [RIGHT, metrics.f1("liked")])
+    assert (report.outcome, report.exit_code) == ("not compared", 1)
+    assert report.verdict.startswith(
+        "plain was not compared: 40 of 40 calls failed, the first with ConnectionError: the server is down."
+    )
+    assert "better" not in report.verdict
+    assert {one.verdict for one in report.differences} == {"not compared"}
+    assert [one.p_value for one in report.differences] == [None, None]
+    assert report.rows[1].scores["accuracy"].value is None
+    assert ComparisonReport.from_dict(json.loads(json.dumps(report.to_dict()))).exit_code == 1
+    turned = compare({"plain": down, "tuned": Knows()}, ROWS, [RIGHT])
+    assert (turned.outcome, turned.exit_code) == ("not compared", 1)
+    alone = compare({"plain": down}, ROWS, [RIGHT])
+    assert (alone.outcome, alone.exit_code) == (None, 1)
+    assert "There is no verdict." in alone.verdict
+
+
+def test_the_others_are_compared_without_a_program_that_does_not_answer():
+    programs: dict[str, Any] = {"tuned": Knows(), "plain": down, "weak": Knows(wrong=range(20))}
+    report = compare(programs, ROWS, [RIGHT])
+    assert report.comparison.reference == "weak"
+    decisive = report.comparison.decisive
+    assert decisive is not None
+    assert (decisive.verdict, decisive.p_holm) == ("better", decisive.p_value)  # one test, nothing to correct
+    assert "plain was not compared" in report.verdict
+    assert "tuned is better than weak" in report.verdict
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize(("n_failed", "is_compared"), [(4, True), (5, False)])
+def test_a_tenth_of_the_calls_may_fail(n_failed, is_compared):
+    flaky = Knows(raises={n: TimeoutError("slow") for n in range(n_failed)})
+    report = compare({"tuned": Knows(), "flaky": flaky}, ROWS, [RIGHT])
+    assert (report.outcome != "not compared") is is_compared
+    assert f"{n_failed} of 40 calls" in report.verdict
+    patient = RunOptions(max_failed_share=0.5)
+    assert compare({"tuned": Knows(), "flaky": flaky}, ROWS, [RIGHT], running=patient).outcome != "not compared"
+
+
+def test_a_verdict_on_a_program_that_can_hardly_be_read_says_so():
+    mumbles = Knows(raises={n: AnswerError("no label", text="hm") for n in range(21)})
+    report = compare({"tuned": Knows(), "mumbles": mumbles}, ROWS, [RIGHT])
+    assert report.outcome == "better"
+    assert "Most answers of mumbles could not be read (21 of 40 are parse failures)" in report.verdict
+
+
+def test_a_dspy_program_without_a_model_is_told_before_anything_is_asked():
+    asked = Knows()
+    for lacking in (dspy.Predict("title -> liked: bool"), dspy.ChainOfThought("title -> liked: bool")):
+        with pytest.raises(UsageError, match=r'"plain" has no language model: .*load_optimized\(\.\.\., lm='):
+            compare({"tuned": asked, "plain": lacking}, ROWS, [RIGHT])
+    assert asked.asked == []
+    with dspy.context(lm=dspy.utils.DummyLM([{"liked": "True"}] * 80)):
+        plain = dspy.Predict("title -> liked: bool")
+        assert compare({"tuned": asked, "plain": plain}, ROWS, [RIGHT]).outcome == "better"
+
+
+def test_no_verdict_contradicts_the_interval_that_is_shown():
+    """Heavy tails, several baselines, small samples, margins: the rule holds for every difference of every metric."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for round_ in range(25):
+        n = int(rng.integers(4, 60))
+        rows = [
+            dspy.Example(title=str(k), price=float(rng.exponential(50)), liked=bool(k % 2)).with_inputs("title")
+            for k in range(n)
+        ]
+        truth = {row.title: row for row in rows}
+
+        def program(noise: float, tail: float, right: float, seed: int, truth: Any = truth) -> Any:
+            def answer(title: str) -> dspy.Prediction:
+                own = np.random.default_rng([seed, int(title)])
+                price = truth[title].price + own.normal(0, noise) * (tail if own.random() < 0.05 else 1)
+                said = truth[title].liked if own.random() < right else not truth[title].liked
+                return dspy.Prediction(price=price, liked=said, probability=0.8 if said else 0.2)
+
+            return answer
+
+        programs = {f"p{k}": program(10.0 + 10 * k, 30.0, 0.9 - 0.1 * k, round_ * 7 + k) for k in range(4)}
+        chosen = [metrics.accuracy("liked"), metrics.mean_absolute_error("price"), metrics.f1("liked")]
+        found = compare_programs(programs, rows, chosen, n_resamples=200, margin=0.3, subgroups=["liked"])
+        for one in found.differences:
+            low, high, value = one.interval.low, one.interval.high, one.interval.value
+            excludes = low is not None and high is not None and not low <= 0 <= high
+            if one.verdict == "equivalent":
+                assert low is not None
+                assert high is not None
+                assert -0.3 < low <= high < 0.3
+            else:
+                assert (
+                    excludes == (one.verdict in ("better", "worse")) == (one.p_holm is not None and one.p_holm <= 0.05)
+                )
+            if value is not None and low is not None and high is not None:
+                assert low <= value <= high
+            seen.add(one.verdict)
+        for part in found.subgroups:
+            assert part.difference is not None
+            low, high = part.difference.low, part.difference.high
+            excludes = low is not None and high is not None and not low <= 0 <= high
+            assert excludes == (part.p_holm is not None and part.p_holm <= 0.05)
+    assert seen >= {"better", "undecided"}

@@ -58,7 +58,7 @@ def report() -> ComparisonReport:
 def test_the_text_table_is_aligned_and_holds_the_counts(report):
     lines = report.table().splitlines()
     assert lines[0].split()[:3] == ["program", "accuracy", "[95%]"]
-    assert "unreadable" in lines[0]
+    assert "parse failures" in lines[0]
     assert "failed" in lines[0]
     assert {len(line) for line in lines[1:]} == {len(lines[1])}
     assert "0.900 [0.744, 0.965]" in lines[2]
@@ -171,7 +171,7 @@ def test_the_confusion_table_counts_every_item(report):
     rival = compare({"rival": Guesses(3)}, ROWS, [metrics.accuracy("liked")])
     table = details.confusion(rival.comparison)
     assert table is not None
-    assert table.head == ("label", "said false", "said true", "said unreadable")
+    assert table.head == ("label", "said false", "said true", "said parse failure")
 
 
 def test_pairs_get_their_bias():
@@ -201,7 +201,9 @@ def test_markdown_escapes_what_would_be_markup(report, tmp_path):
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings[-1] == "## Not checked"
     assert "## Where the programs disagree: 12 of 30 items" in headings
-    assert "- rival | one, unreadable 1 ×: AnswerError: not a label: &lt;i&gt;hm&lt;/i&gt;".replace("|", "\\|") in text
+    assert (
+        "- rival | one, parse failure 1 ×: AnswerError: not a label: &lt;i&gt;hm&lt;/i&gt;".replace("|", "\\|") in text
+    )
 
 
 def test_several_reports_share_one_page(report, tmp_path):

@@ -314,7 +314,7 @@ def test_several_seeds_widen_the_interval_by_the_noise_between_trainings():
 def test_a_job_that_was_not_started_cost_nothing():
     run = CurveRun(
         base_model="m", n_epochs=1, n_rows=1, seed=0, job_id=None, model=None, is_new=False, estimated_cost_usd=2.0,
-        cost_usd=None, score=None, n_unreadable=0, n_failed=0, error="x",
+        cost_usd=None, score=None, n_parse_failures=0, n_failed=0, error="x",
     )  # fmt: skip
     assert run.paid_usd == 0.0
 

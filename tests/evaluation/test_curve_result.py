@@ -20,7 +20,8 @@ def curve(*, higher: bool = False, change: Interval | None = None, error: str | 
     runs = tuple(
         CurveRun(
             base_model=EVIL, n_epochs=1, n_rows=n, seed=0, job_id=f"j{n}", model=f"m{n}", is_new=True,
-            estimated_cost_usd=1.0, cost_usd=n / 100, score=interval(0.5, 0.1), n_unreadable=0, n_failed=0, error=error,
+            estimated_cost_usd=1.0, cost_usd=n / 100, score=interval(0.5, 0.1), n_parse_failures=0, n_failed=0,
+            error=error,
         )
         for n in (50, 100)
     )  # fmt: skip

@@ -75,7 +75,7 @@ def test_what_the_judge_cannot_say_is_counted_apart_from_what_the_program_cannot
     )
     found = compare_programs({"p": program}, ROWS, [graded], on_progress=told.append)
     row = found.programs[0]
-    assert (row.n_unreadable, row.n_failed, row.n_unjudged) == (1, 0, {"rubric score by dummy": 1})
+    assert (row.n_parse_failures, row.n_failed, row.n_unjudged) == (1, 0, {"rubric score by dummy": 1})
     assert found.item_scores["rubric score by dummy"]["p"] == (1.0, 1.0, 0.0, 0.5, None, 0.0)
     assert row.scores["rubric score by dummy"].n == 5
     assert any("the judge gave no verdict that could be read for 1 of 6 items" in one for one in found.not_checked)

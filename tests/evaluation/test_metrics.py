@@ -1,4 +1,4 @@
-"""Metrics: each number against scikit-learn or a plain definition; what an unreadable answer does to it."""
+"""Metrics: each number against scikit-learn or a plain definition; what a parse failure does to it."""
 
 import copy
 import enum
@@ -193,7 +193,7 @@ def test_what_is_no_probability_is_unreadable(share):
 
 @pytest.mark.parametrize("label", [None, math.nan, "about 5", [5]])
 def test_a_label_that_is_no_number_is_the_datas_fault_not_the_programs(label):
-    """Counted as an unreadable answer, it would pass for the program's."""
+    """Counted as a parse failure, it would pass for the program's."""
     for made in (
         metrics.mean_absolute_error("price"),
         metrics.within("price", absolute=5),

@@ -6,8 +6,11 @@ from pathlib import Path
 import dspy
 import pytest
 
+from dspy_finetune import prompts
 from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.evaluation import load_optimized, metrics
+from dspy_finetune.evaluation.saved_programs import is_dspy_program
+from dspy_finetune.predictors import OpenAIPredictor, replace
 from tests.evaluation.comparing import compare_programs
 
 SAVED = Path(__file__).parent / "saved"
@@ -95,3 +98,54 @@ def test_another_shape_is_told_from_a_file_that_is_none(tmp_path):
         load_optimized(Sig, tmp_path / "torn.json")
     with pytest.raises(FileError):
         load_optimized(Sig, tmp_path / "missing.json")
+
+
+def test_a_tuned_part_comes_back_into_a_program_that_has_it_and_into_one_that_has_a_predict(tmp_path):
+    class Two(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.look = dspy.Predict("title -> topic")
+            self.judge = dspy.ChainOfThought(Sig)
+
+    saved = Two()
+    tuned = OpenAIPredictor(prompts.binary(), "ft:gpt-4.1-nano-2025-04-14:x::1", threshold=0.4)
+    saved.judge = tuned
+    saved.look.demos = [dspy.Example(title="Tides", topic="sea")]
+    saved.save(tmp_path / "two.json")
+    for shape in (saved, Two()):
+        found = load_optimized(shape, tmp_path / "two.json")
+        assert isinstance(found.judge, OpenAIPredictor)
+        assert (found.judge.model, found.judge.threshold) == (tuned.model, 0.4)
+        assert found.look.demos[0]["topic"] == "sea"
+    alone = Program()
+    replace(alone, "judge", tuned)
+    alone.save(tmp_path / "one.json")
+    assert load_optimized(Sig, tmp_path / "one.json").model == tuned.model
+
+
+def test_a_retriever_keeps_its_own_state(tmp_path):
+    class Looks(dspy.Module):
+        def __init__(self, k: int) -> None:
+            super().__init__()
+            self.retrieve = dspy.Retrieve(k=k)
+            self.judge = dspy.Predict(Sig)
+
+    state = {**json.loads((SAVED / "dspy-3.4.1-program.json").read_text()), "retrieve": {"k": 7}}
+    found = load_optimized(Looks(3), write(tmp_path / "rag.json", state))
+    assert (found.retrieve.k, found.judge.signature.instructions) == (7, "Optimized words.")
+    with pytest.raises(DataError, match="retriever"):
+        load_optimized(Sig, tmp_path / "rag.json")
+
+
+def test_a_file_of_dspy_2_4_is_told_from_no_program(tmp_path):
+    old = {
+        "judge": {
+            "lm": None, "traces": [], "train": [], "demos": [{"title": "Tides", "is_favorite": "True"}],
+            "signature_instructions": "Optimized words.", "signature_prefix": "Is Favorite:",
+        }
+    }  # fmt: skip
+    for value in (old, old["judge"]):
+        path = write(tmp_path / "old.json", value)
+        assert is_dspy_program(path)
+        with pytest.raises(DataError, match=r"old\.json was saved before DSPy 2\.5"):
+            load_optimized(Program(), path)

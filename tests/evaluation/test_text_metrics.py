@@ -174,9 +174,9 @@ def test_unreadable_answers_and_empty_sets_are_what_the_table_of_the_documents_s
         whole = metric(rows, [*answers[:2], nothing])
         without = metric(rows[:2], answers[:2])
         # What was never named cannot make precision worse.
-        lowers = metric.counts_unreadable and name != "precision"
+        lowers = metric.counts_parse_failures and name != "precision"
         assert (whole < without) if lowers else (whole == pytest.approx(without, nan_ok=True))
-    elif metric.if_unreadable is None:
+    elif metric.if_parse_failure is None:
         with pytest.raises(AnswerError):
             metric(rows[0], nothing)
     else:

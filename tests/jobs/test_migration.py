@@ -241,7 +241,7 @@ def test_answers_of_before_stand_in_for_a_model_that_is_gone(
     n_asked = fake.count("POST /chat/completions")
     report = migration.compare(moved, unseen, stored=kept, margin=0.2)
     assert fake.count("POST /chat/completions") == n_asked
-    assert [(row.n, row.n_unreadable) for row in report.rows] == [(20, 0), (20, 1)]
+    assert [(row.n, row.n_parse_failures) for row in report.rows] == [(20, 0), (20, 1)]
     assert report.outcome != "worse"
     with pytest.raises(UsageError, match="none of the items"):
         migration.compare(moved, unseen[20:], stored=kept)

@@ -1,6 +1,6 @@
 """The page in a real browser: Chromium, driven by Playwright, which downloads none and takes the one there is.
 
-The reports hold what data can hold: markup, a very long word, numbers, unreadable and failed answers.
+The reports hold what data can hold: markup, a very long word, numbers, parse failures and failed calls.
 """
 
 from __future__ import annotations
