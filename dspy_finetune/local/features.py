@@ -1,0 +1,409 @@
+"""What a frozen model makes of a prompt: the average of its middle layers over the part in which prompts differ.
+
+In: chat messages, a model and its tokenizer. Out: one vector for each prompt, layer and field, as numpy arrays.
+All prompts of a task begin alike (system message, rubric) and end alike (the template's last words). These tokens say
+nothing about the row: they are computed once and left out of the average. Where each line of the user's message begins
+with the same name in every row ("A: ...", "B: ..."), each line has an average of its own.
+Measured on SmolLM2-135M: averages beat the last token nearly everywhere, and the last layer is never the best.
+A sentence encoder gives its own vector for the text of each field (mean over its tokens, length one).
+Not covered: what is learned from the vectors (heads.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from dspy_finetune.local.chat import encode_prompt, message_text
+from dspy_finetune.local.forward import common_length
+from dspy_finetune.local.heads import Mode, compared_fields
+
+Array = NDArray[np.float32]
+Messages = Sequence[Mapping[str, Any]]
+Span = tuple[int, int]
+
+DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+"""The layers that are tried, by relative depth: 10, 15, 20 and 25 of SmolLM2's 30."""
+MAX_SPAN_TOKENS = 384
+"""A longer text is cut: the average of its beginning says what the text is about."""
+MAX_FIELDS = 8
+BATCH_TOKENS = 2048
+_FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What all prompts of a task have in common."""
+
+    prefix: tuple[int, ...] = ()
+    """The tokens with which every prompt begins; none where only the sentence encoder reads."""
+    suffix: tuple[int, ...] = ()
+    """The tokens with which every prompt ends."""
+    opening: str = ""
+    """The words with which every user message begins, where its lines have no names."""
+    fields: tuple[str, ...] = ()
+    """The names with which the lines of every user message begin; empty where they have none in common."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, prompts: Sequence[Messages]) -> Shape:
+        """What these prompts have in common; `tokenizer` is None where only the sentence encoder reads."""
+        rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[]]
+        prefix = rows[0][: min(common_length(rows[0], row) for row in rows)]
+        room = min(len(row) for row in rows) - len(prefix)
+        suffix_length = min(room, *(common_length(rows[0][::-1], row[::-1]) for row in rows))
+        return cls(
+            prefix=tuple(prefix),
+            suffix=tuple(rows[0][len(rows[0]) - suffix_length :]),
+            opening=_shared_words([asked(messages) for messages in prompts]),
+            fields=shared_fields(prompts),
+        )
+
+    def fits(self, row: Sequence[int], messages: Messages) -> bool:
+        """Whether a prompt begins, ends and is named like those the shape was taken from."""
+        is_long = len(row) >= len(self.prefix) + len(self.suffix)
+        is_framed = is_long and tuple(row[: len(self.prefix)]) == self.prefix
+        is_ended = tuple(row[len(row) - len(self.suffix) :]) == self.suffix
+        return is_framed and is_ended and self.is_named(messages) and asked(messages).startswith(self.opening)
+
+    def whole_span(self, row: Sequence[int]) -> Span:
+        """Where the row differs from others."""
+        start = common_length(self.prefix, row)
+        end = max(start, len(row) - common_length(self.suffix[::-1], row[start:][::-1]))
+        return _cut((start, end) if start < end else (max(0, end - 1), max(1, end)))
+
+    def field_spans(self, tokenizer: Any, messages: Messages, row: Sequence[int]) -> list[Span]:
+        """One span of the row's tokens for each field; a prompt without the names is one text in each field's place."""
+        if not self.is_named(messages):
+            return [self.whole_span(row)] * len(self.fields)
+        # A message that ends earlier has the same tokens up to where it ends: no offsets of the tokenizer are needed.
+        written = asked(messages).split("\n")
+        spans = []
+        for index, name in enumerate(self.fields):
+            before = written[:index]
+            start, end = (
+                common_length(row, encode_prompt(tokenizer, with_asked(messages, "\n".join([*before, line]))))
+                for line in (f"{name}:", written[index])
+            )
+            spans.append(_cut((start, end) if start < end else (max(0, end - 1), end)))
+        return spans
+
+    def texts(self, messages: Messages) -> list[str]:
+        """The text of each field, or the user's message without its opening."""
+        text = asked(messages)
+        if self.fields and self.is_named(messages):
+            return [value for _, value in lines(text)]
+        return [text.removeprefix(self.opening) or text] * max(1, len(self.fields))
+
+    def is_named(self, messages: Messages) -> bool:
+        """Whether the lines of the user's message begin with the names of the fields."""
+        return not self.fields or tuple(name for name, _ in lines(asked(messages))) == self.fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a prompt becomes features: as one text, field by field, or as the difference of two fields."""
+
+    mode: Mode
+    shape: Shape
+    compared: tuple[str, ...] = ()
+    """For "difference" the two fields' names: the one that the first label names, then the other."""
+    written: tuple[str, ...] = ()
+    """For "difference" the two names in their order in the message."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> View:
+        """Read what `to_dict` gave."""
+        shape = Shape(**{name: _tuple(value) for name, value in facts["shape"].items()})
+        return cls(**{**{name: _tuple(value) for name, value in facts.items()}, "shape": shape})
+
+    def singles(self, messages: Messages) -> list[Messages] | None:
+        """The prompts in which each of two fields stands alone, the first label's first; None where they are not there.
+
+        Each is read in the first one's place: what is read behind another text depends on that text.
+        """
+        values = dict(lines(asked(messages)))
+        if tuple(values) != self.written:
+            return None
+        return [with_asked(messages, f"{self.written[0]}: {values[name]}") for name in self.compared]
+
+
+def views_of(tokenizer: Any, prompts: Sequence[Messages], labels: Sequence[str]) -> list[View]:
+    """The ways to read a training file's prompts; which is best is for cross-validation to say."""
+    fields = shared_fields(prompts)
+    order = compared_fields(fields, labels)
+    if order is not None:
+        by_label = sorted(range(2), key=lambda place: order[place])
+        names = View(mode="difference", shape=Shape(), compared=tuple(fields[i] for i in by_label), written=fields)
+        singles = [single for messages in prompts for single in names.singles(messages) or []]
+        return [replace(names, shape=Shape.of(tokenizer, singles))]
+    shape = Shape.of(tokenizer, prompts)
+    whole = View(mode="whole", shape=shape)
+    return [whole, View(mode="fields", shape=shape)] if len(fields) > 1 else [whole]
+
+
+class Reader:
+    """Makes features of prompts with a frozen causal base, a sentence encoder, or both."""
+
+    def __init__(self, *, base: tuple[Any, Any] | None = None, encoder: tuple[Any, Any] | None = None) -> None:
+        self.base = base  # (tokenizer, model)
+        self.encoder = encoder
+        assert base or encoder
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, or None."""
+        return self.base[0] if self.base else None
+
+    def read(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
+        """Each model's features: (prompts, width)."""
+        if view.mode != "difference":
+            return self._blocks(prompts, view)
+        pairs = [view.singles(messages) for messages in prompts]
+        flat = [single for pair in pairs for single in pair or []]
+        blocks = self._blocks(flat, replace(view, mode="whole")) if flat else {}
+        result = {}
+        for name, values in blocks.items():
+            result[name] = np.zeros((len(prompts), values.shape[1]), np.float32)
+            found = [row for row, pair in enumerate(pairs) if pair is not None]
+            result[name][found] = values[0::2] - values[1::2]
+        # A prompt without the two fields says nothing about them: no difference, and equal probabilities.
+        return result or {name: np.zeros((len(prompts), 1), np.float32) for name in self._names()}
+
+    def fits(self, messages: Messages, view: View) -> bool:
+        """Whether a prompt has the shape of those it was trained on."""
+        if view.mode == "difference":
+            singles = view.singles(messages)
+            return singles is not None and all(self._fits(single, view.shape) for single in singles)
+        return self._fits(messages, view.shape)
+
+    def _fits(self, messages: Messages, shape: Shape) -> bool:
+        return shape.fits(encode_prompt(self.tokenizer, messages) if self.base else [], messages)
+
+    def _names(self) -> list[str]:
+        return [name for name, model in (("base", self.base), ("encoder", self.encoder)) if model]
+
+    def _blocks(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
+        blocks = {}
+        if self.base:
+            blocks["base"] = self._read_base(prompts, view)
+        if self.encoder:
+            blocks["encoder"] = self._read_encoder(prompts, view)
+        return blocks
+
+    def _read_base(self, prompts: Sequence[Messages], view: View) -> Array:
+        assert self.base
+        tokenizer, model = self.base
+        keys: dict[tuple[Any, ...], int] = {}  # an item that stands in many pairs is read once
+        places, rows, spans = [], [], []
+        for messages in prompts:
+            row = encode_prompt(tokenizer, messages)
+            is_whole = view.mode == "whole"
+            span = [view.shape.whole_span(row)] if is_whole else view.shape.field_spans(tokenizer, messages, row)
+            end = max(stop for _, stop in span)
+            key = (*row[:end], *span)
+            if key not in keys:
+                keys[key] = len(rows)
+                rows.append(row[:end])
+                spans.append(span)
+            places.append(keys[key])
+        layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
+        means = hidden_means(model, rows, spans, layers)
+        return means.reshape(len(rows), -1)[places]
+
+    def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
+        assert self.encoder
+        tokenizer, model = self.encoder
+        texts = [view.shape.texts(messages) for messages in prompts]
+        if view.mode == "whole":
+            texts = [
+                [" ".join(parts)] if view.shape.is_named(messages) else parts[:1]
+                for parts, messages in zip(texts, prompts, strict=True)
+            ]
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
+        vectors = sentence_vectors(model, tokenizer, list(distinct))
+        return np.stack([vectors[[distinct[text] for text in row]].reshape(-1) for row in texts])
+
+
+def asked(messages: Messages) -> str:
+    """The text of the last user message, "" where there is none."""
+    users = [message_text(message) for message in messages if message.get("role") == "user"]
+    return users[-1] if users else ""
+
+
+def with_asked(messages: Messages, text: str) -> list[Mapping[str, Any]]:
+    """The messages with another text in the last user message."""
+    place = max(index for index, message in enumerate(messages) if message.get("role") == "user")
+    return [*messages[:place], {**messages[place], "content": text}, *messages[place + 1 :]]
+
+
+def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
+    """The names with which the lines of every user message begin, each once; empty where prompts differ in them."""
+    named = {tuple(name for name, _ in lines(asked(messages))) for messages in prompts}
+    fields = named.pop() if len(named) == 1 else ()
+    return fields if 0 < len(fields) <= MAX_FIELDS and len(set(fields)) == len(fields) else ()
+
+
+def lines(text: str) -> list[tuple[str, str]]:
+    """(name, value) of each line, or nothing where a line has no name."""
+    found = [_FIELD.match(line) for line in text.split("\n")]
+    if not all(found):
+        return []
+    return [
+        (match[1], line[match.end() :].strip())
+        for match, line in zip(found, text.split("\n"), strict=True)
+        if match is not None
+    ]
+
+
+def layer_numbers(n_layers: int) -> tuple[int, ...]:
+    """How many layers are run for each depth that is tried.
+
+    Examples:
+        >>> layer_numbers(30), layer_numbers(2)
+        ((10, 15, 20, 25), (1, 2))
+    """
+    return tuple(sorted({min(n_layers, max(1, round(depth * n_layers))) for depth in DEPTHS}))
+
+
+def feature_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the processor multiplies in it, else float32."""
+    if device != "cpu":
+        return torch.bfloat16
+    # Private by name, the only question torch has for it; where it goes, float32 is right and slower.
+    has = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.bfloat16 if has() else torch.float32
+
+
+@torch.inference_mode()
+def hidden_means(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[Span]],
+    layers: Sequence[int],
+) -> Array:
+    """Averages of hidden states: (rows, layers, spans, width).
+
+    Args:
+        model: A causal model of transformers.
+        rows: Token ids of each prompt.
+        spans: For each row as many (start, end) as any other.
+        layers: After how many layers the states are read.
+    """
+    n_spans = len(spans[0])
+    result = np.zeros((len(rows), len(layers), n_spans, model.config.get_text_config().hidden_size), np.float32)
+    shared = min(common_length(rows[0], row) for row in rows) if len(rows) > 1 else 0
+    # Nothing behind the last averaged token is needed, and at least one token has to be left to read.
+    ends = [max(end for _, end in places) for places in spans]
+    shared = min(shared, *(start for places in spans for start, _ in places))
+    with _first_layers(model, max(layers)) as backbone:
+        past = backbone(input_ids=_tensor([list(rows[0][:shared])], model), use_cache=True) if shared else None
+        for batch in _batches([end - shared for end in ends]):
+            tokens = [list(rows[index][shared : ends[index]]) for index in batch]
+            states = _read(backbone, model, tokens, past.past_key_values if past else None, shared)
+            for place, layer in enumerate(layers):
+                hidden = states[layer]  # (B, L, D)
+                for row, index in enumerate(batch):
+                    for number, (start, end) in enumerate(spans[index]):
+                        mean = hidden[row, start - shared : end - shared].float().mean(0)
+                        result[index, place, number] = mean.cpu().numpy()
+    return result
+
+
+@torch.inference_mode()
+def sentence_vectors(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
+    """A sentence encoder's vectors: mean over tokens, of length one. (texts, width)."""
+    n_most = min(int(model.config.max_position_embeddings), 256)
+    ids = [tokenizer(text, truncation=True, max_length=n_most)["input_ids"] for text in texts]
+    result = np.zeros((len(texts), model.config.hidden_size), np.float32)
+    for batch in _batches([len(row) for row in ids]):
+        tokens, mask = _padded([ids[index] for index in batch], model)
+        hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        weight = mask[:, :, None].float()
+        mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+    return result
+
+
+def _read(backbone: Any, model: Any, tokens: list[list[int]], past: Any, shared: int) -> Any:
+    padded, mask = _padded(tokens, model)
+    cache = None
+    if past is not None:
+        cache = DynamicCache()
+        for number, layer in enumerate(past.layers[: len(backbone.layers)]):
+            cache.update(
+                layer.keys.expand(len(tokens), -1, -1, -1), layer.values.expand(len(tokens), -1, -1, -1), number
+            )
+        mask = torch.cat([mask.new_ones(len(tokens), shared), mask], dim=1)
+    output = backbone(
+        input_ids=padded,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        output_hidden_states=True,
+    )
+    return output.hidden_states
+
+
+@contextlib.contextmanager
+def _first_layers(model: Any, n_layers: int) -> Iterator[Any]:
+    # The layers above the deepest that is read are not run; the final norm is not part of a middle layer's states.
+    backbone = model.base_model
+    kept = backbone.layers
+    backbone.layers = kept[:n_layers]
+    norm, backbone.norm = backbone.norm, torch.nn.Identity()
+    try:
+        yield backbone
+    finally:
+        backbone.layers, backbone.norm = kept, norm
+
+
+def _padded(rows: list[list[int]], model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    tokens = _tensor([row + [0] * (longest - len(row)) for row in rows], model)
+    mask = _tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], model)
+    return tokens, mask
+
+
+def _tensor(values: Any, model: Any) -> torch.Tensor:
+    return torch.tensor(values, device=model.device)
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of like length together, so that little is padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if batch and lengths[index] * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _cut(span: Span) -> Span:
+    return span[0], min(span[1], span[0] + MAX_SPAN_TOKENS)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _shared_words(texts: Sequence[str]) -> str:
+    """The beginning that all texts share, up to the end of a word."""
+    first, last = min(texts), max(texts)
+    shared = first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+    if shared == first:  # one text is all that is shared, or they are equal: nothing is left to cut
+        return ""
+    return shared[: shared.rfind(" ") + 1] if " " in shared else shared[: shared.rfind("\n") + 1]
