@@ -24,9 +24,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.local import completions, responses
 from dspy_finetune.local.batches import Batches, CreateBatch
-from dspy_finetune.local.completions import ChatRequest
+from dspy_finetune.local.completions import ChatRequest, EmbeddingRequest
 from dspy_finetune.local.guards import LOOPBACK_NAMES, Guard, GuardedRoute, add_error_answers
-from dspy_finetune.local.models import base_folder, base_name, check_base
+from dspy_finetune.local.models import base_folder, base_name, check_base, packaged_encoder
 from dspy_finetune.local.responses import ResponsesRequest
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
@@ -119,16 +119,21 @@ class Host:
             folder = base_folder(tuned.base if tuned else self.base(model) or model, progress=logger.warning)
         except UsageError as error:
             raise no_model(model, why=str(error)) from error
-        return Source(folder=folder, adapters=tuple(self.store.adapters(model)))
+        return Source(
+            folder=folder,
+            adapters=tuple(self.store.adapters(model)),
+            head=self.store.head(model),
+            encoder=packaged_encoder(),
+        )
 
     async def ready_engine(self) -> Any:
         """The engine. Its first start imports torch: in a thread, so that other requests are answered meanwhile."""
         return await asyncio.to_thread(lambda: self.engine)
 
-    async def complete(self, body: ChatRequest) -> dict[str, Any]:
-        """The whole answer to a chat."""
+    async def complete(self, body: ChatRequest, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """The whole answer to a chat; what its response's headers are to say is put into `headers`."""
         self.check_model(body.model)
-        return await completions.complete(await self.ready_engine(), body)
+        return await completions.complete(await self.ready_engine(), body, headers)
 
     async def respond(self, body: ResponsesRequest) -> dict[str, Any]:
         """The whole response."""
@@ -428,11 +433,18 @@ def _add_models(app: FastAPI, host: Host) -> None:
 def _add_chat(app: FastAPI, host: Host) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        headers: dict[str, str] = {}
         if not body.stream:
-            return JSONResponse(await _while_wanted(request, host.complete(body)))
+            answer = await _while_wanted(request, host.complete(body, headers=headers))
+            return JSONResponse(answer, headers=headers)
         host.check_model(body.model)
-        chunks = completions.stream(await host.ready_engine(), body)
-        return StreamingResponse(await _while_wanted(request, chunks), media_type="text/event-stream")
+        chunks = await _while_wanted(request, completions.stream(await host.ready_engine(), body, headers))
+        return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+        host.check_model(body.model)
+        return await _while_wanted(request, completions.embed(await host.ready_engine(), body))
 
     @app.post("/v1/responses")
     async def create_response(body: ResponsesRequest, request: Request) -> Response:

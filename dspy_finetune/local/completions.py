@@ -9,6 +9,7 @@ Not covered: images, audio, files, several calls in one answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import time
@@ -440,6 +441,8 @@ class Answered:
     choices: list[Choice]
     prompt_tokens: int
     completion_tokens: int
+    notes: dict[str, str]
+    """What else there is to say, as response headers."""
 
     def usage(self) -> dict[str, int]:
         """OpenAI's usage of a chat."""
@@ -514,6 +517,7 @@ def _answered(asked: Asked, completion: Any) -> Answered:
         choices=[_choice(asked, completion.speller, answer) for answer in completion.answers],
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=sum(len(answer.tokens) for answer in completion.answers),
+        notes=completion.answers[0].notes,
     )
 
 
@@ -544,6 +548,8 @@ class Stream:
         # What may be the beginning of a stop string is kept back until it is known.
         self._held = max((len(word) - 1 for word in asked.settings.stop), default=0)
         self._first: Piece | None = None
+        self.notes: dict[str, str] = {}
+        """What else there is to say, as response headers; known once the first token has come."""
 
     async def open(self) -> Stream:
         """Wait for the first token."""
@@ -583,6 +589,7 @@ class Stream:
 
     def _on_token(self, index: int, answer: Any, speller: Any) -> bool:
         """In the engine's thread."""
+        self.notes = answer.notes
         n_characters, n_tokens = self._sent.get(index, (0, 0))
         end = len(answer.text) if answer.finish_reason else len(answer.text) - self._held
         ready = answer.text[n_characters:end] if end > n_characters else ""
@@ -625,9 +632,11 @@ def _logprobs(speller: Any, tokens: Any) -> list[dict[str, Any]]:
 # OpenAI's shapes
 
 
-async def complete(engine: Engine, body: ChatRequest) -> dict[str, Any]:
-    """The chat.completion."""
+async def complete(engine: Engine, body: ChatRequest, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """The chat.completion; what is to be said in the response's headers is put into `headers`."""
     answered = await whole(engine, await asyncio.to_thread(ask, body))
+    if headers is not None:
+        headers.update(answered.notes)
     choices = [
         {
             "index": index,
@@ -656,9 +665,11 @@ def _content(logprobs: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     return None if logprobs is None else {"content": logprobs, "refusal": None}
 
 
-async def stream(engine: Engine, body: ChatRequest) -> AsyncIterator[str]:
+async def stream(engine: Engine, body: ChatRequest, headers: dict[str, str] | None = None) -> AsyncIterator[str]:
     """Server-sent chunks. Errors before the first token are raised before anything is sent."""
     source = await Stream(engine, await asyncio.to_thread(ask, body)).open()
+    if headers is not None:
+        headers.update(source.notes)
     return _chunks(source, body)
 
 
@@ -700,3 +711,49 @@ def _head(body: ChatRequest, kind: str) -> dict[str, Any]:
         "model": body.model,
         "system_fingerprint": "local",
     }
+
+
+# Embeddings
+
+
+class EmbeddingRequest(Body):
+    """The body of POST /v1/embeddings."""
+
+    model: ModelName
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+async def embed(engine: Any, body: EmbeddingRequest) -> dict[str, Any]:
+    """The list of embeddings: vectors of length one.
+
+    Raises:
+        ApiError: More dimensions are asked for than the model has.
+    """
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    try:
+        vectors, n_tokens = await asyncio.wrap_future(engine.embed(body.model, texts))
+    except Exception as error:
+        raise api_error(error) from error
+    if body.dimensions is not None:
+        if body.dimensions > vectors.shape[1]:
+            message = f"The model has {vectors.shape[1]} dimensions, not {body.dimensions}."
+            raise ApiError(400, message, code="invalid_value", param="dimensions")
+        vectors = vectors[:, : body.dimensions]
+        vectors = vectors / (((vectors**2).sum(axis=1, keepdims=True)) ** 0.5).clip(1e-12)
+
+    def written(vector: Any) -> Any:
+        if body.encoding_format == "base64":
+            return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        return [float(value) for value in vector]
+
+    data = [
+        {"object": "embedding", "index": index, "embedding": written(vector)} for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return {"object": "list", "data": data, "model": body.model, "usage": usage}

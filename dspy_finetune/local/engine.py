@@ -9,11 +9,13 @@ Measured on two shared cores with SmolLM2-135M and a 100-token prompt of which 7
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
 import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -24,10 +26,23 @@ import torch
 
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn
+from dspy_finetune.local.features import Reader, View
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
 from dspy_finetune.local.grammar import Grammars
-from dspy_finetune.local.models import load_model, load_tokenizer
-from dspy_finetune.local.sampling import Answer, Settings, Speller, Token, choose, find_stop, seeded
+from dspy_finetune.local.heads import Head
+from dspy_finetune.local.models import PACKAGED_ENCODER, check_base, is_encoder, load_model, load_tokenizer
+from dspy_finetune.local.sampling import (
+    GREEDY,
+    LOWEST_LOGPROB,
+    Answer,
+    Settings,
+    Speller,
+    Token,
+    choose,
+    find_stop,
+    sample,
+    seeded,
+)
 from dspy_finetune.local.schemas import ApiError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +55,12 @@ MAX_ROWS = 64
 """Answers that grow at the same time."""
 WINDOW_SECONDS = 0.01
 """How long the first request of a batch waits for others."""
+VECTORS = "\0vectors"
+"""Behind the name of a model that is loaded for its embeddings."""
+SHAPE_HEADER = "x-dspy-finetune-prompt"
+OTHER_SHAPE = "another shape than trained"
+INTERVAL_HEADER = "x-dspy-finetune-interval"
+"""The interval of 90 % of a number, in the format of the answer."""
 
 
 class ContextLengthError(FinetuneError, ValueError):
@@ -52,6 +73,10 @@ class Source:
 
     folder: Path
     adapters: tuple[Path, ...] = ()
+    head: Path | None = None
+    """A linear head that answers in the model's place."""
+    encoder: Path | None = None
+    """The sentence encoder that is installed, which a head may read with."""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +85,7 @@ class Completion:
 
     prompt_tokens: int
     answers: list[Answer]
-    speller: Speller
+    speller: Speller | Options
 
 
 @dataclass(kw_only=True)
@@ -70,9 +95,19 @@ class _Request:
     settings: Settings
     n: int
     future: Future[Completion]
-    on_token: Callable[[int, Answer, Speller], bool] | None
+    on_token: Callable[[int, Answer, Any], bool] | None
     left: int = 0
     completion: Completion | None = None
+
+
+@dataclass(kw_only=True)
+class _Embedding:
+    """Texts that wait for their vectors."""
+
+    model_id: str
+    texts: Sequence[str]
+    future: Future[tuple[Any, int]]
+    n: int = 1
 
 
 @dataclass(kw_only=True)
@@ -98,6 +133,88 @@ class _Loaded:
         more = self.model.generation_config.eos_token_id
         self.ends = (ends | set(more if isinstance(more, list) else [more])) - {None}
         self.grammars = Grammars(self.tokenizer, self.ends)
+
+
+class Options:
+    """What a head may answer, in the place of a tokenizer's tokens: each whole answer is one token."""
+
+    def __init__(self, texts: Sequence[str], log_probs: Sequence[float], greedy: int, notes: dict[str, str]) -> None:
+        self.texts = list(texts)
+        self.log_probs = [max(value, LOWEST_LOGPROB) for value in log_probs]
+        self.greedy = greedy
+        self.notes = notes
+
+    def bytes_of(self, token: int) -> bytes:
+        """The answer in UTF-8."""
+        return self.text_of(token).encode()
+
+    def text_of(self, token: int) -> str:
+        """The answer."""
+        return self.texts[token]
+
+    def answer(self, answer: Answer) -> None:
+        """Choose one, by the request's temperature and top_p; its log-probability is the head's own."""
+        settings = answer.settings
+        is_greedy = settings.temperature < GREEDY or settings.top_p < GREEDY
+        scores = torch.tensor(self.log_probs)
+        chosen = self.greedy if is_greedy else sample(scores, settings, answer.generator)
+        order = sorted(range(len(self.texts)), key=lambda index: -self.log_probs[index])
+        top = tuple((index, self.log_probs[index]) for index in order[: settings.n_top])
+        answer.tokens = [Token(id=chosen, logprob=self.log_probs[chosen], top=top)]
+        answer.text, answer.finish_reason, answer.notes = self.texts[chosen], "stop", self.notes
+        place = find_stop(answer.text, settings.stop)
+        if place is not None:
+            answer.text = answer.text[:place]
+            answer.tokens = answer.tokens if place else []
+
+
+class _LoadedHead:
+    """A head in memory, with what reads its prompts."""
+
+    def __init__(self, source: Source, *, device: str) -> None:
+        assert source.head is not None
+        self.head = Head.load(source.head)
+        self.view = View.from_dict(self.head.facts["view"])
+        needs_encoder = "encoder" in self.head.blocks and not is_encoder(source.folder)
+        if needs_encoder and source.encoder is None:
+            check_base(PACKAGED_ENCODER)  # says what to install
+        self.reader = Reader.open(
+            source.folder, adapters=source.adapters, encoder=source.encoder, blocks=self.head.blocks, device=device
+        )
+
+    def n_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """How long a prompt is."""
+        return self.reader.n_tokens(messages)
+
+    def options(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[Options]:
+        """What may be answered to each prompt."""
+        blocks = self.reader.read(prompts, self.view)
+        notes = [{} if self.reader.fits(one, self.view) else {SHAPE_HEADER: OTHER_SHAPE} for one in prompts]
+        if self.head.kind == "labels":
+            return [
+                Options(self.head.labels, row.tolist(), int(row.argmax()), note)
+                for row, note in zip(self.head.log_probabilities(blocks), notes, strict=True)
+            ]
+        style = self.head.style
+        assert style is not None
+        found = []
+        for median, quantiles, (low, high), note in zip(
+            self.head.numbers(blocks), self.head.quantiles(blocks), self.head.intervals(blocks), notes, strict=True
+        ):
+            # Equally likely values, the median among them: draws at temperature 1 follow the distribution.
+            shares = Counter([style.write(median), *map(style.write, quantiles)])
+            log_probs = [math.log(count / shares.total()) for count in shares.values()]
+            interval = f"{style.write(low)} {style.write(high)}"
+            header = {INTERVAL_HEADER: interval} if interval.isascii() and interval.isprintable() else {}
+            found.append(Options(list(shares), log_probs, 0, {**note, **header}))
+        return found
+
+
+class _LoadedEncoder:
+    """What makes vectors alone: a sentence encoder, or a base's middle layer."""
+
+    def __init__(self, source: Source, *, device: str) -> None:
+        self.reader = Reader.open(source.folder, adapters=source.adapters, device=device)
 
 
 @dataclass(kw_only=True)
@@ -126,8 +243,8 @@ class Engine:
         self.dtype = dtype
         self.max_models = max_models
         self.n_threads = n_threads
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
-        self._waiting: queue.Queue[_Request | None] = queue.Queue()
+        self._loaded: OrderedDict[str, _Loaded | _LoadedHead | _LoadedEncoder] = OrderedDict()
+        self._waiting: queue.Queue[_Request | _Embedding | None] = queue.Queue()
         self._batches: list[_Batch] = []
         self._forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -140,7 +257,7 @@ class Engine:
         settings: Settings,
         *,
         n: int = 1,
-        on_token: Callable[[int, Answer, Speller], bool] | None = None,
+        on_token: Callable[[int, Answer, Any], bool] | None = None,
     ) -> Future[Completion]:
         """Ask for `n` answers; `on_token(index, answer, speller)` is called in the engine's thread as each grows.
 
@@ -152,6 +269,12 @@ class Engine:
                 model_id=model_id, messages=messages, settings=settings, n=n, future=future, on_token=on_token, left=n
             )
         )
+        return future
+
+    def embed(self, model_id: str, texts: Sequence[str]) -> Future[tuple[Any, int]]:
+        """Ask for (a vector of length one for each text, how many tokens they have)."""
+        future: Future[tuple[Any, int]] = Future()
+        self._waiting.put(_Embedding(model_id=model_id, texts=texts, future=future))
         return future
 
     def health(self) -> dict[str, Any]:
@@ -175,7 +298,9 @@ class Engine:
             if requests is None:
                 return
             while not self._forgotten.empty():
-                self._loaded.pop(self._forgotten.get(), None)
+                gone = self._forgotten.get()
+                for name in (gone, f"{gone}{VECTORS}"):
+                    self._loaded.pop(name, None)
             for loaded, rows in self._open(requests):
                 self._guard(rows, functools.partial(self._begin, loaded, rows))
             for batch in list(self._batches):
@@ -192,9 +317,9 @@ class Engine:
                     row.request.future.set_exception(error)
             rows.clear()
 
-    def _gather(self) -> list[_Request] | None:
+    def _gather(self) -> list[_Request | _Embedding] | None:
         """What waits; with nothing in work, wait for a first request and a moment longer for others."""
-        requests: list[_Request] = []
+        requests: list[_Request | _Embedding] = []
         n_rows = sum(len(batch.rows) for batch in self._batches)
         deadline = 0.0
         while n_rows < MAX_ROWS:
@@ -212,26 +337,48 @@ class Engine:
                 deadline = time.monotonic() + WINDOW_SECONDS
         return requests
 
-    def _open(self, requests: list[_Request]) -> list[tuple[_Loaded, list[_Row]]]:
-        """Rows to read, grouped by model and shared beginning, in passes of at most MAX_BATCH_TOKENS new tokens."""
+    def _open(self, requests: list[_Request | _Embedding]) -> list[tuple[_Loaded, list[_Row]]]:
+        """Rows to read, grouped by model and shared beginning, in passes of at most MAX_BATCH_TOKENS new tokens.
+
+        Embeddings and what heads answer is done here: it takes one pass and no more.
+        """
         by_model: dict[str, tuple[_Loaded, list[_Row]]] = {}
+        by_head: dict[str, tuple[_LoadedHead, list[_Request]]] = {}
         for request in requests:
             if not request.future.set_running_or_notify_cancel():
                 continue
             try:
-                loaded, rows = self._admit(request)
+                if isinstance(request, _Embedding):
+                    request.future.set_result(self._vectors(request.model_id).embed(request.texts))
+                    continue
+                loaded = self._load(request.model_id)
+                if isinstance(loaded, _LoadedHead):
+                    _check_head(loaded, request.settings)
+                    by_head.setdefault(request.model_id, (loaded, []))[1].append(request)
+                    continue
+                if isinstance(loaded, _LoadedEncoder):
+                    message = f"{request.model_id} is a sentence encoder: it makes embeddings and writes no text."
+                    raise ApiError(400, message, code="unsupported_model", param="model")
+                rows = self._admit(loaded, request)
             except Exception as error:  # whatever is wrong with one request or its model is that request's answer
                 if not isinstance(error, FinetuneError | ApiError):
                     logger.exception("cannot open a request for %s", request.model_id)
                 request.future.set_exception(error)
                 continue
             by_model.setdefault(request.model_id, (loaded, []))[1].extend(rows)
+        for head, asked in by_head.values():
+            try:
+                _answer_by_head(head, asked)
+            except Exception as error:  # as for a batch of rows
+                logger.exception("a head failed")
+                for request in asked:
+                    if not request.future.done():
+                        request.future.set_exception(error)
         return [
             (loaded, part) for loaded, rows in by_model.values() for part in _passes(rows, max_tokens=MAX_BATCH_TOKENS)
         ]
 
-    def _admit(self, request: _Request) -> tuple[_Loaded, list[_Row]]:
-        loaded = self._load(request.model_id)
+    def _admit(self, loaded: _Loaded, request: _Request) -> list[_Row]:
         prompt = encode_prompt(loaded.tokenizer, request.messages)
         room = loaded.context_tokens - len(prompt)
         if room < 1:
@@ -251,16 +398,36 @@ class Engine:
             for index in range(request.n)
         ]
         request.completion = Completion(prompt_tokens=len(prompt), answers=answers, speller=loaded.speller)
-        return loaded, [_Row(request=request, index=i, prompt=prompt, answer=one) for i, one in enumerate(answers)]
+        return [_Row(request=request, index=i, prompt=prompt, answer=one) for i, one in enumerate(answers)]
 
-    def _load(self, model_id: str) -> _Loaded:
+    def _load(self, model_id: str) -> _Loaded | _LoadedHead | _LoadedEncoder:
         if model_id not in self._loaded:
             source = self.find(model_id)
-            while len(self._loaded) >= self.max_models:
-                self._loaded.popitem(last=False)
-            self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype)
+            self._make_room()
+            if source.head is not None:
+                self._loaded[model_id] = _LoadedHead(source, device=self.device)
+            elif is_encoder(source.folder):
+                self._loaded[model_id] = _LoadedEncoder(source, device=self.device)
+            else:
+                self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype)
         self._loaded.move_to_end(model_id)
         return self._loaded[model_id]
+
+    def _vectors(self, model_id: str) -> Reader:
+        """What makes embeddings: beside the model that answers, which may be a head or have another precision."""
+        name = f"{model_id}{VECTORS}"
+        if name not in self._loaded:
+            source = self.find(model_id)
+            self._make_room()
+            self._loaded[name] = _LoadedEncoder(source, device=self.device)
+        self._loaded.move_to_end(name)
+        loaded = self._loaded[name]
+        assert isinstance(loaded, _LoadedEncoder)
+        return loaded.reader
+
+    def _make_room(self) -> None:
+        while len(self._loaded) >= self.max_models:
+            self._loaded.popitem(last=False)
 
     def _begin(self, loaded: _Loaded, rows: list[_Row]) -> None:
         filled = prefill(loaded.model, [row.prompt for row in rows], loaded.cache)
@@ -285,6 +452,35 @@ class Engine:
         if going and len(going) < len(batch.rows):
             batch.decoder.keep(going)
         batch.rows[:] = [batch.rows[index] for index in going]
+
+
+def _check_head(loaded: _LoadedHead, settings: Settings) -> None:
+    """Refuse what a head cannot honour."""
+    if settings.logit_bias:
+        message = "A linear head has no tokens to bias: its answers are labels or numbers."
+        raise ApiError(400, message, code="unsupported_parameter", param="logit_bias")
+    if settings.grammar is not None and not all(_is_json(label) for label in loaded.head.labels or ("",)):
+        message = "A linear head answers in the format it was trained on, which is not JSON."
+        raise ApiError(400, message, code="unsupported_parameter", param="response_format")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _answer_by_head(loaded: _LoadedHead, requests: Sequence[_Request]) -> None:
+    for request, options in zip(requests, loaded.options([request.messages for request in requests]), strict=True):
+        settings = request.settings
+        answers = [Answer(settings=settings, generator=seeded(settings.seed, index)) for index in range(request.n)]
+        for index, answer in enumerate(answers):
+            options.answer(answer)
+            if request.on_token is not None:
+                request.on_token(index, answer, options)
+        n_tokens = loaded.n_tokens(request.messages)
+        request.future.set_result(Completion(prompt_tokens=n_tokens, answers=answers, speller=options))
 
 
 def _passes(rows: list[_Row], *, max_tokens: int) -> list[list[_Row]]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from dspy_finetune.local.chat import encode_prompt, message_text
+from dspy_finetune.local.chat import encode_prompt, encode_text, message_text
 from dspy_finetune.local.forward import common_length
-from dspy_finetune.local.heads import Mode, compared_fields
+from dspy_finetune.local.heads import (
+    Candidate,
+    Head,
+    Mode,
+    compared_fields,
+    fit,
+    number_style,
+    read_number,
+    rows_of,
+    task_of_answers,
+)
+from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
+from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
 Array = NDArray[np.float32]
 Messages = Sequence[Mapping[str, Any]]
@@ -34,9 +48,15 @@ DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """The layers that are tried, by relative depth: 10, 15, 20 and 25 of SmolLM2's 30."""
 MAX_SPAN_TOKENS = 384
 """A longer text is cut: the average of its beginning says what the text is about."""
+MAX_ENCODER_TOKENS = 256
+"""all-MiniLM-L6-v2 was trained on no more."""
 MAX_FIELDS = 8
 BATCH_TOKENS = 2048
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
+
+
+class Stopped(Exception):
+    """Somebody asked for the reading to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +86,10 @@ class Shape:
             fields=shared_fields(prompts),
         )
 
-    def fits(self, row: Sequence[int], messages: Messages) -> bool:
-        """Whether a prompt begins, ends and is named like those the shape was taken from."""
+    def fits(self, row: Sequence[int] | None, messages: Messages) -> bool:
+        """Whether a prompt begins, ends and is named like those the shape was taken from; tokens None are not read."""
+        if row is None:
+            return self.is_named(messages) and asked(messages).startswith(self.opening)
         is_long = len(row) >= len(self.prefix) + len(self.suffix)
         is_framed = is_long and tuple(row[: len(self.prefix)]) == self.prefix
         is_ended = tuple(row[len(row) - len(self.suffix) :]) == self.suffix
@@ -159,7 +181,56 @@ class Reader:
     def __init__(self, *, base: tuple[Any, Any] | None = None, encoder: tuple[Any, Any] | None = None) -> None:
         self.base = base  # (tokenizer, model)
         self.encoder = encoder
+        self.should_stop: Callable[[], bool] = lambda: False
         assert base or encoder
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        adapters: Sequence[Path] = (),
+        encoder: Path | None = None,
+        blocks: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> Reader:
+        """Load a causal base and the encoder that may stand beside it, or a folder that is an encoder itself.
+
+        Args:
+            folder: The base.
+            adapters: Merged into it.
+            encoder: The sentence encoder's folder.
+            blocks: Which of "base" and "encoder" are needed; empty for all there are.
+            device: As torch names it.
+        """
+        if is_encoder(folder):
+            return cls(encoder=load_encoder(folder, device=device))
+        base = None
+        if not blocks or "base" in blocks:
+            dtype = str(feature_dtype(device)).removeprefix("torch.")
+            base = (load_tokenizer(folder), load_model(folder, adapters, device=device, dtype=dtype))
+        wants_encoder = encoder is not None and (not blocks or "encoder" in blocks)
+        return cls(base=base, encoder=load_encoder(encoder, device=device) if encoder and wants_encoder else None)
+
+    def n_tokens(self, messages: Messages) -> int:
+        """How long a prompt is, for the tokenizer that reads all of it."""
+        if self.base:
+            return len(encode_prompt(self.base[0], messages))
+        assert self.encoder
+        return len(self.encoder[0](asked(messages), truncation=True, max_length=MAX_ENCODER_TOKENS)["input_ids"])
+
+    def embed(self, texts: Sequence[str]) -> tuple[Array, int]:
+        """(vectors of length one, how many tokens were read): an encoder's own, or a base's middle layer averaged."""
+        if self.base is None:
+            assert self.encoder
+            tokenizer, model = self.encoder
+            return sentence_vectors(model, tokenizer, texts), sum(len(row) for row in encoded(tokenizer, texts))
+        tokenizer, model = self.base
+        rows = [encode_text(tokenizer, text) or [0] for text in texts]
+        layer = layer_numbers(model.config.get_text_config().num_hidden_layers)[1:2] or (1,)
+        means = hidden_means(model, rows, [[(0, len(row))] for row in rows], layer)[:, 0, 0]
+        lengths = np.linalg.norm(means, axis=1, keepdims=True)
+        return means / np.where(lengths > 0, lengths, 1), sum(map(len, rows))
 
     @property
     def tokenizer(self) -> Any:
@@ -189,7 +260,7 @@ class Reader:
         return self._fits(messages, view.shape)
 
     def _fits(self, messages: Messages, shape: Shape) -> bool:
-        return shape.fits(encode_prompt(self.tokenizer, messages) if self.base else [], messages)
+        return shape.fits(encode_prompt(self.tokenizer, messages) if self.base else None, messages)
 
     def _names(self) -> list[str]:
         return [name for name, model in (("base", self.base), ("encoder", self.encoder)) if model]
@@ -206,7 +277,9 @@ class Reader:
         assert self.base
         tokenizer, model = self.base
         keys: dict[tuple[Any, ...], int] = {}  # an item that stands in many pairs is read once
-        places, rows, spans = [], [], []
+        places: list[int] = []
+        rows: list[list[int]] = []
+        spans: list[list[Span]] = []
         for messages in prompts:
             row = encode_prompt(tokenizer, messages)
             is_whole = view.mode == "whole"
@@ -219,8 +292,9 @@ class Reader:
                 spans.append(span)
             places.append(keys[key])
         layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
-        means = hidden_means(model, rows, spans, layers)
-        return means.reshape(len(rows), -1)[places]
+        means = hidden_means(model, rows, spans, layers, self.should_stop)
+        result: Array = means.reshape(len(rows), -1)[places]
+        return result
 
     def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
         assert self.encoder
@@ -292,6 +366,7 @@ def hidden_means(
     rows: Sequence[Sequence[int]],
     spans: Sequence[Sequence[Span]],
     layers: Sequence[int],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Array:
     """Averages of hidden states: (rows, layers, spans, width).
 
@@ -300,6 +375,10 @@ def hidden_means(
         rows: Token ids of each prompt.
         spans: For each row as many (start, end) as any other.
         layers: After how many layers the states are read.
+        should_stop: Asked between two batches.
+
+    Raises:
+        Stopped: Somebody asked to.
     """
     n_spans = len(spans[0])
     result = np.zeros((len(rows), len(layers), n_spans, model.config.get_text_config().hidden_size), np.float32)
@@ -310,6 +389,8 @@ def hidden_means(
     with _first_layers(model, max(layers)) as backbone:
         past = backbone(input_ids=_tensor([list(rows[0][:shared])], model), use_cache=True) if shared else None
         for batch in _batches([end - shared for end in ends]):
+            if should_stop():
+                raise Stopped
             tokens = [list(rows[index][shared : ends[index]]) for index in batch]
             states = _read(backbone, model, tokens, past.past_key_values if past else None, shared)
             for place, layer in enumerate(layers):
@@ -321,11 +402,15 @@ def hidden_means(
     return result
 
 
+def encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """A sentence encoder's tokens."""
+    return [tokenizer(text, truncation=True, max_length=MAX_ENCODER_TOKENS)["input_ids"] for text in texts]
+
+
 @torch.inference_mode()
 def sentence_vectors(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
     """A sentence encoder's vectors: mean over tokens, of length one. (texts, width)."""
-    n_most = min(int(model.config.max_position_embeddings), 256)
-    ids = [tokenizer(text, truncation=True, max_length=n_most)["input_ids"] for text in texts]
+    ids = encoded(tokenizer, texts)
     result = np.zeros((len(texts), model.config.hidden_size), np.float32)
     for batch in _batches([len(row) for row in ids]):
         tokens, mask = _padded([ids[index] for index in batch], model)
@@ -407,3 +492,110 @@ def _shared_words(texts: Sequence[str]) -> str:
     if shared == first:  # one text is all that is shared, or they are equal: nothing is left to cut
         return ""
     return shared[: shared.rfind(" ") + 1] if " " in shared else shared[: shared.rfind("\n") + 1]
+
+
+# ----------------------------------------------------------------------------------------------------
+# The recipe "head": features of every row, candidates by cross-validation, one small model.
+
+
+def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
+    """Fit a head on chat lines: `TrainSpec` says what is given, `TrainResult` what comes back.
+
+    A run that was stopped begins anew: reading takes seconds.
+    """
+    if spec.n_threads:
+        torch.set_num_threads(spec.n_threads)
+    rows = rows_of(spec.train_file)
+    assert rows is not None  # the scheduler has looked
+    prompts, answers = rows
+    task = task_of_answers(answers)
+    reader = Reader.open(spec.model_folder, encoder=spec.encoder_folder, device=spec.device)
+    reader.should_stop = should_stop
+    views = {view.mode: view for view in views_of(reader.tokenizer, prompts, task.labels)}
+    try:
+        blocks = {mode: reader.read(prompts, view) for mode, view in views.items()}
+    except Stopped:
+        return _stopped()
+    n_sets = sum(len(of_mode) + (len(of_mode) > 1) for of_mode in blocks.values())
+    told: list[Candidate] = []
+
+    def tell(candidate: Candidate) -> None:
+        told.append(candidate)
+        emit(
+            {
+                "step": len(told),
+                "total_steps": n_sets,
+                "candidate": candidate.name,
+                "valid_loss": candidate.loss,
+                "valid_loss_error": candidate.loss_error,
+                "valid_mean_token_accuracy": candidate.accuracy,
+            }
+        )
+
+    # Pairs share items; elsewhere a row is its own item, and equal rows are one.
+    items = [_items(messages, views) for messages in prompts]
+    fitted = fit(task, answers, blocks, items, seed=spec.seed, tell=tell, should_stop=should_stop)
+    if fitted is None:
+        return _stopped()
+    head, candidates = fitted
+    view = views[head.mode]
+    head.facts |= {
+        "base": spec.base,
+        "found": task.found,
+        "n_rows": len(answers),
+        "view": view.to_dict(),
+        "dtype": str(feature_dtype(spec.device)).removeprefix("torch."),
+    }
+    emit({"message": _chosen(candidates[0], answers)})
+    if spec.validation_file is not None:
+        emit({"step": n_sets, "total_steps": n_sets, **_validated(spec.validation_file, reader, view, head)})
+    folder = spec.output_folder / "head"
+    head.save(folder)
+    n_tokens = sum(reader.n_tokens(messages) for messages in prompts)
+    return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
+
+
+def _stopped() -> TrainResult:
+    return TrainResult(trained_tokens=0, steps=0, adapter=None, stopped=True, checkpoints=())
+
+
+def _items(messages: Messages, views: Mapping[Mode, View]) -> list[str]:
+    view = next(iter(views.values()))
+    singles = view.singles(messages) if view.mode == "difference" else None
+    return [asked(single) for single in singles] if singles else [repr(messages)]
+
+
+def _chosen(best: Candidate, answers: Sequence[str]) -> str:
+    figures = f"{best.loss:.4g} ± {best.loss_error:.2g}"
+    if best.accuracy is not None:
+        shares = np.array(list(Counter(answers).values())) / len(answers)
+        guess = float(-(shares * np.log(shares)).sum())
+        return (
+            f"Chosen by cross-validation: {best.name}; log loss {figures} (the labels' shares alone: {guess:.4g}), "
+            f"accuracy {best.accuracy:.3f} (the most frequent label: {shares.max():.3f})"
+        )
+    values = np.array([read_number(answer) for answer in answers])
+    guess = float(np.abs(values - np.median(values)).mean())
+    return f"Chosen by cross-validation: {best.name}; absolute error {figures} (the median alone: {guess:.4g})"
+
+
+def _validated(path: Path, reader: Reader, view: View, head: Head) -> dict[str, Any]:
+    """The head's figures on the validation file; rows with answers that training never saw are left out."""
+    rows = rows_of(path)
+    if rows is None:
+        return {}
+    known = [(p, a) for p, a in zip(*rows, strict=True) if head.kind == "numbers" or a in head.labels]
+    if head.kind == "numbers":
+        known = [(p, a) for p, a in known if number_style([a]) is not None]
+    if not known:
+        return {}
+    blocks = reader.read([prompt for prompt, _ in known], view)
+    if head.kind == "numbers":
+        errors = [abs(one - read_number(a)) for one, (_, a) in zip(head.numbers(blocks), known, strict=True)]
+        return {"full_valid_loss": float(np.mean(errors))}
+    log_probs = head.log_probabilities(blocks)
+    right = [head.labels.index(answer) for _, answer in known]
+    return {
+        "full_valid_loss": float(-log_probs[np.arange(len(known)), right].mean()),
+        "full_valid_mean_token_accuracy": float((log_probs.argmax(axis=1) == right).mean()),
+    }

@@ -1,7 +1,7 @@
 """The passes through the network: many prompts at once, each shared beginning computed once.
 
 In: token rows. Out: the logits after each row, and keys and values to go on from.
-Rows that begin alike are merged into a prefix tree (prefix_tree.py) whose nodes stand in one row of the batch, so that
+Rows that begin alike are merged into a prefix tree whose nodes stand in one row of the batch, so that
 no token is padding and none is computed twice; what an earlier batch began with comes from a cache of keys and values.
 Not covered: models whose attention is not plain causal attention (sliding windows, recurrent layers).
 """
@@ -9,12 +9,11 @@ Not covered: models whose attention is not plain causal attention (sliding windo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache
-
-from dspy_finetune.local.training import PrefixTree
 
 MIN_SHARED = 16
 """A cached beginning shorter than this is not worth the bookkeeping."""
@@ -36,6 +35,47 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
             break
         length += 1
     return length
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTree:
+    """Rows merged by their common prefixes."""
+
+    tokens: list[int]
+    """The token of each node, parents before children. N nodes."""
+    depths: list[int]
+    """The position of each node in its rows, from 0."""
+    paths: list[list[int]]
+    """For each row the node at each of its positions."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> PrefixTree:
+        """Merge the rows. The rows must not be padded."""
+        tokens: list[int] = []
+        depths: list[int] = []
+        children: dict[tuple[int, int], int] = {}
+        paths: list[list[int]] = []
+        for row in rows:
+            parent, path = -1, []
+            for depth, token in enumerate(row):
+                node = children.get((parent, token))
+                if node is None:
+                    node = children[parent, token] = len(tokens)
+                    tokens.append(token)
+                    depths.append(depth)
+                path.append(node)
+                parent = node
+            paths.append(path)
+        return cls(tokens=tokens, depths=depths, paths=paths)
+
+    def attention_mask(self) -> torch.Tensor:
+        """(1, 1, N, N) booleans: may node i look at node j?"""
+        n_nodes = len(self.tokens)
+        mask = torch.zeros(n_nodes, n_nodes, dtype=torch.bool)
+        for path in self.paths:
+            nodes = torch.tensor(path)
+            mask[nodes[:, None], nodes[None, :]] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
+        return mask[None, None]
 
 
 class PrefixCache:

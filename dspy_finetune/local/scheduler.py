@@ -26,9 +26,10 @@ from dspy_finetune._appendlog import is_locked, try_lock
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.local.chat import message_text
+from dspy_finetune.local.heads import task_of
 from dspy_finetune.local.hyperparameters import learning_rate, resolve
-from dspy_finetune.local.models import base_name
-from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, read_rows
+from dspy_finetune.local.models import PACKAGED_ENCODER, base_name, is_encoder
+from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, Recipe, read_rows
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
 from dspy_finetune.local.threads import Supervised
 
@@ -235,10 +236,46 @@ class Scheduler:
         except TrainingFileError as error:
             self._fail(job, error.code, str(error), param)
         else:
+            resolved = resolve(job.method, job.given, n_examples)
+            chosen = self._choose_recipe(job)
+            if chosen is not None:
+                recipe, why = chosen
+                resolved["recipe"] = recipe
+                if recipe == "head":  # each row is read once
+                    resolved |= {"n_epochs": 1, "batch_size": 1}
             with self.store.lock:
                 if self.store.job(job.id).status == "validating_files":
                     self._say(job, "Files validated, moving job to queued state")
-                    self.store.update_job(job.id, status="queued", resolved=resolve(job.method, job.given, n_examples))
+                    if chosen is not None:
+                        self._say(job, why)
+                    self.store.update_job(job.id, status="queued", resolved=resolved)
+
+    def _choose_recipe(self, job: JobRecord) -> tuple[Recipe, str] | None:
+        """(the recipe of a supervised job, what was found and chosen in words); None for another method."""
+        if job.method != "sft":
+            return None
+        tuned = self.store.model(job.model)
+        base = tuned.base if tuned else job.model
+        asked: Recipe = job.given.get("recipe") or "auto"
+        task = task_of(self.store.content(job.training_file))
+        is_base_encoder = base == PACKAGED_ENCODER or is_encoder(Path(base).expanduser())
+        if is_base_encoder and (task.kind == "text" or asked in ("lora", "head+lora")):
+            message = f"{base} is a sentence encoder, which writes no text and takes a head alone"
+            why = task.found if task.kind == "text" else f'the recipe is "{asked}"'
+            raise ApiError(400, f"{message}, but {why}; choose a chat model", code="invalid_recipe", param="model")
+        if asked in ("head", "head+lora") and task.kind == "text":
+            message = (
+                f'The recipe "{asked}" needs labels or numbers, but {task.found}; leave the recipe out, or take "lora"'
+            )
+            raise ApiError(400, message, code="invalid_recipe", param="hyperparameters.recipe")
+        recipe: Recipe = ("lora" if task.kind == "text" else "head") if asked == "auto" else asked
+        what = {
+            "head": "a linear head on the frozen base",
+            "lora": "a LoRA adapter",
+            "head+lora": "a linear head, then a LoRA adapter under it if that is better on held-out rows",
+        }[recipe]
+        by = "chosen for this" if asked == "auto" else "as asked for"
+        return recipe, f"Rows: {task.n_rows or 'several turns'}, {task.found}. Recipe: {recipe}, {what} ({by})"
 
     def _content(self, file_id: str, param: str) -> Path:
         try:
@@ -265,6 +302,7 @@ class Scheduler:
             "batch_size": resolved["batch_size"],
             "learning_rate": learning_rate(job.method, resolved),
             "beta": resolved.get("beta", 0.1),
+            "recipe": resolved.get("recipe", "lora"),
             "seed": job.seed,
             "device": self.device,
             "n_threads": self.n_threads,
@@ -340,7 +378,9 @@ class Scheduler:
                     "fine_tuning_job_id": job.id,
                 }
             )
-        self.store.add_model(model_id, base=base, adapters=[*chain, Path(result["adapter"])], job_id=job.id)
+        adapters = [*chain, Path(result["adapter"])] if result["adapter"] else chain
+        head = Path(result["head"]) if result.get("head") else None
+        self.store.add_model(model_id, base=base, adapters=adapters, head=head, job_id=job.id)
         table = self.store.job_folder(job.id) / "result.csv"
         table.write_text(result["csv"], encoding="utf-8")
         file_id = derived_id("file-", job.id, "results")

@@ -121,6 +121,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 Method = Literal["sft", "dpo"]
 """The two ways to train; on the wire they are called `supervised` and `dpo`."""
 
+Recipe = Literal["auto", "head", "lora", "head+lora"]
+"""What a supervised job trains: a linear head on the frozen base, a LoRA adapter, or an adapter under a head."""
+
 Emit = Callable[[dict[str, Any]], None]
 """Takes one step's metrics: step, total_steps, train_loss, and what else was measured at that step."""
 
@@ -148,6 +151,12 @@ class TrainSpec:
     """"cpu", "cuda" or "cuda:N"."""
     n_threads: int | None
     """Threads for torch on the CPU; None leaves torch's own choice."""
+    recipe: Recipe = "lora"
+    """What is trained; "auto" has been settled by now."""
+    base: str = ""
+    """The base's name, for the card of a head."""
+    encoder_folder: Path | None = None
+    """A sentence encoder whose features may stand beside the base's; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +166,18 @@ class TrainResult:
     trained_tokens: int
     """Tokens of all examples times the epochs: what OpenAI bills."""
     steps: int
-    adapter: Path
-    """The folder with the LoRA adapter."""
+    adapter: Path | None
+    """The folder with the LoRA adapter; None where the base stays as it is."""
     stopped: bool
     """True when `should_stop` ended the run early."""
     checkpoints: tuple[tuple[int, Path], ...]
     """(step, adapter folder) for each epoch, oldest first."""
+    head: Path | None = None
+    """The folder with the linear head; None where the model itself answers."""
 
 
-class Recipe(Protocol):
-    """The signature of `sft.train` and `dpo.train`."""
+class Trainer(Protocol):
+    """The signature of `features.train_head`, `training.train` and `training.train_dpo`."""
 
     def __call__(self, spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
         """Train, telling each step to `emit` and asking `should_stop` between steps."""
@@ -349,10 +360,16 @@ class DpoHyperparameters(Hyperparameters):
     beta: Beta = None
 
 
+class SupervisedHyperparameters(Hyperparameters):
+    """The same, with what is trained: this host's own extension."""
+
+    recipe: Recipe | None = None
+
+
 class SupervisedMethod(Body):
     """`method.supervised`."""
 
-    hyperparameters: Hyperparameters | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
 
 
 class DpoMethod(Body):
@@ -399,7 +416,7 @@ class CreateJob(Body):
     training_file: Name
     validation_file: Name | None = None
     method: MethodChoice | None = None
-    hyperparameters: Hyperparameters | None = None
+    hyperparameters: SupervisedHyperparameters | None = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None
     metadata: Metadata | None = None
@@ -437,6 +454,8 @@ class ModelRecord(BaseModel):
     """The base as it can be asked for: a packaged name, a Hugging Face id or a folder."""
     adapters: list[str]
     """Folders inside the model's own folder, in the order of merging."""
+    head: str | None = None
+    """The folder of the linear head inside the model's own; None where the model itself answers."""
     job_id: str
     created_at: int
     sequence: int = 0
@@ -451,6 +470,11 @@ class ModelRecord(BaseModel):
             "owned_by": "local",
             "root": self.base,
             "parent": self.base,
+            **(
+                {"description": "base frozen, linear head" if not self.adapters else "LoRA, linear head"}
+                if self.head
+                else {}
+            ),
         }
 
 
@@ -483,7 +507,7 @@ class JobRecord(BaseModel):
     model: str
     method: Method
     given: dict[str, Any] = {}
-    resolved: dict[str, int | float] | None = None
+    resolved: dict[str, Any] | None = None
     training_file: str
     validation_file: str | None = None
     suffix: str | None = None

@@ -308,8 +308,15 @@ class Store:
         record = self.model(model_id)
         return [] if record is None else [self.model_folder(model_id) / name for name in record.adapters]
 
-    def add_model(self, model_id: str, *, base: str, adapters: list[Path], job_id: str) -> None:
-        """Publish a tuned model with copies of all its adapters; a second call with the same id does nothing."""
+    def head(self, model_id: str) -> Path | None:
+        """The linear head of a tuned model, or None."""
+        record = self.model(model_id)
+        return self.model_folder(model_id) / record.head if record is not None and record.head else None
+
+    def add_model(
+        self, model_id: str, *, base: str, adapters: list[Path], job_id: str, head: Path | None = None
+    ) -> None:
+        """Publish a tuned model with copies of all its parts; a second call with the same id does nothing."""
         if self.model(model_id) is not None:
             return
         folder = self.model_folder(model_id)
@@ -323,6 +330,10 @@ class Store:
                 for part in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.copyfile(adapter / part, folder / name / part)
                 names.append(name)
+            if head is not None:
+                (folder / "head").mkdir(parents=True)
+                for part in ("head.json", "head.safetensors"):
+                    shutil.copyfile(head / part, folder / "head" / part)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise file_error(error, folder, "write") from error
@@ -330,6 +341,7 @@ class Store:
             id=model_id,
             base=base,
             adapters=names,
+            head="head" if head is not None else None,
             job_id=job_id,
             created_at=int(time.time()),
             sequence=time.time_ns(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
+from dspy_finetune.local.forward import PrefixTree
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
 LORA_RANK = 8
@@ -195,47 +196,6 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
 
 HEAD_CHUNK = 1024
 """How many positions are projected onto the vocabulary at a time: 1,024 x 49,152 floats are 200 MB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixTree:
-    """Rows merged by their common prefixes."""
-
-    tokens: list[int]
-    """The token of each node, parents before children. N nodes."""
-    depths: list[int]
-    """The position of each node in its rows, from 0."""
-    paths: list[list[int]]
-    """For each row the node at each of its positions."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> PrefixTree:
-        """Merge the rows. The rows must not be padded."""
-        tokens: list[int] = []
-        depths: list[int] = []
-        children: dict[tuple[int, int], int] = {}
-        paths: list[list[int]] = []
-        for row in rows:
-            parent, path = -1, []
-            for depth, token in enumerate(row):
-                node = children.get((parent, token))
-                if node is None:
-                    node = children[parent, token] = len(tokens)
-                    tokens.append(token)
-                    depths.append(depth)
-                path.append(node)
-                parent = node
-            paths.append(path)
-        return cls(tokens=tokens, depths=depths, paths=paths)
-
-    def attention_mask(self) -> torch.Tensor:
-        """(1, 1, N, N) booleans: may node i look at node j?"""
-        n_nodes = len(self.tokens)
-        mask = torch.zeros(n_nodes, n_nodes, dtype=torch.bool)
-        for path in self.paths:
-            nodes = torch.tensor(path)
-            mask[nodes[:, None], nodes[None, :]] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
-        return mask[None, None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,13 @@ from typing import Any
 from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
-from dspy_finetune.local.schemas import Recipe, TrainResult, TrainSpec
+from dspy_finetune.local.schemas import Recipe, Trainer, TrainResult, TrainSpec
 from dspy_finetune.local.store import append_event, derived_id
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file."""
+CANDIDATE_COLUMNS = ("valid_loss_error", "candidate")
+"""Further ones where candidates were compared: the loss's standard error, and the candidate in words."""
 
 
 class Metrics:
@@ -44,6 +46,11 @@ class Metrics:
 
     def emit(self, metrics: dict[str, Any]) -> None:
         """Record one step's figures and tell them as an event in OpenAI's words."""
+        if "message" in metrics:
+            append_event(
+                self.folder, metrics["message"], event_id=derived_id("ftevent-", self.folder.name, *metrics.values())
+            )
+            return
         metrics = {name: value for name, value in metrics.items() if value is not None}
         self._take(metrics)
         self._log.append(metrics, sync=False)
@@ -54,13 +61,18 @@ class Metrics:
         }
         parts = [f"{name}={metrics[key]:.2f}" for name, key in named.items() if key in metrics]
         message = f"Step {metrics['step']}/{metrics.get('total_steps', '?')}: {', '.join(parts)}"
+        if "candidate" in metrics:
+            figures = f"cross-validated loss {metrics['valid_loss']:.4g} ± {metrics['valid_loss_error']:.2g}"
+            message = f"Candidate {metrics['step']}/{metrics['total_steps']}: {metrics['candidate']}: {figures}"
         append_event(self.folder, message, kind="metrics", data=metrics)
 
     def csv(self) -> str:
         """The result file: one row for each step, blank where nothing was measured."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        # A head's steps are candidates: what was tried stands beside its figures.
+        more = CANDIDATE_COLUMNS if any("candidate" in metrics for metrics in self.steps.values()) else ()
+        writer.writerow((*COLUMNS, *more))
         for step, metrics in sorted(self.steps.items()):
             valid_accuracy = metrics.get("valid_mean_token_accuracy", metrics.get("full_valid_mean_token_accuracy"))
             valid_loss = metrics.get("valid_loss", metrics.get("full_valid_loss"))
@@ -70,6 +82,7 @@ class Metrics:
                 metrics.get("train_mean_token_accuracy"),
                 valid_loss,
                 valid_accuracy,
+                *(metrics.get(name) for name in more),
             )
             writer.writerow("" if value is None else value for value in row)
         return stream.getvalue()
@@ -102,7 +115,8 @@ def run_job(folder: Path) -> None:
             "stopped": result.stopped,
             "trained_tokens": result.trained_tokens,
             "steps": result.steps,
-            "adapter": os.fspath(result.adapter),
+            "adapter": result.adapter and os.fspath(result.adapter),
+            "head": result.head and os.fspath(result.head),
             "checkpoints": [
                 {"step": step, "adapter": os.fspath(path), "metrics": metrics.steps.get(step, {})}
                 for step, path in result.checkpoints
@@ -114,7 +128,7 @@ def run_job(folder: Path) -> None:
 
 def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult:
     # torch and the recipes are imported here, after a wrong task has had its chance to fail quickly.
-    from dspy_finetune.local.models import base_folder, merged_folder
+    from dspy_finetune.local.models import base_folder, merged_folder, packaged_encoder
 
     work = folder / "work"
 
@@ -137,23 +151,26 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         seed=task["seed"],
         device=task["device"] or _device(),
         n_threads=task["n_threads"],
+        recipe=task.get("recipe", "lora"),
+        base=task["base"],
+        encoder_folder=packaged_encoder(),
     )
     spec.output_folder.mkdir(parents=True, exist_ok=True)
-    result = recipe(task["method"])(spec, emit=metrics.emit, should_stop=should_stop)
+    result = trainer(task["method"], spec.recipe)(spec, emit=metrics.emit, should_stop=should_stop)
     shutil.rmtree(work / "start", ignore_errors=True)
     return result
 
 
-def recipe(method: str) -> Recipe:
-    """The recipe of a method."""
-    # Each recipe brings a trainer that takes seconds to import: only the one that is needed.
-    if method == "dpo":
-        from dspy_finetune.local import training
+def trainer(method: str, recipe: Recipe) -> Trainer:
+    """What trains by this method and recipe."""
+    # Each brings what takes seconds to import: only the one that is needed.
+    if method == "sft" and recipe == "head":
+        from dspy_finetune.local import features
 
-        return training.train_dpo
+        return features.train_head
     from dspy_finetune.local import training
 
-    return training.train
+    return training.train_dpo if method == "dpo" else training.train
 
 
 def _device() -> str:

@@ -37,5 +37,5 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
 
 
 if __name__ == "__main__":
-    worker.recipe = lambda method: train
+    worker.trainer = lambda method, recipe: train
     worker.main()

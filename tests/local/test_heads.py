@@ -1,0 +1,367 @@
+"""Linear heads: what a file asks for, folds that keep items apart, fits against plain definitions, jobs that serve."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from dspy_finetune.local import heads
+from tests.local.test_jobs import upload, wait
+from tests.local.toy_server import ToyServer, start_server
+
+GENERATOR = np.random.default_rng(3)
+
+
+def features(n_rows: int, width: int = 6) -> Any:
+    return GENERATOR.normal(size=(n_rows, width)).astype(np.float32) * 3 + 1
+
+
+# What a file asks for
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        (["true", "false"] * 6, "labels"),
+        (["very good", "very bad", "very bad", "very good"], "labels"),
+        (["1", "2", "10", "1", "2", "10"], "labels"),
+        ([str(number) for number in range(64)] * 2, "labels"),
+        ([f"label {number}" for number in range(65)] * 2, "text"),
+        (["true", "false", "maybe", "true", "false"], "text"),
+        (["true"] * 12, "text"),
+        (["$3.50", "$12.00", "$1,999.99"], "numbers"),
+        (["3", "4.5", "12"], "numbers"),
+        (["3 kg", "4 kg", "12 kg"], "numbers"),
+        (["USD 3", "USD 4", "USD 12"], "numbers"),
+        (['{"price": 3}', '{"price": 4}', '{"price": 12}'], "numbers"),
+        (["3 kg", "4 lb", "5 kg"], "text"),
+        (["from 3 to 4", "from 4 to 6", "from 1 to 2"], "text"),
+        (["A: It shows.", "B: It tells.", "A: Short."], "text"),
+    ],
+)
+def test_answers_are_labels_numbers_or_text(answers: list[str], kind: str) -> None:
+    assert heads.task_of_answers(answers).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("answers", "value", "written"),
+    [
+        (["$3.50", "$12.00", "$19.99"], 72.1, "$72.10"),
+        (["3", "4.5", "12.25"], 72.5, "72.5"),
+        (["1,200 EUR", "900 EUR", "12,000 EUR"], 1234.4, "1,234 EUR"),
+        (["-3", "2", "0"], -0.2, "0"),
+    ],
+)
+def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: float, written: str) -> None:
+    style = heads.number_style(answers)
+    assert style is not None
+    assert style.write(value) == written
+
+
+def test_a_file_that_trains_on_two_turns_is_no_file_of_labels(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "true"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "true"},
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    assert heads.task_of(path).kind == "text"
+    messages[1]["weight"] = 0  # type: ignore[assignment]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    rows = heads.rows_of(path)
+    assert rows is not None
+    assert (rows[0][0], rows[1]) == (messages[:3], ["true"])
+
+
+# Folds
+
+
+def test_no_item_is_on_both_sides_of_a_fold() -> None:
+    """Few pairs share an item: clusters stay whole, and each row is validated once."""
+    items = [[f"a{i // 2}", f"b{i // 2}{i % 2}"] for i in range(40)]
+    seen: list[int] = []
+    for train, valid in heads.folds_of(items, 5, seed=1):
+        seen += valid.tolist()
+        assert not {item for row in train for item in items[row]} & {item for row in valid for item in items[row]}
+    assert sorted(seen) == list(range(40))
+
+
+def test_items_in_many_pairs_are_kept_apart_too() -> None:
+    """Everything hangs together: whole clusters cannot be drawn, so rows that straddle a fold are left out of it."""
+    titles = [f"t{i}" for i in range(30)]
+    items = [[one, other] for i, one in enumerate(titles) for other in titles[i + 1 :]]
+    folds = heads.folds_of(items, 3, seed=1)
+    assert len(folds) == 3
+    for train, valid in folds:
+        assert len(train) > 100
+        assert len(valid) > 20
+        assert not {item for row in train for item in items[row]} & {item for row in valid for item in items[row]}
+
+
+def test_equal_rows_are_in_one_fold() -> None:
+    items = [[f"same {i % 7}"] for i in range(35)]
+    for train, valid in heads.folds_of(items, 5, seed=0):
+        assert not {items[row][0] for row in train} & {items[row][0] for row in valid}
+
+
+# Fits
+
+
+def test_probabilities_are_those_of_a_plain_logistic_regression_on_standardised_features() -> None:
+    """More features than rows, so that the fit went through rotated coordinates."""
+    from sklearn.linear_model import LogisticRegression
+
+    base = features(60, 90)
+    answers = ["yes" if value > 1 else "no" for value in base[:, 0] + GENERATOR.normal(size=60)]
+    task = heads.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(60)])
+    assert fitted is not None
+    head, candidates = fitted
+    plain = LogisticRegression(C=candidates[0].strength, max_iter=10_000, tol=1e-8)
+    scaled = (base - base.mean(axis=0)) / base.std(axis=0)
+    plain.fit(scaled, answers)
+    expected = plain.predict_proba(scaled)
+    assert list(plain.classes_) == list(head.labels)
+    assert np.exp(head.log_probabilities({"base": base})) == pytest.approx(expected, abs=2e-3)
+
+
+def test_many_labels_have_probabilities_that_sum_to_one() -> None:
+    base, encoder = features(90), features(90, 4)
+    answers = [f"label {int(value) % 3}" for value in base[:, 0] * 2]
+    task = heads.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"whole": {"base": base, "encoder": encoder}}, [[str(i)] for i in range(90)])
+    assert fitted is not None
+    head, candidates = fitted
+    probabilities = np.exp(head.log_probabilities({"base": base, "encoder": encoder}))
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(90))
+    assert {one.blocks for one in candidates} == {("base",), ("encoder",), ("base", "encoder")}
+    assert [one.loss for one in candidates] == sorted(one.loss for one in candidates)
+
+
+def test_the_better_features_win_by_cross_validation() -> None:
+    """The encoder's features hold the answer, the base's are noise."""
+    encoder, base = features(120, 4), features(120, 4)
+    answers = ["true" if value > 1 else "false" for value in encoder[:, 1]]
+    task = heads.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"whole": {"base": base, "encoder": encoder}}, [[str(i)] for i in range(120)])
+    assert fitted is not None
+    best, alone = fitted[1][0], {one.blocks: one for one in fitted[1]}
+    assert "encoder" in best.blocks
+    assert alone["encoder",].loss < 0.3 < alone["base",].loss
+
+
+def test_exchanging_two_fields_exchanges_the_probabilities() -> None:
+    first, second = features(80), features(80)
+    answers = ["A" if value > 0 else "B" for value in (first - second)[:, 0]]
+    answers[:60] = ["A"] * 60  # labels out of balance: an intercept would lean towards A
+    task = heads.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"difference": {"base": first - second}}, [[str(i)] for i in range(80)])
+    assert fitted is not None
+    one = np.exp(fitted[0].log_probabilities({"base": first - second}))
+    other = np.exp(fitted[0].log_probabilities({"base": second - first}))
+    assert one == pytest.approx(other[:, ::-1])
+    assert np.exp(fitted[0].log_probabilities({"base": first - first})) == pytest.approx(np.full((80, 2), 0.5))
+
+
+def test_prices_are_fitted_on_the_logarithm_and_their_interval_covers() -> None:
+    base = features(400, 5)
+    prices = np.exp((base[:, 0] - 1) / 3 + 3 + 0.3 * GENERATOR.normal(size=400))
+    answers = [f"${price:.2f}" for price in prices]
+    task = heads.task_of_answers(answers[:200])
+    items = [[str(i)] for i in range(200)]
+    fitted = heads.fit(task, answers[:200], {"whole": {"base": base[:200]}}, items)
+    assert fitted is not None
+    head, candidates = fitted
+    assert (head.scale, candidates[0].accuracy) == ("log", None)
+    fresh = {"base": base[200:]}
+    errors = np.abs(np.array(head.numbers(fresh)) - prices[200:])
+    assert errors.mean() < 0.6 * np.abs(prices[200:] - np.median(prices[:200])).mean()
+    inside = [low <= price <= high for (low, high), price in zip(head.intervals(fresh), prices[200:], strict=True)]
+    assert 0.83 <= np.mean(inside) <= 0.97
+    below = np.mean([price < median for price, median in zip(prices[200:], head.numbers(fresh), strict=True)])
+    assert 0.4 <= below <= 0.6
+    assert all(values == sorted(values) and len(values) == heads.N_QUANTILES for values in head.quantiles(fresh))
+
+
+def test_a_head_is_the_same_after_saving(tmp_path: Path) -> None:
+    base = features(40)
+    answers = ["x", "y"] * 20
+    task = heads.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(40)])
+    assert fitted is not None
+    fitted[0].save(tmp_path / "head")
+    again = heads.Head.load(tmp_path / "head")
+    assert again.log_probabilities({"base": base}).tolist() == fitted[0].log_probabilities({"base": base}).tolist()
+    card = json.loads((tmp_path / "head" / "head.json").read_text())
+    assert card["what"] == "base frozen, linear head"
+    assert card["facts"]["candidates"][0]["loss"] == fitted[1][0].loss
+    assert sum(path.stat().st_size for path in (tmp_path / "head").iterdir()) < 20_000
+
+
+# Jobs on the real worker, with the toy model as their base
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[ToyServer]:
+    root = tmp_path_factory.mktemp("heads") / "root"
+    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
+    yield running
+    running.stop()
+
+
+def chat_rows(texts: list[str], answers: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+
+
+def train(server: ToyServer, rows: list[dict[str, Any]], **hyperparameters: Any) -> Any:
+    client = server.client()
+    job = client.fine_tuning.jobs.create(
+        model="toy",
+        training_file=upload(client, rows),
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},  # type: ignore[typeddict-item]
+    )
+    return wait(client, job.id)
+
+
+def ask(server: ToyServer, model: str, text: str, **options: Any) -> Any:
+    given = {"temperature": 0, "logprobs": True, "top_logprobs": 5, **options}
+    return server.client().chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **given)
+
+
+@pytest.fixture(scope="module")
+def labelled(real: ToyServer) -> Any:
+    """A model of three labels of several tokens, of which one begins another."""
+    kinds = ["very good", "very", "no way"]
+    texts = [f"Title: {['true', 'false', 'reader'][i % 3]} {i}" for i in range(45)]
+    done = train(real, chat_rows(texts, [kinds[i % 3] for i in range(45)]))
+    assert done.status == "succeeded", done.error
+    return done
+
+
+def test_a_job_of_labels_says_what_it_found_and_trains_a_head(real: ToyServer, labelled: Any) -> None:
+    client = real.client()
+    events = client.fine_tuning.jobs.list_events(labelled.id, limit=100).data
+    messages = [event.message for event in reversed(events)]
+    told = next(message for message in messages if message.startswith("Rows: "))
+    assert "45, every answer is one of 3 labels" in told
+    assert "Recipe: head" in told
+    assert any(message.startswith("Chosen by cross-validation: ") for message in messages)
+    tried: list[Any] = [event.data for event in reversed(events) if event.type == "metrics"]
+    assert all(math.isfinite(one["valid_loss"]) and one["candidate"] for one in tried)
+    assert labelled.hyperparameters.model_dump()["recipe"] == "head"
+    table = client.files.content(labelled.result_files[0]).text.splitlines()
+    assert table[0].endswith("valid_loss_error,candidate")
+    assert len(table) == len(tried) + 1
+
+
+def test_a_head_answers_with_its_own_probabilities(real: ToyServer, labelled: Any) -> None:
+    answer = ask(real, labelled.fine_tuned_model, "Title: true 400")
+    [token] = answer.choices[0].logprobs.content
+    assert answer.choices[0].message.content == token.token == token.top_logprobs[0].token
+    assert {one.token for one in token.top_logprobs} == {"very good", "very", "no way"}
+    assert sum(math.exp(one.logprob) for one in token.top_logprobs) == pytest.approx(1.0)
+    assert bytes(token.bytes).decode() == token.token
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == 1
+
+
+def test_a_stream_and_one_of_many_give_the_same_answer(real: ToyServer, labelled: Any) -> None:
+    model = labelled.fine_tuned_model
+    plain = ask(real, model, "Title: false 401").choices[0]
+    chunks = list(ask(real, model, "Title: false 401", stream=True))
+    parts = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(part.delta.content or "" for part in parts) == plain.message.content
+    assert parts[-1].finish_reason == "stop"
+    sampled = ask(real, model, "Title: false 401", n=30, temperature=1.0, seed=5)
+    again = ask(real, model, "Title: false 401", n=30, temperature=1.0, seed=5)
+    texts = [choice.message.content for choice in sampled.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert set(texts) <= {"very good", "very", "no way"}
+
+
+def test_a_prompt_of_another_shape_is_answered_and_said(real: ToyServer, labelled: Any) -> None:
+    client = real.client()
+    model = labelled.fine_tuned_model
+    for text, is_other in (("Title: true 4", False), ("What about bees?", True)):
+        raw = client.chat.completions.with_raw_response.create(
+            model=model, messages=[{"role": "user", "content": text}], temperature=0
+        )
+        assert ("x-dspy-finetune-prompt" in raw.headers) is is_other
+        assert raw.parse().choices[0].message.content in {"very good", "very", "no way"}
+
+
+def test_what_a_head_cannot_honour_is_refused(real: ToyServer, labelled: Any) -> None:
+    model = labelled.fine_tuned_model
+    with pytest.raises(openai.BadRequestError, match="no tokens to bias"):
+        ask(real, model, "Title: true 4", logit_bias={"5": 10})
+    with pytest.raises(openai.BadRequestError, match="not JSON"):
+        ask(real, model, "Title: true 4", response_format={"type": "json_object"})
+
+
+def test_pairs_are_compared_without_position_bias(real: ToyServer) -> None:
+    words = ["true", "false", "reader", "system"]
+    texts, answers = [], []
+    for i in range(40):
+        one, other = words[i % 2], words[2 + i % 2]
+        texts.append(f"A: {one} {i}\nB: {other} {i}" if i % 4 < 2 else f"A: {other} {i}\nB: {one} {i}")
+        answers.append("A" if i % 4 < 2 else "B")
+    done = train(real, chat_rows(texts, answers))
+    assert done.status == "succeeded", done.error
+
+    def probability(text: str) -> float:
+        top = ask(real, done.fine_tuned_model, text).choices[0].logprobs.content[0].top_logprobs
+        return float(next(math.exp(one.logprob) for one in top if one.token == "A"))
+
+    first, second = probability("A: true 90\nB: reader 91"), probability("A: reader 91\nB: true 90")
+    assert first == pytest.approx(1 - second, abs=1e-5)
+    assert probability("A: same\nB: same") == pytest.approx(0.5)
+
+
+def test_numbers_are_answered_in_the_trained_format(real: ToyServer) -> None:
+    texts = [f"Title: {'true ' * (i % 7)}reader {i}" for i in range(60)]
+    prices = [10.0 * (1 + i % 7) + i / 100 for i in range(60)]
+    done = train(real, chat_rows(texts, [f"${price:.2f}" for price in prices]))
+    assert done.status == "succeeded", done.error
+    answer = ask(real, done.fine_tuned_model, "Title: true true reader 7", top_logprobs=20)
+    text = answer.choices[0].message.content
+    assert text.startswith("$")
+    assert min(prices) <= float(text[1:]) <= max(prices)
+    raw = real.client().chat.completions.with_raw_response.create(
+        model=done.fine_tuned_model, messages=[{"role": "user", "content": "Title: true true reader 7"}], temperature=0
+    )
+    low, high = (float(part.removeprefix("$")) for part in raw.headers["x-dspy-finetune-interval"].split())
+    assert low <= float(text[1:]) <= high
+    drawn = ask(real, done.fine_tuned_model, "Title: true true reader 7", n=40, temperature=1.0, seed=1)
+    assert len({choice.message.content for choice in drawn.choices}) > 5
+
+
+def test_a_recipe_that_does_not_fit_the_rows_is_refused_by_name(real: ToyServer) -> None:
+    texts = [f"Title: {i}" for i in range(12)]
+    done = train(real, chat_rows(texts, [f"It is number {i}, or {i + 1}." for i in range(12)]), recipe="head")
+    assert (done.status, done.error.code, done.error.param) == ("failed", "invalid_recipe", "hyperparameters.recipe")
+    assert "texts of their own" in done.error.message
+
+
+def test_embeddings_have_length_one_in_both_formats(real: ToyServer) -> None:
+    client = real.client()
+    given = client.embeddings.create(model="toy", input=["true false", "reader", "true false"], encoding_format="float")
+    packed = client.embeddings.create(model="toy", input="reader")
+    vectors = np.array([one.embedding for one in given.data])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert vectors[0] == pytest.approx(vectors[2], abs=1e-6)
+    assert packed.data[0].embedding == pytest.approx(vectors[1], abs=2e-2)
+    assert given.usage.prompt_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="toy", input="reader", dimensions=4096)
