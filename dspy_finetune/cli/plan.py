@@ -36,6 +36,10 @@ MethodName = Annotated[str | None, typer.Option("--method", help="sft or dpo; wi
 Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
 BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
 Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="On the local host: auto, head, lora or head+lora. auto looks at the rows."),
+]
 Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up to 2, or auto.")]
 Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of the training.")]
@@ -65,6 +69,7 @@ def plan(
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
     beta: Beta = None,
+    recipe: Recipe = None,
     suffix: Suffix = None,
     seed: Seed = None,
     metadata: Metadata = None,
@@ -88,7 +93,7 @@ def plan(
         method=method,
         host=host,
         root=root,
-        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta),
+        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
         suffix=suffix,
         seed=seed,
         metadata=metadata,
@@ -177,7 +182,11 @@ def settle(
 
 
 def hyperparameters(
-    epochs: str | None, batch_size: str | None, learning_rate_multiplier: str | None, beta: str | None
+    epochs: str | None,
+    batch_size: str | None,
+    learning_rate_multiplier: str | None,
+    beta: str | None,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """The given ones by their names in the API, as numbers where they are numbers."""
     given = {
@@ -185,6 +194,7 @@ def hyperparameters(
         "batch_size": batch_size,
         "learning_rate_multiplier": learning_rate_multiplier,
         "beta": beta,
+        "recipe": recipe,
     }
     return {name: _number(text) for name, text in given.items() if text is not None}
 

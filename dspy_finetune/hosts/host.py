@@ -61,6 +61,8 @@ class HostKind:
     """It can hold answers to a JSON schema (`response_format`)."""
     poll_seconds: tuple[float, float]
     """The first and the longest pause between two looks at a job."""
+    has_recipes: bool
+    """It takes the hyperparameter `recipe`: a linear head, a LoRA adapter, or both."""
     base_model: str | None
     """A model that it tunes, for whoever has no wish of their own; None where only the user can know."""
 
@@ -75,6 +77,7 @@ KINDS: dict[KindName, HostKind] = {
         lists_models=True,
         has_structured_output=True,
         poll_seconds=(5.0, 60.0),
+        has_recipes=False,
         base_model="gpt-4.1-mini-2025-04-14",
     ),
     "azure": HostKind(
@@ -85,6 +88,7 @@ KINDS: dict[KindName, HostKind] = {
         lists_models=False,
         has_structured_output=True,
         poll_seconds=(10.0, 60.0),
+        has_recipes=False,
         base_model="gpt-4.1-mini-2025-04-14",
     ),
     "local": HostKind(
@@ -96,6 +100,7 @@ KINDS: dict[KindName, HostKind] = {
         lists_models=True,
         has_structured_output=False,
         poll_seconds=(0.5, 2.0),
+        has_recipes=True,
         base_model="smollm2-135m-instruct",
     ),
     "compatible": HostKind(
@@ -106,6 +111,7 @@ KINDS: dict[KindName, HostKind] = {
         lists_models=False,
         has_structured_output=True,
         poll_seconds=(5.0, 60.0),
+        has_recipes=False,
         base_model=None,
     ),
 }

@@ -90,13 +90,17 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 # The epochs are settled here and sent as a number, as they multiply the bill; the others are the host's unless given.
 
 Method = Literal["sft", "dpo"]
-Value = int | float | Literal["auto"]
+Recipe = Literal["auto", "head", "lora", "head+lora"]
+Value = int | float | Recipe
 Origin = Literal["given", "rule", "host default"]
 
 NAMES: dict[Method, tuple[str, ...]] = {
     "sft": ("n_epochs", "batch_size", "learning_rate_multiplier"),
     "dpo": ("n_epochs", "batch_size", "learning_rate_multiplier", "beta"),
 }
+RECIPE = "recipe"
+RECIPES: tuple[Recipe, ...] = ("auto", "head", "lora", "head+lora")
+"""What a supervised job of the local host trains; "auto" looks at the rows."""
 WIRE_METHOD: dict[Method, str] = {"sft": "supervised", "dpo": "dpo"}
 
 _RANGES: dict[str, tuple[bool, float, float, str]] = {
@@ -123,14 +127,22 @@ class Hyperparameter:
         return f"{self.name}={self.value} ({self.origin})"
 
 
-def resolve(method: Method, given: Mapping[str, Any] | None, *, n_rows: int) -> tuple[Hyperparameter, ...]:
-    """Settle every hyperparameter of a method.
+def resolve(
+    method: Method, given: Mapping[str, Any] | None, *, n_rows: int, host: Host | None = None
+) -> tuple[Hyperparameter, ...]:
+    """Settle every hyperparameter of a method. `host` says whether it has recipes; None: it has none.
 
     Raises:
         UsageError: An unknown name, or a value outside its range; says what is accepted.
     """
     given = dict(given or {})
     names = NAMES[method]
+    if RECIPE in given and (method != "sft" or host is None or not host.kind.has_recipes):
+        who = f'method "{method}"' if method != "sft" else f"the host {host.name if host else 'given'}"
+        raise UsageError(f'{who} has no hyperparameter "{RECIPE}"; supervised jobs of the local host have it')
+    recipe = given.pop(RECIPE, None)
+    if recipe is not None and recipe not in RECIPES:
+        raise UsageError(f"hyperparameter {RECIPE}={recipe!r}: expected {', '.join(RECIPES)}")
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise UsageError(f'method "{method}" has no hyperparameter "{unknown[0]}"; it has {", ".join(names)}')
@@ -142,6 +154,8 @@ def resolve(method: Method, given: Mapping[str, Any] | None, *, n_rows: int) -> 
             settled.append(Hyperparameter(name=name, value=default_epochs(n_rows), origin="rule"))
         else:
             settled.append(Hyperparameter(name=name, value="auto", origin="host default"))
+    if recipe is not None:
+        settled.append(Hyperparameter(name=RECIPE, value=recipe, origin="given"))
     return tuple(settled)
 
 

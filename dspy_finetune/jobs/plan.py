@@ -374,7 +374,8 @@ def plan(
         method: sft or dpo; None takes what the data was exported for, and sft for a bare file.
         host: Where to train.
         hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`, and `beta` for dpo; "auto" leaves one to
-            the host.
+            the host. On the local host a supervised job takes `recipe`, too: "auto" (looks at the rows), "head" (a
+            linear head on the frozen base), "lora", or "head+lora".
         suffix: A part of the new model's name.
         seed: From 0 to 2147483647.
         metadata: Up to 12 pairs of your own.
@@ -398,7 +399,7 @@ def plan(
     file, held_out = read_training_files(train, validation, method=chosen, base_model=base, host=dialect)
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
-    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows)
+    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
     n_epochs = epochs_of(settled, file.n_rows)
     n_tokens = file.n_tokens * n_epochs if file.n_tokens is not None else None
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]

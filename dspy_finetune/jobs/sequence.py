@@ -19,6 +19,7 @@ from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.options import RECIPE
 from dspy_finetune.jobs.plan import Plan, Source, path_of, plan, unknown_price
 
 
@@ -162,6 +163,9 @@ def sft_then_dpo(
         FileError: A file cannot be read or written.
     """
     first = sft if sft is not None else write_preferred(path_of(pairs))
+    if host.kind.has_recipes:
+        # Preferences train the weights: a linear head on a frozen base would leave them nothing to start from.
+        sft_hyperparameters = {RECIPE: "lora", **(sft_hyperparameters or {})}
     return SequencePlan(
         sft=plan(first, base_model=base_model, method="sft", host=host, hyperparameters=sft_hyperparameters, **options),
         dpo=plan(pairs, base_model=base_model, method="dpo", host=host, hyperparameters=dpo_hyperparameters, **options),

@@ -248,6 +248,9 @@ class Scheduler:
                     self._say(job, "Files validated, moving job to queued state")
                     if chosen is not None:
                         self._say(job, why)
+                    elif self.store.head(job.model) is not None:
+                        why = "The model's linear head is not trained by preferences: the job goes on from its base"
+                        self._say(job, why, level="warn")
                     self.store.update_job(job.id, status="queued", resolved=resolved)
 
     def _choose_recipe(self, job: JobRecord) -> tuple[Recipe, str] | None:
