@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from dspy_finetune import (
         report as report,
     )
-    from dspy_finetune.data import iter_examples, load_examples, make_pairs, split
+    from dspy_finetune.data import items_from_pairs, iter_examples, load_examples, make_pairs, split
     from dspy_finetune.evaluation import (
         ComparisonReport,
         advise,
@@ -126,6 +126,7 @@ __all__ = [
     "export_dpo",
     "export_sft",
     "fix",
+    "items_from_pairs",
     "iter_examples",
     "learning_curve",
     "list_jobs",
@@ -146,7 +147,7 @@ __all__ = [
 
 _SUBPACKAGES = {
     "bulk": "",
-    "data": "iter_examples load_examples make_pairs split",
+    "data": "items_from_pairs iter_examples load_examples make_pairs split",
     "errors": "",
     "evaluation": "ComparisonReport advise baselines compare learning_curve load_optimized metrics",
     "export": "CheckReport Dataset check convert export_dpo export_sft fix preferences_from_program",

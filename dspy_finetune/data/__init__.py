@@ -10,7 +10,7 @@
 
 from dspy_finetune.data.items import normalize_text
 from dspy_finetune.data.load import Examples, ExampleStream, iter_examples, load_examples
-from dspy_finetune.data.pairs import make_pairs, swap
+from dspy_finetune.data.pairs import items_from_pairs, make_pairs, swap
 from dspy_finetune.data.quality import (
     Conflict,
     Deduplicated,
@@ -32,6 +32,7 @@ __all__ = [
     "deduplicate",
     "find_conflicts",
     "find_leakage",
+    "items_from_pairs",
     "iter_examples",
     "load_examples",
     "make_pairs",

@@ -8,15 +8,17 @@ Make pairs after the split, inside each side: pairs that share a title must not 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import dspy
 
 from dspy_finetune.data.fields import check_names
-from dspy_finetune.data.items import check_rows, item_key, pair_base, values_of
+from dspy_finetune.data.items import check_rows, input_names, item_key, pair_base, values_of
 from dspy_finetune.errors import DataError, RowError, RowsError, UsageError
 from dspy_finetune.values import Unparseable, load_bool, load_number
 
@@ -26,6 +28,8 @@ from dspy_finetune.values import Unparseable, load_bool, load_number
 # In: rows with two sides, "title_a" and "title_b". Out: "A", "B" or "tie"; the swapped row. The preference stands
 # under `preferred`, `preference` or `preferred_title`, as a side ("A", "b", "title_a"), as the text of the preferred
 # side, or as a word for a tie.
+
+logger = logging.getLogger(__name__)
 
 Side = Literal["A", "B", "tie"]
 
@@ -410,3 +414,62 @@ def _written(
         row = dspy.Example({**fields, **pair.extra}).with_inputs(f"{text}_a", f"{text}_b")
         written += [row, swap(row, text=text)] if both_orders else [row]
     return written
+
+
+# ---- The way back: items from pairs
+
+
+def items_from_pairs(
+    pairs: Iterable[dspy.Example], *, text: str | None = None, label: str = "is_favorite"
+) -> list[dspy.Example]:
+    """Labelled items from pairs, for a binary export: each text once, True where it was preferred more often than not.
+
+    Fields that have no side (a group, a date) go along as they stand in the text's first pair. A tie counts for neither
+    side; a text that was preferred as often as not says nothing and is left out, which is logged with its number.
+
+    >>> pair = dspy.Example(title_a="Ants", title_b="Bees", preferred="B").with_inputs("title_a", "title_b")
+    >>> [(item.title, item.is_favorite, list(item.inputs())) for item in items_from_pairs([pair])]
+    [('Ants', False, ['title']), ('Bees', True, ['title'])]
+
+    Args:
+        pairs: Rows with two sides and the preference, as `make_pairs` gives them.
+        text: The name that the sides share, such as "title"; None finds it.
+        label: The name of the new field.
+
+    Raises:
+        RowsError: Rows that are no pairs, or whose preference cannot be read.
+        DataError: No text was preferred more or less often than not.
+    """
+    wins: Counter[str] = Counter()
+    items: dict[str, dspy.Example] = {}
+    problems: list[RowError] = []
+    for number, row in enumerate(pairs, start=1):
+        base = pair_base(row) if text is None else text
+        if base is None or f"{base}_a" not in row or f"{base}_b" not in row:
+            found = ", ".join(row.keys())
+            problems.append(RowError("not a pair: no fields x_a and x_b", line=number, remedy=f"it has {found}"))
+            continue
+        try:
+            side = read_preferred(row, base)
+        except Unparseable as problem:
+            problems.append(RowError(problem.problem, line=number, remedy=problem.remedy))
+            continue
+        bases = [name[:-2] for name in row.keys() if name.endswith("_a") and f"{name[:-2]}_b" in row]  # noqa: SIM118
+        sided = {f"{name}_{letter}" for name in bases for letter in "ab"}
+        told_names = preference_names(base)
+        shared = {name: value for name, value in row.items() if name not in sided and name not in told_names}
+        inputs = [base, *(name for name in shared if name in input_names(row))]
+        for own in ("A", "B"):
+            both = {name: row[f"{name}_{own.lower()}"] for name in bases}
+            key = item_key(both[base])
+            items.setdefault(key, dspy.Example(**both, **shared).with_inputs(*inputs))
+            wins[key] += 0 if side == "tie" else 1 if side == own else -1
+    if problems:
+        raise RowsError(problems)
+    told = [item.copy(**{label: wins[key] > 0}).with_inputs(*item.inputs()) for key, item in items.items() if wins[key]]
+    if not told:
+        raise DataError("no item was preferred more often than not; there is nothing to learn from these pairs")
+    if len(told) < len(items):
+        n_even = len(items) - len(told)
+        logger.warning("%d of %d items were preferred as often as not and are left out", n_even, len(items))
+    return told

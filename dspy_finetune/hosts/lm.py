@@ -72,6 +72,7 @@ among them)."""
 Problem = Literal["refusal", "content_filter", "length", "reasoning_only", "tool_calls", "no_choices"]
 """Why a completion holds no answer; "length": not the whole of one."""
 
+_ABOVE_ZERO = 1e-3  # above 0 by more than rounding is no log-probability
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -180,11 +181,14 @@ def positions_on_wire(content: Sequence[Any]) -> list[Position]:
     """The positions of a choice's `logprobs.content`, in OpenAI's form, as far as they are sound."""
     found: list[Position] = []
     for one in content:
-        if not isinstance(one, Mapping) or not isinstance(one.get("token"), str):
+        token = one.get("token") if isinstance(one, dict) else None
+        if not isinstance(token, str):
             break  # what follows stands at another place than it says
-        top = [each for each in one.get("top_logprobs") or () if isinstance(each, Mapping)]
-        alternatives = [(each.get("token"), each.get("logprob"), each.get("bytes")) for each in top]
-        found.append(_position(one["token"], one.get("logprob"), one.get("bytes"), alternatives))
+        top = one.get("top_logprobs") or ()
+        alternatives = [
+            (each.get("token"), each.get("logprob"), each.get("bytes")) for each in top if isinstance(each, dict)
+        ]
+        found.append(_position(token, one.get("logprob"), one.get("bytes"), alternatives))
     return found
 
 
@@ -203,16 +207,20 @@ def spelling(token: str, codes: Sequence[int] | None) -> str:
 
 
 def _position(token: str, logprob: Any, codes: Any, top: Sequence[tuple[Any, Any, Any]]) -> Position:
+    # Twenty alternatives a token, and bulk reads thousands of tokens a second: what is usual is asked first.
+    listed: dict[str, float] = {}
+    for text, value, part in top:
+        if isinstance(text, str) and (-math.inf < value < _ABOVE_ZERO if type(value) is float else _is_told(value)):
+            listed[spelling(text, part) if part and (text[:6] == "bytes:" or "\ufffd" in text) else text] = value
     chosen = spelling(token, codes)
-    listed = {spelling(text, part): value for text, value, part in top if isinstance(text, str) and _is_told(value)}
     if _is_told(logprob):
         listed[chosen] = logprob
     return chosen, listed
 
 
 def _is_told(logprob: Any) -> bool:
-    # Above 0 by more than rounding is no log-probability; -Infinity is what hosts write for "pruned", null for "none".
-    return isinstance(logprob, (int, float)) and not isinstance(logprob, bool) and -math.inf < logprob < 1e-3
+    # -Infinity is what hosts write for "pruned", null for "none".
+    return isinstance(logprob, (int, float)) and not isinstance(logprob, bool) and -math.inf < logprob < _ABOVE_ZERO
 
 
 # ---- The engines: DSPy's own wire code, without what it does beside it at every call

@@ -40,10 +40,11 @@ from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """The newest saved file that is read. A reader of an older one would ignore what came later, and answer otherwise.
 
-1: nothing fitted. 2: a calibration. 3: residuals of a number.
+1: nothing fitted. 2: a calibration. 3: residuals of a number. 4: a comparison by item scores; a number decoded from its
+distribution.
 """
 
 TOP_LOGPROBS = 20

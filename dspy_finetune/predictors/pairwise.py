@@ -1,14 +1,15 @@
-"""`PairwisePredictor`: which of two is preferred, asked in both orders so that the place of an item does not decide.
+"""Which of two is preferred: asked in both orders, by the score of each item, or with the reason why.
 
-In: the two items of a pairwise prompt (`title_a`, `title_b`). Out: `preferred`, its `probability`, and how much the
-model leans to the first place (`position_bias`).
+In: the two items of a pairwise prompt (`title_a`, `title_b`). Out: `preferred`, its `probability`, the position bias.
+`PairwisePredictor` asks about the pair, in both orders so that the place of an item does not decide;
+`PairwisePredictor.from_scores` asks a yes/no predictor about each item; `DPOPredictor` prefers and explains.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import dspy
 
@@ -16,7 +17,9 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
+from dspy_finetune.predictors.ask import is_yes_no
+from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor, predictor_of
+from dspy_finetune.predictors.calibrate import log_odds, sigmoid
 from dspy_finetune.prompts import PromptFormat
 
 
@@ -104,6 +107,35 @@ class PairwisePredictor(FinetunedPredictor):
         self.both_orders = self.default_both_orders if both_orders is None else both_orders
         self.margin = margin
 
+    @classmethod
+    def from_scores(
+        cls, scorer: FinetunedPredictor, *, output: str = "preferred", margin: float = 0.0
+    ) -> ItemScorePredictor:
+        """A comparison of two items by what a yes/no predictor says of each alone.
+
+        n items take n calls instead of n² / 2, the place of an item decides nothing, and `rank` takes the scores as
+        they are. On 12,000 set-ups scoring items singly was ahead of comparing pairs (arXiv 2411.04991). The training
+        rows are those of `ft.items_from_pairs`; `ft.calibrate(it, pairs)` makes its probabilities those of pairs.
+
+        Args:
+            scorer: A predictor of True and False, such as `OpenAIPredictor(prompts.binary(...), model)`, on a host that
+                gives log-probabilities. Its input `title` becomes `title_a` and `title_b`.
+            output: The field of the answer, "A" or "B".
+            margin: The largest difference of the two probabilities that counts as a tie.
+
+        Raises:
+            UsageError: The predictor's answer is not True or False.
+        """
+        labels = getattr(getattr(scorer, "prompt", None), "labels", None)
+        if not isinstance(scorer, FinetunedPredictor) or labels is None or not is_yes_no(labels):
+            raise UsageError("from_scores: a tuned predictor of True and False, such as one over prompts.binary()")
+        fields: dict[str, tuple[Any, Any]] = {}
+        for name, given in scorer.prompt.signature.input_fields.items():
+            fields |= {f"{name}_{side}": (given.annotation, dspy.InputField()) for side in ("a", "b")}
+        answer: Any = Literal["A", "B"]
+        signature = dspy.Signature({**fields, output: (answer, dspy.OutputField())}, "Which one is preferred?")
+        return ItemScorePredictor(PromptFormat(signature), scorer.model, host=scorer.host, scorer=scorer, margin=margin)
+
     def _check_prompt(self) -> None:
         sides(self.prompt)
 
@@ -171,11 +203,107 @@ class PairwisePredictor(FinetunedPredictor):
         return dspy.Prediction(**values, **extras)
 
 
-# ----------------------------------------------------------------------------------------------------
-# `DPOPredictor`: which of two is preferred and why, from a model tuned by direct preference optimisation.
-#
-# In: the two items of an explained pairwise prompt. Out: what `PairwisePredictor` gives, the model's `explanation`, and
-# whether that explanation argues for the choice (`consistent`).
+class ItemScorePredictor(PairwisePredictor):
+    """A comparison by item scores; made by `PairwisePredictor.from_scores`.
+
+    The score of an item is the log-odds of True. The first is preferred with the probability
+    sigmoid(score_a - score_b), the Bradley-Terry model with the predictor's own scores. The prediction is that of a
+    `PairwisePredictor` asked in both orders, whose `position_bias` is 0, with `score_a` and `score_b`; all but the
+    label None where the host tells too few log-probabilities. The prompt is never sent: it says what the fields are.
+
+    Args:
+        prompt: The pairwise format.
+        model: The model of the yes/no predictor.
+        host: Where it is served.
+        scorer: The yes/no predictor.
+        margin: The largest difference of the two probabilities that counts as a tie.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptFormat,
+        model: str,
+        *,
+        host: Host | None = None,
+        scorer: FinetunedPredictor | None = None,
+        margin: float = 0.0,
+    ) -> None:
+        lm = scorer.lm if scorer is not None and scorer.host is None else None
+        super().__init__(prompt, model, host=host, lm=lm, margin=margin, both_orders=True)
+        self._scorer = scorer
+
+    @property
+    def scorer(self) -> FinetunedPredictor:
+        """The yes/no predictor."""
+        assert self._scorer is not None  # `from_scores` gives it, and `load_state`
+        return self._scorer
+
+    def item_score(self, **inputs: Any) -> float | None:
+        """The log-odds of True for one item, by the yes/no predictor's own fields; None where they are not told.
+
+        Raises:
+            AnswerError: The answer cannot be read.
+        """
+        return _score(self.scorer(**inputs))
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask about each of the two."""
+        first, second = (self.scorer(**self._item(inputs, side)) for side in ("a", "b"))
+        return self._compared(first, second)
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Ask about both at the same time."""
+        asked = [self.scorer.acall(**self._item(inputs, side)) for side in ("a", "b")]
+        return self._compared(*await asyncio.gather(*asked))
+
+    def _item(self, inputs: dict[str, Any], side: str) -> dict[str, Any]:
+        return {name: inputs[f"{name}_{side}"] for name in self.scorer.prompt.input_fields}
+
+    def _compared(self, first: dspy.Prediction, second: dspy.Prediction) -> dspy.Prediction:
+        labels, field = self.prompt.labels, self.prompt.label_field
+        assert labels is not None
+        assert field is not None
+        label_a, label_b = (labels.decode(text) for text in labels.texts)
+        scores = [_score(first), _score(second)]
+        extras: dict[str, Any] = {"score_a": scores[0], "score_b": scores[1], "position_bias": 0.0}
+        if scores[0] is None or scores[1] is None:
+            answer_field = str(self.scorer.prompt.label_field)
+            likes_a, likes_b = bool(first[answer_field]), bool(second[answer_field])
+            told = dict.fromkeys(("probability", "probabilities", "coverage"))
+            values = {field: label_b if likes_b and not likes_a else label_a}
+            return dspy.Prediction(**values, **told, **extras, is_tie=likes_a == likes_b)
+        of_a = sigmoid(scores[0] - scores[1])
+        of_a = self._calibrated({label_a: of_a, label_b: 1.0 - of_a})[label_a]
+        return dspy.Prediction(
+            **{field: label_a if of_a >= 0.5 else label_b},
+            probability=max(of_a, 1.0 - of_a),
+            probabilities={label_a: of_a, label_b: 1.0 - of_a},
+            coverage=min(first.coverage, second.coverage),
+            is_tie=abs(2 * of_a - 1.0) <= self.margin,
+            **extras,
+        )
+
+    def _own_state(self) -> dict[str, Any]:
+        scorer = None if self._scorer is None else self._scorer.dump_state()
+        return {"margin": self.margin, "scorer": scorer}
+
+    def _state_version(self) -> int:
+        return 3 if self._scorer is None else max(4, self._scorer._state_version())
+
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> ItemScorePredictor:
+        """Take over a saved state. Raises as `FinetunedPredictor.load_state`."""
+        kept = dict(state)
+        saved = kept.pop("scorer", None)
+        super().load_state(kept, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        if saved is not None:
+            self._scorer = predictor_of(saved, host=self.host)
+        return self
+
+
+def _score(prediction: dspy.Prediction) -> float | None:
+    shares = prediction.probabilities
+    return None if shares is None or None in shares.values() else log_odds(shares[True])
+
 
 _WORD = re.compile(r"\w{4,}")
 

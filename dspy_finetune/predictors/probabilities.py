@@ -96,7 +96,10 @@ def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Se
         return _Told(masses | dict.fromkeys(ended, 1.0), untold, dict.fromkeys(rests, is_cut))
     chosen, listed = positions[0]
     begun = {token: _begun(token, rests, cased, is_start) for token in {chosen: None, **listed}}
-    longest = {label: max(begun[token].get(label, 0) for token in listed) if listed else 0 for label in rests}
+    longest: dict[str, int] = {}
+    for token in listed:
+        for label, size in begun[token].items():
+            longest[label] = max(longest.get(label, 0), size)
     shares = {token: min(math.exp(logprob), 1.0) for token, logprob in listed.items()}
     left = max(1.0 - sum(shares.values()), 0.0)
     is_ranking = len(shares) > 1 and chosen in listed  # one token may be the chosen one, whatever its rank
@@ -120,7 +123,7 @@ def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Se
             parts = {} if found else dict.fromkeys(ended, 1.0)
         for label, part in parts.items():
             masses[label] += mass * part
-    unlisted = [label for label, rest in rests.items() if rest and not any(label in begun[token] for token in listed)]
+    unlisted = [label for label, rest in rests.items() if rest and label not in longest]
     for label in unlisted:  # together they can have no more than what is left
         if is_ranking:
             untold[label] += min(left / len(unlisted), *shares.values())
@@ -133,11 +136,13 @@ def _begun(token: str, rests: Mapping[str, bytes], cased: Set[str], is_start: bo
     """The labels that a token begins, each with how many of its bytes the token is."""
     # A leading space or line break belongs to the tokenizer's spelling of a word, not to the label.
     text = token.lstrip() if is_start else token
+    folded = text.casefold().encode("utf-8", "surrogateescape")
+    exact = text.encode("utf-8", "surrogateescape") if cased else folded
     found: dict[str, int] = {}
     for label, rest in rests.items():
-        piece = (text if label in cased else text.casefold()).encode("utf-8", "surrogateescape")
+        piece = exact if label in cased else folded
         if rest and rest.startswith(piece):
             found[label] = len(piece)
-        elif rest and piece.rstrip() == rest:
+        elif rest and piece.startswith(rest) and piece.rstrip() == rest:
             found[label] = len(rest)
     return found

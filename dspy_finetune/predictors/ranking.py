@@ -35,7 +35,7 @@ from dspy_finetune.predictors.ask import (
     read_answer,
     read_shares,
 )
-from dspy_finetune.predictors.pairwise import sides
+from dspy_finetune.predictors.pairwise import ItemScorePredictor, sides
 from dspy_finetune.values import match_label
 
 # ----------------------------------------------------------------------------------------------------
@@ -274,11 +274,11 @@ class RankedItem:
     score: float
     """In log-odds; the mean over all items is 0. A difference of 1 is a preference of 73 %."""
     low: float
-    """Lower end of the score's interval."""
+    """Lower end of the score's interval; -inf where items are scored one by one, which says nothing of it."""
     high: float
     """Upper end."""
     n_comparisons: int
-    """How many readable comparisons it stood in."""
+    """How many readable comparisons it stood in; 0 where items are scored one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +292,7 @@ class Ranking:
     position_bias: tuple[float, float, float] | None
     """What standing first adds, in log-odds, as (estimate, low, high); None where both orders were asked."""
     n_comparisons: int
-    """Comparisons asked in all, those from the checkpoint included."""
+    """Comparisons asked in all, those from the checkpoint included; where items are scored one by one, the items."""
     n_parse_failures: int
     """Of them, those whose answer could not be read; they count against the budget and say nothing."""
     n_resumed: int
@@ -323,8 +323,12 @@ def rank(
 
     The first comparisons go once round all items in random order; then, round by round, the pairs are asked whose
     answer tells most. Where the predictor asks both orders itself (`PairwisePredictor(both_orders=True)`), a comparison
-    is two requests and has no lean to a place; otherwise each item stands first about as often as second, and the lean
-    is fitted as a term of the model. The same items, answers and seed give the same ranking.
+    is two requests and has no position bias; otherwise each item stands first about as often as second, and the bias is
+    fitted as a term of the model. The same items, answers and seed give the same ranking.
+
+    A predictor of `PairwisePredictor.from_scores` is asked once about each item, and its scores are the ranking:
+    without intervals, without the extra, and without a budget. An item whose score cannot be read has the mean of the
+    others.
 
     Args:
         items: Texts, or mappings or examples with the fields of one side (`title` for `title_a` and `title_b`).
@@ -352,6 +356,8 @@ def rank(
     items = list(items)
     pairs = dict(fields) if fields is not None else _fields_of(predictor)
     rows = _rows(items, pairs)
+    if isinstance(predictor, ItemScorePredictor):
+        return _scored(items, rows, predictor, level, checkpoint, num_threads, on_progress)
     n = len(rows)
     # Both orders in one comparison leave one to ask of each pair, otherwise there are two.
     n_orders = 1 if getattr(predictor, "both_orders", False) else 2
@@ -390,6 +396,61 @@ def rank(
             batch = next_pairs(found, asked, size, n_orders, generator) if size > 0 else []
     sure = posterior(comparisons, found, seed)
     return _ranking(items, sure, comparisons, level, asked.total(), n_parse_failures, n_resumed)
+
+
+def _scored(
+    items: Sequence[Any],
+    rows: Sequence[dict[str, Any]],
+    predictor: ItemScorePredictor,
+    level: float,
+    checkpoint: str | os.PathLike[str] | None,
+    num_threads: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Ranking:
+    """The order by the predictor's own scores: one call for each item."""
+
+    def ask(index: int) -> None:
+        try:
+            score = predictor.item_score(**{name.removesuffix("_a"): value for name, value in rows[index].items()})
+        except UNREADABLE:
+            score = None
+        kept.keep((index, index), score)
+
+    pairs = sides(predictor.prompt)
+    with (
+        _opened(checkpoint, _digest(rows, pairs, 0, predictor)) as kept,
+        dspy.context(disable_history=True, trace=None),
+    ):
+        new = [index for index in range(len(rows)) if (index, index) not in kept.answers]
+        in_threads(ask, new, num_threads)
+    if on_progress is not None:
+        on_progress(len(rows), len(rows))
+    told = [score for score in kept.answers.values() if score is not None]
+    if not told:
+        raise DataError(f"none of {len(rows)} items has a score: check the predictor and its host's log-probabilities")
+    mean = sum(told) / len(told)
+    scores = [(0.0 if (score := kept.answers[index, index]) is None else score - mean) for index in range(len(rows))]
+    order = sorted(range(len(rows)), key=lambda index: (-scores[index], index))
+    return Ranking(
+        items=tuple(
+            RankedItem(
+                item=items[index],
+                index=index,
+                rank=place,
+                score=scores[index],
+                low=-math.inf,
+                high=math.inf,
+                n_comparisons=0,
+            )
+            for place, index in enumerate(order, start=1)
+        ),
+        level=level,
+        position_bias=None,
+        n_comparisons=len(rows),
+        n_parse_failures=len(rows) - len(told),
+        n_resumed=len(rows) - len(new),
+        n_pairs=len(items) * (len(items) - 1) // 2,
+    )
 
 
 def _ranking(
