@@ -1,8 +1,8 @@
-"""A line on stderr that tells how far something long is: what is shown where nobody gave an `on_progress`.
+"""How far something long is: the `Progress` that callbacks are given, and the bar or lines that show it on stderr.
 
-In: a text, and how many of how many. Out: on a terminal one line that is drawn again, elsewhere a line now and then;
-and nothing at all for what is short: up to 50 of something that take no more than 2 seconds. `DSPY_FINETUNE_QUIET=1`
-silences it. Not covered: bars and curves, which the command line draws.
+In: a label, and how many of how many. Out: on a terminal a bar of tqdm, elsewhere a line now and then. Whoever gives an
+`on_progress` sees nothing of it, and nothing is shown of what is short: up to 50 parts that take 2 seconds at most.
+`DSPY_FINETUNE_QUIET=1` silences it. Not covered: a job's status and loss curve (cli/follow.py).
 """
 
 from __future__ import annotations
@@ -10,69 +10,119 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 MANY = 50
-"""More than so many items are told of from the first on."""
+"""More than so many items are shown from the first on."""
 
 SHORT_SECONDS = 2.0
-"""Less than this is not told of."""
+"""What takes less is not shown."""
 
 EVERY_SECONDS = 15.0
 """Between two lines where nothing can be drawn again."""
 
-REDRAW_SECONDS = 0.2
+REDRAW_SECONDS = 0.1
 """Between two drawings on a terminal."""
 
 
-class ProgressLine:
-    """Shows the last text it was given, not too often; as a context manager it ends its line.
+class Progress(Protocol):
+    """What every `on_progress` is called with; `str()` of it says the same in words."""
+
+    @property
+    def label(self) -> str:
+        """What is being done."""
+
+    @property
+    def n_done(self) -> int | None:
+        """How many of its parts are done; None where that is not known."""
+
+    @property
+    def n_total(self) -> int | None:
+        """How many there are; None where that is not known."""
+
+
+class ProgressBar:
+    """Shows the last of what it was told, not too often; as a context manager it ends its line.
 
     Args:
         stream: Where; stderr as it is when something is shown.
-        clock: For tests.
+        waits: Whether what is short stays unseen. A command shows each step at once.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | None = None, *, waits: bool = True) -> None:
         self._stream = stream
-        self._clock = clock
-        self._began = clock()
+        self._waits = waits
+        self._bar: Any = None
+        self._label: str | None = None
+        self._created = self._began = time.monotonic()
         self._shown_at: float | None = None
-        self._width = 0
+        self._first: tuple[float, int] | None = None
         self.is_quiet = os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
         """Whether nothing will be shown, so that nothing need be found out for it."""
 
-    def show(self, text: str, n_done: int | None = None, n_total: int | None = None) -> None:
-        """Tell how far it is; the last of all items is always shown if any was."""
-        now = self._clock()
-        is_long = now - self._began > SHORT_SECONDS or (n_total or 0) > MANY
-        if self.is_quiet or not is_long:
+    def show(self, label: str, n_done: int | None = None, n_total: int | None = None, note: str = "") -> None:
+        """Say how far it is; another label begins another bar, and the last of all items is always shown if any was."""
+        now = time.monotonic()
+        if self.is_quiet or (self._waits and now - self._created <= SHORT_SECONDS and (n_total or 0) <= MANY):
             return
         stream = self._stream or sys.stderr
-        is_terminal = stream.isatty()
+        is_new = label != self._label
+        if is_new:
+            self._end()
+            self._label, self._began, self._first = label, now, None
+        if n_done and self._first is None:
+            self._first = (now, n_done)
         is_last = n_done is not None and n_done == n_total
+        is_terminal = stream.isatty()
         since = None if self._shown_at is None else now - self._shown_at
-        if since is not None and not is_last and since < (REDRAW_SECONDS if is_terminal else EVERY_SECONDS):
+        is_due = since is None or since >= (REDRAW_SECONDS if is_terminal else EVERY_SECONDS)
+        if not (is_due or is_last or (is_new and not self._waits)):
             return
         self._shown_at = now
-        line = text if n_done is None else f"{text} {n_done:,}" + (f"/{n_total:,}" if n_total else "")
         if is_terminal:
-            stream.write("\r" + line.ljust(self._width))
-            self._width = len(line)
+            self._draw(stream, n_done, n_total, note)
         else:
-            stream.write(line + "\n")
-        stream.flush()
+            parts = [label, *([self._position(n_done, n_total, now)] if n_done is not None else [])]
+            stream.write(" ".join(parts) + (f", {note}" if note else "") + "\n")
+            stream.flush()
 
-    def __enter__(self) -> ProgressLine:
+    def tell(self, progress: Progress, note: str = "") -> None:
+        """The same, of what a callback is given."""
+        self.show(progress.label, progress.n_done, progress.n_total, note)
+
+    def _draw(self, stream: TextIO, n_done: int | None, n_total: int | None, note: str) -> None:
+        if self._bar is None:
+            # Here: most programs are over before anything is shown.
+            from tqdm import tqdm
+
+            counts = "{l_bar}{bar}{r_bar}" if n_done is not None else "{desc}{postfix} [{elapsed}]"
+            self._bar = tqdm(
+                desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True, bar_format=counts
+            )
+        self._bar.n, self._bar.total = n_done or 0, n_total
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.refresh()
+
+    def _position(self, n_done: int, n_total: int | None, now: float) -> str:
+        if not n_total:
+            return f"{n_done:,}"
+        # From the first sign of progress on: what came before it (loading, queueing) does not come again.
+        since, at_first = self._first or (now, n_done)
+        if n_done <= at_first or n_done == n_total:
+            return f"{n_done:,}/{n_total:,}"
+        left = (now - since) / (n_done - at_first) * (n_total - n_done)
+        return f"{n_done:,}/{n_total:,}, about {left:,.0f} s left"
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._width:
-            stream = self._stream or sys.stderr
-            stream.write("\n")
-            stream.flush()
-            self._width = 0
+        self._end()

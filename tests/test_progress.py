@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import dspy
 import pytest
 
 import dspy_finetune as ft
-from dspy_finetune._progress import ProgressLine
+from dspy_finetune import _progress
+from dspy_finetune._progress import Progress, ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -16,36 +18,95 @@ class Terminal(io.StringIO):
         return True
 
 
-def told(stream: io.StringIO, seconds: list[float], n_total: int | None) -> str:
+class Seconds:
+    """The time that the bar sees."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Seconds:
+    made = Seconds()
+    monkeypatch.setattr(_progress, "time", made)
+    return made
+
+
+def told(stream: io.StringIO, seconds: list[float], n_total: int | None, clock: Seconds, **options: Any) -> str:
     """What is shown when something is told of at these seconds."""
-    at = iter([0.0, *seconds])
-    with ProgressLine(stream, lambda: next(at)) as line:
-        for n_done in range(1, len(seconds) + 1):
-            line.show("asking", n_done, n_total)
+    clock.now = 0.0
+    with ProgressBar(stream, **options) as bar:
+        for n_done, clock.now in enumerate(seconds, start=1):
+            bar.show("asking", n_done, n_total)
     return stream.getvalue()
 
 
-def test_what_is_short_shows_nothing() -> None:
-    assert told(io.StringIO(), [0.5, 1.0, 2.0], 3) == ""
-    assert told(Terminal(), [0.5, 1.0, 2.0], 3) == ""
+def test_what_is_short_shows_nothing(clock: Seconds) -> None:
+    assert told(io.StringIO(), [0.5, 1.0, 2.0], 3, clock) == ""
+    assert told(Terminal(), [0.5, 1.0, 2.0], 3, clock) == ""
 
 
-def test_more_than_two_seconds_or_fifty_items_are_shown() -> None:
-    assert told(io.StringIO(), [0.5, 2.1, 3.0], 40) == "asking 2/40\n"
-    assert told(io.StringIO(), [0.1, 0.2], 51) == "asking 1/51\n"
+def test_more_than_two_seconds_or_fifty_items_are_shown(clock: Seconds) -> None:
+    assert told(io.StringIO(), [0.5, 2.1, 3.0], 40, clock) == "asking 2/40\n"
+    assert told(io.StringIO(), [0.1, 0.2], 51, clock) == "asking 1/51\n"
 
 
-def test_a_log_gets_a_line_now_and_then_and_the_last() -> None:
-    assert told(io.StringIO(), [3.0, 4.0, 19.0, 20.0], 4) == "asking 1/4\nasking 3/4\nasking 4/4\n"
+def test_a_log_gets_a_line_now_and_then_and_the_last(clock: Seconds) -> None:
+    """The time left goes by the pace since the first: two in 16 seconds, one to go."""
+    lines = "asking 1/4\nasking 3/4, about 8 s left\nasking 4/4\n"
+    assert told(io.StringIO(), [3.0, 4.0, 19.0, 20.0], 4, clock) == lines
 
 
-def test_a_terminal_keeps_one_line() -> None:
-    assert told(Terminal(), [3.0, 3.1, 4.0], 3) == "\rasking 1/3\rasking 3/3\n"
+def test_a_terminal_keeps_one_line(clock: Seconds) -> None:
+    shown = told(Terminal(), [3.0, 3.05, 4.0], 3, clock)
+    assert shown.count("\n") == 1
+    assert shown.endswith("\n")
+    drawn = [line for line in shown.split("\r") if line.strip()]
+    assert [text in drawn[at] for at, text in ((0, "1/3"), (-1, "3/3"))] == [True, True]
+    assert not any("2/3" in line for line in drawn)  # too soon after the first
+    assert all("asking" in line for line in drawn)
 
 
-def test_it_can_be_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_shows_each_step_at_once(clock: Seconds) -> None:
+    stream = io.StringIO()
+    with ProgressBar(stream, waits=False) as bar:
+        bar.show("12 titles")
+        bar.show("training", 0, 4, "queued")
+        bar.show("training", 1, 4)
+        clock.now = 20.0
+        bar.show("training", 2, 4, "loss 1.2")
+        bar.show("asking")
+    assert stream.getvalue() == "12 titles\ntraining 0/4, queued\ntraining 2/4, about 40 s left, loss 1.2\nasking\n"
+
+
+def test_it_can_be_silenced(monkeypatch: pytest.MonkeyPatch, clock: Seconds) -> None:
     monkeypatch.setenv("DSPY_FINETUNE_QUIET", "1")
-    assert told(io.StringIO(), [3.0, 30.0], 100) == ""
+    assert told(io.StringIO(), [3.0, 30.0], 100, clock) == ""
+    assert told(io.StringIO(), [3.0, 30.0], 100, clock, waits=False) == ""
+
+
+def test_what_callbacks_are_given_can_be_shown(clock: Seconds) -> None:
+    """One protocol for jobs, comparisons, curves and bulk runs."""
+    shared = {"n_done": 2, "n_total": 8}
+    looks: list[Progress] = [
+        ft.evaluation.CompareProgress(
+            program="tuned", n_asked=2, n_items=4, n_parse_failures=0, n_failed=0, n_resumed=0, **shared
+        ),
+        ft.evaluation.CurveProgress(stage="training", run="m, 10 rows", note="running", **shared),
+        ft.bulk.BulkProgress(
+            n_errors=0, n_reused=0, rows_per_second=None, eta_seconds=None, cost_usd=None, n_in_flight=1,
+            concurrency=1, n_retries=0, **shared,
+        ),
+    ]  # fmt: skip
+    stream = io.StringIO()
+    with ProgressBar(stream, waits=False) as bar:
+        for look in looks:
+            bar.tell(look)
+    assert stream.getvalue() == "asking tuned 2/8\ntraining m, 10 rows 2/8\nasking 2/8\n"
+    assert [str(look) for look in looks] == ["asking tuned 2/4", "training m, 10 rows: running, 2/8", "2/8 rows"]
 
 
 @pytest.mark.parametrize("n_items", [50, 51])

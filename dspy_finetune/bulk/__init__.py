@@ -16,6 +16,6 @@ from dspy_finetune.bulk import batch_api, ray
 from dspy_finetune.bulk.predict import apredict, predict
 from dspy_finetune.bulk.rate_limit import RetryPolicy
 from dspy_finetune.bulk.reader import FileOptions
-from dspy_finetune.bulk.run import BulkResult, Progress
+from dspy_finetune.bulk.run import BulkProgress, BulkResult
 
-__all__ = ["BulkResult", "FileOptions", "Progress", "RetryPolicy", "apredict", "batch_api", "predict", "ray"]
+__all__ = ["BulkProgress", "BulkResult", "FileOptions", "RetryPolicy", "apredict", "batch_api", "predict", "ray"]

@@ -40,7 +40,7 @@ from dspy_finetune.bulk.reader import (
     write_output,
 )
 from dspy_finetune.bulk.requests import RowFailedError, is_completion, is_wired, outcome_of
-from dspy_finetune.bulk.run import BulkResult, Meter, Progress
+from dspy_finetune.bulk.run import BulkProgress, BulkResult, Meter
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
@@ -392,7 +392,7 @@ class BatchProgress:
         if is_earlier:
             self._n_earlier += len(answers)
 
-    def look(self, *, n_retries: int) -> Progress:
+    def look(self, *, n_retries: int) -> BulkProgress:
         """How far it is now."""
         n_requests = self._folder.n_requests
         n_answered = min(sum(self._n_answered.values()), n_requests)
@@ -401,7 +401,7 @@ class BatchProgress:
         rate = self._rows(n_fresh) / seconds if seconds > 0 and n_fresh > 0 else None
         n_done, n_rows = self._rows(n_answered), self._folder.n_rows
         used = sum([*self._collected.values(), *self._counted.values()], Tokens())
-        return Progress(
+        return BulkProgress(
             n_done=round(n_done),
             n_total=n_rows,
             n_errors=round(self._rows(sum(self._n_failed.values()))),
@@ -448,7 +448,7 @@ class BatchRun:
         host: Host,
         folder: BatchFolder,
         prices: Prices,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[BulkProgress], None] | None,
     ) -> None:
         self._host = host
         self._folder = folder
@@ -604,7 +604,7 @@ def predict(
     prefix: str = "",
     max_usd: float | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[BulkProgress], None] | None = None,
     files: FileOptions = DEFAULT_FILES,
     limits: BatchLimits = DEFAULT_LIMITS,
 ) -> BulkResult:
@@ -619,7 +619,7 @@ def predict(
         max_usd: Nothing is sent if the estimate, by the batch prices and with every answer as long as it may be, is
             above this.
         overwrite: Replace an output that is there already.
-        on_progress: Called with the `Progress` after each look. The cost is that of the answers that are here.
+        on_progress: Called with the `BulkProgress` after each look. The cost is that of the answers that are here.
         files: See `bulk.predict`; `checkpoint` has no meaning here.
         limits: The size of a file of requests, and how often the host is asked.
 

@@ -35,7 +35,7 @@ from dspy_finetune.bulk.reader import (
     write_output,
 )
 from dspy_finetune.bulk.requests import known_bodies
-from dspy_finetune.bulk.run import BulkResult, Progress, Run
+from dspy_finetune.bulk.run import BulkProgress, BulkResult, Run
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
@@ -228,7 +228,7 @@ def predict(
     concurrency: int = 64,
     max_usd: float | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[BulkProgress], None] | None = None,
     retry: RetryPolicy = DEFAULT_RETRY,
     files: FileOptions = DEFAULT_FILES,
 ) -> BulkResult:
@@ -254,7 +254,7 @@ def predict(
             halves at a 429, and waits as the rate-limit headers and Retry-After say.
         max_usd: The most to spend, earlier runs of this checkpoint among it.
         overwrite: Replace an output that is there already.
-        on_progress: Called twice a second with the `Progress`.
+        on_progress: Called twice a second with the `BulkProgress`.
         retry: When a failed request is sent again, its timeout, and how long a silent host is waited for.
         files: How the source is read (`rename`, `format`, `split`, `limit`), and where and how the answers are kept
             (`output_format`, `checkpoint`).

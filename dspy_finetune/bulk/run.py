@@ -54,7 +54,7 @@ class Run:
         concurrency: int,
         policy: RetryPolicy,
         max_usd: float | None,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[BulkProgress], None] | None,
     ) -> None:
         self._program = program
         self._rows = rows
@@ -245,7 +245,7 @@ class Run:
                 await asyncio.to_thread(self._kept.sync)
                 synced_at = time.monotonic()
 
-    def _look(self) -> Progress:
+    def _look(self) -> BulkProgress:
         rate = self._limiter.rate
         return self._meter.look(
             n_in_flight=rate.n_in_flight, concurrency=int(rate.limit), n_retries=self._limiter.n_retries
@@ -263,7 +263,7 @@ _RATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class BulkProgress:
     """How far a run is."""
 
     n_done: int
@@ -287,10 +287,15 @@ class Progress:
     n_retries: int
     """Requests that were sent again."""
 
+    @property
+    def label(self) -> str:
+        """What is being done."""
+        return "asking"
+
     def __str__(self) -> str:
         """One line for people.
 
-        >>> print(Progress(n_done=500, n_total=2000, n_errors=3, n_reused=0, rows_per_second=50.0, eta_seconds=30.0,
+        >>> print(BulkProgress(n_done=500, n_total=2000, n_errors=3, n_reused=0, rows_per_second=50.0, eta_seconds=30.0,
         ...                cost_usd=0.0123, n_in_flight=8, concurrency=8, n_retries=1))
         500/2000 rows, 3 errors, 50.0 rows/s, 30 s left, $0.0123
         """
@@ -331,7 +336,7 @@ class Meter:
         """Of all answers so far; None where a price is unknown."""
         return self._cost(self.tokens)
 
-    def look(self, *, n_in_flight: int, concurrency: int, n_retries: int) -> Progress:
+    def look(self, *, n_in_flight: int, concurrency: int, n_retries: int) -> BulkProgress:
         """How far it is now."""
         now, n_done = self._clock(), sum(self.counts.values())
         n_fresh = n_done - self.n_reused
@@ -343,7 +348,7 @@ class Meter:
             rate = (n_fresh - n_before) / (now - since)
         self._looks.append((now, n_fresh))
         left = None if rate is None or self.n_total is None else max(self.n_total - n_done, 0) / rate
-        return Progress(
+        return BulkProgress(
             n_done=n_done,
             n_total=self.n_total,
             n_errors=n_done - self.counts["answered"],

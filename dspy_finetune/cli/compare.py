@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from dspy_finetune._optional import require
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import load_env
 from dspy_finetune.cli.metrics import (
     Embedder,
@@ -27,7 +27,7 @@ from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare
 from dspy_finetune.evaluation.baselines import n_in_training, usual_metric
-from dspy_finetune.evaluation.collect import Answer, Program, Progress, lacks_lm
+from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, lacks_lm
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.predictors import load_predictor
 
@@ -135,7 +135,7 @@ def compare_command(
         label,
         Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host),
     )
-    with Display(talk()) as display:
+    with ProgressBar(waits=False) as bar:
         report = compare(
             programs,
             examples,
@@ -147,7 +147,7 @@ def compare_command(
             title=f"{' against '.join(programs)} on {Path(data).name}",
             baselines=BaselineOptions(base_model=base_model),
             statistics=StatisticsOptions(group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor),
-            running=RunOptions(checkpoint=checkpoint, on_progress=_shown(display)),
+            running=RunOptions(checkpoint=checkpoint, on_progress=_shown(bar)),
         ).annotated(cards={"Data": {"file": data, "rows": str(len(examples))}})
     _tell_failures(report.comparison.answers)
     # First what was paid for, then the files, which a full disk may refuse.
@@ -198,11 +198,11 @@ def _tell_missing(has_train: bool, has_base_model: bool) -> None:
         talk().print(f"not compared with: {'; '.join(missing)}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _shown(display: Display) -> Callable[[Progress], None]:
+def _shown(bar: ProgressBar) -> Callable[[CompareProgress], None]:
     """Programs are asked one after the other, so each has a bar of its own."""
 
-    def show(progress: Progress) -> None:
+    def show(progress: CompareProgress) -> None:
         note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
-        display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
+        bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
 
     return show

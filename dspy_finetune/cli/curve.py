@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from dspy_finetune._optional import require
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.metrics import Embedder, JudgeHost, JudgeModel, JudgeRubric, Judging, metrics_named
@@ -78,7 +78,7 @@ def curve_command(
     measured = metrics_named([metric or usual_metric(form, label)], label, judging)[0]
     where = host_named(host, root=root)
     try:
-        with Display(talk()) as display:
+        with ProgressBar(waits=False) as bar:
             curve = learning_curve(
                 load_examples(train, signature=form.signature),
                 sizes=_numbers(sizes),
@@ -97,7 +97,7 @@ def curve_command(
                     n_concurrent=n_concurrent,
                     retry_failed=retry_failed,
                     folder=folder,
-                    on_progress=_shown(display),
+                    on_progress=_shown(bar),
                 ),
             )
     except KeyboardInterrupt:
@@ -124,8 +124,8 @@ def _numbers(text: str | None) -> list[int] | None:
         raise UsageError(f"--sizes {text}: expected whole numbers with commas, such as 50,100,200") from error
 
 
-def _shown(display: Display) -> Callable[[CurveProgress], None]:
+def _shown(bar: ProgressBar) -> Callable[[CurveProgress], None]:
     def show(progress: CurveProgress) -> None:
-        display.show(progress.stage, progress.n_done, progress.n_total, f"{progress.run}: {progress.note}")
+        bar.show(progress.stage, progress.n_done, progress.n_total, f"{progress.run}: {progress.note}")
 
     return show

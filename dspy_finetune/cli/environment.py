@@ -1,6 +1,7 @@
 """Keys from a `.env` file, and hosts by name: what the commands that talk to a host share.
 
-In: options of the command line. Out: the environment, and a Host. A `.env` file holds lines `NAME=value`:
+In: options of the command line. Out: the environment, and a Host. A `.env` file holds lines `NAME=value`, read by
+python-dotenv:
 
     # a comment; blank lines are passed over
     OPENAI_API_KEY=sk-...
@@ -11,36 +12,14 @@ A variable that is set already keeps its value: the environment wins over the fi
 
 from __future__ import annotations
 
+import io
 import os
-import re
 from pathlib import Path
 
 from dspy_finetune._files import file_error
+from dspy_finetune._optional import require
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.hosts import Host
-
-_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
-
-
-def parse_env(text: str) -> dict[str, str]:
-    """Read the lines of a `.env` file; what is not a `NAME=value` is passed over.
-
-    >>> parse_env('A=1 # one\\nexport B="two # words"\\nnot a line')
-    {'A': '1', 'B': 'two # words'}
-    """
-    found = {}
-    for line in text.splitlines():
-        match = _LINE.fullmatch(line.strip())
-        if match is None:
-            continue
-        name, value = match.group(1), match.group(2).strip()
-        quote = value[:1]
-        if quote in {'"', "'"} and value.find(quote, 1) > 0:
-            value = value[1 : value.find(quote, 1)]
-        else:
-            value = re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip()
-        found[name] = value
-    return found
 
 
 def load_env(path: Path | None = None) -> None:
@@ -65,8 +44,10 @@ def load_env(path: Path | None = None) -> None:
         raise FileError(
             f"cannot read {path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8", path=str(path)
         ) from error
-    for name, value in parse_env(text).items():
-        os.environ.setdefault(name, value)
+    dotenv = require("dotenv", "cli", "reading a .env file")
+    for name, value in dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False).items():
+        if value is not None:  # a line without `=`
+            os.environ.setdefault(name, value)
 
 
 def host_named(text: str, *, root: Path | None = None) -> Host:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from dspy_finetune._optional import require
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.follow import follow
 from dspy_finetune.cli.plan import (
@@ -29,7 +29,7 @@ from dspy_finetune.cli.plan import (
 from dspy_finetune.cli.train import tell_model
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import ComparisonReport, Progress, RunOptions
+from dspy_finetune.evaluation import CompareProgress, ComparisonReport, RunOptions
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.migration import Migration
 from dspy_finetune.migration import migrate as migrate_model
@@ -153,10 +153,10 @@ def _compared(
                 " predictor's file instead of the model"
             )
         rows = load_examples(data, signature=made.old_predictor.prompt.signature)
-    with Display(talk()) as display:
+    with ProgressBar(waits=False) as bar:
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: CompareProgress) -> None:
             note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
-            display.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
+            bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
 
         return made.compare(moved, rows, stored=stored, margin=margin, running=RunOptions(on_progress=tell))

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from dspy_finetune import bulk
-from dspy_finetune.bulk import FileOptions, Progress
+from dspy_finetune._progress import ProgressBar
+from dspy_finetune.bulk import BulkProgress, FileOptions
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.display import Display
 from dspy_finetune.cli.environment import load_env
 from dspy_finetune.cli.export import renames
 from dspy_finetune.cli.plan import EnvPath
@@ -50,10 +50,10 @@ def predict(
     kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
     files = FileOptions(rename=renames(rename or []), limit=limit)
     try:
-        with Display(talk()) as display:
+        with ProgressBar(waits=False) as bar:
 
-            def show(progress: Progress) -> None:
-                display.show("asking", progress.n_done, progress.n_total, str(progress))
+            def show(progress: BulkProgress) -> None:
+                bar.show("asking", progress.n_done, progress.n_total, str(progress))
 
             if batch:
                 done = bulk.batch_api.predict(

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.display import Display
+from dspy_finetune._progress import ProgressBar
+from dspy_finetune.cli.app import out, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +43,8 @@ def quickstart(
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)
     place = folder or _new_folder()
     began = time.monotonic()
-    with Display(talk()) as display:
-        display.show(f"{len(examples)} titles")
+    with ProgressBar(waits=False) as bar:
+        bar.show(f"{len(examples)} titles")
         host = Host.local(root=place / "host", base_model=model)
         try:
             result = run(
@@ -55,9 +55,7 @@ def quickstart(
                 base_model=model,
                 host=host,
                 seed=seed,
-                on_step=lambda step: display.show(
-                    f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note
-                ),
+                on_step=lambda step: bar.show(f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note),
             )
         finally:
             host.close()

@@ -19,7 +19,7 @@ on one page.
 from dspy_finetune.evaluation import baselines, metrics, statistics
 from dspy_finetune.evaluation.advise import Advice, advise
 from dspy_finetune.evaluation.baselines import BaselineOptions
-from dspy_finetune.evaluation.collect import Answer, Outcome, Program, Progress, RunOptions
+from dspy_finetune.evaluation.collect import Answer, CompareProgress, Outcome, Program, RunOptions
 from dspy_finetune.evaluation.compare import compare
 from dspy_finetune.evaluation.comparison_report import ComparisonReport
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
@@ -43,6 +43,7 @@ __all__ = [
     "Advice",
     "Answer",
     "BaselineOptions",
+    "CompareProgress",
     "Comparison",
     "ComparisonReport",
     "CurveJobs",
@@ -60,7 +61,6 @@ __all__ = [
     "PairwiseBias",
     "Program",
     "ProgramRow",
-    "Progress",
     "RunOptions",
     "StatisticsOptions",
     "SubgroupRow",

@@ -274,7 +274,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class CompareProgress:
     """How far a comparison is: given to `on_progress` after each answer."""
 
     program: str
@@ -294,6 +294,14 @@ class Progress:
     n_resumed: int
     """Answers that came from the checkpoint."""
 
+    @property
+    def label(self) -> str:
+        """What is being done."""
+        return f"asking {self.program}"
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.n_asked}/{self.n_items}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -306,7 +314,7 @@ class RunOptions:
     """
     retry_failed: bool = True
     """Whether a resumed run asks again what had failed."""
-    on_progress: Callable[[Progress], None] | None = None
+    on_progress: Callable[[CompareProgress], None] | None = None
     """Called after each answer; without it a line on stderr tells of runs over 50 items or 2 seconds."""
     max_failed_share: float = 0.1
     """A program of whose calls more than this share fails is not compared: its failures say nothing of its answers."""
@@ -367,7 +375,7 @@ def collect(
             def tell(outcomes: Counter[str], name: str = name, before: int = n_before, old: int = n_resumed) -> None:
                 if on_progress is not None:
                     on_progress(
-                        Progress(
+                        CompareProgress(
                             program=name,
                             n_done=before + outcomes.total(),
                             n_total=n_total,

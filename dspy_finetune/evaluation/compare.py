@@ -24,7 +24,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from dspy_finetune._progress import ProgressLine
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.catalog import load_catalog, parse_model_id
 from dspy_finetune.errors import EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import scoring, statistics
@@ -39,8 +39,8 @@ from dspy_finetune.evaluation.baselines import (
 from dspy_finetune.evaluation.collect import (
     Answer,
     Collected,
+    CompareProgress,
     Program,
-    Progress,
     RunOptions,
     ask_again,
     collect,
@@ -123,7 +123,7 @@ def compare(
     given, rows = dict(programs), list(examples)
     if train is not None or baselines is not None:
         programs = with_baselines(given, train, metrics, baselines or BaselineOptions())
-    with ProgressLine() as line:
+    with ProgressBar() as line:
         run = running or RunOptions()
         if run.on_progress is None:
             run = dataclasses.replace(
@@ -309,7 +309,7 @@ def _score(
     read: Mapping[str, Collected],
     how: Resampling,
     num_threads: int,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[CompareProgress], None] | None,
 ) -> tuple[tuple[MetricFacts, ...], Columns]:
     facts: list[MetricFacts] = []
     columns: Columns = {}
@@ -338,14 +338,14 @@ def _score(
 
 
 def _told(
-    on_progress: Callable[[Progress], None] | None, metric: AnyMetric, name: str, n_items: int
+    on_progress: Callable[[CompareProgress], None] | None, metric: AnyMetric, name: str, n_items: int
 ) -> Callable[[int], object]:
     """Tells how far a metric is that asks a model, as a program of its own."""
 
     def tell(n_done: int) -> None:
         if on_progress is not None:
             on_progress(
-                Progress(
+                CompareProgress(
                     program=f"{scoring.metric_name(metric)} of {name}",
                     n_done=n_done,
                     n_total=n_items,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from dspy_finetune._optional import require
-from dspy_finetune._progress import ProgressLine
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.data import find_leakage
 from dspy_finetune.errors import (
     BudgetError,
@@ -37,7 +37,7 @@ from dspy_finetune.errors import (
 )
 from dspy_finetune.evaluation import scoring, statistics
 from dspy_finetune.evaluation.baselines import predictor_for
-from dspy_finetune.evaluation.collect import Answer, Program, Progress, RunOptions, collect, jsonable
+from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, RunOptions, collect, jsonable
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.result import MetricFacts
@@ -148,6 +148,14 @@ class CurveProgress:
     """Of how many."""
     note: str
     """The job's status and step, or the answers' faults."""
+
+    @property
+    def label(self) -> str:
+        """What is being done, and of which run."""
+        return f"{self.stage} {self.run}"
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.note}, {self.n_done}/{self.n_total}"
 
 
 Tell: TypeAlias = Callable[[CurveProgress], object]
@@ -399,7 +407,7 @@ def learning_curve(
         JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
         HostError: The host refused or did not answer; call again to go on.
     """
-    with ProgressLine() as line:
+    with ProgressBar() as line:
 
         def tell(look: CurveProgress) -> None:
             line.show(f"{look.stage} {look.run}: {look.note}", look.n_done, look.n_total)
@@ -484,7 +492,7 @@ def _ask(
     names = {key: trained[place].cell.name for place, key in keys.items()}
     programs = {key: make(one.model) for place, key in keys.items() if (one := trained[place]).model is not None}
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: CompareProgress) -> None:
         if on_progress is not None:
             on_progress(
                 CurveProgress(

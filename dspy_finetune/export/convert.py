@@ -22,7 +22,7 @@ from dspy_finetune.export.dialects import dialect_named
 from dspy_finetune.export.formats import Method, Row, from_any, is_trl, method_of, shape_named
 from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.export.tokens import Tokenizer
-from dspy_finetune.export.writer import OnError, Progress, write_dataset
+from dspy_finetune.export.writer import OnError, RowCounts, write_dataset
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -75,7 +75,7 @@ def convert(
         _check_dialect(path, from_)
     method = _method(path, from_)
     manifest, prompt = _provenance(path)
-    progress = Progress()
+    progress = RowCounts()
     return write_dataset(
         _rows(path, from_, progress, method=method),
         out,
@@ -116,7 +116,7 @@ def _check_dialect(path: str | os.PathLike[str], from_: str) -> None:
 def _method(path: str | os.PathLike[str], from_: str | None) -> Method:
     """What the first line that can be read trains."""
     errors: list[RowError] = []
-    for row in _rows(path, from_, Progress()):
+    for row in _rows(path, from_, RowCounts()):
         if not isinstance(row, RowError):
             return method_of(row)
         errors.append(row)
@@ -157,7 +157,7 @@ def _provenance(path: str | os.PathLike[str]) -> tuple[Manifest | None, PromptFo
 
 
 def _rows(
-    path: str | os.PathLike[str], from_: str | None, progress: Progress, *, method: Method | None = None
+    path: str | os.PathLike[str], from_: str | None, progress: RowCounts, *, method: Method | None = None
 ) -> Iterator[Row | RowError]:
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
     progress.path = os.fspath(path)

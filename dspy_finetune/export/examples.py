@@ -20,7 +20,7 @@ from dspy_finetune.export.formats import Row
 from dspy_finetune.export.preferences import Answer, Preference, as_preference, render_preference
 from dspy_finetune.export.rows import row_error
 from dspy_finetune.export.tokens import Tokenizer
-from dspy_finetune.export.writer import OnError, Progress, write_dataset
+from dspy_finetune.export.writer import OnError, RowCounts, write_dataset
 
 if TYPE_CHECKING:
     import dspy
@@ -68,7 +68,7 @@ def export_sft(
     """
     check_given(examples, prompt)
     extra = tool_keys(tools, parallel_tool_calls)
-    progress = Progress()
+    progress = RowCounts()
     if prompt is None:
         rows: Iterable[Row | Block | RowError] = _ready_rows(examples, extra, progress)
     else:
@@ -91,7 +91,7 @@ def export_sft(
 
 
 def _rows(
-    examples: Iterable[Any], prompt: PromptFormat, columns: Columns | None, extra: Row, progress: Progress
+    examples: Iterable[Any], prompt: PromptFormat, columns: Columns | None, extra: Row, progress: RowCounts
 ) -> Iterator[Row | Block | RowError]:
     """The rows: in blocks where they are plain and can all be rendered, else one by one."""
     for chunk in chunks(examples):
@@ -119,7 +119,7 @@ def _block(examples: list[Any], columns: Columns, first: int) -> Block | None:
     return Block(system=columns.system, first=first, questions=questions, answers=answers)
 
 
-def _ready_rows(examples: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
+def _ready_rows(examples: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
     for number, example in enumerate(examples, start=1):
         progress.n_rows_in = number
         yield _ready(example, extra, number)
@@ -221,7 +221,7 @@ def export_dpo(
         UsageError: An argument is not one of the accepted values.
     """
     check_given(pairs, prompt)
-    progress = Progress()
+    progress = RowCounts()
     extra = tool_keys(tools, parallel_tool_calls)
     if prompt is None:
         rows: Iterable[Row | Block | RowError] = _ready_dpo_rows(pairs, extra, progress)
@@ -249,7 +249,7 @@ def _dpo_rows(
     prompt: PromptFormat,
     columns: Columns | None,
     extra: Row,
-    progress: Progress,
+    progress: RowCounts,
     rng: random.Random,
 ) -> Iterator[Row | Block | RowError]:
     """The rows: in blocks where they are plain and can all be rendered, else one by one."""
@@ -308,7 +308,7 @@ def _row(preference: Preference | FinetuneError, prompt: PromptFormat, extra: Ro
     }
 
 
-def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: Progress) -> Iterator[Row | RowError]:
+def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
     for number, pair in enumerate(pairs, start=1):
         progress.n_rows_in = number
         try:

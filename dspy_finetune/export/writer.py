@@ -105,7 +105,7 @@ _MAX_ERRORS = 10_000
 
 
 @dataclass(kw_only=True)
-class Progress:
+class RowCounts:
     """How far the reading of the examples has come: the renderers count while the writer pulls rows from them."""
 
     n_rows_in: int = 0
@@ -208,7 +208,7 @@ def write_dataset(
     rows: Iterable[Row | Block | RowError],
     path: str | os.PathLike[str],
     *,
-    progress: Progress,
+    progress: RowCounts,
     source: object = None,
     method: Method,
     dialect: str = "openai",

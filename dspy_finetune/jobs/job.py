@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dspy_finetune._progress import ProgressLine
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.catalog import load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
@@ -68,6 +68,21 @@ class JobProgress:
     def status(self) -> str:
         """The host's word."""
         return self.facts.status
+
+    @property
+    def label(self) -> str:
+        """The job."""
+        return self.facts.id
+
+    @property
+    def n_done(self) -> int | None:
+        """The last training step that was told of."""
+        return self.step
+
+    @property
+    def n_total(self) -> int | None:
+        """How many steps there will be."""
+        return self.total_steps
 
     @property
     def fraction(self) -> float | None:
@@ -342,7 +357,7 @@ class Job:
             JobTimeoutError: The time is over.
             HostError: The host refused, or did not answer for an hour.
         """
-        with ProgressLine() as line:
+        with ProgressBar() as line:
             # Events tell step and loss; where nobody is told, they are not asked for.
             with_events = on_progress is not None or not line.is_quiet
             for look in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=with_events):

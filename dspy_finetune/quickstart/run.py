@@ -18,8 +18,15 @@ import dspy
 from dspy_finetune._files import write_json
 from dspy_finetune.data import find_leakage, make_pairs, split
 from dspy_finetune.errors import DataError, FinetuneError, LeakageError, UsageError
-from dspy_finetune.evaluation import ComparisonReport, RunOptions, StatisticsOptions, baselines, compare, metrics
-from dspy_finetune.evaluation import Progress as CompareProgress
+from dspy_finetune.evaluation import (
+    CompareProgress,
+    ComparisonReport,
+    RunOptions,
+    StatisticsOptions,
+    baselines,
+    compare,
+    metrics,
+)
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, plan

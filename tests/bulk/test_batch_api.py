@@ -16,7 +16,7 @@ from dspy_finetune.bulk import batch_api
 from dspy_finetune.bulk.batch_api import BatchLimits
 from dspy_finetune.bulk.rate_limit import Prices
 from dspy_finetune.bulk.reader import Tokens
-from dspy_finetune.bulk.run import Progress
+from dspy_finetune.bulk.run import BulkProgress
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
@@ -194,7 +194,7 @@ def test_progress_tells_rate_time_left_and_cost(
     """A look each 30 s: nothing sent, half of 20 rows, all of them; $1 a million tokens, of answers that are here."""
     monkeypatch.setattr(Prices, "usd", lambda self, used: (used.n_input + used.n_output) / 1e6)
     fake.orders = ["slow"]
-    looks: list[Progress] = []
+    looks: list[BulkProgress] = []
     batch_api.predict(predictor(fake), titles(20), tmp_path / "out.jsonl", on_progress=looks.append)
     assert [look.n_done for look in looks] == [0, 10, 20]
     assert [look.rows_per_second for look in looks] == [None, pytest.approx(10 / 30), pytest.approx(20 / 60)]
@@ -206,7 +206,7 @@ def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: Fa
     fake.orders = ["completed", "failed"]
     with pytest.raises(HostError):
         batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", limits=BatchLimits(max_requests=4))
-    looks: list[Progress] = []
+    looks: list[BulkProgress] = []
     batch_api.predict(
         predictor(fake),
         titles(8),

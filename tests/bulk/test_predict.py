@@ -161,7 +161,7 @@ def test_429s_halve_the_concurrency_and_cost_no_row(loopback: Loopback, tmp_path
     # A host that takes four at a time.
     loopback.fault = lambda body, n: refusal(429) if loopback.n_open > 4 else None
     loopback.delay_seconds = lambda question: 0.02
-    looks: list[bulk.Progress] = []
+    looks: list[bulk.BulkProgress] = []
     done = bulk.predict(tuned(loopback), titles(150), tmp_path / "out.jsonl", on_progress=looks.append)
     assert (done.n_answered, done.n_failed) == (150, 0)
     assert done.n_retries > 0

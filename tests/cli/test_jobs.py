@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dspy_finetune.cli.environment import host_named, host_option, load_env, parse_env
+from dspy_finetune.cli.environment import host_named, host_option, load_env
 from dspy_finetune.cli.follow import curve, duration
 from dspy_finetune.cli.main import main
 from dspy_finetune.errors import FileError, UsageError
@@ -225,11 +226,18 @@ def test_a_key_in_the_env_file_is_used_and_the_environment_wins(
         load_env(tmp_path / "missing.env")
 
 
-def test_env_lines() -> None:
-    text = "\n".join(
-        ["A=1", " export B = two words # c", "C='x # y' # z", 'D="q"', "#E=1", "F=", "=g", "H=a#b", "I=# n"]
-    )
-    assert parse_env(text) == {"A": "1", "B": "two words", "C": "x # y", "D": "q", "F": "", "H": "a#b", "I": ""}
+def test_env_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["A=1", " export B = two words # c", "C='x # y' # z", 'D="q"', "#E=1", "F=", "=g", "H=a#b", "I=${A}", "J"]
+    names = [f"ENV_{letter}" for letter in "ABCDEFGHIJ"]
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is taken away again
+        monkeypatch.delenv(name)
+    text = re.sub(r"(?m)^( export |#|)([A-J])\b", r"\1ENV_\2", "\n".join(lines))
+    (tmp_path / "mine.env").write_text("\ufeff" + text, encoding="utf-8")
+    load_env(tmp_path / "mine.env")
+    found = {name[4:]: os.environ[name] for name in names if name in os.environ}
+    # Nothing is expanded: a key may hold a dollar sign.
+    assert found == {"A": "1", "B": "two words", "C": "x # y", "D": "q", "F": "", "H": "a#b", "I": "${A}"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
-from dspy_finetune.evaluation import Comparison, ComparisonReport, Progress, RunOptions, compare, metrics
+from dspy_finetune.evaluation import CompareProgress, Comparison, ComparisonReport, RunOptions, compare, metrics
 from dspy_finetune.evaluation.collect import jsonable
 from tests.evaluation.comparing import compare_programs
 
@@ -137,7 +137,7 @@ def test_a_resumed_comparison_asks_nothing_twice_and_finds_the_same(tmp_path):
     with path.open("ab") as stream:
         stream.write(b'{"program": "a", "item": "torn')  # as a crash in the middle of a line leaves it
     resumed = Knows(wrong=[1, 2, 3])
-    told: list[Progress] = []
+    told: list[CompareProgress] = []
     found = compare_programs({"a": resumed}, ROWS, [RIGHT], checkpoint=path, on_progress=told.append)
     assert sorted(first.asked + resumed.asked) == sorted(row.title for row in ROWS)
     fresh = compare_programs({"a": Knows(wrong=[1, 2, 3])}, ROWS, [RIGHT])

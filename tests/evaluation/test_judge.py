@@ -4,7 +4,7 @@ import dspy
 import pytest
 
 from dspy_finetune.errors import AnswerError, JudgeError, UsageError
-from dspy_finetune.evaluation import Progress, compare, metrics
+from dspy_finetune.evaluation import CompareProgress, compare, metrics
 from tests.evaluation.comparing import compare_programs
 
 ROWS = [dspy.Example(question=f"Question {n}?", answer=f"right {n}").with_inputs("question") for n in range(6)]
@@ -67,7 +67,7 @@ def test_what_the_judge_cannot_say_is_counted_apart_from_what_the_program_cannot
             raise AnswerError("mumble", text="?")
         return dspy.Prediction(answer="an answer")
 
-    told: list[Progress] = []
+    told: list[CompareProgress] = []
     graded = metrics.rubric_score(
         "answer",
         rubric=RUBRIC,
