@@ -40,6 +40,9 @@ TRUE_WORDS = ("true", "yes", "y", "t", "1", "1.0")
 FALSE_WORDS = ("false", "no", "n", "f", "0", "0.0")
 """The words for False."""
 
+_MAX_CHARS = 5000
+"""The longest text in which a label or number is looked for, reasoning and frames aside; an int can be that long."""
+
 MAX_LABELS = 20
 """More kinds of values in a column than these are numbers or free text."""
 
@@ -110,6 +113,30 @@ def answer_text(text: str) -> str:
     return body
 
 
+_THOUGHT = re.compile(r"\s*(?:<think>.*?</think>\s*)+", re.DOTALL)
+_LAST_MARKS = re.compile(rf"(?:{_TOKEN}|</s>|<(?:eos|end_of_turn)>|\s)+\Z")
+
+
+def free_text(text: str) -> str:
+    """A text answer as it is, but for a closed `<think>` block before it and end marks behind it.
+
+    >>> free_text("<think>\\n\\n</think>\\n\\nParis <s>or so</s> it seems<|im_end|>")
+    'Paris <s>or so</s> it seems'
+
+    Raises:
+        AnswerError: It is reasoning alone.
+    """
+    body = text
+    if thought := _THOUGHT.match(text):
+        body = text[thought.end() :]
+    if ("<think>" in body[:20] and body.lstrip().startswith("<think>")) or (body != text and not body.strip()):
+        raise AnswerError(f"the answer {text!r:.80} holds reasoning and no answer", text=text)
+    tail = body[-400:]
+    if "<" in tail and tail.rstrip().endswith(">") and (marks := _LAST_MARKS.search(tail)):
+        body = body[: len(body) - len(marks.group())]
+    return body
+
+
 def _without_reasoning(text: str) -> str:
     mark, channel = _reasoning()
     if channel.search(text):  # the "harmony" format: analysis and final are channels of one text
@@ -155,7 +182,6 @@ _PAIRS = {
 }
 _PAIRS |= {"(": ")", "[": "]"}
 _MARKS = ".,;:!?)。、！？，：；．"
-_FENCE = re.compile(r"(?:```|~~~)[\w+-]*[ \t]*\n?(?P<body>.*?)\n?[ \t]*(?:```|~~~)", re.DOTALL)
 _BOXED = re.compile(r"\$*\s*\\boxed\{\s*(?:\\text\{(?P<text>[^{}]*)\}|(?P<body>[^{}]*))\s*\}\s*\.?\s*\$*")
 _TAG = re.compile(r"<(?P<tag>[A-Za-z_][\w-]*)>(?P<body>[^<>]*)</(?P=tag)>")
 _BOLD = re.compile(r"(?<![\w*_])(\*\*|__)(?=\S)(?P<body>.+?)(?<=\S)\1(?![\w*_])", re.DOTALL)
@@ -179,8 +205,9 @@ def _is_about(key: str, name: str | None) -> bool:
 
 def _framed(body: str, name: str | None) -> str | None:
     """What stands in a frame around the whole of an answer; None without one."""
-    if body.startswith(("```", "~~~")) and (found := _FENCE.fullmatch(body)):
-        return found["body"].strip()
+    if body.startswith(("```", "~~~")) and body.endswith(body[:3]) and len(body) > 6:
+        first, _, rest = body[3:-3].partition("\n")
+        return rest.strip() if rest and re.fullmatch(r"[\w+-]*[ \t]*", first) else body[3:-3].strip()
     if "[[ ## " in body:
         return _section(body, name)
     if body.startswith("{") and body.endswith("}"):
@@ -274,6 +301,8 @@ def _stages(body: str, name: str | None) -> Iterator[list[str]]:
     inner, n_frames = body, 0
     while n_frames < 4 and (framed := _framed(inner, name)):
         inner, n_frames = framed, n_frames + 1
+    if len(inner) > _MAX_CHARS:  # no label; the patterns below would take long over it
+        return
     plain = _BOLD.sub(lambda match: match["body"], inner).strip()
     if bullet := _BULLET.match(plain):
         plain = plain[bullet.end() :].strip()
@@ -880,6 +909,8 @@ class NumberFormat:
             AnswerError: The text is not one number, or could be read as two different ones; `.text` keeps it.
         """
         body = _bare(_plain_number(answer_text(text), name))
+        if len(body) > _MAX_CHARS:
+            raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
         lead = _number_lead(name).match(body)
         assert lead is not None, "every part of the lead is optional"
         if self.strict and _APPROXIMATE.search(lead.group()):
@@ -1024,6 +1055,8 @@ def _plain_number(body: str, name: str | None) -> str:
     while n_frames < 4 and (framed := _framed(body, name)):
         body, n_frames = framed, n_frames + 1
     body = body if body.isascii() else body.translate(_FULL_WIDTH)
+    if len(body) > _MAX_CHARS:
+        return body
     body = _BOLD.sub(lambda match: match["body"], body) if "**" in body or "__" in body else body
     return body.replace("`", "") if body.count("`") == 2 else body
 
@@ -1044,6 +1077,8 @@ def _bare(text: str) -> str:
 def _amount(body: str) -> tuple[str, str, set[str]] | None:
     """Sign, digits and the currencies before and after them; None where another word stands there."""
     body = body.strip().replace("\u2212", "-")
+    if len(body) > _MAX_CHARS:
+        return None
     sign, body = _sign(body)
     currencies: set[str] = set()
     if match := re.match(r"[^\d.,+\s-]+", body):
@@ -1179,7 +1214,7 @@ def _not_a_number(value: Any) -> Unparseable:
     guess = ""
     with contextlib.suppress(AnswerError):
         guess = f"; it may mean {NUMBER.decode(value):g}"
-    if "," in value and re.fullmatch(r"[0-9.,]+", _digits_of(value)):
+    if "," in value and re.fullmatch(r"[0-9.,]+", _digits_of(value)[:_MAX_CHARS]):
         problem = "ambiguous: the comma does not part groups of three digits"
     else:
         problem = "not a plain number" if guess else "not a number"

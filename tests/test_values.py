@@ -24,7 +24,7 @@ from dspy_finetune.export import export_sft, preferences_from_mistakes
 from dspy_finetune.predictors import Cascade, Ensemble, rank
 from dspy_finetune.predictors.calibrate import _label_of
 from dspy_finetune.prompts import LabelSet, NumberFormat, PromptFormat, number
-from dspy_finetune.values import match_label, read_number, same_label
+from dspy_finetune.values import Unparseable, label_text, load_number, match_label, read_number, same_label
 from tests.evaluation.comparing import compare_programs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "values.md").read_text(encoding="utf-8")
@@ -148,6 +148,24 @@ def test_the_whole_table_is_seen() -> None:
     assert len(NUMBER_CASES) > 120
     assert sum(case.answer == FAILURE for case in CASES) > 100
     assert len({named(case) for case in CASES}) == len(CASES), "a text stands twice"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text",
+    ["**a" * 50_000, "```" + " " * 50_000, ".a" * 50_000 + ",", "1 a" * 50_000, "<think>" * 20_000,
+     "answer" + " " * 50_000,     "[[ ## a ## ]]" * 10_000, "{" * 50_000, "_ _" * 30_000, "<a>" * 30_000, "</s> " * 50_000 + "x", "-" * 4_000 + "1"],
+    ids=lambda text: text[:6],
+)  # fmt: skip
+def test_a_long_text_is_refused_without_long_thought(text: str) -> None:
+    """A pattern that tries every split of 100,000 characters takes minutes."""
+    for decode in (LabelSet({True: "true", False: "false"}).decode, NumberFormat().decode):
+        with pytest.raises(AnswerError) as caught:
+            decode(text)
+        assert caught.value.text == text
+    with pytest.raises(Unparseable):
+        load_number(text)
+    assert label_text(text)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -462,3 +480,13 @@ def test_small_prices_are_not_trained_as_nothing(tmp_path: Path) -> None:
     lines = export_sft(rows, prompt, tmp_path / "prices.jsonl").path.read_text(encoding="utf-8").splitlines()
     trained = [prompt.parse(json.loads(line)["messages"][-1]["content"])["price"] for line in lines]
     assert trained == pytest.approx(prices, rel=1e-6)
+
+
+def test_free_text_is_scored_without_a_templates_marks() -> None:
+    exact = metrics.exact_match("answer")
+    for text in ("Paris", "<think>\n\n</think>\n\nParis", "<think>Rome?</think>Paris.</s>", "Paris<|im_end|>\n"):
+        assert exact(example_of("Paris"), dspy.Prediction(answer=text)) == 1.0
+    assert metrics.token_f1("answer")(example_of("<s>a b</s> c"), dspy.Prediction(answer="<s>a b</s> c")) == 1.0
+    for text in ("<think>Paris", "<think>Paris</think>"):
+        with pytest.raises(AnswerError):
+            dataclasses.replace(exact, if_unreadable=None)(example_of("Paris"), dspy.Prediction(answer=text))

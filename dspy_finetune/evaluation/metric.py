@@ -19,6 +19,7 @@ from dspy_finetune.values import (
     LabelSet,
     Unparseable,
     check_answer,
+    free_text,
     label_column,
     label_text,
     load_number,
@@ -216,7 +217,11 @@ class Metric:
             answer = read_answer(prediction, self.field, self.name)
             if self.reads == "label" and self.labels is not None:
                 return float(self.function(*(_marked(self.labels, one) for one in (expected, answer))))
-            return float(self.function(expected, read_number(answer) if self.reads == "number" else answer))
+            if self.reads == "number":
+                answer = read_number(answer)
+            elif self.reads != "label" and isinstance(answer, str):
+                answer = free_text(answer)
+            return float(self.function(expected, answer))
         except JudgeError:  # says nothing about the answer
             raise
         except AnswerError:
