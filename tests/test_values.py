@@ -489,4 +489,4 @@ def test_free_text_is_scored_without_a_templates_marks() -> None:
     assert metrics.token_f1("answer")(example_of("<s>a b</s> c"), dspy.Prediction(answer="<s>a b</s> c")) == 1.0
     for text in ("<think>Paris", "<think>Paris</think>"):
         with pytest.raises(AnswerError):
-            dataclasses.replace(exact, if_unreadable=None)(example_of("Paris"), dspy.Prediction(answer=text))
+            dataclasses.replace(exact, if_parse_failure=None)(example_of("Paris"), dspy.Prediction(answer=text))
