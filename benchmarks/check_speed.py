@@ -20,8 +20,8 @@ from pathlib import Path
 CHILD = """
 MODEL = "gpt-4.1-mini-2025-04-14"
 import json, resource, sys, time
-from dspy_finetune.export.checks import check
-from dspy_finetune.export.encodings import load_encoding
+from dspy_finetune.export import check
+from dspy_finetune.export.tokens import load_encoding
 encoding = load_encoding("o200k_base")
 encoding.encode("warm")
 path, kind = sys.argv[1:]

@@ -116,7 +116,7 @@ title = "How the harbour on corner {} outlived every plan to replace it"
 rows = ({"title": title.format(i), "is_favorite": i % 3 == 0} for i in range(n))
 before = peak_mb()
 if model:
-    from dspy_finetune.export.encodings import encoding_for, load_encoding
+    from dspy_finetune.export.tokens import encoding_for, load_encoding
     load_encoding(encoding_for(model))
     before = peak_mb()
 assert export_sft(rows, prompt, path, base_model=model).n_rows == n
