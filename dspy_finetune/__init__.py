@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     )
     from dspy_finetune.export import (
         CheckReport,
-        Dataset,
+        TrainingFile,
         check,
         convert,
         export_dpo,
@@ -98,7 +98,6 @@ __all__ = [
     "CheckReport",
     "ComparisonReport",
     "DPOPredictor",
-    "Dataset",
     "DecisionLM",
     "Ensemble",
     "FinetuneProvider",
@@ -111,6 +110,7 @@ __all__ = [
     "Plan",
     "PreferenceFinetune",
     "PromptFormat",
+    "TrainingFile",
     "WandB",
     "__version__",
     "advise",
@@ -150,7 +150,7 @@ _SUBPACKAGES = {
     "data": "items_from_pairs iter_examples load_examples make_pairs split",
     "errors": "",
     "evaluation": "ComparisonReport advise baselines compare learning_curve load_optimized metrics",
-    "export": "CheckReport Dataset check convert export_dpo export_sft fix preferences_from_program",
+    "export": "CheckReport TrainingFile check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
     "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",
     "migration": "Migration migrate",

@@ -27,9 +27,9 @@ from dspy_finetune.evaluation.collect import Program
 from dspy_finetune.evaluation.metric import AnyMetric
 from dspy_finetune.evaluation.saved_programs import StoredAnswers, stored_answers
 from dspy_finetune.export import convert
+from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.formats import method_of
-from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.job import attach, list_jobs

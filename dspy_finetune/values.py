@@ -547,15 +547,6 @@ class LabelSet(Mapping[Any, str]):
                 return text
         return self._encode_kin(value)
 
-    def encode_all(self, values: Sequence[Any]) -> list[str]:
-        """The texts of many values. Raises RowError."""
-        if self._types.issuperset(map(type, values)):
-            try:
-                return list(map(self._text_by_value.__getitem__, values))
-            except KeyError:
-                pass  # encode says which
-        return [self.encode(value) for value in values]
-
     def _encode_kin(self, value: Any) -> str:
         """Encode what stands for a label: an Enum member for its value or the reverse, a numpy scalar, a str kind."""
         label = self._same_value(value, is_whole_enough=False)

@@ -15,7 +15,7 @@ import typer
 
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.errors import UsageError
-from dspy_finetune.export.checks.check import check
+from dspy_finetune.export.checks.checker import check
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.fix import fix
 from dspy_finetune.export.checks.show import show, visible

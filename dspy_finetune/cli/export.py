@@ -10,7 +10,7 @@ import typer
 from dspy_finetune.cli.app import print_json, talk
 
 if TYPE_CHECKING:
-    from dspy_finetune.export import Dataset
+    from dspy_finetune.export import TrainingFile
     from dspy_finetune.prompts import PromptFormat
 
 Preset = Literal["binary", "pairwise", "explained_pairwise", "answer", "number"]
@@ -80,7 +80,7 @@ def register(app: typer.Typer) -> None:
         show_dataset(dataset, as_json=as_json)
 
 
-def show_dataset(dataset: Dataset, *, as_json: bool) -> None:
+def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
     """Print what was written; exits with 1 when the report has errors."""
     from dspy_finetune.export.checks.show import visible  # here: --help must not wait for the export's modules
 

@@ -35,7 +35,7 @@ from dspy_finetune.cli.plan import (
     warn,
 )
 from dspy_finetune.errors import DataError, UsageError
-from dspy_finetune.export import Dataset
+from dspy_finetune.export import TrainingFile
 from dspy_finetune.jobs import FinetunedModel
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def train(
 
 def _prompt_of(train: Path) -> PromptFormat:
     """The prompt that a training file was rendered with, from its manifest. Raises DataError, FileError."""
-    dataset = Dataset.load(train)
+    dataset = TrainingFile.load(train)
     if dataset.prompt is None:
         raise DataError(
             f"{train}: its manifest holds no prompt, so --save has none for the predictor; export the file with"

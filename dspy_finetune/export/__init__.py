@@ -9,9 +9,9 @@
 (12, True)
 """
 
-from dspy_finetune.export.checks.check import LintReport, check, lint
-from dspy_finetune.export.checks.checker import RowChecker
+from dspy_finetune.export.checks.checker import RowChecker, check
 from dspy_finetune.export.checks.fix import FixReport, fix
+from dspy_finetune.export.checks.lint import LintReport, lint
 from dspy_finetune.export.checks.report import CheckReport, Issue
 from dspy_finetune.export.checks.show import show
 from dspy_finetune.export.convert import convert
@@ -23,9 +23,7 @@ from dspy_finetune.export.cost import (
     inference_cost,
     training_cost,
 )
-from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.examples import export_dpo, export_sft
-from dspy_finetune.export.manifest import Manifest
+from dspy_finetune.export.dataset import Manifest, TrainingFile
 from dspy_finetune.export.preferences import (
     Preference,
     Preferences,
@@ -33,11 +31,11 @@ from dspy_finetune.export.preferences import (
     preferences_from_mistakes,
     preferences_from_program,
 )
+from dspy_finetune.export.rows import export_dpo, export_sft
 from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
 
 __all__ = [
     "CheckReport",
-    "Dataset",
     "FixReport",
     "InferenceCost",
     "Issue",
@@ -48,6 +46,7 @@ __all__ = [
     "RowChecker",
     "TokenCounter",
     "TrainingCost",
+    "TrainingFile",
     "check",
     "convert",
     "count_messages",

@@ -1,6 +1,6 @@
 """A training file from one host's format to another's.
 
-In: a JSONL file of any dialect (dialects.py). Out: a Dataset in the dialect asked for, checked, with a manifest; the
+In: a file of any format (formats.py). Out: a `TrainingFile` in the dialect asked for, checked, with a manifest; the
 prompt in the input's manifest goes along. Rows stay rows, except that TRL's format needs one row for each trained turn
 of a conversation.
 """
@@ -17,12 +17,11 @@ from dspy_finetune._files import packed_kind, sha256_file
 from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
 from dspy_finetune.export.checks.codes import CODES
-from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dataset import Manifest, TrainingFile
 from dspy_finetune.export.dialects import dialect_named
 from dspy_finetune.export.formats import Method, Row, from_any, is_trl, method_of, shape_named
-from dspy_finetune.export.manifest import Manifest
 from dspy_finetune.export.tokens import Tokenizer
-from dspy_finetune.export.writer import OnError, RowCounts, write_dataset
+from dspy_finetune.export.writer import OnError, RowCounts, write_file
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -43,7 +42,7 @@ def convert(
     on_error: OnError = "raise",
     dedupe: bool = False,
     tokenizer: Tokenizer | None = None,
-) -> Dataset:
+) -> TrainingFile:
     """Write a copy of a training file in another dialect.
 
     Args:
@@ -76,7 +75,7 @@ def convert(
     method = _method(path, from_)
     manifest, prompt = _provenance(path)
     progress = RowCounts()
-    return write_dataset(
+    return write_file(
         _rows(path, from_, progress, method=method),
         out,
         progress=progress,

@@ -1,7 +1,7 @@
 """What training and using a tuned model will cost.
 
-In: counts of tokens, or a Dataset, and a model. Out: USD with the figures it is made of; None, with the reason, where a
-price or a count is unknown. Prices are those of catalog.json or of the user's own file.
+In: counts of tokens, or a TrainingFile, and a model. Out: USD with the figures it is made of; None, with the reason,
+where a price or a count is unknown. Prices are those of catalog.json or of the user's own file.
 Not covered: what was billed in the end; the job says that.
 
 The formula (OpenAI guide): price per million x tokens of the file, each example cut at the training context, x epochs.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
 from dspy_finetune.errors import RowError, UsageError
-from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.dataset import TrainingFile
 from dspy_finetune.export.formats import from_any
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 
@@ -99,7 +99,7 @@ def default_epochs(n_rows: int) -> int:
 
 
 def training_cost(
-    dataset: Dataset | None = None,
+    file: TrainingFile | None = None,
     *,
     base_model: str | None = None,
     method: Literal["sft", "dpo", "rft"] | None = None,
@@ -110,30 +110,30 @@ def training_cost(
     host: str = "openai",
     catalog: Catalog | None = None,
 ) -> TrainingCost:
-    """The cost of training on a dataset, or on a file known by its figures.
+    """The cost of training on a file, or on a file known by its figures.
 
     Args:
-        dataset: An exported file: brings its rows, billed tokens, method and base model.
+        file: An exported file: brings its rows, billed tokens, method and base model.
         base_model: The model, or the tuned model to go on from (billed like its base).
         method: `"sft"` and `"dpo"` are billed by tokens, `"rft"` by the hour.
-        n_rows: Without a dataset: rows of the file, for the number of epochs.
-        n_tokens: Without a dataset: billed tokens of one epoch.
+        n_rows: Without a file: rows of the file, for the number of epochs.
+        n_tokens: Without a file: billed tokens of one epoch.
         n_epochs: None takes the host's own rule.
         n_hours: Hours of reinforcement training, where the method is billed so.
         host: Whose bill it is. The prices known are OpenAI's; on your own machine nothing is billed.
         catalog: Prices; None loads the packaged ones and the user's over them.
 
     Raises:
-        UsageError: Neither a dataset nor a base model and the number of rows were given, or an amount is below 0.
+        UsageError: Neither a file nor a base model and the number of rows were given, or an amount is below 0.
     """
-    if dataset is not None:
-        base_model = base_model or dataset.manifest.base_model
-        method = method or dataset.method
-        n_rows = dataset.n_rows if n_rows is None else n_rows
-        same = base_model == dataset.manifest.base_model
-        n_tokens = dataset.manifest.n_billed_tokens if n_tokens is None and same else n_tokens
+    if file is not None:
+        base_model = base_model or file.manifest.base_model
+        method = method or file.method
+        n_rows = file.n_rows if n_rows is None else n_rows
+        same = base_model == file.manifest.base_model
+        n_tokens = file.manifest.n_billed_tokens if n_tokens is None and same else n_tokens
     if base_model is None or n_rows is None:
-        raise UsageError("give base_model and either a dataset or n_rows: the cost follows from them")
+        raise UsageError("give base_model and either a file or n_rows: the cost follows from them")
     if n_epochs is not None and n_epochs < 1:
         raise UsageError(f"n_epochs={n_epochs}: a training has at least one")
     _check_amounts(n_tokens=n_tokens, n_hours=n_hours)

@@ -18,7 +18,6 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from dspy_finetune.errors import AnswerError, DataError, FinetuneError, RowError, RowsError, UsageError
-from dspy_finetune.export.rows import row_error
 
 if TYPE_CHECKING:
     import dspy
@@ -180,6 +179,17 @@ def _collect(examples: Iterable[Any], make: Callable[[dict[str, Any]], Preferenc
     return Preferences(found, n_examples=number, skipped=skipped)
 
 
+def row_error(error: FinetuneError, number: int) -> RowError:
+    """Whatever rendering an example raised, as a RowError that names the row."""
+    if isinstance(error, RowsError):
+        error = error.errors[0]
+    if isinstance(error, RowError):
+        if error.line is not None:
+            return error
+        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
+    return RowError(str(error), line=number)
+
+
 def _needed(values: Mapping[str, Any], name: str) -> Any:
     if name not in values:
         raise RowError("missing", field=name, value=list(values), remedy="each example needs it")
@@ -190,15 +200,15 @@ def as_preference(pair: Any, prompt: PromptFormat, *, rng: random.Random) -> Pre
     """A preference from any of the spellings that `export_dpo` takes. Raises RowError."""
     if isinstance(pair, Preference):
         return pair
-    if not isinstance(pair, Mapping) and not hasattr(pair, "items"):
+    if not hasattr(pair, "items"):
         raise RowError(
             "neither an example nor a dict", value=pair, remedy="give the input fields and the right outputs"
         )
-    values = dict(pair.items())
-    outputs = {name: values[name] for name in prompt.output_fields if name in values}
-    if "rejected" in values and "rejected" not in prompt.output_fields:
+    values, names = dict(pair.items()), prompt.output_fields
+    outputs = {name: values[name] for name in names if name in values}
+    if "rejected" in values and "rejected" not in names:
         return Preference(inputs=values, chosen=values.get("chosen", outputs), rejected=values["rejected"])
-    replaced = {name: values[f"rejected_{name}"] for name in prompt.output_fields if f"rejected_{name}" in values}
+    replaced = {name: values[f"rejected_{name}"] for name in names if f"rejected_{name}" in values}
     if replaced:
         return Preference(inputs=values, chosen=outputs, rejected={**outputs, **replaced})
     return Preference(inputs=values, chosen=outputs, rejected=other_label(outputs, prompt, rng=rng), origin="label")
@@ -211,16 +221,17 @@ def other_label(outputs: Mapping[str, Any], prompt: PromptFormat, *, rng: random
         RowError: The prompt has no label to change, or the example lacks it.
         AnswerError: The label is none of the prompt's.
     """
-    if prompt.choice is None:
+    choice = prompt.choice
+    if choice is None:
         raise RowError(
             "no rejected answer, and the prompt has no label whose opposite could be one",
             value=outputs,
             remedy='add "rejected", or rejected_<output> for the outputs that differ',
         )
-    name, labels = prompt.choice
+    name, labels = choice
     right = labels.encode(_needed(outputs, name))
-    others = [text for text in labels.texts if text != right]
-    return {**outputs, name: labels.decode(others[0] if len(others) == 1 else rng.choice(others))}
+    others = [value for value, text in labels.items() if text != right]
+    return {**outputs, name: others[0] if len(others) == 1 else rng.choice(others)}
 
 
 def render_preference(preference: Preference, prompt: PromptFormat) -> tuple[list[dict[str, Any]], str, str]:

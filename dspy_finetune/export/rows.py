@@ -1,110 +1,250 @@
-"""One training row in OpenAI's shape, and its bytes.
+"""SFT and DPO rows from examples, and the two exports that write them.
 
-In: rows as dicts: `{"messages": [...]}` for SFT, `{"input": {...}, "preferred_output": [...], "non_preferred_output":
-[...]}` for DPO.
-Out: the bytes of their JSONL lines, equal to `json.dumps(row, ensure_ascii=False, separators=(",", ":"))`.
+In: examples with their right answers, preferences, or ready rows, from a list or a stream, read once. Out: a
+`TrainingFile`.
+Not covered: splitting and cleaning (data/), where preferences come from (preferences.py), the bytes and the checks
+(writer.py).
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Mapping
-from json.encoder import encode_basestring
-from typing import Any
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dspy_finetune.errors import FinetuneError, RowError, RowsError
+from dspy_finetune.errors import FinetuneError, RowError, UsageError
+from dspy_finetune.export.dataset import TrainingFile
+from dspy_finetune.export.formats import Row
+from dspy_finetune.export.preferences import Preference, as_preference, render_preference, row_error
+from dspy_finetune.export.tokens import Tokenizer
+from dspy_finetune.export.writer import OnError, RowCounts, write_file
 
-# The json module's general encoder takes 3.8 us for a row of three short messages, most of it in Python; rows here are
-# nearly always a dict of lists of {"role", "content"}, and for those the C string encoder alone does it in 0.9 us.
-# orjson takes 0.2 us, but writes floats otherwise (1e16 for json's 1e+16), so the bytes of a file would depend on what
-# is installed.
-_encode_any = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+if TYPE_CHECKING:
+    import dspy
 
-_OPENINGS = {role: f'{{"role":"{role}","content":' for role in ("system", "user", "assistant")}
-# A system prompt is the same in every row of a file, and longer than all the rest of it.
-_encode_repeated = functools.lru_cache(maxsize=16)(encode_basestring)
-
-encode_text = encode_basestring
-"""A text as a JSON string, characters beyond ASCII as they are."""
+    from dspy_finetune.prompts import PromptFormat
 
 
-def encode_row(row: Mapping[str, Any]) -> bytes:
-    """The row's line without its end.
+def export_sft(
+    examples: Iterable[dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> TrainingFile:
+    """Write one training conversation for each example.
+
+    Args:
+        examples: A list or any iterator, read once. With `prompt=None` each is a ready row, `{"messages": [...]}` with
+            all it may hold: `weight`, `tools`, tool calls, image parts.
+        prompt: What renders the examples; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to examples that cannot be rendered: `"raise"` lists them all and writes nothing,
+            `"skip"` leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Of the split or the sampling behind the examples; recorded in the manifest, used for nothing.
+        tokenizer: Counts the tokens of a text, for models without a known table.
 
     Raises:
-        RowError: A text cannot be written as UTF-8 (a lone surrogate), or a value is not JSON.
+        RowsError: With `on_error="raise"`: every example that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
     """
-    try:
-        return (_encode_plain(row) or _encode_mapping(row)).encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = error.object[error.start : error.end]
+    check_given(examples, prompt)
+    extra = tool_keys(tools, parallel_tool_calls)
+    progress = RowCounts()
+    rows = _ready_rows(examples, extra, progress) if prompt is None else _sft_rows(examples, prompt, extra, progress)
+    return write_file(
+        rows,
+        path,
+        progress=progress,
+        source=examples,
+        method="sft",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _sft_rows(
+    examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: RowCounts
+) -> Iterator[Row | RowError]:
+    render = prompt.training_messages
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        try:
+            messages = render(example)
+        except FinetuneError as error:
+            yield row_error(error, number)
+            continue
+        yield {"messages": messages, **extra} if extra else {"messages": messages}
+
+
+def _ready_rows(examples: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
+    for number, example in enumerate(examples, start=1):
+        progress.n_rows_in = number
+        yield _ready(example, extra, number)
+
+
+def _ready(example: Any, extra: Row, number: int) -> Row | RowError:
+    values = as_mapping(example)
+    if values is None or not isinstance(values.get("messages"), list):
+        return RowError(
+            'no list "messages"',
+            line=number,
+            value=example,
+            remedy='with prompt=None each example is {"messages": [...]}; give a prompt to render other fields',
+        )
+    return {**values, **extra}
+
+
+def as_mapping(example: Any) -> Mapping[str, Any] | None:
+    """The fields of an example or a dict; None when it is neither."""
+    if isinstance(example, Mapping):
+        return example
+    fields = getattr(example, "toDict", None)
+    return dict(example.items()) if callable(fields) else None
+
+
+def check_given(examples: object, prompt: object) -> None:
+    """Refuse what can be no examples or no prompt, before it is taken for many bad rows. Raises UsageError."""
+    if isinstance(examples, (str, bytes, os.PathLike)):
+        raise UsageError(
+            f"examples: {examples!r:.80} is a path or a text; load the file with load_examples or iter_examples"
+        )
+    if type(examples).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise UsageError(f"examples: a {type(examples).__name__} is a table; load it with load_examples")
+    if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
+        raise UsageError(f"examples: a list or an iterator of examples is needed, got {type(examples).__name__}")
+    if prompt is not None and not hasattr(prompt, "training_messages"):
+        raise UsageError(f"prompt: a PromptFormat is needed, such as prompts.binary(), got {prompt!r:.80}")
+
+
+def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bool | None) -> Row:
+    """The keys that every row carries because of its tools."""
+    keys: Row = {} if tools is None else {"tools": [dict(tool) for tool in tools]}
+    if parallel_tool_calls is not None:
+        keys["parallel_tool_calls"] = parallel_tool_calls
+    return keys
+
+
+def export_dpo(
+    pairs: Iterable[Preference | dspy.Example | Mapping[str, Any]],
+    prompt: PromptFormat | None,
+    path: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    dialect: str = "openai",
+    on_error: OnError = "raise",
+    dedupe: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parallel_tool_calls: bool | None = None,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> TrainingFile:
+    """Write one line for each pair of a chosen and a rejected answer to the same prompt.
+
+    A pair is one of:
+
+    - a `Preference`;
+    - an example with the prompt's input fields and its right outputs. The rejected answer is the other label, with all
+      other outputs (an explanation) the same, so that the two differ in the choice alone; with more than two labels it
+      is one of the others, drawn with `seed`;
+    - the same with `rejected_<output>` for the outputs that differ, such as `rejected_explanation`;
+    - an example with `chosen` and `rejected`: dicts of outputs, or the answers' texts.
+
+    Args:
+        pairs: A list or any iterator, read once. With `prompt=None` each is a ready line in OpenAI's shape.
+        prompt: What renders the pairs; the same object serves the tuned model.
+        path: The JSONL file; its manifest goes to `<path>.manifest.json`.
+        base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        on_error: What happens to pairs that cannot be rendered: `"raise"` lists them all and writes nothing, `"skip"`
+            leaves them out and counts them in the manifest.
+        dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
+        tools: Tool definitions that every row carries.
+        parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
+        seed: Draws the rejected label where there are several.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+
+    Raises:
+        RowsError: With `on_error="raise"`: every pair that could not be rendered.
+        EmptyDatasetError: Nothing is left to write.
+        FileError: The file cannot be written.
+        UsageError: An argument is not one of the accepted values.
+    """
+    check_given(pairs, prompt)
+    progress = RowCounts()
+    extra = tool_keys(tools, parallel_tool_calls)
+    if prompt is None:
+        rows = _ready_dpo_rows(pairs, extra, progress)
+    else:
+        rows = _dpo_rows(pairs, prompt, extra, progress, random.Random(seed))
+    return write_file(
+        rows,
+        path,
+        progress=progress,
+        source=pairs,
+        method="dpo",
+        dialect=dialect,
+        base_model=base_model,
+        prompt=prompt,
+        seed=seed,
+        on_error=on_error,
+        dedupe=dedupe,
+        tokenizer=tokenizer,
+    )
+
+
+def _dpo_rows(
+    pairs: Iterable[Any], prompt: PromptFormat, extra: Row, progress: RowCounts, rng: random.Random
+) -> Iterator[Row | RowError]:
+    for number, pair in enumerate(pairs, start=1):
+        progress.n_rows_in = number
+        try:
+            messages, chosen, rejected = render_preference(as_preference(pair, prompt, rng=rng), prompt)
+        except FinetuneError as error:
+            yield row_error(error, number)
+            continue
+        yield {
+            "input": {"messages": messages, **extra} if extra else {"messages": messages},
+            "preferred_output": [{"role": "assistant", "content": chosen}],
+            "non_preferred_output": [{"role": "assistant", "content": rejected}],
+        }
+
+
+def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
+    for number, pair in enumerate(pairs, start=1):
+        progress.n_rows_in = number
+        try:
+            yield _ready_dpo(pair, extra)
+        except FinetuneError as error:
+            yield row_error(error, number)
+
+
+def _ready_dpo(pair: Any, extra: Row) -> Row:
+    given = pair.get("input") if isinstance(pair, Mapping) else None
+    if not isinstance(given, Mapping) or "preferred_output" not in pair or "non_preferred_output" not in pair:
         raise RowError(
-            f"character {found!r} is half of a surrogate pair, which UTF-8 cannot hold",
-            value=error.object[max(0, error.start - 40) : error.end + 40],
-            remedy="the text was decoded wrongly; read its source again as UTF-8, or remove the character",
-        ) from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(
-            f"cannot be written as JSON ({error})", value=row, remedy="use text, numbers, booleans, lists and dicts"
-        ) from error
-
-
-def _encode_plain(row: Mapping[str, Any]) -> str | None:
-    """A row of nothing but plain text messages, or None; nearly every row of a file is one."""
-    messages = row.get("messages")
-    if len(row) != 1 or type(messages) is not list:
-        return None
-    parts = []
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:
-            return None
-        (first, role), (second, content) = message.items()
-        if first != "role" or second != "content" or type(role) is not str or type(content) is not str:
-            return None
-        before = _OPENINGS.get(role)
-        if before is None:
-            return None
-        parts.append(before + (_encode_repeated(content) if role == "system" else encode_basestring(content)))
-    return '{"messages":[' + "},".join(parts) + "}]}" if parts else None
-
-
-def _encode_mapping(row: Mapping[str, Any]) -> str:
-    parts = []
-    for key, value in row.items():
-        if type(value) is list:
-            text = "[" + ",".join([_encode_item(item) for item in value]) + "]"
-        elif type(value) is dict:
-            text = _encode_mapping(value)
-        elif type(value) is str:
-            text = encode_basestring(value)
-        else:
-            text = _encode_any(value)
-        parts.append((encode_basestring(key) if type(key) is str else _key(key)) + ":" + text)
-    return "{" + ",".join(parts) + "}"
-
-
-def _encode_item(item: Any) -> str:
-    if type(item) is dict:
-        if len(item) == 2 and type(role := item.get("role")) is str and type(content := item.get("content")) is str:
-            if next(iter(item)) == "role":
-                return f'{{"role":{encode_basestring(role)},"content":{encode_basestring(content)}}}'
-            return f'{{"content":{encode_basestring(content)},"role":{encode_basestring(role)}}}'
-        return _encode_mapping(item)
-    return _encode_any(item)
-
-
-def _key(key: Any) -> str:
-    # What the json module makes of keys that are not strings, in its own words.
-    return _encode_any({key: 0})[1:-3]
-
-
-def row_error(error: FinetuneError, number: int) -> RowError:
-    """Whatever rendering an example raised, as a RowError that names the row."""
-    if isinstance(error, RowsError):
-        error = error.errors[0]
-    if isinstance(error, RowError):
-        if error.line is not None:
-            return error
-        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
-    return RowError(str(error), line=number)
+            'no "input", "preferred_output" and "non_preferred_output"',
+            value=pair,
+            remedy="with prompt=None each pair is a ready line in OpenAI's shape; give a prompt to render other fields",
+        )
+    return {**pair, "input": {**given, **extra}}

@@ -22,7 +22,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import operator
 import os
 import re
 import threading
@@ -240,7 +239,8 @@ class TokenCounter:
         """Sum over the rows that were added."""
         self.n_billed_tokens = 0
         """The same, each row cut at the model's training context."""
-        self._count = count
+        self.count = count
+        """Counts the tokens of a text."""
         self._max_row_tokens = max_row_tokens
         self._known: dict[str, int] = {}
         self._known_tools: dict[str, int] = {}
@@ -269,17 +269,6 @@ class TokenCounter:
         self.n_billed_tokens += n if limit is None or n <= limit else limit
         return n
 
-    def add_columns(self, n_before: int, columns: Sequence[Sequence[str]]) -> list[int]:
-        """Count rows that share all but some texts, given as one column for each, and add them to the sums."""
-        counts = [n_before] * len(columns[0])
-        for column in columns:
-            known = {text: self._count(text) for text in set(column)}  # labels repeat
-            counts = list(map(operator.add, counts, map(known.__getitem__, column)))
-        limit = self._max_row_tokens
-        self.n_tokens += sum(counts)
-        self.n_billed_tokens += sum(counts) if limit is None else sum(min(n, limit) for n in counts)
-        return counts
-
     def row(self, row: Mapping[str, Any]) -> int:
         """Tokens of one SFT or DPO row, in OpenAI's shape or TRL's; what is not a message counts nothing."""
         given = row.get("input")
@@ -299,7 +288,7 @@ class TokenCounter:
 
     def text(self, text: str) -> int:
         """Tokens of a text alone."""
-        return self._count(text)
+        return self.count(text)
 
     def _conversation(self, messages: Any) -> int:
         if not isinstance(messages, (list, tuple)):
@@ -317,7 +306,7 @@ class TokenCounter:
             n += self._repeated(role)
         if isinstance(content, str):
             repeats = role == "system" or role == "developer" or len(content) <= _CACHED_CHARS
-            n += self._repeated(content) if repeats else self._count(content)
+            n += self._repeated(content) if repeats else self.count(content)
         elif isinstance(content, list):
             n += sum(self._part(part) for part in content if isinstance(part, Mapping))
         if len(message) > 2 or "content" not in message:  # a message that calls tools may have no content
@@ -330,21 +319,21 @@ class TokenCounter:
             n += PER_NAME + self._repeated(name)
         for key in ("refusal", "tool_call_id"):
             if isinstance(text := message.get(key), str):
-                n += self._count(text)
+                n += self.count(text)
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, Mapping) else None
             if isinstance(function, Mapping):
-                n += PER_TOOL_CALL + self._count(str(function.get("name", "")))
+                n += PER_TOOL_CALL + self.count(str(function.get("name", "")))
                 arguments = function.get("arguments", "")
-                n += self._count(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+                n += self.count(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
         return n
 
     def _part(self, part: Mapping[str, Any]) -> int:
         if isinstance(text := part.get("text"), str):
-            return self._count(text)
+            return self.count(text)
         if isinstance(text := part.get("refusal"), str):
-            return self._count(text)
+            return self.count(text)
         image = part.get("image_url")
         if isinstance(image, Mapping):
             return image_tokens(str(image.get("url", "")), str(image.get("detail", "auto")))
@@ -355,7 +344,7 @@ class TokenCounter:
         if n is None:
             if len(self._known) >= _CACHE_SIZE:
                 self._known.clear()
-            n = self._known[text] = self._count(text)
+            n = self._known[text] = self.count(text)
         return n
 
     def _tools(self, row: Mapping[str, Any]) -> int:
@@ -379,7 +368,7 @@ class TokenCounter:
         description = str(function.get("description") or "").removesuffix(".")
         return (
             _PER_FUNCTION
-            + self._count(f"{function.get('name', '')}:{description}")
+            + self.count(f"{function.get('name', '')}:{description}")
             + self._properties(function.get("parameters"))
         )
 
@@ -394,9 +383,9 @@ class TokenCounter:
                 continue
             choices = about.get("enum")
             if isinstance(choices, list):
-                n += _PER_ENUM + sum(_PER_ENUM_ITEM + self._count(str(choice)) for choice in choices)
+                n += _PER_ENUM + sum(_PER_ENUM_ITEM + self.count(str(choice)) for choice in choices)
             description = str(about.get("description") or "").removesuffix(".")
-            n += self._count(f"{name}:{about.get('type', '')}:{description}")
+            n += self.count(f"{name}:{about.get('type', '')}:{description}")
             n += self._properties(about) + self._properties(about.get("items"))
         return n
 
@@ -481,6 +470,6 @@ class PieceCounter:
 def fast_counter(model: str | None, tokenizer: Tokenizer | None) -> TokenCounter | None:
     """A counter for many rows of a model; None where no table is known. Raises FileError."""
     counter = TokenCounter.for_model(model, tokenizer=tokenizer)
-    if counter is None or counter.encoding != "o200k_base":
-        return counter
-    return TokenCounter(PieceCounter(load_encoding(counter.encoding)), encoding=counter.encoding)
+    if counter is not None and counter.encoding == "o200k_base":
+        counter.count = PieceCounter(load_encoding(counter.encoding))
+    return counter

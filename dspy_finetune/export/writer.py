@@ -1,107 +1,43 @@
 """Rows to a finished file: written, checked, counted and digested in one pass, with a manifest beside it.
 
 In: an iterator of rows in OpenAI's shape, with a RowError in place of each example that could not be rendered.
-Out: a Dataset. The file appears under its name only when it is whole; the manifest is written last. Memory does not
-grow with the rows, except for 16-byte digests when `dedupe` is asked for (about 90 bytes a row) and the errors that are
-listed.
+Out: a `TrainingFile`. The file appears under its name only when it is whole; the manifest is written last. Memory does
+not grow with the rows, except for 16-byte digests when `dedupe` is asked for (about 90 bytes a row) and the errors that
+are listed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+import orjson
+
 from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune.data import Examples, ExampleStream
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
-from dspy_finetune.export.blocks import Block
-from dspy_finetune.export.checks.check import RowChecker
-from dspy_finetune.export.dataset import Dataset
+from dspy_finetune.export.checks.checker import RowChecker
+from dspy_finetune.export.dataset import SHOWN_ROWS, Manifest, TrainingFile, forget_manifest, now, versions
 from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.formats import Method, Row
-from dspy_finetune.export.manifest import SHOWN_ROWS, Manifest, forget_manifest, now, versions
 from dspy_finetune.export.preferences import Preferences
-from dspy_finetune.export.rows import encode_row
-from dspy_finetune.export.tokens import TokenCounter, Tokenizer
-from dspy_finetune.values import with_column_decimals
+from dspy_finetune.export.tokens import TokenCounter, Tokenizer, fast_counter
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
 
 
-# ----------------------------------------------------------------------------------------------------
-# Lines to an open file: counted, digested, and written while the next ones are made.
-#
-# In: lines, one by one or many at once. Out: the file's bytes, their number and their SHA-256.
-# Not covered: the file's name, which it gets when it is whole (`_files.atomic_writer`).
-
-_BATCH_BYTES = 1 << 20
-"""So much is handed over at once: two batches in memory, and few waits for the interpreter's lock between threads."""
-
-
-class Sink:
-    """The open file. A large one is written, and goes to the disk, beside the making of its lines.
-
-    Args:
-        stream: The file, open for writing bytes.
-        disk: Two threads: one writes, one waits for the disk.
-    """
-
-    def __init__(self, stream: BinaryIO, disk: Executor) -> None:
-        self._stream = stream
-        self._disk = disk
-        self._writing: Future[int] | None = None
-        self._syncing: Future[None] | None = None
-        self._batch = bytearray()
-        self._digest = hashlib.sha256()
-        self.size_bytes = 0
-        """Of all lines so far."""
-        self.n_lines = 0
-        """Lines so far."""
-
-    def add(self, data: bytes, n_lines: int = 1) -> None:
-        """Take lines, each with its end. Raises OSError: what an earlier batch met."""
-        self.n_lines += n_lines
-        self.size_bytes += len(data)
-        self._digest.update(data)
-        self._batch += data
-        if len(self._batch) >= _BATCH_BYTES:
-            self._written()
-            batch, self._batch = self._batch, bytearray()
-            self._writing = self._disk.submit(self._stream.write, batch)
-            if self._syncing is None or self._syncing.done():
-                self._synced()
-                self._syncing = self._disk.submit(os.fsync, self._stream.fileno())
-
-    def _written(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
-
-    def _synced(self) -> None:
-        if self._syncing is not None:
-            self._syncing.result()
-
-    def close(self) -> None:
-        """Write what is left. Raises OSError: what the disk could not take."""
-        self._written()
-        self._stream.write(self._batch)
-        self._synced()
-
-    def sha256(self) -> str:
-        """Of all bytes so far, as 64 hexadecimal digits."""
-        return self._digest.hexdigest()
-
-
-# ----------------------------------------------------------------------------------------------------
 OnError = Literal["raise", "skip"]
 DUPLICATE = "duplicate of an earlier row"
 _MAX_REASONS = 50
 _MAX_ERRORS = 10_000
+_BATCH_LINES = 256
+"""Lines that are digested and written together."""
 
 
 @dataclass(kw_only=True)
@@ -161,17 +97,58 @@ def _reason(error: RowError) -> str:
     return f"{error.field}: {error.problem}" if error.field else error.problem
 
 
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """The row's line without its end: compact JSON in UTF-8, characters beyond ASCII as they are.
+
+    Raises:
+        RowError: A text cannot be written as UTF-8 (a lone surrogate), or a value is not JSON.
+    """
+    try:
+        line = orjson.dumps(row, option=_PLAIN)
+        # orjson writes NaN as null; the json module refuses it.
+        return _encode_any(row) if b"null" in line else line
+    except orjson.JSONEncodeError:
+        return _encode_any(row)  # which says what is wrong, or writes integers beyond 64 bits
+
+
+_PLAIN = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+def _encode_any(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = error.object[error.start : error.end]
+        raise RowError(
+            f"character {found!r} is half of a surrogate pair, which UTF-8 cannot hold",
+            value=error.object[max(0, error.start - 40) : error.end + 40],
+            remedy="the text was decoded wrongly; read its source again as UTF-8, or remove the character",
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(
+            f"cannot be written as JSON ({error})", value=row, remedy="use text, numbers, booleans, lists and dicts"
+        ) from error
+
+
 class _Lines:
     """Turns rows into lines of a dialect: each is encoded, compared with earlier ones, checked, counted and written."""
 
     def __init__(
-        self, sink: Sink, dialect: Dialect, checker: RowChecker, counter: TokenCounter | None, *, dedupe: bool
+        self, stream: BinaryIO, dialect: Dialect, checker: RowChecker, counter: TokenCounter | None, *, dedupe: bool
     ) -> None:
-        self._sink = sink
+        self._stream = stream
         self._dialect = dialect
         self._checker = checker
         self._counter = counter
         self._seen: set[bytes] | None = set() if dedupe else None
+        self._digest = hashlib.sha256()
+        self._batch: list[bytes] = []
+        self.size_bytes = 0
+        """Of all lines so far."""
+        self.n_lines = 0
+        """Lines so far."""
+        if dialect.bom:
+            self._put(BOM)
 
     def write(self, row: Row) -> bool:
         """Write one row; False when it is a duplicate. Raises RowError when it cannot be written."""
@@ -182,15 +159,9 @@ class _Lines:
         written = [self._write_line(line, turn) for line, turn in lines]
         return any(written)
 
-    def write_block(self, block: Block) -> None:
-        """Write many rows at once. Raises UnicodeEncodeError, before anything is written."""
-        data = block.encode()
-        line = self._sink.n_lines + 1
-        n_tokens = block.count(self._counter) if self._counter is not None else None
-        self._sink.add(data, len(block))
-        if not self._checker.block(line, block, n_tokens=n_tokens):
-            for i, row in enumerate(block.rows()):
-                self._checker.row(line + i, row, n_tokens=n_tokens[i] if n_tokens is not None else None)
+    def sha256(self) -> str:
+        """Of all bytes so far, as 64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
     def _write_line(self, line: bytes, row: Row) -> bool:
         if self._seen is not None:
@@ -198,14 +169,29 @@ class _Lines:
             if digest in self._seen:
                 return False
             self._seen.add(digest)
-        self._sink.add(line + b"\n")
+        self._batch.append(line)
+        self.n_lines += 1
+        if len(self._batch) >= _BATCH_LINES:
+            self.flush()
         n_tokens = self._counter.add(row) if self._counter is not None else None
-        self._checker.row(self._sink.n_lines, row, len(line), n_tokens=n_tokens)
+        self._checker.row(self.n_lines, row, len(line), n_tokens=n_tokens)
         return True
 
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self._batch:
+            self._batch.append(b"")
+            self._put(b"\n".join(self._batch))
+            self._batch.clear()
 
-def write_dataset(
-    rows: Iterable[Row | Block | RowError],
+    def _put(self, data: bytes) -> None:
+        self.size_bytes += len(data)
+        self._digest.update(data)
+        self._stream.write(data)
+
+
+def write_file(
+    rows: Iterable[Row | RowError],
     path: str | os.PathLike[str],
     *,
     progress: RowCounts,
@@ -218,7 +204,7 @@ def write_dataset(
     on_error: OnError = "raise",
     dedupe: bool = False,
     tokenizer: Tokenizer | None = None,
-) -> Dataset:
+) -> TrainingFile:
     """Write the rows and hand back the finished file; export_sft, export_dpo and convert are this with their own rows.
 
     `source` is where the rows were made from: what its loader left out is told in the manifest too.
@@ -233,46 +219,36 @@ def write_dataset(
         raise UsageError(f'on_error={on_error!r} is unknown; choose "raise" or "skip"')
     target, form = Path(path), dialect_named(dialect)
     _keep_source(source, target)
-    counter = TokenCounter.for_model(base_model, tokenizer=tokenizer)
+    counter = fast_counter(base_model, tokenizer)
     checker = RowChecker(method=method, base_model=base_model, host=form.name, tokenizer=tokenizer)
     skipped = _Skipped()
-    with atomic_writer(target) as stream, ThreadPoolExecutor(max_workers=2) as disk:
-        sink = Sink(stream, disk)
-        if form.bom:
-            sink.add(BOM, 0)
-        lines = _Lines(sink, form, checker, counter, dedupe=dedupe)
+    with atomic_writer(target) as stream:
+        lines = _Lines(stream, form, checker, counter, dedupe=dedupe)
         for row in rows:
             if isinstance(row, RowError):
                 skipped.add_error(progress.number, row)
-                continue
-            if isinstance(row, Block):
-                try:
-                    lines.write_block(row)
-                except UnicodeEncodeError:  # one by one, to name the row
-                    for number, single in enumerate(row.rows(), start=row.first):
-                        _write_one(lines, single, number, skipped, progress.path)
-                continue
-            _write_one(lines, row, progress.number, skipped, progress.path)
-        sink.close()
+            else:
+                _write_one(lines, row, progress.number, skipped, progress.path)
+        lines.flush()
         n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
-            raise RowsError(with_column_decimals(skipped.errors))
-        if not sink.n_lines:
+            raise RowsError(skipped.errors)
+        if not lines.n_lines:
             raise EmptyDatasetError(_nothing(progress.n_rows_in, skipped, target))
         # Between the two renames a reader must not meet the new file beside the old manifest.
         forget_manifest(target)
-    report = checker.finish(size_bytes=sink.size_bytes, path=os.fspath(target))
+    report = checker.finish(size_bytes=lines.size_bytes, path=os.fspath(target))
     manifest = Manifest(
         file=target.name,
         method=method,
         dialect=form.name,
         base_model=base_model,
         n_rows_in=progress.n_rows_in + n_unread,
-        n_rows_out=sink.n_lines,
+        n_rows_out=lines.n_lines,
         skipped=skipped.reasons,
         skipped_rows=skipped.rows,
-        sha256=sink.sha256(),
-        size_bytes=sink.size_bytes,
+        sha256=lines.sha256(),
+        size_bytes=lines.size_bytes,
         n_tokens=counter.n_tokens if counter is not None else None,
         n_billed_tokens=counter.n_billed_tokens if counter is not None else None,
         encoding=counter.encoding if counter is not None else None,
@@ -284,7 +260,7 @@ def write_dataset(
         created_at=now(),
     )
     manifest.write(target)
-    return Dataset(path=target, manifest=manifest, report=report, prompt=prompt)
+    return TrainingFile.written(target, manifest, report, prompt, checker.seen)
 
 
 def _keep_source(source: object, target: Path) -> None:

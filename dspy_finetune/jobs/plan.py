@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from dspy_finetune._files import sha256_file
 from dspy_finetune.catalog import Catalog, load_catalog, strip_model_id
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, UsageError
-from dspy_finetune.export.checks.check import CheckReport, check
+from dspy_finetune.export.checks.report import CheckReport
 from dspy_finetune.export.cost import training_cost
-from dspy_finetune.export.dataset import Dataset
-from dspy_finetune.export.manifest import Manifest
+from dspy_finetune.export.dataset import Manifest, TrainingFile
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.journal import Journal
@@ -43,52 +41,20 @@ from dspy_finetune.jobs.options import (
 from dspy_finetune.jobs.records import CLOCK, facts_table
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission, Upload
 
-# ----------------------------------------------------------------------------------------------------
-# A file that is to be trained on: checked, counted, and known by its hash.
-#
-# In: a Dataset or a path. Out: `TrainingFile`. Raises before anything is uploaded if the host would refuse the file.
-
-Source = Dataset | str | os.PathLike[str]
+Source = TrainingFile | str | os.PathLike[str]
+"""What an export gave, or the path of a JSONL file."""
 
 SHOWN_ISSUES = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingFile:
-    """One checked file."""
-
-    path: Path
-    """Where it lies."""
-    sha256: str
-    """Of its bytes."""
-    size_bytes: int
-    """Of the file."""
-    n_rows: int
-    """Examples."""
-    n_tokens: int | None
-    """Tokens that one epoch is billed for; None where no table for the model is known."""
-    prompt_digest: str | None
-    """Digest of the prompt it was rendered with; None without a manifest."""
-    warnings: tuple[str, ...] = field(default=())
-    """What the check found, short of errors."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe."""
-        return {**self.__dict__, "path": str(self.path), "warnings": list(self.warnings)}
-
-    def upload(self) -> Upload:
-        """The same, as the submission wants it."""
-        return Upload(path=self.path, sha256=self.sha256, size_bytes=self.size_bytes)
-
-
 def path_of(data: Source) -> Path:
     """Where the file lies."""
-    return data.path if isinstance(data, Dataset) else Path(data)
+    return data.path if isinstance(data, TrainingFile) else Path(data)
 
 
 def method_of(data: Source) -> str | None:
     """What the file's maker says that it trains; None if nobody says."""
-    if isinstance(data, Dataset):
+    if isinstance(data, TrainingFile):
         return data.method
     manifest = Manifest.read(data)
     return manifest.method if manifest is not None else None
@@ -97,7 +63,7 @@ def method_of(data: Source) -> str | None:
 def read_training_files(
     train: Source, validation: Source | None, *, method: str, base_model: str, host: str
 ) -> tuple[TrainingFile, TrainingFile | None]:
-    """Check the files against host, model and method and against each other, and count them.
+    """Check the files against host, model and method and against each other; what an export checked so is not read.
 
     Args:
         train: What an export gave, or a path.
@@ -111,46 +77,30 @@ def read_training_files(
         EmptyDatasetError: One has no rows.
         FileError: One cannot be read.
     """
-    path = path_of(train)
-    held_out = path_of(validation) if validation is not None else None
-    report = check(path, method=method, base_model=base_model, host=host, validation=held_out)
-    file = _file(path, report, base_model)
-    if held_out is None or report.validation is None:
-        return file, None
-    return file, _file(held_out, report.validation, base_model)
+    file = _checked(train, method=method, base_model=base_model, host=host, role="train")
+    if validation is None:
+        return _accepted(file), None
+    held_out = _checked(validation, method=method, base_model=base_model, host=host, role="validation")
+    return _accepted(file.compared_with(held_out)), _accepted(held_out)
 
 
-def _file(path: Path, report: CheckReport, base_model: str) -> TrainingFile:
-    if report.errors:
-        raise _refused(path, report)
-    sha256 = sha256_file(path)
-    warnings = [f"{path.name}: {issue.message}; {issue.remedy}" for issue in _one_per_code(report)]
-    manifest = Manifest.read(path)
-    if manifest is not None and manifest.sha256 != sha256:
-        warnings.append(f"{path.name}: changed after it was exported; its manifest is passed over")
-        manifest = None
-    n_tokens = report.stats.tokens.total if report.stats.tokens is not None else None
-    if manifest is not None and manifest.base_model and strip_model_id(manifest.base_model) == base_model:
-        # The export cut each example at the model's training context, as the bill does.
-        n_tokens = manifest.n_billed_tokens or n_tokens
-    if not report.stats.n_rows:
-        raise EmptyDatasetError(f"{path}: no rows to train on; export some examples")
-    return TrainingFile(
-        path=path,
-        sha256=sha256,
-        size_bytes=path.stat().st_size,
-        n_rows=report.stats.n_rows,
-        n_tokens=n_tokens,
-        prompt_digest=manifest.prompt_digest if manifest is not None else None,
-        warnings=tuple(warnings),
-    )
+def _checked(data: Source, *, method: str, base_model: str, host: str, role: str) -> TrainingFile:
+    if isinstance(data, TrainingFile):
+        return data.checked_for(method=method, base_model=base_model, host=host, role=role)
+    return TrainingFile.read(data, method=method, base_model=base_model, host=host, role=role)
 
 
-def _one_per_code(report: CheckReport) -> list[Any]:
-    first: dict[str, Any] = {}
-    for issue in report.warnings:
-        first.setdefault(issue.code, issue)
-    return list(first.values())
+def _accepted(file: TrainingFile) -> TrainingFile:
+    """The file, if the host would take it."""
+    if file.report.errors:
+        raise _refused(file.path, file.report)
+    if not file.n_rows:
+        raise EmptyDatasetError(f"{file.path}: no rows to train on; export some examples")
+    return file
+
+
+def _upload(file: TrainingFile) -> Upload:
+    return Upload(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
 
 
 def _refused(path: Path, report: CheckReport) -> DataError:
@@ -329,8 +279,8 @@ class Plan:
         return Order(
             intent=self.intent,
             host=self.host,
-            train=self.train.upload(),
-            validation=self.validation.upload() if self.validation else None,
+            train=_upload(self.train),
+            validation=_upload(self.validation) if self.validation else None,
             body=body,
             metadata=metadata,
             notes={
@@ -401,7 +351,7 @@ def plan(
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
     settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
     n_epochs = epochs_of(settled, file.n_rows)
-    n_tokens = file.n_tokens * n_epochs if file.n_tokens is not None else None
+    n_tokens = file.n_billed_tokens * n_epochs if file.n_billed_tokens is not None else None
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
@@ -413,7 +363,7 @@ def plan(
         base_model=base,
         method=chosen,
         n_rows=file.n_rows,
-        n_tokens=file.n_tokens,
+        n_tokens=file.n_billed_tokens,
         n_epochs=n_epochs,
         host=dialect,
         catalog=catalog,

@@ -15,7 +15,7 @@ from typing import Any
 from dspy_finetune._files import atomic_writer, sha256_file
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import BudgetError, RowError
-from dspy_finetune.export.manifest import Manifest
+from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel

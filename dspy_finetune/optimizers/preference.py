@@ -26,7 +26,7 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
-from dspy_finetune.export import Dataset, Preferences, export_dpo
+from dspy_finetune.export import Preferences, TrainingFile, export_dpo
 from dspy_finetune.export.preferences import How, preferences_from_program, render_preference
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
@@ -68,7 +68,7 @@ class _Training:
     predictors: tuple[str, ...]
     base_model: str
     systems: frozenset[str | None]
-    dpo: Dataset
+    dpo: TrainingFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import Any, overload
 from dspy.clients.provider import Provider, TrainingJob
 
 from dspy_finetune.errors import BudgetError, HostError, JobError, UsageError
-from dspy_finetune.export import Dataset, export_dpo, export_sft
+from dspy_finetune.export import TrainingFile, export_dpo, export_sft
 from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.formats import method_of
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
@@ -199,7 +199,7 @@ class FinetuneProvider(Provider):
 
     def write_rows(
         self, rows: Sequence[dict[str, Any]], method: Method, *, base_model: str
-    ) -> tuple[Dataset, Source | None]:
+    ) -> tuple[TrainingFile, Source | None]:
         """Ready rows as a checked file, and one of those held out, beside the journal; equal rows give equal files."""
         validation = None if isinstance(self.validation, (int, float)) else self.validation
         if isinstance(self.validation, (int, float)):
@@ -333,7 +333,7 @@ class FinetuneProvider(Provider):
             raise UsageError(f"the provider is to train {method}, but rows are for {', '.join(sorted(found))}")
         return method
 
-    def _write(self, rows: Sequence[dict[str, Any]], method: Method, base_model: str, name: str) -> Dataset:
+    def _write(self, rows: Sequence[dict[str, Any]], method: Method, base_model: str, name: str) -> TrainingFile:
         path = self.path_for(f"{name}-{method}", "\n".join(map(_line, rows)))
         export = export_dpo if method == "dpo" else export_sft
         return export(rows, None, path, base_model=strip_model_id(_bare(base_model)), dialect=self.dialect)

@@ -17,13 +17,12 @@ answer in which a later line opens with another label.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts.codecs import Codec, checked_text, loads
-from dspy_finetune.prompts.render import are_verbatim, field_text
+from dspy_finetune.prompts.render import field_text
 from dspy_finetune.prompts.template import Slot, Template, escape_line, json_line
 from dspy_finetune.values import LabelSet, answer_text, label_lead
 
@@ -61,10 +60,6 @@ class JsonLayout:
         return checked_text(
             json_line({name: field_text(name, codec.to_json, values) for name, codec in self._codecs.items()})
         )
-
-    def write_all(self, examples: Sequence[Any]) -> list[str]:
-        """The assistant texts of many examples. Raises RowError naming the field."""
-        return [self.write(example) for example in examples]
 
     def read(self, text: str) -> dict[str, Any]:
         """The values. Raises AnswerError: not JSON, keys missing or unknown, a value of the wrong type."""
@@ -203,24 +198,6 @@ class TemplateLayout:
                 field_text(name, writer, values)  # which fails again, with the field's name
                 raise
         return text + self._tail
-
-    def write_all(self, examples: Sequence[Any]) -> list[str]:
-        """The assistant texts of many examples, a whole output at a time. Raises RowError naming the field."""
-        try:
-            columns = [self._column(part, examples) for part in self._template.parts]
-        except (KeyError, TypeError, RowError):
-            return [self.write(example) for example in examples]  # which names the field of the first that fails
-        return list(columns[0]) if self._is_whole else list(map("".join, zip(*columns, strict=True)))
-
-    def _column(self, part: str | Slot, examples: Sequence[Any]) -> Iterable[str]:
-        if isinstance(part, str):
-            return repeat(part, len(examples))
-        values, codec = [example[part.name] for example in examples], self._codecs[part.name]
-        if codec.labels is not None:
-            return codec.labels.encode_all(values)
-        if codec.kind == "text" and part.mode != "json" and are_verbatim(values, one_line=part.mode == "line"):
-            return values
-        return map(self._writer(part), values)
 
     def read(self, text: str) -> dict[str, Any]:
         """The values. Raises AnswerError."""

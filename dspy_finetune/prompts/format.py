@@ -19,6 +19,7 @@ message as text. A host of one's own must tokenise message contents without read
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ import dspy
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.prompts.answers import JsonLayout, TemplateLayout, default_source, title
 from dspy_finetune.prompts.codecs import Codec, codec_of, is_structured
-from dspy_finetune.prompts.render import Columns, column_renderer, renderer, user_parts
+from dspy_finetune.prompts.render import renderer, user_parts
 from dspy_finetune.prompts.signature_json import dump_signature, load_signature
 from dspy_finetune.prompts.template import Template, literal
 from dspy_finetune.values import LabelSet, NumberFormat
@@ -276,7 +277,7 @@ class PromptFormat:
             raise UsageError(f'the prompt has no output "{output}", only {", ".join(self._codecs)}')
         return self._codecs[output]
 
-    @property
+    @functools.cached_property
     def choice(self) -> tuple[str, LabelSet] | None:
         """The output that chooses between labels, wherever it stands in the completion, and its labels; None without.
 
@@ -337,16 +338,6 @@ class PromptFormat:
     def training_messages(self, example: Mapping[str, Any] | dspy.Example) -> list[dict[str, Any]]:
         """The messages with the completion as the assistant's. Raises RowError."""
         return [*self.messages(example), {"role": "assistant", "content": self.completion(example)}]
-
-    def columns(self) -> Columns | None:
-        """The parts of `training_messages` for many examples at once.
-
-        None where the system message depends on the example, or the user message is not plain text.
-        """
-        if self._images or (self._has_system and self._fixed_system is None):
-            return None
-        system = None if self._fixed_system is None else str(self._fixed_system)
-        return Columns(system, column_renderer(self._user), self._layout.write_all)
 
     def parse(self, text: str) -> dict[str, Any]:
         """The output values of an answer; `parse(completion(x))` gives x back.

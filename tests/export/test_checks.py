@@ -265,8 +265,9 @@ def test_what_repeats_by_chance_takes_no_memory() -> None:
     seen, log = SeenRows(), IssueLog()
     for start in range(0, 400_000, 20_000):
         prompts = [rng.getrandbits(63) for _ in range(20_000)]
-        seen.add_many(start + 1, prompts, prompts, len(prompts))
-    seen.add_many(400_001, prompts[:1], prompts[:1], 1)
+        for line, prompt in enumerate(prompts, start=start + 1):
+            seen.add_hashes(line, prompt, prompt)
+    seen.add_hashes(400_001, prompts[0], prompts[0])
     tracemalloc.start()
     try:
         seen.report(log, preferences=False)
@@ -282,11 +283,8 @@ def test_two_hashes_and_a_line_come_back_from_the_temporary_file(monkeypatch: py
     monkeypatch.setattr("dspy_finetune.export.checks.across._IN_MEMORY", 64)
     rows = [(hash(("prompt", i)), hash(("output", i)), i + 1) for i in range(n_rows)]
     seen = SeenRows()
-    for prompt, output, line in rows[:70]:
+    for prompt, output, line in rows:
         seen.add_hashes(line, prompt, output)
-    for start in range(70, n_rows, 100):
-        some = rows[start : start + 100]
-        seen.add_many(some[0][2], [row[0] for row in some], [row[1] for row in some], len(some))
     assert len(seen) == n_rows
     found = [row for part in seen._parts() for row in zip(*part, strict=True)]
     assert found == rows

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from hypothesis import strategies as st
 
 from dspy_finetune.data import iter_examples, load_examples
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, RowsError, UsageError
-from dspy_finetune.export import Dataset, Manifest, Preference, export_dpo, export_sft
-from dspy_finetune.export.checks.check import check
-from dspy_finetune.export.manifest import forget_manifest, manifest_path
-from dspy_finetune.export.rows import encode_row
+from dspy_finetune.export import Manifest, Preference, TrainingFile, export_dpo, export_sft
+from dspy_finetune.export.checks.checker import check
+from dspy_finetune.export.dataset import forget_manifest, manifest_path
+from dspy_finetune.export.writer import encode_row
 from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, pairwise
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -199,18 +200,18 @@ def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
     assert (manifest.encoding, manifest.seed, manifest.method, manifest.dialect) == ("o200k_base", 7, "sft", "openai")
     assert {"python", "dspy", "tiktoken"} <= set(manifest.versions)
     assert dataset.n_rows == data.count(b"\n") == 12
-    assert Dataset.load(path) == dataset
-    assert Dataset.load(path).prompt == prompt
+    assert TrainingFile.load(path) == dataset
+    assert TrainingFile.load(path).prompt == prompt
 
 
 def test_a_changed_file_is_no_longer_the_manifests(tmp_path: Path) -> None:
     dataset = export_sft(titles(), binary(), tmp_path / "s.jsonl")
     dataset.path.write_bytes(dataset.path.read_bytes() + b"{}\n")
     with pytest.raises(DataError, match="changed after it was exported"):
-        Dataset.load(dataset.path)
+        TrainingFile.load(dataset.path)
     forget_manifest(dataset.path)
     with pytest.raises(DataError, match="no manifest"):
-        Dataset.load(dataset.path)
+        TrainingFile.load(dataset.path)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_kill_9_leaves_no_file_under_the_final_name(tmp_path: Path) -> None:
     assert not (tmp_path / "new.jsonl").exists()
     assert not manifest_path(tmp_path / "new.jsonl").exists()
     assert old.path.read_bytes() == before
-    assert Dataset.load(old.path).manifest == old.manifest
+    assert TrainingFile.load(old.path).manifest == old.manifest
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
@@ -394,8 +395,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert float(run.stdout) < 20
 
 
-def test_blocks_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> None:
-    """More rows than a block holds, bad, blank and over-long ones among them, against the same rows one by one."""
+def test_examples_give_the_same_file_and_report_as_their_ready_rows(tmp_path: Path) -> None:
+    """Bad, blank and over-long ones among them."""
     prompt = answer("Be brief.")
     rows: list[Any] = [{"question": f"Q {n} é", "answer": f"A {n % 7}" if n % 11 else "x" * 200} for n in range(1500)]
     rows[3] = {"question": "no answer"}
@@ -403,20 +404,20 @@ def test_blocks_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> 
     rows[1400] = {"question": "long " * 70_000, "answer": "cut"}
     rows[1401] = rows[1402]
     model = "gpt-4.1-mini"
-    fast = export_sft(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
+    made = export_sft(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
     ready = [{"messages": prompt.training_messages(row)} for row in rows if "answer" in row]
     slow = export_sft(ready, None, tmp_path / "b.jsonl", base_model=model)
-    assert fast.path.read_bytes() == slow.path.read_bytes()
-    assert fast.manifest.sha256 == slow.manifest.sha256
-    assert (fast.n_tokens, fast.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
-    assert replace(fast.report, path=None) == replace(slow.report, path=None)
-    assert {"context-length", "duplicate-row"} <= fast.report.codes
-    assert fast.report == check(fast.path, method="sft", base_model=model)
-    assert [row["row"] for row in fast.manifest.skipped_rows] == [4]
+    assert made.path.read_bytes() == slow.path.read_bytes()
+    assert made.manifest.sha256 == slow.manifest.sha256
+    assert (made.n_tokens, made.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
+    assert replace(made.report, path=None) == replace(slow.report, path=None)
+    assert {"context-length", "duplicate-row"} <= made.report.codes
+    assert made.report == check(made.path, method="sft", base_model=model)
+    assert [row["row"] for row in made.manifest.skipped_rows] == [4]
 
 
-def test_blocks_of_preferences_give_the_same_file_and_report_as_single_rows(tmp_path: Path) -> None:
-    """Every spelling of a pair, bad and blank ones among them, over more rows than a block holds."""
+def test_preferences_give_the_same_file_and_report_as_their_ready_rows(tmp_path: Path) -> None:
+    """Every spelling of a pair, bad and blank ones among them."""
     prompt = explained_pairwise("Likes bees.")
     rows: list[Any] = [
         {"title_a": f'Title {n} "é"', "title_b": f"Other {n}\nx", "preferred": "AB"[n % 2], "explanation": f"why {n}"}
@@ -431,39 +432,20 @@ def test_blocks_of_preferences_give_the_same_file_and_report_as_single_rows(tmp_
     rows[1690] = rows[1691]
     rows[1692] = {**rows[1691], "preferred": "AB"[1692 % 2]}
     model = "gpt-4.1-mini"
-    fast = export_dpo(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
-    assert [row["row"] for row in fast.manifest.skipped_rows] == [601, 602]
-    slow = export_dpo(lines(fast.path), None, tmp_path / "b.jsonl", base_model=model)
+    made = export_dpo(rows, prompt, tmp_path / "a.jsonl", base_model=model, on_error="skip")
+    assert [row["row"] for row in made.manifest.skipped_rows] == [601, 602]
+    slow = export_dpo(lines(made.path), None, tmp_path / "b.jsonl", base_model=model)
     one = export_dpo(iter([*rows[:600], *rows[602:]]), prompt, tmp_path / "c.jsonl", base_model=model, dedupe=True)
-    assert fast.path.read_bytes() == slow.path.read_bytes()
-    assert one.n_rows == fast.n_rows - 1
-    assert (fast.n_tokens, fast.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
-    assert replace(fast.report, path=None) == replace(slow.report, path=None)
-    assert {"duplicate-row", "preference-reversed", "output-empty"} <= fast.report.codes
-    assert fast.report == check(fast.path, method="dpo", base_model=model)
-    for row, example in zip(lines(fast.path)[8:12], rows[8:12], strict=True):
+    assert made.path.read_bytes() == slow.path.read_bytes()
+    assert one.n_rows == made.n_rows - 1
+    assert (made.n_tokens, made.manifest.n_billed_tokens) == (slow.n_tokens, slow.manifest.n_billed_tokens)
+    assert replace(made.report, path=None) == replace(slow.report, path=None)
+    assert {"duplicate-row", "preference-reversed", "output-empty"} <= made.report.codes
+    assert made.report == check(made.path, method="dpo", base_model=model)
+    for row, example in zip(lines(made.path)[8:12], rows[8:12], strict=True):
         assert row["input"]["messages"] == prompt.messages(example)
         assert row["preferred_output"][0]["content"] == prompt.completion(example)
         assert row["non_preferred_output"][0]["content"][1:] == prompt.completion(example)[1:]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=6))
-def test_many_examples_are_rendered_as_each_one_is(texts: list[tuple[str, str]]) -> None:
-    rows = [
-        {"question": a, "answer": b, "title_a": a, "title_b": b, "preferred": "A", "explanation": b} for a, b in texts
-    ]
-    for prompt in (answer("Be brief."), explained_pairwise(), PromptFormat("title_a, title_b -> preferred, answer")):
-        columns = prompt.columns()
-        assert columns is not None
-        try:
-            each = [prompt.training_messages(row) for row in rows]
-        except RowError:
-            with pytest.raises(RowError):
-                list(map(list, (columns.questions(rows), columns.answers(rows))))
-            continue
-        assert columns.questions(rows) == [messages[-2]["content"] for messages in each]
-        assert columns.answers(rows) == [messages[-1]["content"] for messages in each]
 
 
 def test_a_broken_system_prompt_is_named_for_each_row(tmp_path: Path) -> None:
@@ -483,8 +465,25 @@ MESSAGE = st.fixed_dictionaries({"role": st.text(max_size=9), "content": JSON}) 
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=8), JSON | st.lists(MESSAGE, max_size=3), max_size=4))
-def test_rows_are_encoded_as_the_json_module_encodes_them(row: dict[str, Any]) -> None:
-    assert encode_row(row) == json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+def test_rows_are_encoded_as_json_that_reads_back_to_them(row: dict[str, Any]) -> None:
+    """Compact, in the order of the keys; orjson writes floats otherwise than the json module (1e16 for 1e+16)."""
+    line = encode_row(row)
+    assert json.loads(line) == row
+    assert list(json.loads(line)) == list(row)
+    expected = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+    assert line == expected or any(type(value) is float for value in _leaves(row))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def test_integers_beyond_64_bits_keep_their_digits() -> None:
+    assert encode_row({"messages": [], "id": 10**30}) == b'{"messages":[],"id":1' + b"0" * 30 + b"}"
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), {1: {2, 3}}])

@@ -22,7 +22,7 @@ def found(report: Any) -> list[tuple[int | None, str, str]]:
 @pytest.mark.parametrize("blank", ["", " ", "\t \u00a0"])
 @pytest.mark.parametrize("extra", [{}, {"dedupe": True}])
 def test_a_blank_title_is_told(tmp_path: Path, blank: str, extra: dict[str, Any]) -> None:
-    """In blocks and row by row, by the export, its manifest and the check of its file."""
+    """By the export, its manifest and the check of its file."""
     rows = [{"title": title, "is_favorite": n % 2 == 0} for n, title in enumerate(TITLES)]
     rows[700]["title"] = rows[1100]["title"] = blank
     dataset = export_sft(rows, prompts.binary("Likes towns."), tmp_path / "train.jsonl", **extra)

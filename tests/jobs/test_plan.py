@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dspy_finetune import export_sft, prompts
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
+from dspy_finetune.export import dataset
+from dspy_finetune.export.checks import checker
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
 from dspy_finetune.jobs.options import estimate_seconds, journal_of
@@ -298,3 +303,35 @@ def test_a_catalog_of_ones_own_makes_a_model_known(
     mine.write_text(json.dumps({"models": {"gpt-5": {"host": "openai", "methods": ["sft"]}}}))
     monkeypatch.setenv("DSPY_FINETUNE_CATALOG", str(mine))
     assert plan(sft_file, base_model="gpt-5", host=host).base_model == "gpt-5"
+
+
+def test_what_an_export_checked_is_neither_checked_nor_hashed_again(
+    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the file on disk is the same; the comparison of both files needs neither again."""
+    rows = [{"title": f"Title {n}", "is_favorite": n % 2 == 0} for n in range(40)]
+    prompt = prompts.binary("Likes even numbers.")
+    train = export_sft(rows[:30], prompt, tmp_path / "train.jsonl", base_model=BASE)
+    held_out = export_sft(rows[29:], prompt, tmp_path / "held_out.jsonl", base_model=BASE)
+    n_read: list[Path] = []
+    read = checker.check_file
+
+    def counted(rows: Any, path: Path, host: str) -> Any:
+        n_read.append(path)
+        return read(rows, path, host)
+
+    monkeypatch.setattr(dataset, "check_file", counted)
+    with pytest.raises(DataError, match="also line 1 of the validation file"):
+        plan(train, validation=held_out, base_model=BASE, host=host)
+    made = plan(train, base_model=BASE, host=host)
+    assert n_read == []
+    assert (made.train.sha256, made.train.n_rows) == (train.sha256, 30)
+    assert made.n_tokens == train.manifest.n_billed_tokens * made.n_epochs  # type: ignore[operator]  # it is counted
+    again = pickle.loads(pickle.dumps(train))
+    assert again == train
+    plan(again, base_model=BASE, host=host)
+    assert n_read == [train.path]
+    train.path.write_bytes(train.path.read_bytes() + train.path.read_bytes().splitlines(keepends=True)[0])
+    changed = plan(train, base_model=BASE, host=host)
+    assert changed.train.n_rows == 31
+    assert any("changed after it was exported" in note for note in changed.warnings)

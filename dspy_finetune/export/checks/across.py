@@ -67,13 +67,6 @@ class SeenRows:
         if len(prompts) >= _IN_MEMORY:
             self._spill()
 
-    def add_many(self, line: int, prompts: Iterable[int], outputs: Iterable[int], n: int) -> None:
-        """Remember n rows of consecutive lines whose outputs are one hash already."""
-        for column, values in zip(self._columns, (prompts, outputs, range(line, line + n)), strict=True):
-            column.extend(values)
-        if len(self._columns[0]) >= _IN_MEMORY:
-            self._spill()
-
     def _spill(self) -> None:
         # Without room for a temporary file the hashes stay where they are: the check goes on, in more memory.
         with contextlib.suppress(OSError):

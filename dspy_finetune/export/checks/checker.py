@@ -1,8 +1,8 @@
-"""Check rows one by one, while they are read or written, and report on all of them.
+"""Check a training file, or rows one by one while they are written: every issue at once, with line and remedy.
 
-In: rows. Out: a `CheckReport`. Memory does not grow with the file: of each row two hashes and its line number are
-kept, in a temporary file from 150,000 rows on; of each code at most 1000 issues, and for the lint the texts of the
-first rows, up to a bound.
+In: a path (`check`), or rows (`RowChecker`). Out: a `CheckReport`. Memory does not grow with the file: of each row two
+hashes and its line number are kept, in a temporary file from 150,000 rows on; of each code at most 1000 issues, and for
+the lint the texts of the first rows, up to a bound.
 
 Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
 training context that all of their models share: only a row of so many bytes that it may exceed it is counted.
@@ -11,29 +11,29 @@ Not covered: what the host's moderation thinks of the texts, and whether the ans
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
-from dspy_finetune._jsonl import kind
+from dspy_finetune._jsonl import MISSING, kind, read_entries
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import RowError, UsageError
-from dspy_finetune.export.blocks import Block
-from dspy_finetune.export.checks.across import SeenRows, pair_hash
+from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.codes import CODES, by_hand
 from dspy_finetune.export.checks.mend import mend_row
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, CheckStats, IssueLog, TokenStats
 from dspy_finetune.export.checks.rules import (
     RowFacts,
     check_row,
-    head_hash,
     plain_row,
     text_of,
 )
 from dspy_finetune.export.checks.shortcuts import EmptyInputs, Sample, lint_sample, may_lack
-from dspy_finetune.export.dialects import is_trained, rules_of
+from dspy_finetune.export.dialects import DIALECTS, is_trained, rules_of
 from dspy_finetune.export.formats import METHOD_OF, from_any, sniff
 from dspy_finetune.export.tokens import TokenCounter, fast_counter
 
@@ -95,6 +95,7 @@ class RowChecker:
         self._is_given = method is not None
         self._base_model, self._host, self._role = base_model, host, role
         self._rules = rules_of(host)
+        self._has_order = self._rules.must_alternate or self._rules.is_system_first
         self._model_facts = catalog.model(base_model) if base_model is not None else None
         self._host_facts = catalog.host(host)
         self._model_methods = catalog.methods(base_model, host) if base_model is not None else None
@@ -163,61 +164,24 @@ class RowChecker:
         """Count a line that is no row, so that it is not missed in the number of examples."""
         self._n_unreadable += 1
 
-    def block(self, line: int, block: Block, *, n_tokens: Sequence[int] | None = None) -> bool:
-        """Check the rows of a block, which stand on consecutive lines, at once.
-
-        Their form holds by construction, so that only their texts are looked at. False where a text is blank, or so
-        long that it is to be counted: then nothing is taken, and the rows are to be given to `row`.
-        """
-        system, questions, columns = block.system, block.questions, block.columns
-        if self._method != ("sft" if block.rejected is None else "dpo"):
-            return False
-        answers = Counter(block.answers)
-        texts = [questions, answers, block.rejected or (), () if system is None else (system,)]
-        if not all(all(map(str.strip, column)) for column in texts):
-            return False
-        if n_tokens is None and self._short_bytes is not None:
-            longest = sum(max(map(len, column)) for column in columns) + len(system or "")
-            if 4 * longest > self._short_bytes:  # a character has up to four bytes
-                return False
-        self._n_rows += len(block)
-        asked = ("user",) if system is None else ("system", "user")
-        answered = ("assistant",) * (len(columns) - 1)
-        self._shapes[asked + answered] += len(block)
-        head = head_hash(asked, () if system is None else (system,))
-        outputs = map(hash, block.answers)
-        if block.rejected is not None:
-            outputs = map(pair_hash, outputs, map(hash, block.rejected))
-        self.seen.add_many(line, map(head.__xor__, map(hash, questions)), outputs, len(block))
-        if self._labels is not None:
-            for text, n in answers.items():
-                self._count_label(text, n)
-        if self._sample is not None:
-            self._sample.add_many(line, system, questions, columns[1:])
-            self._inputs.look_many(line, questions, self._question_path(asked))
-        if n_tokens is not None:
-            self._tokens.update(n_tokens)
-            if self._limit is not None and max(n_tokens) > self._limit:
-                for i, n in enumerate(n_tokens):
-                    if n > self._limit:
-                        self._check_length(line + i, block.row(i), n)
-        return True
-
     def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
         """Take a row of nothing but text, which has no fault; nearly all rows are such."""
         plain = plain_row(row, self._method)
-        if plain is None or not self._rules.takes_order(plain.roles[: len(plain.roles) - (self._method == "dpo")]):
+        if plain is None:
             return False
-        self._shapes[plain.roles] += 1
-        self.seen.add_hashes(line, plain.prompt_hash, plain.output_hash)
+        roles, prompt, output, question, system, answers = plain
+        if self._has_order and not self._rules.takes_order(roles[: len(roles) - (self._method == "dpo")]):
+            return False
+        self._shapes[roles] += 1
+        self.seen.add_hashes(line, prompt, output)
         if self._labels is not None:
-            self._count_label(plain.answers[0])
-        if self._sample is not None:
-            if self._sample.is_open:
-                self._sample.add(line, plain.question, plain.answers)
-            self._sample.add_system(plain.system)
-            if may_lack(plain.question):
-                self._inputs.note(line, plain.question, self._question_path(plain.roles))
+            self._count_label(answers[0])
+        if (sample := self._sample) is not None:
+            if sample.is_open:
+                sample.add(line, question, answers)
+            sample.add_system(system)
+            if may_lack(question):
+                self._inputs.note(line, question, self._question_path(roles))
         return True
 
     def _any_row(self, line: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -336,6 +300,10 @@ class RowChecker:
             validation: The report of the validation file, to be held by this one.
         """
         size = self._size_bytes if size_bytes is None else size_bytes
+        if path is not None and self._rules.suffixes and Path(path).suffix not in self._rules.suffixes:
+            taken = " and ".join(sorted(self._rules.suffixes))
+            found = f'the file\'s name ends in "{Path(path).suffix}"; {self._host} takes {taken}'
+            self.log.add(None, "", "file-extension", found)
         self._check_counts(size)
         self._check_model()
         self.seen.report(self.log, preferences=self._method == "dpo")
@@ -440,6 +408,73 @@ class RowChecker:
         if self._sample is not None and not self._sample.is_open:
             reasons.append(f"shortcuts and preference cycles behind line {self._sample.last_line}")
         return reasons
+
+
+def check(
+    path: str | os.PathLike[str],
+    *,
+    method: str | None = None,
+    base_model: str | None = None,
+    host: str = "openai",
+    validation: str | os.PathLike[str] | None = None,
+    count: bool = True,
+    tokenizer: Callable[[str], int] | None = None,
+    lint: bool = True,
+) -> CheckReport:
+    """Report every issue of a training file at once.
+
+    Args:
+        path: The file, in whatever state.
+        method: `sft`, `dpo` or `rft`; None reads it off the first row.
+        base_model: Whose limits apply and whose tokens are counted. None counts none; for OpenAI and Azure, rows are
+            then held to the training context that their models share.
+        host: Whose limits apply: `openai`, `azure`, `fireworks`, `together`, `trl`, `local` or any other name.
+        validation: The validation file: it is checked as well, and compared with this one.
+        count: Count tokens where a model or a tokenizer is named; the slow half of a check.
+        tokenizer: Counts the tokens of a text, for models without a known table.
+        lint: Look for what spoils training without being an error.
+
+    Raises:
+        FileError: A file cannot be read.
+        UsageError: The method is unknown.
+    """
+    held: CheckReport | None = None
+    theirs: RowChecker | None = None
+    options: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "count": count}
+    options |= {"tokenizer": tokenizer, "lint": lint}
+    if validation is not None:
+        theirs = RowChecker(role="validation", **options)
+        held = check_file(theirs, validation, host)
+    checker = RowChecker(**options)
+    return check_file(checker, path, host, validation=theirs, held=held)
+
+
+def check_file(
+    checker: RowChecker,
+    path: str | os.PathLike[str],
+    host: str,
+    *,
+    validation: RowChecker | None = None,
+    held: CheckReport | None = None,
+) -> CheckReport:
+    """Give a checker all rows of a file, and its report. Raises FileError."""
+    log, wants_bom, has_bom = checker.log, DIALECTS[host].bom if host in DIALECTS else False, False
+    for line, value, faults, raw, place in read_entries(path):
+        log.place = place
+        for fault in faults:
+            has_bom = has_bom or fault.code == "bom"
+            if fault.code != "bom" or not wants_bom:
+                log.add(line, fault.path, fault.code, fault.message)
+        if value is not MISSING:
+            checker.row(line or 1, value, len(raw))
+        elif line is not None and faults and faults[0].code != "blank-line":
+            checker.unreadable()
+    log.place = ""
+    if wants_bom and not has_bom:
+        log.add(None, "", "bom-missing", f"the file has no byte-order mark, which {host} asks for")
+    if validation is not None:
+        checker.seen.report_overlap(log, validation.seen)
+    return checker.finish(size_bytes=os.path.getsize(path), path=os.fspath(path), validation=held)
 
 
 def _roles(shapes: Counter[tuple[str, ...]]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from dspy_finetune._files import BOM, atomic_writer
 from dspy_finetune._jsonl import MISSING, Entry, read_entries
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import UsageError
-from dspy_finetune.export.checks.check import check, method_named
+from dspy_finetune.export.checks.checker import check, method_named
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.mend import mend_row
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, IssueLog

@@ -18,6 +18,7 @@ Fewer than 10 rows say nothing.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -25,8 +26,6 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
-from operator import itemgetter
 from typing import NamedTuple
 
 from dspy_finetune.export.checks.across import PairGraph, choice_of, pair_of
@@ -93,23 +92,6 @@ class Sample:
         elif self.is_constant and system != self.system:
             self.is_constant = False
         self.n_rows += 1
-
-    def add_many(
-        self, line: int, system: str | None, questions: Sequence[str], answers: Sequence[Sequence[str]]
-    ) -> None:
-        """Keep rows of consecutive lines, and note their common system prompt; `answers` are columns, one or two."""
-        if self.is_open:
-            n_chars = self._chars + sum(sum(map(len, column)) for column in (questions, *answers))
-            if len(self.rows) + len(questions) <= MAX_ROWS and n_chars <= MAX_CHARS:
-                self.rows += map(Sampled, count(line), questions, zip(*answers, strict=True))
-                self._chars, self.last_line = n_chars, line + len(questions) - 1
-            else:
-                rows = zip(count(line), questions, zip(*answers, strict=True), strict=False)  # count has no end
-                for at, question, texts in rows:
-                    if self.is_open:
-                        self.add(at, question, texts)
-        self.add_system(system)
-        self.n_rows += len(questions) - 1
 
     @property
     def constant_system(self) -> str | None:
@@ -314,6 +296,7 @@ def _is_title(words: list[str]) -> bool:
     return len(great) > 1 and all(word[0].isupper() for word in great) and not all(map(str.isupper, words))
 
 
+@functools.lru_cache(maxsize=8192)
 def _language(text: str) -> str | None:
     """The language whose small words are the most; None where too few are there to tell."""
     words = _CASED.findall(text.lower())
@@ -457,7 +440,6 @@ _BARE = re.compile(rf"^({_LABEL})[^\S\n]*$(?=\Z|\n{_LABEL}(?:[^\S\n]|$))", re.MU
 """A label with nothing behind it, at the end or before another label."""
 _HEADED = re.compile(r"^(\[\[ ## \w+ ## \]\])\n[^\S\n]*\n|^(<(\w+)>)\n[^\S\n]*\n</\3>$", re.MULTILINE)
 """An empty field as DSPy's adapters write it."""
-_LAST = itemgetter(-1)
 _MOST_PLACES, _MOST_CHARS = 1000, 500
 _ASKED = 500
 """So many questions tell what the template is."""
@@ -486,7 +468,9 @@ class EmptyInputs:
 
     >>> found, log = EmptyInputs(), IssueLog()
     >>> questions = ["Title: Bees", "Title: Ants", "Title: "]
-    >>> found.look_many(1, questions, "messages[0].content")
+    >>> for line, question in enumerate(questions, start=1):
+    ...     if may_lack(question):
+    ...         found.note(line, question, "messages[0].content")
     >>> found.report(log, questions)
     >>> [(issue.line, issue.message) for issue in log.issues()]
     [(3, 'nothing stands behind "Title:"')]
@@ -497,17 +481,6 @@ class EmptyInputs:
         self._ends: dict[str, _Place] = {}  # by the question up to its last word and a blank
         self._alone: dict[str, _Place] = {}  # by the first label of questions that are nothing but labels
         self._headed: dict[str, _Place] = {}  # by an adapter's heading
-
-    def look_many(self, first: int, questions: list[str], path: str) -> None:
-        """Look at the questions of consecutive lines, none blank; nearly always all are whole, told at once."""
-        # The ends of lines: to search the texts for ": \n" takes several times as long.
-        lines = "\n".join(questions).split("\n") if "\n" in "".join(questions) else []
-        ends = set(map(_LAST, questions))
-        if ":" not in ends and not any(map(str.isspace, ends.union(map(_LAST, filter(None, lines))))):
-            return
-        for line, question in enumerate(questions, start=first):
-            if may_lack(question):
-                self.note(line, question, path)
 
     def note(self, line: int, question: str, path: str) -> None:
         """Take a row that may lack an input; `path` is the question's place in it."""
