@@ -74,7 +74,7 @@ def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], li
     }
     if stop := [*(prompt.stop or ()), *predictor.stop]:
         fixed["stop"] = stop
-    if predictor.logprobs is not False and prompt.labels is not None:
+    if predictor._asks_logprobs():
         fixed |= {"logprobs": True, "top_logprobs": predictor.top_logprobs}
     if predictor._response_format() is not None:  # not every host can be held to a schema
         wire = prompt.response_format or {}

@@ -156,7 +156,6 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 continue
             make = Message.user if message["role"] == "user" else Message.assistant
             turns.append(make(message["content"]))
-        asks = self.logprobs is not False and self.prompt.labels is not None
         return Request(
             model=self.lm.model,
             system=system,
@@ -166,9 +165,12 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 temperature=temperature,
                 stop=(*(self.prompt.stop or ()), *self.stop),
                 response_format=self._response_format(),
-                logprobs=self.top_logprobs if asks else None,
+                logprobs=self.top_logprobs if self._asks_logprobs() else None,
             ),
         )
+
+    def _asks_logprobs(self) -> bool:
+        return self.logprobs is not False and self.prompt.labels is not None
 
     def _response_format(self) -> dict[str, Any] | None:
         wire = self.prompt.response_format
@@ -262,20 +264,27 @@ class FinetunedPredictor(dspy.Module, Parameter):
         labels = self.prompt.labels
         if labels is None or self.logprobs is False:
             return None, None
-        if not answer.positions:
-            if self.logprobs:
-                raise LogprobsError(
-                    f"{self.model} sent no log-probabilities; choose a host that has them, or pass logprobs=False"
-                )
-            if not self._told_no_logprobs:
-                self._told_no_logprobs = True
-                logger.warning("%s sends no log-probabilities: probability is None", self.model)
+        if not self._has_logprobs(answer):
             return None, None
+        assert answer.positions is not None
         shares, coverage = label_shares(answer.positions, labels.texts)
         if shares is None:
             return None, coverage
         found: dict[Any, float | None] = {labels.decode(text): share for text, share in shares.items()}
         return found, min(coverage, 1.0)
+
+    def _has_logprobs(self, answer: Answer) -> bool:
+        """Whether log-probabilities came; raises LogprobsError where they must, says once where they did not."""
+        if answer.positions:
+            return True
+        if self.logprobs:
+            raise LogprobsError(
+                f"{self.model} sent no log-probabilities; choose a host that has them, or pass logprobs=False"
+            )
+        if not self._told_no_logprobs:
+            self._told_no_logprobs = True
+            logger.warning("%s sends no log-probabilities: probability is None", self.model)
+        return False
 
     def _calibrated(self, probabilities: dict[Any, float]) -> dict[Any, float]:
         """The probabilities of the labels, corrected if the predictor was calibrated (see `calibrate`)."""

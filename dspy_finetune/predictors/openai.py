@@ -1,7 +1,8 @@
 """`OpenAIPredictor`: a tuned model for any signature, with a label's probability where the host has log-probabilities.
 
 In: the signature's inputs. Out: a prediction with the signature's outputs; for a label prompt also `probability`,
-`probabilities` and `coverage`; for a number prompt, when several samples are asked for, also an `interval`.
+`probabilities` and `coverage`; a number is read from its text, from the distribution that its tokens tell, or from
+several samples with an `interval`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import dspy
 
@@ -20,7 +21,11 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.ask import in_threads, is_yes_no
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.predictors.intervals import Residuals
+from dspy_finetune.predictors.probabilities import number_masses, weighted_middle
 from dspy_finetune.prompts import PromptFormat
+
+Decoding: TypeAlias = Literal["text", "median", "mean"]
+"""Which number an answer is: the one written, or that of the distribution which its tokens tell."""
 
 _MOST_THREADS = 16
 """Samples of one question that are asked for at the same time."""
@@ -42,8 +47,16 @@ class OpenAIPredictor(FinetunedPredictor):
     chosen one alone, at 22 %), the value is the answer's own words, a label has the mass that was told of it (0.22) and
     None where nothing was, and `probability` likewise.
 
-    For a prompt whose one output is a number, `n_samples` above 1 asks that often at `temperature`. The number is then
-    the median of the samples, and the prediction also carries
+    For a prompt whose one output is a number, `decode` says which number the answer is:
+
+    - "text": the one that the model wrote;
+    - "median", "mean": that of the distribution which the log-probabilities of its digits tell (see
+      `probabilities.py`), or of the samples. The median is the best guess for the absolute error, the mean for the
+      squared one (arXiv 2403.04182). The prediction then carries `coverage`, the mass of all numbers that were told, in [0, 1];
+      where the host sends no log-probabilities it is None, and the number is the one that was written.
+
+    `n_samples` above 1 asks that often at `temperature`. The number is then the median of the samples (with
+    decode="mean" their mean), and the prediction also carries
 
     - `interval`: (low, high), the quantiles that hold the middle `interval_level` of the samples, linear between them.
       It says how much the model varies, not how often it is right: check its coverage on held-out examples;
@@ -58,6 +71,7 @@ class OpenAIPredictor(FinetunedPredictor):
             a number or a text, by its output.
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         threshold: For a bool: the least probability of True that counts as True.
+        decode: For a number: "text", "median" or "mean".
         n_samples: For a number: how many answers are sampled for the interval; each is a request, and is billed.
         temperature: Of the samples; above 0. A single answer is always asked for at 0.
         interval_level: The share of the samples inside the interval, between 0 and 1.
@@ -81,6 +95,7 @@ class OpenAIPredictor(FinetunedPredictor):
         *,
         host: Host | None = None,
         threshold: float = 0.5,
+        decode: Decoding = "text",
         n_samples: int = 1,
         temperature: float = 1.0,
         interval_level: float = 0.8,
@@ -101,11 +116,15 @@ class OpenAIPredictor(FinetunedPredictor):
                 "samples: n_samples must be at least 1, temperature above 0 and interval_level between 0 and 1; "
                 f"found {n_samples}, {temperature} and {interval_level}"
             )
-        if n_samples > 1 and self.number_field is None:
+        if decode not in get_args(Decoding):
+            raise UsageError(f'decode: "text", "median" or "mean"; found {decode!r}')
+        if (n_samples > 1 or decode != "text") and self.number_field is None:
             raise UsageError(
-                "n_samples is for a prompt with one output of type int or float; labels have their probability instead"
+                "n_samples and decode are for a prompt with one output of type int or float; labels have their "
+                "probability instead"
             )
         self.threshold = threshold
+        self.decode = decode
         self.n_samples = n_samples
         self.temperature = temperature
         self.interval_level = interval_level
@@ -136,7 +155,7 @@ class OpenAIPredictor(FinetunedPredictor):
         return self._read_samples(await asyncio.gather(*asked))
 
     def _own_state(self) -> dict[str, Any]:
-        names = ("threshold", "n_samples", "temperature", "interval_level")
+        names = ("threshold", "decode", "n_samples", "temperature", "interval_level")
         state = {name: getattr(self, name) for name in names}
         return state if self.residuals is None else {**state, "residuals": self.residuals.to_dict()}
 
@@ -149,7 +168,8 @@ class OpenAIPredictor(FinetunedPredictor):
         return self
 
     def _state_version(self) -> int:
-        return super()._state_version() if self.residuals is None else 3
+        version = super()._state_version() if self.residuals is None else 3
+        return version if self.decode == "text" else 4
 
     def _read_samples(self, answers: Sequence[Answer]) -> dspy.Prediction:
         field = self.prompt.output_fields[0]
@@ -169,6 +189,8 @@ class OpenAIPredictor(FinetunedPredictor):
         tail = (1.0 - self.interval_level) / 2
         # For an int the value must be an int too: of an even number of samples, the lower one of the two in the middle.
         middle = statistics.median_low(rank) if isinstance(rank[0], int) else statistics.median(rank)
+        if self.decode == "mean":
+            middle = _like(rank[0], statistics.mean(rank))
         by_samples = (_quantile(rank, tail), _quantile(rank, 1.0 - tail))
         return dspy.Prediction(
             **{field: middle},
@@ -177,11 +199,36 @@ class OpenAIPredictor(FinetunedPredictor):
             n_parse_failures=len(unread),
         )
 
+    def _asks_logprobs(self) -> bool:
+        is_decoded = self.decode != "text" and self.n_samples == 1 and self.logprobs is not False
+        return is_decoded or super()._asks_logprobs()
+
+    def _decoded(self, values: dict[str, Any], answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The number of the distribution that the tokens tell; as it was written where they tell none."""
+        field = self.prompt.output_fields[0]
+        if self.logprobs is False or not self._has_logprobs(answer):
+            return values, {"coverage": None}
+        assert answer.positions is not None
+        points = number_masses(answer.positions, lambda text: float(self.prompt.parse(text)[field]))
+        coverage = sum(mass for _, mass in points)
+        if coverage <= 0:
+            return values, {"coverage": 0.0}
+        if self.decode == "median":
+            number = weighted_middle(points)
+        else:
+            number = sum(value * mass for value, mass in points) / coverage
+        return {**values, field: _like(values[field], number)}, {"coverage": min(coverage, 1.0)}
+
     def _read(self, answer: Answer) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.
         values = self._values(answer)
+        extras: dict[str, Any] = {}
+        if self.decode != "text":
+            values, extras = self._decoded(values, answer)
         if self.residuals is not None:
-            return dspy.Prediction(**values, interval=self.residuals.interval(values[self.prompt.output_fields[0]]))
+            extras["interval"] = self.residuals.interval(values[self.prompt.output_fields[0]])
+        if self.number_field is not None:
+            return dspy.Prediction(**values, **extras)
         field = self.prompt.label_field
         if self.prompt.labels is None or field is None:
             return dspy.Prediction(**values)
@@ -196,6 +243,11 @@ class OpenAIPredictor(FinetunedPredictor):
                 values[field] = (shares[True] or 0.0) >= self.threshold
         probability = shares[True] if is_yes_no(shares) else shares[values[field]]
         return dspy.Prediction(**values, probability=probability, probabilities=shares, coverage=coverage)
+
+
+def _like(written: Any, number: float) -> Any:
+    """The number in the type of the one that was written."""
+    return round(number) if isinstance(written, int) else number
 
 
 def _quantile(rank: Sequence[float], share: float) -> float:

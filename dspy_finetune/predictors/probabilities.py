@@ -1,4 +1,4 @@
-"""From token log-probabilities to a probability for each label, and what the host did not tell.
+"""From token log-probabilities to a probability for each label, or to the distribution of a number.
 
 In: the positions of an answer, each with its most likely tokens, and the label texts. Out: the probability mass that
 the model puts on each label, and of each label that no listed token begins, how much of it may have stayed untold. A
@@ -18,14 +18,22 @@ space and in any case (labels that differ in case alone are told apart by it). T
    alone, that is everything but the chosen token's own mass.
 
 `coverage`, the sum of all label masses, says how much of the model's belief was on the labels at all.
+
+Of a number, the tokens that the model might have written instead tell other numbers: "$72.10" with "9" at the place of
+its 7 is a number from 90 to 100, taken as 95, with the mass of that "9". So are all alternatives at all places; the
+number that was written has what is left. How many digits an alternative would have had is not told: it is taken to have
+as many as were written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence, Set
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
+from dspy_finetune.errors import AnswerError
 from dspy_finetune.hosts.lm import Position
 
 NEGLIGIBLE = 0.06
@@ -146,3 +154,66 @@ def _begun(token: str, rests: Mapping[str, bytes], cased: Set[str], is_start: bo
         elif rest and piece.startswith(rest) and piece.rstrip() == rest:
             found[label] = len(rest)
     return found
+
+
+# ---- The distribution of a number
+
+_DIGIT = re.compile(r"\d")
+
+
+def number_masses(positions: Sequence[Position], read: Callable[[str], float]) -> list[tuple[float, float]]:
+    """(a number, its mass) for the number that was written and for those that the alternatives tell, rising.
+
+    >>> positions = [("7", {"7": math.log(0.75), "9": math.log(0.25)}), ("2", {"2": 0.0})]
+    >>> number_masses(positions, float)
+    [(72.0, 0.75), (95.0, 0.25)]
+
+    Args:
+        positions: The answer's tokens from its start.
+        read: The number of a text; raises AnswerError or ValueError where that is none.
+    """
+    tokens = [token for token, _ in positions]
+    found: list[tuple[float, float]] = []
+    share = 1.0
+    for place, (chosen, listed) in enumerate(positions):
+        before, after = "".join(tokens[:place]), "".join(tokens[place + 1 :])
+        for token, logprob in listed.items():
+            if token != chosen:
+                _add(found, _other(before, chosen, token, after), share * math.exp(logprob), read)
+        share *= min(math.exp(listed[chosen]), 1.0) if chosen in listed else 0.0
+    _add(found, "".join(tokens), share, read)
+    return sorted(found)
+
+
+def _add(found: list[tuple[float, float]], text: str | None, mass: float, read: Callable[[str], float]) -> None:
+    if text is None or mass <= 0.0:
+        return
+    with contextlib.suppress(AnswerError, ValueError):  # "about 12 to" and the like: another answer, but no number
+        found.append((read(text), mass))
+
+
+def _other(before: str, chosen: str, token: str, after: str) -> str | None:
+    """The text with another token in the place of the chosen one, its unknown rest at the middle; None: no number."""
+    has_number = _DIGIT.search(before) is not None
+    if not _DIGIT.search(token):
+        if "." in token and has_number:
+            return before + token + _middle(after.split(".", 1)[-1])
+        return before if has_number else None  # the number ends here
+    if not _DIGIT.search(chosen):
+        return before + token + chosen + _middle(after) if has_number else None  # one digit more before the point
+    return before + token + _middle(after.split(".", 1)[-1] if "." in token else after)
+
+
+def _middle(digits: str) -> str:
+    """The text with its first digit 5 and the others 0: the middle of all numbers that it could be."""
+    return _DIGIT.sub("5", _DIGIT.sub("0", digits), count=1)
+
+
+def weighted_middle(points: Sequence[tuple[float, float]]) -> float:
+    """The median of rising (number, mass): the first at which half of the mass is reached."""
+    half, passed = sum(mass for _, mass in points) / 2, 0.0
+    for number, mass in points:
+        passed += mass
+        if passed >= half:
+            return number
+    return points[-1][0]
