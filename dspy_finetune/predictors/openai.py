@@ -52,8 +52,8 @@ class OpenAIPredictor(FinetunedPredictor):
     - "text": the one that the model wrote;
     - "median", "mean": that of the distribution which the log-probabilities of its digits tell (see
       `probabilities.py`), or of the samples. The median is the best guess for the absolute error, the mean for the
-      squared one (arXiv 2403.04182). The prediction then carries `coverage`, the mass of all numbers that were told, in [0, 1];
-      where the host sends no log-probabilities it is None, and the number is the one that was written.
+      squared one (arXiv 2403.04182). The prediction then carries `coverage`, the mass of all numbers that were told,
+      in [0, 1]; where the host sends no log-probabilities it is None, and the number is the one that was written.
 
     `n_samples` above 1 asks that often at `temperature`. The number is then the median of the samples (with
     decode="mean" their mean), and the prediction also carries
