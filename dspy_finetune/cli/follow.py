@@ -35,6 +35,8 @@ def follow(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds
     told = _Told()
 
     def show(look: JobProgress) -> None:
+        for line in told.news(look):
+            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
         if live is not None:
             live.update(Text(summary(look)))
         elif told.is_due(look):
@@ -69,8 +71,6 @@ def summary(look: JobProgress) -> str:
         parts.append(f"after {duration(look.elapsed_seconds)}")
     if look.cost_usd:
         parts.append(f"${look.cost_usd:,.2f} so far")
-    if look.fraction is None and look.message:
-        parts.append(look.message)
     return "  ".join(parts)
 
 
@@ -108,6 +108,13 @@ class _Told:
     def __init__(self) -> None:
         self._status = ""
         self._at = 0.0
+        self._seen: set[str] = set()
+
+    def news(self, look: JobProgress) -> list[str]:
+        """What the host said since the last look, without the figures of single steps: the bar shows those."""
+        fresh = [event for event in look.events if event.id not in self._seen]
+        self._seen.update(event.id for event in fresh)
+        return [event.message for event in fresh if event.type != "metrics" or "candidate" in event.data]
 
     def is_due(self, look: JobProgress) -> bool:
         now = time.monotonic()

@@ -49,6 +49,8 @@ def split(
     to.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, rows in zip(("train", "validation", "test"), parts, strict=True):
+        if not rows:  # a fraction of 0 asks for no such file
+            continue
         path = to / f"{name}.jsonl"
         with atomic_writer(path) as file:
             file.writelines(json.dumps(dict(row), ensure_ascii=False, default=str).encode() + b"\n" for row in rows)
