@@ -26,7 +26,7 @@ from dspy_finetune.local import completions, responses
 from dspy_finetune.local.batches import Batches, CreateBatch
 from dspy_finetune.local.completions import ChatRequest, EmbeddingRequest
 from dspy_finetune.local.guards import LOOPBACK_NAMES, Guard, GuardedRoute, add_error_answers
-from dspy_finetune.local.models import base_folder, base_name, check_base, packaged_encoder
+from dspy_finetune.local.models import base_folder, base_name, check_base, is_available, packaged_encoder
 from dspy_finetune.local.responses import ResponsesRequest
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
@@ -34,6 +34,10 @@ from dspy_finetune.local.store import Store, append_event, derived_id, new_id
 from dspy_finetune.local.uploads import CompleteUpload, CreateUpload, Uploads
 
 logger = logging.getLogger(__name__)
+
+REMEMBER_SECONDS = 60.0
+"""How long the hub's word on a model holds."""
+MAX_REMEMBERED = 1000
 
 Result = TypeVar("Result")
 Asking = TypeVar("Asking", ChatRequest, ResponsesRequest)
@@ -72,6 +76,7 @@ class Host:
                 "/v1/responses": lambda body: self.respond(_unstreamed(parse(ResponsesRequest, body))),
             },
         )
+        self._available: dict[str, tuple[bool, float]] = {}
         self._engine: Any = None
         self._starting = threading.Lock()
 
@@ -101,8 +106,18 @@ class Host:
             # A client's text meets the file system here: `~nobody/x` and the like are no models, not faults.
             with contextlib.suppress(FinetuneError, OSError, ValueError, RuntimeError):
                 check_base(model)
-                return model
+                return model if self._is_available(model) else None
         return None
+
+    def _is_available(self, base: str) -> bool:
+        # The hub is asked about a name once in a while, not for each request.
+        known, until = self._available.get(base, (False, 0.0))
+        if time.monotonic() >= until:
+            known = is_available(base)
+            if len(self._available) > MAX_REMEMBERED:
+                self._available.clear()
+            self._available[base] = (known, time.monotonic() + REMEMBER_SECONDS)
+        return known
 
     def check_model(self, model: str, *, status: int = 404) -> None:
         """Raise OpenAI's answer to a model that does not exist."""
@@ -132,12 +147,12 @@ class Host:
 
     async def complete(self, body: ChatRequest, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """The whole answer to a chat; what its response's headers are to say is put into `headers`."""
-        self.check_model(body.model)
+        await asyncio.to_thread(self.check_model, body.model)  # which may ask the hub
         return await completions.complete(await self.ready_engine(), body, headers)
 
     async def respond(self, body: ResponsesRequest) -> dict[str, Any]:
         """The whole response."""
-        self.check_model(body.model)
+        await asyncio.to_thread(self.check_model, body.model)
         return await responses.respond(await self.ready_engine(), body)
 
     def health(self) -> dict[str, Any]:
@@ -437,20 +452,20 @@ def _add_chat(app: FastAPI, host: Host) -> None:
         if not body.stream:
             answer = await _while_wanted(request, host.complete(body, headers=headers))
             return JSONResponse(answer, headers=headers)
-        host.check_model(body.model)
+        await asyncio.to_thread(host.check_model, body.model)
         chunks = await _while_wanted(request, completions.stream(await host.ready_engine(), body, headers))
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
-        host.check_model(body.model)
+        await asyncio.to_thread(host.check_model, body.model)
         return await _while_wanted(request, completions.embed(await host.ready_engine(), body))
 
     @app.post("/v1/responses")
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         if not body.stream:
             return JSONResponse(await _while_wanted(request, host.respond(body)))
-        host.check_model(body.model)
+        await asyncio.to_thread(host.check_model, body.model)
         events = responses.stream(await host.ready_engine(), body)
         return StreamingResponse(await _while_wanted(request, events), media_type="text/event-stream")
 

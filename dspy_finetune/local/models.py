@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from dspy_finetune._appendlog import process_lock
 from dspy_finetune._files import file_error
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
+
+logger = logging.getLogger(__name__)
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""
@@ -85,6 +88,22 @@ def check_base(base: str) -> None:
             f'no base model "{base}"; use {PACKAGED_MODEL}, {PACKAGED_ENCODER}, '
             "a Hugging Face id (owner/name) or a folder"
         )
+
+
+def is_available(base: str) -> bool:
+    """Whether a name that `check_base` takes leads to a model: here, in the hub's cache, or on a hub that answers."""
+    if "/" not in base or Path(base).expanduser().is_dir():  # what is packaged has no owner in its name
+        return True
+    hub = require("huggingface_hub", "local", "a Hugging Face id")
+    try:
+        hub.snapshot_download(base, allow_patterns=["config.json"], local_files_only=True)
+    except hub.errors.LocalEntryNotFoundError:
+        try:
+            hub.model_info(base, timeout=5)
+        except Exception as error:  # its HTTP client's errors have no common root with its own
+            logger.info("the Hugging Face hub has no model %s that can be read: %s", base, error)
+            return False
+    return True
 
 
 def base_folder(base: str, *, progress: Progress = lambda text: None) -> Path:
