@@ -7,6 +7,11 @@ SIZE ?= full
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SECOND := $(VENV)/openai-2
+CLIENTS := $(VENV)/clients
+SOAK := $(VENV)/soak
+# How long the local host is fuzzed, and how many requests it then answers.
+MINUTES ?= 20
+REQUESTS ?= 10000
 # Threads of one test process: the machine is shared between the workers.
 TEST_WORKERS ?= 2
 
@@ -18,6 +23,8 @@ help:
 	@echo "make check        format, lint, types and the documentation site"
 	@echo "make docs         the documentation site, in build/site"
 	@echo "make record       record the local host's answers anew that tests play"
+	@echo "make clients      other people's clients against the local host, in an environment of their own"
+	@echo "make soak         the local host under fuzzing and thousands of requests (MINUTES=20, REQUESTS=10000)"
 	@echo "make bench        the benchmarks, as ratios measured side by side"
 	@echo "make clean        remove the environment and build results"
 
@@ -53,11 +60,34 @@ test-fast: $(STAMP)
 # The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
 test-openai-2: $(SECOND)/.installed
 	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" \
-	  tests/hosts tests/jobs tests/predictors tests/bulk tests/local/test_jobs.py
+	  tests/hosts tests/jobs tests/predictors tests/bulk tests/local/test_jobs.py tests/local/test_strict_client.py
 
 $(SECOND)/.installed: $(STAMP) Makefile
 	@rm -rf $(SECOND)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SECOND) "openai==2.54.0" distro sniffio
+	@touch $@
+
+# LangChain, Instructor, Pydantic AI, llm and the npm client: they bring much that the tests do not need.
+clients: $(CLIENTS)/.installed
+	$(BIN)/python -m tests.clients.run --python $(CLIENTS)/bin/python $(if $(shell command -v npm),--npm $(CLIENTS)/npm)
+
+$(CLIENTS)/.installed: $(STAMP) Makefile
+	@rm -rf $(CLIENTS)
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet langchain-openai instructor "pydantic-ai-slim[openai]" llm
+	@mkdir -p $(CLIENTS)/npm && if command -v npm >/dev/null; then cd $(CLIENTS)/npm && npm install --silent openai zod; fi
+	@touch $@
+
+# Half an hour: schemathesis over the host's own description, mixed requests with faults, and jobs in any order.
+soak: $(SOAK)/.installed
+	$(BIN)/python -m tests.soak.mixed --requests $(REQUESTS)
+	DSPY_FINETUNE_EXAMPLES=20 DSPY_FINETUNE_STEPS=30 $(BIN)/python -m pytest --timeout 7200 tests/local/test_state_machine.py
+	$(BIN)/python -m tests.soak.fuzz --minutes $(MINUTES) --schemathesis $(SOAK)/bin/schemathesis
+
+$(SOAK)/.installed: $(STAMP) Makefile
+	@rm -rf $(SOAK)
+	$(PYTHON) -m venv $(SOAK)
+	$(SOAK)/bin/python -m pip install --quiet schemathesis
 	@touch $@
 
 # Records the exchanges of tests/jobs/test_recorded.py anew, with the real local host on a toy model.
