@@ -349,6 +349,8 @@ def label_text(value: Any) -> str:
         return fold(str(plain))
     if plain.isalnum() and plain.isascii():
         return plain.casefold()
+    if plain.isascii() and plain.replace(" ", "").isalnum() and not label_lead(None).match(plain.strip()):
+        return fold(plain)
     try:
         return _folded_label(_innermost(answer_text(plain)))
     except AnswerError:
@@ -786,6 +788,7 @@ _APPROXIMATE = re.compile(r"about|around|approx|roughly|circa|ca\.|~|≈", re.IG
 _RANGE = re.compile(r"(?P<low>[^–—]*?\d[^–—]*?)\s*(?:-|–|—|\bto\b)\s*(?P<high>\D{0,8}\d.*)", re.IGNORECASE | re.DOTALL)
 _PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _COMMAS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?", re.ASCII)
+_USUAL = re.compile(r"-?\$?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?", re.ASCII)
 _GROUPED = re.compile(
     r"[1-9]\d{0,2}(?:(?P<mark>[,\u0020\u00a0\u202f\u2009'’])\d{3})(?:(?P=mark)\d{3})*(?:\.\d*)?", re.ASCII
 )
@@ -968,11 +971,11 @@ class NumberFormat:
 
     def _one(self, body: str, text: str) -> Decimal | None:
         """One number with its sign and currency; None where the text has another form."""
-        found = _amount(body)
+        found = _amount(body, self.currency)
         if found is None:
             return None
         sign, digits, currencies = found
-        own = _currency_of(self.currency)
+        own = _currency_of(self.currency, self.currency)
         if len(currencies) > 1 or (currencies and self.currency and currencies != {own}):
             raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
         if self.decimals is not None and self.decimals != 3 and _AMBIGUOUS.fullmatch(digits):
@@ -1065,15 +1068,15 @@ def _bare(text: str) -> str:
     return body
 
 
-def _amount(body: str) -> tuple[str, str, set[str]] | None:
-    """Sign, digits and the currencies before and after them; None where another word stands there."""
+def _amount(body: str, own: str = "") -> tuple[str, str, set[str]] | None:
+    """Sign, digits and the currencies before and after them; None where another word than `own` stands there."""
     body = body.strip().replace("\u2212", "-")
     if len(body) > _MAX_CHARS:
         return None
     sign, body = _sign(body)
     currencies: set[str] = set()
     if match := re.match(r"[^\d.,+\s-]+", body):
-        currency = _currency_of(match.group())
+        currency = _currency_of(match.group(), own)
         if not currency:
             return None
         currencies.add(currency)
@@ -1081,7 +1084,7 @@ def _amount(body: str) -> tuple[str, str, set[str]] | None:
     if not sign:
         sign, body = _sign(body)
     if match := re.search(r"(?<=[\d.])\s*([^\d.,+'’\s-][^\d,+'’-]*)$", body):
-        currency = _currency_of(match.group(1).rstrip("."))
+        currency = _currency_of(match.group(1).rstrip("."), own)
         if not currency:
             return None
         currencies.add(currency)
@@ -1096,11 +1099,13 @@ def _sign(body: str) -> tuple[str, str]:
     return "", body
 
 
-def _currency_of(mark: str) -> str:
-    """The currency that a sign, code or word stands for; "" for any other word."""
+def _currency_of(mark: str, own: str = "") -> str:
+    """The currency that a sign, code or word stands for; "" for any other word than `own`."""
     known = _CURRENCY_OF.get(mark.casefold())
     if known is not None:
         return known
+    if own and mark.casefold() == own.casefold():
+        return own
     return mark if len(mark) == 1 and unicodedata.category(mark) == "Sc" else ""
 
 
@@ -1163,6 +1168,10 @@ def load_number(value: Any) -> float:
     """
     if type(value) is float and math.isfinite(value):
         return value
+    if isinstance(value, str) and _USUAL.fullmatch(value):  # as most cells are; the rest of this reads the others
+        number = float(value.replace("$", "").replace(",", ""))
+        if math.isfinite(number):
+            return number
     return float(_load_decimal(value, NUMBER))
 
 

@@ -190,6 +190,16 @@ def test_a_bare_format_reads_any_known_currency_and_three_decimals() -> None:
     assert [NumberFormat().decode(text) for text in ("€12", "12 GBP", "1.199", "1e-7")] == [12.0, 12.0, 1.199, 1e-7]
 
 
+@pytest.mark.parametrize("currency", ["GEM", "pts", "₺", "zł", "CHF", "kr", "฿", "Fr"])
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_a_currency_of_ones_own_is_written_and_read(currency: str, position: Any) -> None:
+    style = NumberFormat(decimals=2, currency=currency, position=position, thousands=True)
+    for value in (1199.99, -5.5):
+        assert style.decode(style.encode(value)) == value
+    with pytest.raises(AnswerError):
+        style.decode("5 EUR")
+
+
 def test_odd_formats_are_refused() -> None:
     for options in ({"decimals": -1}, {"position": "left"}, {"currency": "1"}, {"currency": "a b"}):
         with pytest.raises(UsageError):
