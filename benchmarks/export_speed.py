@@ -28,8 +28,8 @@ from dspy_finetune import prompts
 from dspy_finetune.export import export_dpo, export_sft
 
 BASE_MODEL = "gpt-4.1-mini-2025-04-14"
-TARGETS = {"sft": 50.0, "sft with tokens": 10.0}
-MAX_MEMORY_MB = 20.0
+TARGETS = {"sft": 15.0}
+MAX_MEMORY_MB = 25.0
 RUBRIC = (
     "Likes quiet, specific stories about how ordinary things are made, kept and repaired, written by people who did "
     "the work. Likes local history and second thoughts. Dislikes lists, funding rounds, celebrity, outrage and "

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     def convert(
         path: Annotated[Path, typer.Argument(help="The training file; it is never touched.")],
         copy: Annotated[Path, typer.Argument(metavar="OUT", help="The copy; its manifest goes beside it.")],
-        to: Annotated[str, typer.Option(help="openai, azure, together, fireworks or trl.")],
+        to: Annotated[str, typer.Option(help="openai, azure, together, fireworks, nebius or trl.")],
         from_: Annotated[
             str | None,
             typer.Option("--from", help="Refuse lines of another dialect; default: take each as what it is."),

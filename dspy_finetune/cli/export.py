@@ -91,6 +91,7 @@ def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
         tokens = "" if manifest.n_tokens is None else f", {manifest.n_tokens:,} tokens"
         lines = [f"{dataset.path}: {manifest.n_rows_out:,} rows{tokens} ({manifest.dialect} {manifest.method})"]
         lines += [f"  left out: {n:,} x {reason}" for reason, n in manifest.skipped.items()]
+        lines += [f'  left behind: the key "{key}" of {n:,} rows' for key, n in manifest.left_behind.items()]
         # Not the console: it would wrap the lines of a report that is piped into a file.
         print(visible("\n".join([*lines, str(dataset.report)])))
     if not dataset.report.ok:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune._files import packed_kind, sha256_file
-from dspy_finetune._jsonl import MISSING, read_entries
+from dspy_finetune._jsonl import MISSING
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.export.checks.checker import entries_of
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.dataset import Manifest, TrainingFile
 from dspy_finetune.export.dialects import dialect_named
-from dspy_finetune.export.formats import Method, Row, from_any, is_trl, method_of, shape_named
+from dspy_finetune.export.formats import SHARED, Method, Row, as_openai, from_any, is_trl, method_of, shape_named, sniff
 from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.export.writer import OnError, RowCounts, write_file
 
@@ -48,7 +49,7 @@ def convert(
     Args:
         path: The file; it is never touched.
         out: The copy; its manifest goes to `<out>.manifest.json`.
-        to: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        to: `"openai"`, `"azure"`, `"together"`, `"fireworks"`, `"nebius"` or `"trl"`.
         from_: The file's dialect; lines of another are then errors. None takes each line as what it is, and so also
             mends files with older or wrong keys, such as `preferred_completion` or `messages` / `preferred` /
             `rejected`.
@@ -76,7 +77,7 @@ def convert(
     manifest, prompt = _provenance(path)
     progress = RowCounts()
     return write_file(
-        _rows(path, from_, progress, method=method),
+        _rows(path, from_, progress, method=method, to=to),
         out,
         progress=progress,
         method=method,
@@ -93,7 +94,7 @@ def convert(
 def _check_dialect(path: str | os.PathLike[str], from_: str) -> None:
     """See whether the first lines are of the dialect; where none is, that is one fault, not one of each line."""
     first: tuple[int, Row] | None = None
-    for entry in islice(read_entries(path), _MAX_LEADING_ERRORS):
+    for entry in islice(entries_of(path), _MAX_LEADING_ERRORS):
         row, number = entry.value, entry.line or 1
         if not isinstance(row, dict):
             continue
@@ -156,11 +157,16 @@ def _provenance(path: str | os.PathLike[str]) -> tuple[Manifest | None, PromptFo
 
 
 def _rows(
-    path: str | os.PathLike[str], from_: str | None, progress: RowCounts, *, method: Method | None = None
+    path: str | os.PathLike[str],
+    from_: str | None,
+    progress: RowCounts,
+    *,
+    method: Method | None = None,
+    to: str | None = None,
 ) -> Iterator[Row | RowError]:
     """Each line as a row in OpenAI's shape, or what is wrong with it; lines of another method are errors."""
     progress.path = os.fspath(path)
-    for entry in read_entries(path):
+    for entry in entries_of(path):
         fault = next((fault for fault in entry.faults if not CODES[fault.code].fixable), None)
         if fault is None and entry.value is MISSING:
             continue  # a blank line, a byte-order mark, the brackets of an array: mended by being read
@@ -172,6 +178,8 @@ def _rows(
         try:
             _check_line(entry.value, from_)
             row = from_any(entry.value)
+            for key in _left_behind(entry.value, row, to):
+                progress.left_behind[key] = progress.left_behind.get(key, 0) + 1
             if method is not None and method_of(row) != method:
                 raise RowError(
                     f"a {method_of(row)} row in a file of {method} rows",
@@ -181,6 +189,17 @@ def _rows(
             yield row
         except RowError as error:
             yield _line_error(error, path, number)
+
+
+def _left_behind(line: Any, row: Row, to: str | None) -> Iterator[str]:
+    """Keys of a line that the copy has no place for; those that change what is trained are errors already."""
+    if to is None:
+        return
+    rest = as_openai(line).rest
+    if sniff(line) != "chat":
+        yield from rest
+    elif not dialect_named(to).messages:
+        yield from row.keys() - {"messages", *SHARED}
 
 
 def _check_line(row: Any, from_: str | None) -> None:

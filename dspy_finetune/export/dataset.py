@@ -68,6 +68,8 @@ class Manifest:
     """The whole prompt: `PromptFormat.from_dict` brings it back."""
     seed: int | None = None
     """Seed of the random choices behind the rows, where there were any."""
+    left_behind: dict[str, int] = field(default_factory=dict)
+    """Key -> number of rows whose key was left behind, because the format has no place for it."""
     issues: dict[str, int] = field(default_factory=dict)
     """Code -> number of issues that the check of the file reported."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -48,7 +48,7 @@ def export_sft(
         prompt: What renders the examples; the same object serves the tuned model.
         path: The JSONL file; its manifest goes to `<path>.manifest.json`.
         base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
-        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"`, `"nebius"` or `"trl"`.
         on_error: What happens to examples that cannot be rendered: `"raise"` lists them all and writes nothing,
             `"skip"` leaves them out and counts them in the manifest.
         dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.
@@ -175,7 +175,7 @@ def export_dpo(
         prompt: What renders the pairs; the same object serves the tuned model.
         path: The JSONL file; its manifest goes to `<path>.manifest.json`.
         base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
-        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"` or `"trl"`.
+        dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"`, `"nebius"` or `"trl"`.
         on_error: What happens to pairs that cannot be rendered: `"raise"` lists them all and writes nothing, `"skip"`
             leaves them out and counts them in the manifest.
         dedupe: Leave out rows whose line equals an earlier one; costs about 90 bytes of memory a row.

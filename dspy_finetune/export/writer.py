@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
 
 
+logger = logging.getLogger(__name__)
+
 OnError = Literal["raise", "skip"]
 DUPLICATE = "duplicate of an earlier row"
 _MAX_REASONS = 50
@@ -50,6 +53,8 @@ class RowCounts:
     """The line of the one in hand, where the source has lines."""
     path: str | None = None
     """The file that those lines are of."""
+    left_behind: dict[str, int] = field(default_factory=dict)
+    """Keys of the lines that the new file has no place for, with the number of their rows."""
 
     @property
     def number(self) -> int:
@@ -235,6 +240,9 @@ def write_file(
             raise RowsError(skipped.errors)
         if not lines.n_lines:
             raise EmptyDatasetError(_nothing(progress.n_rows_in, skipped, target))
+        if progress.left_behind:
+            keys = ", ".join(f'"{key}" ({n:,} rows)' for key, n in progress.left_behind.items())
+            logger.warning("%s has no place for %s", target, keys)
         # Between the two renames a reader must not meet the new file beside the old manifest.
         forget_manifest(target)
     report = checker.finish(size_bytes=lines.size_bytes, path=os.fspath(target))
@@ -255,6 +263,7 @@ def write_file(
         prompt_digest=prompt.digest if prompt is not None else None,
         prompt=prompt.to_dict() if prompt is not None else None,
         seed=seed,
+        left_behind=progress.left_behind,
         issues=dict(report.counts),
         versions=versions(),
         created_at=now(),

@@ -93,7 +93,7 @@ CASES: list[tuple[str, int, str]] = [
     # Files that cannot be read
     ("export sft latin.jsonl --preset binary --out new.jsonl", 1, "latin.jsonl:1: not UTF-8"),
     ("export sft utf16.jsonl --preset binary --out new.jsonl", 1, "the file is UTF-16"),
-    ("convert latin.jsonl new.jsonl --to trl", 1, "latin.jsonl:1: byte 15"),
+    ("convert latin.jsonl new.jsonl --to trl", 1, "latin.jsonl:1: not UTF-8: byte 0xe9 at byte offset 14"),
     ("quickstart --data latin.jsonl", 1, "latin.jsonl:1: not UTF-8"),
     ("plan train.jsonl --env-file latin.jsonl", 1, "not UTF-8"),
     ("compare rows.jsonl --program a=rows.jsonl", 1, "is not a saved predictor"),

@@ -416,3 +416,32 @@ def test_a_style_that_tells_the_answers_apart_is_told(chosen: str, rejected: str
         issue.message for issue in check(tmp_path / "a.jsonl", count=False).issues if issue.code == "shortcut-style"
     ]
     assert any(says in message and "100% of the chosen" in message for message in found), found
+
+
+def test_keys_that_a_conversion_leaves_behind_are_named_before_the_file_appears(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.jsonl", {"conversations": ASKED, "id": "x7", "source": "web"})
+    converted = convert(path, tmp_path / "b.jsonl", to="openai")
+    assert converted.manifest.left_behind == {"id": 12, "source": 12}
+    assert '"id" (12 rows), "source" (12 rows)' in caplog.text
+    path = write(tmp_path / "c.jsonl", {"messages": [USER, GOOD], "id": "x7"})
+    assert convert(path, tmp_path / "d.jsonl", to="openai").manifest.left_behind == {}
+    assert json.loads((tmp_path / "d.jsonl").read_text().splitlines()[0])["id"] == "x7"
+    assert convert(path, tmp_path / "e.jsonl", to="trl").manifest.left_behind == {"id": 12}
+
+
+@pytest.mark.parametrize(("host", "codes"), [("together", set()), ("openai", {"csv-file", "file-extension"})])
+def test_a_csv_file_is_read_and_fixed_to_jsonl(host: str, codes: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,completion\n" + "".join(f"question {n}?,answer {n}\n" for n in range(12)))
+    report = check(path, host=host, count=False)
+    assert report.codes - {"prompt-completion-format"} == codes
+    assert report.stats.n_rows == 12
+    fixed = fix(path, tmp_path / "b.jsonl", host=host, count=False)
+    assert fixed.report.ok
+    assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 12
+    assert convert(path, tmp_path / "c.jsonl", to="openai").n_rows == 12
+    path.write_bytes(path.read_bytes() + b"a\0b,c,d\n")
+    [told] = [issue for issue in check(path, host=host, count=False).issues if issue.code == "csv-row"]
+    assert told.line == 14

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._jsonl import MISSING, kind, read_entries
+from dspy_finetune._jsonl import MISSING, Entry, Fault, kind, read_entries
 from dspy_finetune.catalog import load_catalog
-from dspy_finetune.errors import RowError, UsageError
+from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.codes import CODES, by_hand
 from dspy_finetune.export.checks.mend import mend_row
@@ -116,6 +116,7 @@ class RowChecker:
         self._shapes: Counter[tuple[str, ...]] = Counter()
         self._tokens: Counter[int] = Counter()
         self._labels: dict[str, int] | None = {}
+        self._is_table = False
         self._n_rows = self._n_unreadable = self._n_image_rows = self._size_bytes = 0
 
     def row(self, line: int, row: Any, raw_size: int = 0, *, n_tokens: int | None = None) -> None:
@@ -300,6 +301,7 @@ class RowChecker:
             validation: The report of the validation file, to be held by this one.
         """
         size = self._size_bytes if size_bytes is None else size_bytes
+        self._is_table = path is not None and self._host == "together" and Path(path).suffix == ".csv"
         if path is not None and self._rules.suffixes and Path(path).suffix not in self._rules.suffixes:
             taken = " and ".join(sorted(self._rules.suffixes))
             found = f'the file\'s name ends in "{Path(path).suffix}"; {self._host} takes {taken}'
@@ -405,6 +407,8 @@ class RowChecker:
                 reasons.append(f"tokens: {why} (rows are held to the training context of {self._context_of})")
         elif self._limit is None and self._n_rows:
             reasons.append("context length: the model's training context is not known")
+        if self._is_table:
+            reasons.append("CSV for training: Together's client takes CSV for evaluations; `--fix OUT` writes JSONL")
         if self._sample is not None and not self._sample.is_open:
             reasons.append(f"shortcuts and preference cycles behind line {self._sample.last_line}")
         return reasons
@@ -449,6 +453,31 @@ def check(
     return check_file(checker, path, host, validation=theirs, held=held)
 
 
+def entries_of(path: str | os.PathLike[str]) -> Iterator[Entry]:
+    """Every piece of a file; a CSV file's rows are those of its lines, with their cells as texts.
+
+    Raises:
+        FileError: The file cannot be opened or read.
+    """
+    if Path(path).suffix.lower() not in (".csv", ".tsv"):
+        yield from read_entries(path)
+        return
+    from dspy_finetune.data.readers import open_source  # lazy: only a table needs the loader
+
+    yield Entry(None, MISSING, (Fault(code="csv-file", message="the file is CSV"),))
+    try:
+        for line, row in open_source(path, format=None, split=None).rows:
+            if isinstance(row, RowError):
+                yield Entry(line, MISSING, (Fault(code="csv-row", message=row.problem, remedy=row.remedy or ""),))
+            else:
+                yield Entry(line, row)
+    except RowError as error:  # a header that cannot be trusted, a quote that never closes
+        found = Fault(code="csv-row", message=error.problem, remedy=error.remedy or "")
+        yield Entry(error.line or 1, MISSING, (found,))
+    except EmptyDatasetError:
+        return
+
+
 def check_file(
     checker: RowChecker,
     path: str | os.PathLike[str],
@@ -459,11 +488,12 @@ def check_file(
 ) -> CheckReport:
     """Give a checker all rows of a file, and its report. Raises FileError."""
     log, wants_bom, has_bom = checker.log, DIALECTS[host].bom if host in DIALECTS else False, False
-    for line, value, faults, raw, place in read_entries(path):
+    for line, value, faults, raw, place in entries_of(path):
         log.place = place
         for fault in faults:
             has_bom = has_bom or fault.code == "bom"
-            if fault.code != "bom" or not wants_bom:
+            is_taken = (fault.code == "bom" and wants_bom) or (fault.code == "csv-file" and host == "together")
+            if not is_taken:
                 log.add(line, fault.path, fault.code, fault.message)
         if value is not MISSING:
             checker.row(line or 1, value, len(raw))

@@ -89,6 +89,9 @@ FILE_CODES: dict[str, Code] = {
     "utf-16": _error("The file is UTF-16.", _FIX + "save it as UTF-8", JSON, fixable=True),
     "crlf": _info("Lines end with CR LF.", _FIX + "save with LF line ends", fixable=True),
     "blank-line": _warning("A line is blank.", _FIX + "delete the line", fixable=True),
+    "csv-file": _error(
+        "The file is CSV, not JSONL.", _FIX + "write each row as a JSON object on a line", SERVER, fixable=True
+    ),
     "json-array": _error(
         "The file is one JSON array.", _FIX + "write one row per line, without the brackets", SERVER, fixable=True
     ),
@@ -118,6 +121,7 @@ LINE_CODES: dict[str, Code] = {
     "several-values": _error(
         "A line holds several rows.", _FIX + "put each row on a line of its own", SERVER, fixable=True
     ),
+    "csv-row": _error("A row of a CSV file cannot be read.", "mend the row, or save the table anew", "RFC 4180"),
     "row-not-object": _error(
         "A line is JSON, but not an object.", 'make each line an object, {"messages": [...]}', SERVER
     ),

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dspy_finetune._files import BOM, atomic_writer
-from dspy_finetune._jsonl import MISSING, Entry, read_entries
+from dspy_finetune._jsonl import MISSING, Entry
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import UsageError
-from dspy_finetune.export.checks.checker import check, method_named
+from dspy_finetune.export.checks.checker import check, entries_of, method_named
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.mend import mend_row
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, IssueLog
@@ -214,7 +214,7 @@ def fix(
     with atomic_writer(target) as stream:
         if copy.wants_bom:
             stream.write(BOM)
-        for entry in read_entries(source):
+        for entry in entries_of(source):
             line = copy.line(entry)
             if line is not None:
                 stream.write(line + b"\n")

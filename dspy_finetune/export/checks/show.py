@@ -13,9 +13,10 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dspy_finetune._jsonl import MISSING, read_entries
+from dspy_finetune._jsonl import MISSING
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
+from dspy_finetune.export.checks.checker import entries_of
 from dspy_finetune.export.checks.mend import mend_row
 from dspy_finetune.export.checks.rules import role_name, text_of
 from dspy_finetune.export.dialects import is_trained
@@ -47,7 +48,7 @@ def show(path: str | os.PathLike[str], n: int = 3, *, method: str | None = None)
     """
     if n < 1:
         raise UsageError(f"n={n}: at least one row must be shown")
-    for entry in read_entries(path):
+    for entry in entries_of(path):
         if entry.line is None or (entry.value is MISSING and entry.faults[0].code == "blank-line"):
             continue
         if entry.value is MISSING:
