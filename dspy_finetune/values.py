@@ -687,6 +687,12 @@ def label_column(values: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
     return texts, originals
 
 
+def is_yes_no(labels: Iterable[Any]) -> bool:
+    """Whether the labels are True and False; 1 and 0, which equal them, are not."""
+    found = list(labels)
+    return len(found) == 2 and all(isinstance(label, bool) for label in found)
+
+
 def match_label(value: Any, labels: Sequence[Any]) -> Any | None:
     """The one of some labels that a program's answer names, as `LabelSet.read` reads it; None where it names none.
 

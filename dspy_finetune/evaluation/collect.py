@@ -26,14 +26,14 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune._appendlog import AppendLog, HeldLog
-from dspy_finetune.errors import AnswerError, MissingExtraError, RowError, UsageError
+from dspy_finetune.errors import AnswerError, MissingExtraError, NoAnswerError, RowError, UsageError
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.codecs import Codec, codec_of
 from dspy_finetune.values import NUMBER, LabelSet
 
-Outcome: TypeAlias = Literal["answered", "parse_failure", "failed"]
-"""What became of a question."""
+Outcome: TypeAlias = Literal["answered", "parse_failure", "no_answer", "failed"]
+"""What became of a question; no_answer: the model refused, was cut off, or only reasoned."""
 
 Program: TypeAlias = Callable[..., Any]
 """A `dspy.Module`, or any callable that takes the input fields by name and returns a `dspy.Prediction` or a mapping."""
@@ -114,6 +114,8 @@ def _call(program: Program, inputs: Mapping[str, Any]) -> tuple[Outcome, dict[st
     try:
         prediction = program(**inputs)
         return "answered", {name: jsonable(value) for name, value in _fields(prediction).items()}, prediction, None
+    except NoAnswerError as error:
+        return "no_answer", {}, None, _first_line(error)
     except (AnswerError, AdapterParseError) as error:
         return "parse_failure", {}, None, _first_line(error)
     except (MissingExtraError, UsageError):

@@ -436,6 +436,7 @@ def _program_row(
         n=len(answers),
         n_wrong=_n_wrong(name, answers, facts, columns) if is_scored else None,
         n_parse_failures=sum(answer.outcome == "parse_failure" for answer in answers),
+        n_no_answer=sum(answer.outcome == "no_answer" for answer in answers),
         n_failed=sum(answer.outcome == "failed" for answer in answers),
         seconds=collected.seconds,
         latency_p50_ms=p50,

@@ -262,6 +262,7 @@ def program_table(comparison: Comparison) -> Table:
         columns.append(("wrong", [count(row.n_wrong) for row in rows]))
     columns += [
         ("parse failures", [count(row.n_parse_failures) for row in rows]),
+        *([("no answer", [count(row.n_no_answer) for row in rows])] if any(row.n_no_answer for row in rows) else []),
         ("failed", [count(row.n_failed) for row in rows]),
         *(
             [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]

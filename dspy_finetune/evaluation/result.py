@@ -99,6 +99,8 @@ class ProgramRow:
     """Answers that were read and are not right by the first metric of kind proportion; None without such a metric."""
     n_parse_failures: int
     """Answers that could not be read."""
+    n_no_answer: int = 0
+    """Answers that are none: the model refused, was cut off, or only reasoned."""
     n_failed: int
     """Calls that failed."""
     seconds: float

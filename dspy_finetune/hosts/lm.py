@@ -542,6 +542,8 @@ class HostLM(dspy.LM):
         super().update_history(entry)
 
     def _cost(self, usage: Mapping[str, Any]) -> float | None:
+        if self._host.kind.name not in _PRICED_KINDS:
+            return None
         # Prices are looked up once: an answer of a tuned model takes half a millisecond of the processor in all.
         if self._prices is None:
             model, host = self.model.removeprefix("openai/"), self._host.kind.name

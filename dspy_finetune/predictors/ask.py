@@ -120,12 +120,6 @@ def read_answer(prediction: Any, field: str) -> Any:
     return prediction[field]
 
 
-def is_yes_no(labels: Iterable[Any]) -> bool:
-    """Whether the labels are True and False; 1 and 0, which equal them, are not."""
-    found = list(labels)
-    return len(found) == 2 and all(isinstance(label, bool) for label in found)
-
-
 def number_of(programs: Iterable[Any], output: str) -> NumberFormat:
     """How the numbers of an output are read: in the first telling program's own format, else as bare numbers."""
     for program in programs:

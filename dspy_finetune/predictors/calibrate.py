@@ -26,8 +26,8 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError, LogprobsError, UsageError
-from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of, is_yes_no
-from dspy_finetune.values import LabelSet
+from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of
+from dspy_finetune.values import LabelSet, is_yes_no
 
 Method: TypeAlias = Literal["temperature", "platt", "isotonic"]
 """The ways to calibrate, from the stiffest to the most supple."""

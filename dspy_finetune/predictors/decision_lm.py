@@ -17,9 +17,8 @@ import dspy
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from dspy_finetune.errors import LogprobsError, UsageError
-from dspy_finetune.predictors.ask import is_yes_no
 from dspy_finetune.predictors.base import FinetunedPredictor, predictor_of
-from dspy_finetune.values import match_label
+from dspy_finetune.values import is_yes_no, match_label
 
 logger = logging.getLogger(__name__)
 

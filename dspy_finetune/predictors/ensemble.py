@@ -29,7 +29,6 @@ from dspy_finetune.predictors.ask import (
     check_members,
     in_threads,
     inputs_of,
-    is_yes_no,
     labels_of,
     number_of,
     output_of,
@@ -38,7 +37,7 @@ from dspy_finetune.predictors.ask import (
     read_shares,
 )
 from dspy_finetune.predictors.base import SavedSettings
-from dspy_finetune.values import BOOL, NUMBER, LabelSet, NumberFormat, bare_label, match_label
+from dspy_finetune.values import BOOL, NUMBER, LabelSet, NumberFormat, bare_label, is_yes_no, match_label
 
 # ---- How the answers of several members become one: shares, votes, the middle number. Every rule is deterministic and
 # does not depend on the order in which answers arrive.

@@ -18,11 +18,12 @@ from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.ask import in_threads, is_yes_no
+from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.predictors.intervals import Residuals
 from dspy_finetune.predictors.probabilities import number_masses, weighted_middle
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.values import is_yes_no
 
 Decoding: TypeAlias = Literal["text", "median", "mean"]
 """Which number an answer is: the one written, or that of the distribution which its tokens tell."""

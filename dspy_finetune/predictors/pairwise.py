@@ -17,10 +17,10 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors.ask import is_yes_no
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor, predictor_of
 from dspy_finetune.predictors.calibrate import log_odds, sigmoid
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.values import is_yes_no
 
 
 def sides(prompt: PromptFormat) -> dict[str, str]:

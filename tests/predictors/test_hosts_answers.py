@@ -221,3 +221,21 @@ def test_the_history_tells_the_cost_of_a_tuned_model(fake: FakeOpenAI, monkeypat
     unknown = ft.OpenAIPredictor(BINARY, "tuned", host=ft.Host.compatible(fake.url, "k"), cache=False)
     unknown(title="x")
     assert unknown.lm.history[-1]["cost"] is None
+
+
+def test_refusals_are_counted_apart_from_what_cannot_be_read(chat: ChatServer) -> None:
+    """In `compare` as in bulk: a refusal is no parse failure, and no failed call."""
+    replies = {"refused": PROBLEMS["refusal"], "cut": PROBLEMS["length"], "fine": completion("Because.")}
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        return replies[body["messages"][-1]["content"].rpartition(" ")[2]]
+
+    chat.reply = reply  # type: ignore[method-assign]  # a test's own server
+    tuned = ft.OpenAIPredictor(ANSWER, "tuned", host=chat.host, cache=False)
+    rows = [dspy.Example(question=name, answer="Because.").with_inputs("question") for name in [*replies, "fine"]]
+    report = ft.compare(
+        {"tuned": tuned, "plain": lambda question: {"answer": "No."}}, rows, [ft.metrics.exact_match("answer")]
+    )
+    row = report.comparison.programs[0]
+    assert (row.n, row.n_no_answer, row.n_parse_failures, row.n_failed) == (4, 2, 0, 0)
+    assert "no answer" in report.table()
