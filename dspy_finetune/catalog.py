@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from dspy_finetune._files import read_json
 from dspy_finetune.errors import DataError
@@ -77,6 +77,8 @@ class ModelFacts(_Facts):
     """Name of its tiktoken table."""
     train_context_tokens: PositiveInt | None = None
     """A training row is cut at so many tokens, from its end."""
+    train_tokens_per_second: PositiveFloat | None = None
+    """Measured on two processor cores, where it trains on your own machine."""
     context_tokens: PositiveInt | None = None
     """Prompt and answer together, on the tuned model."""
     prices: Prices = Prices()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import glob
 import importlib.util
 import json
 import os
@@ -59,6 +60,18 @@ def home() -> Path:
 def default_root() -> Path:
     """The embedded server's folder, as `serve` has it: $DSPY_FINETUNE_HOME, or a folder in the user's data."""
     return home() if os.environ.get(HOME_VARIABLE) else home() / "local"
+
+
+def tokenizer_file(base: str) -> Path | None:
+    """The tokenizer of a base model of the local host, if it lies on this machine: in a folder of its own, or among the
+    weights that the host has converted."""
+    own = Path(base).expanduser() / "tokenizer.json"
+    if own.is_file():
+        return own
+    shared = os.environ.get("XDG_CACHE_HOME")
+    usual = (Path(shared) if shared else Path.home() / ".cache") / "dspy-finetune"
+    cache = Path(os.environ.get("DSPY_FINETUNE_CACHE") or usual).expanduser()
+    return next((cache / "models").glob(f"{glob.escape(base)}-*/tokenizer.json"), None)
 
 
 def api_url(url: str) -> str:

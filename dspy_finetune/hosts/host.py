@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts.azure import deployment_command
@@ -390,6 +391,12 @@ class Host:
         if self._kind != "local" or self._url is not None:
             return True
         return self._server is not None and is_alive(self._server.pid)
+
+    def is_this_machine(self) -> bool:
+        """Whether it is the local host, embedded or at a loopback address."""
+        if self._kind != "local":
+            return False
+        return self._url is None or (urlsplit(self._url).hostname or "") in {"localhost", "127.0.0.1", "::1"}
 
     def stops_with_process(self) -> bool:
         """True for the embedded server that this process started: its jobs go on when it is started again."""

@@ -5,16 +5,21 @@ In: what the user gave. Out: the same, or a UsageError that says what is accepte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from dspy_finetune._jsonl import read_jsonl
+from dspy_finetune._optional import require
 from dspy_finetune.catalog import Catalog, HostFacts, strip_model_id
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.cost import default_epochs, training_cost
+from dspy_finetune.export.tokens import TokenCounter, load_encoding
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.embedded import home
+from dspy_finetune.hosts.embedded import home, tokenizer_file
 from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.submit import RESERVED_KEYS
 
@@ -215,8 +220,32 @@ def billed_cost(base: str, method: str, trained_tokens: int | None, host: str, c
     return cost.cost_usd
 
 
-def estimate_seconds(journal: Journal, host_name: str, base: str, n_tokens: int | None) -> float | None:
-    """By the median speed of this journal's finished jobs on the same host and base model."""
+def local_tokens(path: Path, host: Host, base: str) -> tuple[int | None, str]:
+    """(the tokens of a file's rows for a model of the local host, a remark on them); (None, "") for other hosts.
+
+    By the model's own tokenizer, if it is on this machine; by OpenAI's table for an estimate, if it is not yet.
+    """
+    if host.kind.name != "local":
+        return None, ""
+    file, remark = tokenizer_file(base), ""
+    if file is not None:
+        library = require("tokenizers", "local", "counting the tokens of a local model")
+        encode = library.Tokenizer.from_file(str(file)).encode
+        counter = TokenCounter(lambda text: len(encode(text, add_special_tokens=False).ids))
+    else:
+        table = load_encoding("o200k_base")
+        counter = TokenCounter(lambda text: len(table.encode(text, disallowed_special=())))
+        remark = f"the tokenizer of {base} is not on this machine yet; tokens are estimated by OpenAI's o200k_base"
+    return sum(counter.row(row) for _, row in read_jsonl(path)), remark
+
+
+def estimate_seconds(
+    journal: Journal, host: Host, base: str, n_tokens: int | None, catalog: Catalog | None = None
+) -> float | None:
+    """By the median speed of this journal's finished jobs on the same host and base model.
+
+    Without any, on this machine, by the catalog's measured speed and the processor's cores.
+    """
     if n_tokens is None:
         return None
     intents: dict[str, tuple[str, str]] = {}
@@ -226,6 +255,12 @@ def estimate_seconds(journal: Journal, host_name: str, base: str, n_tokens: int 
             described = entry.facts.get("host") or {}
             intents[entry.intent] = (str(described.get("name")), strip_model_id(str(entry.facts.get("base_model"))))
         seconds, tokens = entry.facts.get("seconds"), entry.facts.get("trained_tokens")
-        if entry.event == "ended" and seconds and tokens and intents.get(entry.intent) == (host_name, base):
+        if entry.event == "ended" and seconds and tokens and intents.get(entry.intent) == (host.name, base):
             speeds.append(tokens / seconds)
-    return n_tokens / median(speeds) if speeds else None
+    if speeds:
+        return float(n_tokens / median(speeds))
+    facts = catalog.model(base) if catalog is not None else None
+    if facts is None or facts.train_tokens_per_second is None or not host.is_this_machine():
+        return None
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return n_tokens / (facts.train_tokens_per_second * n_cores / 2)

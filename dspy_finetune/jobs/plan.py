@@ -35,6 +35,7 @@ from dspy_finetune.jobs.options import (
     epochs_of,
     estimate_seconds,
     journal_of,
+    local_tokens,
     resolve,
     wire_method,
 )
@@ -148,7 +149,8 @@ class Plan:
     cost_usd: float | None
     """What training costs; None where no price is known, 0 where nothing is billed."""
     eta_seconds: float | None
-    """How long it will take, by finished jobs of this journal on the same host and model; None without any."""
+    """How long it will take, by finished jobs of this journal on the same host and model, else on this machine by the
+    model's measured speed; None where neither is known."""
     warnings: tuple[str, ...] = field(default=())
     """What should be known before money is spent."""
 
@@ -249,7 +251,7 @@ class Plan:
                 "suffix": self.suffix,
                 "seed": self.seed,
                 "cost": None if self.cost_usd is None else f"${self.cost_usd:,.2f}",
-                "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s, by earlier jobs",
+                "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s",
             },
             self.warnings,
         )
@@ -351,8 +353,11 @@ def plan(
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
     settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
     n_epochs = epochs_of(settled, file.n_rows)
-    n_tokens = file.n_billed_tokens * n_epochs if file.n_billed_tokens is not None else None
-    notes = [*file.warnings, *(held_out.warnings if held_out else ())]
+    n_once, remark = file.n_billed_tokens, ""
+    if n_once is None:
+        n_once, remark = local_tokens(file.path, host, base)
+    n_tokens = n_once * n_epochs if n_once is not None else None
+    notes = [*file.warnings, *(held_out.warnings if held_out else ()), *([remark] if remark else [])]
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
     if not is_known:
@@ -363,7 +368,7 @@ def plan(
         base_model=base,
         method=chosen,
         n_rows=file.n_rows,
-        n_tokens=file.n_billed_tokens,
+        n_tokens=n_once,
         n_epochs=n_epochs,
         host=dialect,
         catalog=catalog,
@@ -384,7 +389,7 @@ def plan(
         n_tokens=n_tokens,
         n_epochs=n_epochs,
         cost_usd=cost.cost_usd,
-        eta_seconds=estimate_seconds(journal_of(host), host.name, base, n_tokens),
+        eta_seconds=estimate_seconds(journal_of(host), host, base, n_tokens, catalog),
         warnings=tuple(notes),
     )
 

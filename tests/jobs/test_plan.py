@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from dspy_finetune import export_sft, prompts
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
@@ -224,8 +225,8 @@ def test_the_time_is_reckoned_from_finished_jobs(sft_file: Path, host: Host, tim
         facts = {"host": host.to_dict(), "base_model": BASE}
         journal.append(f"i{number}", "intent", at=1.0, attempt=1, **facts)
         journal.append(f"i{number}", "ended", at=2.0, trained_tokens=20_000, seconds=seconds)
-    assert estimate_seconds(journal, "openai", BASE, 5_000) == pytest.approx(50.0)
-    assert estimate_seconds(journal, "elsewhere", BASE, 5_000) is None
+    assert estimate_seconds(journal, host, BASE, 5_000) == pytest.approx(50.0)
+    assert estimate_seconds(journal, Host.compatible("http://127.0.0.1:9/v1", "k"), BASE, 5_000) is None
     assert plan(sft_file, base_model=BASE, host=host).eta_seconds is not None
 
 
@@ -335,3 +336,39 @@ def test_what_an_export_checked_is_neither_checked_nor_hashed_again(
     changed = plan(train, base_model=BASE, host=host)
     assert changed.train.n_rows == 31
     assert any("changed after it was exported" in note for note in changed.warnings)
+
+
+def words_tokenizer(path: Path) -> None:
+    """A tokenizer of one token for each word."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    path.parent.mkdir(parents=True)
+    tokenizer.save(str(path))
+
+
+def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model's own tokenizer among the converted weights, and the speed that the catalog has for two cores."""
+    model = "smollm2-135m-instruct"
+    monkeypatch.setenv("DSPY_FINETUNE_CACHE", str(tmp_path / "cache"))
+    estimated = plan(sft_file, base_model=model, host=Host.local())
+    assert estimated.n_tokens is not None
+    assert any("is not on this machine yet" in note for note in estimated.warnings)
+    words_tokenizer(tmp_path / "cache" / "models" / f"{model}-q4_1-1" / "tokenizer.json")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    made = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2})
+    rows = [json.loads(line)["messages"] for line in sft_file.read_text().splitlines()]
+    # Of each message its words, the word of its role and 3 marks; of each row 3 more.
+    n_tokens = sum(3 + sum(len(message["content"].split()) + 1 + 3 for message in row) for row in rows)
+    assert made.n_tokens == 2 * n_tokens
+    assert made.eta_seconds == pytest.approx(2 * n_tokens / (2 * 110))
+    assert made.cost_usd == 0.0
+    assert not any("estimated" in note for note in made.warnings)
+    elsewhere = plan(sft_file, base_model=model, host=Host.local("http://192.0.2.7:8000/v1"))
+    assert elsewhere.n_tokens is not None
+    assert elsewhere.eta_seconds is None
+    folder = tmp_path / "mine"
+    words_tokenizer(folder / "tokenizer.json")
+    assert (
+        plan(sft_file, base_model=str(folder), host=Host.local(), hyperparameters={"n_epochs": 2}).n_tokens
+        == 2 * n_tokens
+    )
