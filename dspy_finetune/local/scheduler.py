@@ -8,6 +8,7 @@ A job that cannot be moved fails, with the reason as its error; the others move 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -385,7 +386,8 @@ class Scheduler:
         head = Path(result["head"]) if result.get("head") else None
         self.store.add_model(model_id, base=base, adapters=adapters, head=head, job_id=job.id)
         table = self.store.job_folder(job.id) / "result.csv"
-        table.write_text(result["csv"], encoding="utf-8")
+        # In base64, as OpenAI serves result files.
+        table.write_bytes(base64.b64encode(result["csv"].encode()))
         file_id = derived_id("file-", job.id, "results")
         with open(table, "rb") as stream:
             self.store.add_file(stream, "step_metrics.csv", "fine-tune-results", file_id=file_id)

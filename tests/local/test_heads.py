@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
@@ -261,7 +262,7 @@ def test_a_job_of_labels_says_what_it_found_and_trains_a_head(real: ToyServer, l
     tried: list[Any] = [event.data for event in reversed(events) if event.type == "metrics"]
     assert all(math.isfinite(one["valid_loss"]) and one["candidate"] for one in tried)
     assert labelled.hyperparameters.model_dump()["recipe"] == "head"
-    table = client.files.content(labelled.result_files[0]).text.splitlines()
+    table = base64.b64decode(client.files.content(labelled.result_files[0]).content).decode().splitlines()
     assert table[0].endswith("valid_loss_error,candidate")
     assert len(table) == len(tried) + 1
 

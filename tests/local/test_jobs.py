@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -100,7 +101,8 @@ def test_metrics_file_and_checkpoints_tell_the_steps(server: ToyServer) -> None:
     client = server.client()
     job = client.fine_tuning.jobs.create(model="toy", training_file=upload(client, CHAT_ROWS))
     done = wait(client, job.id, "succeeded")
-    rows = list(csv.DictReader(io.StringIO(client.files.content(done.result_files[0]).text)))
+    content = base64.b64decode(client.files.content(done.result_files[0]).content, validate=True)
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
     assert list(rows[0]) == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
     assert [int(row["step"]) for row in rows] == list(range(1, 11))
     assert float(rows[1]["train_loss"]) == 0.5
