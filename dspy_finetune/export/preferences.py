@@ -1,7 +1,7 @@
 """Preferences: one prompt, the better answer and the worse one, from labels, corrections and model mistakes.
 
 In: examples with what is known of their answers. Out: `Preference` values, which `export_dpo` writes.
-Not covered: preferences from a program's scored traces (traces.py).
+Not covered: writing them (rows.py).
 """
 
 from __future__ import annotations
@@ -254,7 +254,6 @@ def _text(answer: Answer, prompt: PromptFormat) -> str:
     return answer if isinstance(answer, str) else prompt.completion(answer)
 
 
-# ----------------------------------------------------------------------------------------------------
 # Preferences from a program's own runs: several answers to the same prompt, ordered by a metric.
 #
 # In: any DSPy program, examples and a metric. Out: `Preferences`, one prompt of one predictor each. Not covered:
@@ -267,7 +266,7 @@ def _text(answer: Answer, prompt: PromptFormat) -> str:
 
 logger = logging.getLogger(__name__)
 
-How = Literal["best_vs_worst", "all_pairs"]
+Strategy = Literal["best_vs_worst", "all_pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,12 +296,12 @@ def preferences_from_program(
     *,
     n_samples: int = 4,
     min_difference: float = 0.0,
-    how: How = "best_vs_worst",
+    strategy: Strategy = "best_vs_worst",
     temperature: float = 1.0,
     predictors: Sequence[str] | None = None,
     num_threads: int = 1,
     seed: int = 0,
-    unreadable_score: float | None = None,
+    parse_failure_score: float | None = None,
 ) -> Preferences:
     """Run the program `n_samples` times on each example and make preferences of what scored better and worse.
 
@@ -313,13 +312,13 @@ def preferences_from_program(
         n_samples: Runs of each example. Each has a `rollout_id` of its own, so that the cache does not answer them
             alike, and repeating the call with the same seed is answered by the cache.
         min_difference: Pairs whose scores differ by less are left out; equal scores always are.
-        how: `"best_vs_worst"`: at most one pair for each prompt; `"all_pairs"`: every pair that differs enough.
+        strategy: `"best_vs_worst"`: at most one pair for each prompt; `"all_pairs"`: every pair that differs enough.
         temperature: Of every model call; at 0 all runs are alike.
         predictors: Names, as in `program.named_predictors()`, to keep; None keeps all. A file needs one prompt format,
             so a program of several predictors is exported one predictor at a time.
         num_threads: Runs at the same time.
         seed: Chooses the rollout ids.
-        unreadable_score: The score of a run that ends because the adapter cannot read an answer; its text is then a
+        parse_failure_score: The score of a run that ends because the adapter cannot read an answer; its text is then a
             candidate for the worse answer, never for the better one. None counts such a run as failed.
 
     Returns:
@@ -330,8 +329,8 @@ def preferences_from_program(
         UsageError: An argument is not one of the accepted values.
         DataError: Every single run failed; names the first error.
     """
-    if how not in ("best_vs_worst", "all_pairs"):
-        raise UsageError(f'how={how!r} is unknown; choose "best_vs_worst" or "all_pairs"')
+    if strategy not in ("best_vs_worst", "all_pairs"):
+        raise UsageError(f'strategy={strategy!r} is unknown; choose "best_vs_worst" or "all_pairs"')
     if n_samples < 2:
         raise UsageError(f"n_samples={n_samples}: it takes two answers to prefer one; give 2 or more")
     if temperature <= 0:
@@ -352,7 +351,7 @@ def preferences_from_program(
                 # The context of the caller (dspy.context, dspy.configure) goes along into each thread.
                 pool.map(
                     lambda task, example=example: task[0].run(
-                        _run, program, example, metric, task[1], temperature, unreadable_score
+                        _run, program, example, metric, task[1], temperature, parse_failure_score
                     ),
                     [(contextvars.copy_context(), rollout) for rollout in rollouts],
                 )
@@ -365,7 +364,7 @@ def preferences_from_program(
                     _count(skipped, "run not scored")
                 else:
                     n_scored += 1
-            found += _prefer(runs, kept, how, min_difference, skipped)
+            found += _prefer(runs, kept, strategy, min_difference, skipped)
     if n_examples and not n_scored:
         raise DataError(
             f"no run of the program could be scored; the first error: {first_error or 'the metric gave None'}"
@@ -379,7 +378,7 @@ def _run(
     metric: Callable[..., Any],
     rollout: int,
     temperature: float,
-    unreadable_score: float | None,
+    parse_failure_score: float | None,
 ) -> _Run:
     import dspy  # lazy: importing the package must not load it
     from dspy.utils.exceptions import AdapterParseError
@@ -392,7 +391,7 @@ def _run(
         predictor.lm = lm.copy(rollout_id=rollout, temperature=temperature)
     names = {id(predictor): name for name, predictor in attempt.named_predictors()}
     asked: dict[int, dict[str, Any]] = {}
-    if unreadable_score is not None:
+    if parse_failure_score is not None:
         for predictor in attempt.predictors():
             predictor.forward = _noting(predictor, asked)
     trace: list[Any] = []
@@ -404,10 +403,10 @@ def _run(
     except UsageError:
         raise
     except AdapterParseError as error:
-        if unreadable_score is None or not asked or not error.lm_response.strip():
+        if parse_failure_score is None or not asked or not error.lm_response.strip():
             logger.warning("a run of the program failed: %s", error)
             return _Run(score=None, calls=(), error=f"{type(error).__name__}: {error}")
-        raw = unreadable_score
+        raw = parse_failure_score
         last = next(reversed(asked))
         failed = next(predictor for predictor in attempt.predictors() if id(predictor) == last)
         trace.append((failed, asked[last], error.lm_response))
@@ -448,7 +447,7 @@ def _noting(predictor: Any, asked: dict[int, dict[str, Any]]) -> Callable[..., A
 
 
 def _prefer(
-    runs: Sequence[_Run], kept: set[str], how: How, min_difference: float, skipped: dict[str, int]
+    runs: Sequence[_Run], kept: set[str], strategy: Strategy, min_difference: float, skipped: dict[str, int]
 ) -> list[Preference]:
     """The preferences of one example's runs."""
     groups: dict[tuple[str, int, str], dict[str, tuple[_Call, list[float]]]] = {}
@@ -464,7 +463,7 @@ def _prefer(
         if len(scored) < 2:
             _count(skipped, "all answers alike")
             continue
-        pairs = [(scored[0], scored[-1])] if how == "best_vs_worst" else list(combinations(scored, 2))
+        pairs = [(scored[0], scored[-1])] if strategy == "best_vs_worst" else list(combinations(scored, 2))
         pairs = [
             (best, worst)
             for best, worst in pairs

@@ -37,13 +37,11 @@ if TYPE_CHECKING:
     import tiktoken
 
 
-# ----------------------------------------------------------------------------------------------------
 # Token tables without a network: which one a model uses, and where it is found.
 #
 # In: a model's name. Out: a tiktoken encoding. tiktoken fetches a table from the network at first use; litellm, which
 # comes with DSPy, carries the same files in tiktoken's cache layout, so they are read from there when the user's own
 # cache lacks them.
-# Not covered: counting (tokens.py).
 
 _TABLE_URL = "https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
 _SAME_FILE = {"o200k_harmony": "o200k_base", "p50k_edit": "p50k_base"}
@@ -121,7 +119,6 @@ def packaged_tables(name: str) -> Path | None:
     return folder if (folder / file).is_file() else None
 
 
-# ----------------------------------------------------------------------------------------------------
 # The tokens of an image, from its size and the detail asked for.
 #
 # In: the `url` and `detail` of an image part. Out: OpenAI's tile count. Not covered: fetching an address; its size is
@@ -205,7 +202,6 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-# ----------------------------------------------------------------------------------------------------
 Tokenizer = Callable[[str], int]
 """Counts the tokens of a text."""
 
@@ -409,7 +405,6 @@ def count_messages(messages: Sequence[Mapping[str, Any]], base_model: str) -> in
     return None if counter is None else counter.messages(messages)
 
 
-# ----------------------------------------------------------------------------------------------------
 # Tokens of many texts, faster than tiktoken: words repeat, so each is counted once.
 #
 # In: texts. Out: the counts that tiktoken gives. Like tiktoken, a text is cut into pieces by the encoding's pattern,

@@ -27,7 +27,7 @@ from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import Preferences, TrainingFile, export_dpo
-from dspy_finetune.export.preferences import How, preferences_from_program, render_preference
+from dspy_finetune.export.preferences import Strategy, preferences_from_program, render_preference
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
 from dspy_finetune.jobs.job import JobProgress
@@ -132,7 +132,7 @@ class PreferenceFinetune(Teleprompter):
         n_samples: int = 4,
         temperature: float = 1.0,
         min_difference: float = 0.0,
-        strategy: How = "best_vs_worst",
+        strategy: Strategy = "best_vs_worst",
         method: TrainingMethod = "dpo",
         hyperparameters: Mapping[str, Any] | None = None,
         max_usd: float | None = None,
@@ -151,7 +151,7 @@ class PreferenceFinetune(Teleprompter):
         self.n_samples = n_samples
         self.temperature = temperature
         self.min_difference = min_difference
-        self.strategy: How = strategy
+        self.strategy: Strategy = strategy
         self.method = method
         self.hyperparameters = dict(hyperparameters or {})
         self.max_usd = max_usd
@@ -195,12 +195,12 @@ class PreferenceFinetune(Teleprompter):
             self.metric,
             n_samples=self.n_samples,
             min_difference=self.min_difference,
-            how=self.strategy,
+            strategy=self.strategy,
             temperature=self.temperature,
             predictors=names,
             num_threads=self.num_threads,
             seed=self.options.seed,
-            unreadable_score=self.options.parse_failure_score,
+            parse_failure_score=self.options.parse_failure_score,
         )
         pairs = {name: found.of(name) for name in names if found.of(name)}
         self._need(len(found), found, provider)

@@ -124,7 +124,7 @@ def test_best_is_chosen_over_worst(tmp_path: Path) -> None:
 
 
 def test_all_pairs_that_differ_enough() -> None:
-    found = run(["aa", "a", "aaaa", "aaa"], how="all_pairs", min_difference=2)
+    found = run(["aa", "a", "aaaa", "aaa"], strategy="all_pairs", min_difference=2)
     chosen = sorted((len(pair.chosen["answer"]), len(pair.rejected["answer"])) for pair in found)  # type: ignore[index]  # outputs, not texts
     assert chosen == [(3, 1), (4, 1), (4, 2)]
     assert run(["aa", "a"], min_difference=1.5).skipped == {"scores too close": 1}
@@ -188,7 +188,7 @@ def test_failed_runs_are_counted_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"how": "some"}, {"n_samples": 1}, {"temperature": 0.0}, {"predictors": ["nobody"]}, {}]
+    "options", [{"strategy": "some"}, {"n_samples": 1}, {"temperature": 0.0}, {"predictors": ["nobody"]}, {}]
 )
 def test_wrong_arguments_are_named(options: dict[str, Any]) -> None:
     program = dspy.Predict("question -> answer")

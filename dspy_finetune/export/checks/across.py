@@ -218,7 +218,6 @@ def _report_overlap(log: IssueLog, mine: Iterable[Seen], theirs: Iterable[Seen])
             log.add(line, "", "train-validation-same-prompt", found)
 
 
-# ----------------------------------------------------------------------------------------------------
 # Preferences as a graph: contradictions (A > B and B > A) and cycles (A > B, B > C, C > A).
 #
 # In: pairs of texts, the better one first, with their lines. Out: issues that print the circle.

@@ -1,6 +1,6 @@
 """The table of codes: what each fault is called, how grave it is, what to do, and where the rule comes from.
 
-In: nothing. Out: `CODES`, from which issues take severity and remedy, and which docs/check.md repeats (a test
+In: nothing. Out: `CODES`, from which issues take severity and remedy, and which docs/troubleshooting.md repeats (a test
 compares them). A code is an error only where a host's schema, guide or server states the rule; everything else is a
 warning.
 """
@@ -427,4 +427,4 @@ CODES: dict[str, Code] = {
     **SET_CODES,
     **LINT_CODES,
 }
-"""Every code, in the order of docs/check.md."""
+"""Every code, in the order of docs/troubleshooting.md."""

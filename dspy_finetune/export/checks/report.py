@@ -1,7 +1,7 @@
 """What a check found: `Issue`, the figures of the file, and the `CheckReport` that holds both.
 
 In: issues one at a time, through `IssueLog`. Out: frozen values that print as a short table, as HTML and as JSON.
-Not covered: finding the issues (`check_rows`, `check_file`, `lint`) and their texts (`check_codes`).
+Not covered: finding the issues (rules.py, across.py, shortcuts.py) and their texts (codes.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Issue:
     severity: Severity
     """`error`: the host refuses the file. `warning`: it trains worse than you think. `info`: worth knowing."""
     code: str
-    """Stable name of the fault, listed in docs/check.md."""
+    """Stable name of the fault, listed in docs/troubleshooting.md."""
     message: str
     """What was found, in one line."""
     remedy: str

@@ -1,7 +1,7 @@
 """The rules of one row: which format it is in, whether that fits the method, and what must be in it.
 
 In: a parsed row. Out: issues in an `IssueLog`, and a `RowFacts` with what the checks between rows need.
-Not covered: text that is not JSON (check_text.py), rules between rows (check_sets.py), counts per file (checks.py).
+Not covered: text that is not JSON (`_jsonl`), rules between rows (across.py), counts per file (checker.py).
 """
 
 from __future__ import annotations
@@ -105,11 +105,10 @@ def _last_user(roles: tuple[str, ...], texts: tuple[str, ...]) -> str:
     return next((text for role, text in zip(reversed(roles), reversed(texts), strict=True) if role == "user"), "")
 
 
-# ----------------------------------------------------------------------------------------------------
 # The rules of tools, tool calls and tool messages.
 #
 # In: messages and the row's list of tools. Out: issues in an `IssueLog`.
-# Not covered: whether the arguments fit the tool's schema: neither does the host look.
+# Whether the arguments fit the tool's schema is not checked: neither does the host look.
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MAX_FUNCTIONS = 128
@@ -294,12 +293,10 @@ def _declared(tools: Any) -> set[str] | None:
     return {f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)}
 
 
-# ----------------------------------------------------------------------------------------------------
 # The rules of one list of messages: roles, contents, parts, images, weights.
 #
 # In: a list of messages and the method that trains on them. Out: issues in an `IssueLog`, and what was counted on the
 # way.
-# Not covered: which list of messages a row must have (check_rows.py), whether calls and answers fit (check_tools.py).
 
 ROLES = {
     "sft": frozenset({"system", "user", "assistant", "tool", "function"}),
@@ -498,7 +495,6 @@ def role_name(role: Any) -> str:
     return role[:40] if isinstance(role, str) else "nameless"
 
 
-# ----------------------------------------------------------------------------------------------------
 _CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _PREFERENCE_KEYS = frozenset({"input", "preferred_output", "non_preferred_output"})
 _INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})

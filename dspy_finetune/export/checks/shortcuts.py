@@ -32,7 +32,6 @@ from dspy_finetune.export.checks.across import PairGraph, choice_of, pair_of
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, Issue, IssueLog
 
-# ----------------------------------------------------------------------------------------------------
 # The texts that the lint looks at: the first rows of a file, up to a bound, and its system prompt.
 #
 # In: rows one by one. Out: a `Sample`. Statistics of shortcuts are settled by some hundred rows; what is kept must not
@@ -99,7 +98,6 @@ class Sample:
         return self.system if self.is_constant else None
 
 
-# ----------------------------------------------------------------------------------------------------
 MIN_ROWS = 10
 MAX_PAIRS = 2_000
 """Answers whose words are counted."""
@@ -427,7 +425,6 @@ def graph_of(rows: Sequence[Sampled]) -> PairGraph:
     return graph
 
 
-# ----------------------------------------------------------------------------------------------------
 # Inputs that are empty: a question such as "Title: ", which ends where those of the other rows go on.
 #
 # In: the questions of rows and their lines. Out: `input-empty` issues. What belongs to the template is read off the
