@@ -12,7 +12,7 @@ import typer
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.environment import load_env
+from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.metrics import (
     Embedder,
     JudgeHost,
@@ -53,6 +53,16 @@ def compare_command(
             "and with an optimized prompt.",
         ),
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            help="With --train: adds a linear model on this sentence encoder's vectors; the local host has minilm-l6.",
+        ),
+    ] = None,
+    encoder_host: Annotated[
+        str, typer.Option("--encoder-host", help="Where the encoder answers: as --host of `plan`.")
+    ] = "local",
     lm: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +136,8 @@ def compare_command(
                 f"--program {name}={files[name]}: the file names no language model; add --lm MODEL, which is asked on "
                 "the host of the first predictor"
             )
+    if encoder is not None and train is None:
+        raise UsageError("--encoder is fitted on the rows of --train; add --train FILE")
     training = load_examples(train, signature=prompt.signature) if train is not None else None
     if training is not None:
         _tell_overlap(training, examples)
@@ -145,7 +157,11 @@ def compare_command(
             train=training,
             num_threads=num_threads,
             title=f"{' against '.join(programs)} on {Path(data).name}",
-            baselines=BaselineOptions(base_model=base_model),
+            baselines=BaselineOptions(
+                base_model=base_model,
+                encoder=encoder,
+                encoder_host=host_named(encoder_host) if encoder is not None else None,
+            ),
             statistics=StatisticsOptions(group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor),
             running=RunOptions(checkpoint=checkpoint, on_progress=_shown(bar)),
         ).annotated(cards={"Data": {"file": data, "rows": str(len(examples))}})

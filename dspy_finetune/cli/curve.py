@@ -14,7 +14,7 @@ from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.metrics import Embedder, JudgeHost, JudgeModel, JudgeRubric, Judging, metrics_named
-from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
+from dspy_finetune.cli.plan import AllowUnknownModel, AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CurveJobs, CurveProgress, learning_curve
@@ -47,6 +47,7 @@ def curve_command(
     allow_unknown_price: Annotated[
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows a price.")
     ] = False,
+    allow_unknown_model: AllowUnknownModel = False,
     metric: Annotated[
         str | None, typer.Option(help="As for `compare`; the usual one for the field without it.")
     ] = None,
@@ -94,6 +95,7 @@ def curve_command(
                     method=method,
                     seeds=seed or (0,),
                     allow_unknown_price=allow_unknown_price,
+                    allow_unknown_model=allow_unknown_model,
                     n_concurrent=n_concurrent,
                     retry_failed=retry_failed,
                     folder=folder,

@@ -16,6 +16,7 @@ from dspy_finetune._files import read_text
 from dspy_finetune.cli.environment import host_named
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import metrics
+from dspy_finetune.evaluation.baselines import HostEmbedder
 
 JUDGED = ("rubric_preference", "rubric_score")
 """Metrics that ask a judge."""
@@ -90,7 +91,7 @@ def _named(name: str, field: str, judging: Judging) -> Any:
     if name in EMBEDDED:
         if judging.embedder is None:
             raise UsageError(f"--metric {name} needs --embedder MODEL, such as text-embedding-3-small")
-        return metrics.semantic_similarity(field, HostEmbedder(judging.host, judging.embedder))
+        return metrics.semantic_similarity(field, HostEmbedder(judging.embedder, host=host_named(judging.host)))
     raise UsageError(f"no metric {name!r}; there are: {_KNOWN}")
 
 
@@ -109,17 +110,3 @@ def _within(name: str, field: str) -> Any:
 
 def _text(given: str) -> str:
     return read_text(given[1:]) if given.startswith("@") else given
-
-
-class HostEmbedder:
-    """Texts to vectors by a model of a host."""
-
-    def __init__(self, host: str, model: str) -> None:
-        self.host = host_named(host)
-        self.model = model
-
-    def __call__(self, texts: list[str]) -> list[list[float]]:
-        """One vector each. Raises HostError."""
-        with self.host.talking(f"embed {len(texts)} texts by {self.model}"):
-            found = self.host.client().embeddings.create(model=self.model, input=texts)
-        return [one.embedding for one in sorted(found.data, key=lambda one: one.index)]

@@ -134,7 +134,7 @@ def _prompt_of(train: Path) -> PromptFormat:
 
 def save_predictor(prompt: PromptFormat, model: FinetunedModel, path: Path) -> None:
     """Write the predictor of a finished model, and say how it is used."""
-    from dspy_finetune.evaluation.baselines import predictor_for  # here: --help must not wait for dspy
+    from dspy_finetune.evaluation.model_baselines import predictor_for  # here: --help must not wait for dspy
 
     predictor_for(prompt, model, host=model.host).save(path)
     talk().print(

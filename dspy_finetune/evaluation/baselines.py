@@ -1,11 +1,12 @@
-"""Cheap programs to beat: the majority label, the median, TF-IDF with a linear model.
+"""Cheap programs to beat: the majority label, the median, a linear model on TF-IDF weights or on an encoder's vectors.
 
 In: training examples, the names of the text fields and of the label. Out: a callable that takes the input fields by
 name and returns a `dspy.Prediction` with the label field, like any program. Label baselines add `probability` (of True
-for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic,
-can be pickled, and need no model and no network.
-`nearest_few_shot`, `optimized` and `untuned` ask a model; they are at home in model_baselines.py. `usual` gives all
-that fit a task.
+for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic
+and can be pickled; all but the encoder's need no model and no network. The strength of each linear model, and whether
+it answers numbers on a logarithmic scale, are chosen by cross-validation on the training rows, with rows that share a
+text in one fold. `usual` gives all that fit a task. Not covered: baselines that ask a generating model
+(model_baselines.py).
 
     >>> import dspy
     >>> from dspy_finetune.evaluation import baselines
@@ -18,240 +19,37 @@ that fit a task.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
-import logging
-import random
+import math
 import statistics
-import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import dspy
 
 from dspy_finetune._optional import require
+from dspy_finetune.data.items import connected_rows, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.collect import Program, jsonable
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.metrics import Embed, accuracy, token_f1, within
+from dspy_finetune.evaluation.model_baselines import NearestFewShot, nearest_few_shot, optimized, untuned
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
+from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
-# ----------------------------------------------------------------------------------------------------
-# Baselines that ask an untuned model: with the tuned model's prompt, the nearest examples, or an optimized prompt.
-#
-# In: training examples, a prompt or a signature, a model. Out: programs. What they cost is what their prompts cost:
-# examples in the prompt are paid for at every question, training is paid for once. Not covered: baselines without a
-# model (baselines.py), searching long for a prompt (DSPy's own optimizers; `optimized` takes any of them).
-
-
-def predictor_for(prompt: PromptFormat, model: str | FinetunedModel, *, host: Host | None = None) -> FinetunedPredictor:
-    """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one."""
-    try:
-        kind = PairwisePredictor if len(prompt.output_fields) == 1 else DPOPredictor
-        return kind(prompt, model, host=host)
-    except UsageError:  # not a pairwise prompt
-        return OpenAIPredictor(prompt, model, host=host)
-
-
-def untuned(prompt: PromptFormat, base_model: str, *, host: Host | None = None) -> FinetunedPredictor:
-    """The base model, asked with the prompt that the tuned model was trained with: what training itself brought.
-
-    Args:
-        prompt: The tuned model's prompt.
-        base_model: The base model's name on the host.
-        host: Where it answers; OpenAI by default.
-    """
-    return predictor_for(prompt, base_model, host=host)
-
-
-class NearestFewShot(dspy.Module):
-    """An untuned model that sees, with each question, the labelled examples most like it; the nearest stands last."""
-
-    def __init__(
-        self,
-        train: Sequence[dspy.Example],
-        signature: type[dspy.Signature] | str,
-        *,
-        lm: dspy.BaseLM | None,
-        n_shots: int,
-        text: Sequence[str] | None,
-        embed: Embed | None,
-    ) -> None:
-        super().__init__()
-        self.predict = dspy.Predict(signature)
-        if lm is not None:
-            self.predict.set_lm(lm)
-        self.train = list(train)
-        self.n_shots = n_shots
-        self.text = tuple(text) if text is not None else tuple(self.predict.signature.input_fields)
-        self.embed = embed
-        texts = [self._text(row) for row in self.train]
-        if embed is not None:
-            self._rows = _unit(embed(texts))
-            return
-        vectorizers = require("sklearn.feature_extraction.text", "eval", "the nearest-neighbour baseline")
-        # Its rows have length 1, so that a product of two is their cosine. Single characters count as words: a text
-        # may hold nothing longer.
-        self._vectorizer = vectorizers.TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=r"(?u)\b\w+\b"
-        )
-        try:
-            self._rows = self._vectorizer.fit_transform(texts)
-        except ValueError as error:  # "empty vocabulary"
-            raise UsageError("the texts hold no word; name other fields with text=(...), or give embed=") from error
-
-    def nearest(self, **inputs: Any) -> list[dspy.Example]:
-        """The examples most like the inputs, the nearest last; of equal ones the first in training."""
-        query = [self._text(inputs)]
-        if self.embed is not None:
-            closeness = (self._rows @ _unit(self.embed(query)).T)[:, 0]
-        else:
-            closeness = (self._rows @ self._vectorizer.transform(query).T).toarray()[:, 0]
-        order = sorted(range(len(self.train)), key=lambda index: (-closeness[index], index))
-        return [self.train[index] for index in reversed(order[: self.n_shots])]
-
-    def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask with the nearest examples in the prompt."""
-        return self.predict(demos=self.nearest(**inputs), **inputs)
-
-    def _text(self, row: Any) -> str:
-        return "\n".join(str(row[name]) for name in self.text)
-
-
-def _unit(vectors: Any) -> Any:
-    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-    import numpy as np
-
-    rows = np.atleast_2d(np.asarray(vectors, dtype=float))
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0.0, 1.0, lengths)
-
-
-def nearest_few_shot(
-    train: Sequence[dspy.Example],
-    signature: type[dspy.Signature] | str,
-    *,
-    lm: dspy.BaseLM | None = None,
-    n_shots: int = 8,
-    text: Sequence[str] | None = None,
-    embed: Embed | None = None,
-) -> NearestFewShot:
-    """An untuned model that gets the nearest training examples into its prompt, chosen anew for each question.
-
-    Near is the cosine of TF-IDF weights, or of vectors by an embedder. A training example that is the question itself
-    would tell the answer: keep train and test apart, as `split` does.
-
-    Args:
-        train: Labelled examples.
-        signature: What is asked; `prompt.signature` of the tuned model, for one.
-        lm: The model; None takes DSPy's configured one.
-        n_shots: Examples in each prompt.
-        text: The input fields that are compared; default: all.
-        embed: Texts to vectors, such as a `dspy.Embedder`; None compares words.
-
-    Raises:
-        EmptyDatasetError: There are no training examples.
-        UsageError: A field is missing, the texts hold no word, or `n_shots` is below 1.
-        MissingExtraError: scikit-learn is not installed (extra `eval`), and no embedder was given.
-    """
-    if not len(train):
-        raise EmptyDatasetError("the nearest-neighbour baseline needs training examples, and there are none")
-    if n_shots < 1:
-        raise UsageError(f"n_shots={n_shots} must be 1 or more")
-    for name in text or ():
-        if name not in train[0]:
-            raise UsageError(f'text names "{name}", but the examples have: {", ".join(map(str, train[0].keys()))}')
-    return NearestFewShot(train, signature, lm=lm, n_shots=n_shots, text=text, embed=embed)
-
-
-MAX_TRIED = 100
-"""Examples that `optimized` asks the model about at most, in search of good demonstrations."""
-
-
-def optimized(
-    train: Sequence[dspy.Example],
-    signature: type[dspy.Signature] | str,
-    *,
-    lm: dspy.BaseLM | None = None,
-    metric: Callable[..., Any],
-    optimizer: Any = None,
-    seed: int = 0,
-) -> dspy.Module:
-    """The untuned model in a prompt that DSPy optimized on the same examples.
-
-    By default `dspy.BootstrapFewShot`: up to 4 answers of the model's own that the metric accepts, and labelled
-    examples up to 16, stand in the prompt. At most 100 examples, drawn by the seed, are asked about in search of them.
-    A stronger optimizer, such as `dspy.MIPROv2(metric=...)`, asks far more; give it as `optimizer`.
-
-    Args:
-        train: Labelled examples.
-        signature: What is asked; `prompt.signature` of the tuned model, for one.
-        lm: The model; None takes DSPy's configured one.
-        metric: Which answers are good: `metric(example, prediction, trace=None)`, true or false. An answer that cannot
-            be read is not good.
-        optimizer: Any of DSPy's, whose `compile(program, trainset=...)` is called with all examples.
-        seed: Of the draw.
-
-    Raises:
-        EmptyDatasetError: There are no training examples.
-    """
-    if not len(train):
-        raise EmptyDatasetError("a prompt is optimized on training examples, and there are none")
-    program = dspy.Predict(signature)
-    if lm is not None:
-        program.set_lm(lm)
-    rows = list(train)
-    if optimizer is None:
-        rows = random.Random(seed).sample(rows, min(MAX_TRIED, len(rows)))
-        optimizer = dspy.BootstrapFewShot(
-            metric=_Accepts(metric),
-            max_bootstrapped_demos=min(4, len(rows)),
-            max_labeled_demos=16,
-            # A model that answers nothing readable gets labelled examples alone into its prompt; that is no error.
-            max_errors=len(rows) + 1,
-        )
-    # Optimizers print to stdout, where results stand alone, and log an error for each answer that cannot be read.
-    logger = logging.getLogger("dspy.teleprompt.bootstrap")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(sys.stderr),
-            dspy.context(**({} if lm is None else {"lm": lm}), disable_history=True),
-        ):
-            compiled: dspy.Module = optimizer.compile(program, trainset=rows)
-    finally:
-        logger.setLevel(level)
-    if lm is not None:
-        compiled.set_lm(lm)  # compile works on a copy, which has lost it
-    return compiled
-
-
-class _Accepts:
-    """A metric as an optimizer asks it: true or false, and false where the answer cannot be read."""
-
-    def __init__(self, metric: Callable[..., Any]) -> None:
-        self.metric = metric
-
-    def __call__(self, example: Any, prediction: Any, trace: object = None) -> bool:
-        try:
-            return bool(self.metric(example, prediction, trace))
-        except AnswerError:
-            return False
-
-
-# ----------------------------------------------------------------------------------------------------
 __all__ = [
+    "HostEmbedder",
     "LabelBaseline",
     "NearestAnswer",
     "NearestFewShot",
     "NumberBaseline",
+    "encoder_linear",
     "majority",
     "median",
     "nearest_answer",
@@ -267,6 +65,18 @@ __all__ = [
 Task: TypeAlias = Literal["label", "number", "text"]
 """What is answered: one of a few labels, a number, or free text."""
 
+ENCODER = "minilm-l6"
+"""The sentence encoder that the local host serves: all-MiniLM-L6-v2, 384 numbers a text."""
+
+STRENGTHS = (0.1, 0.5, 2.0, 10.0, 50.0, 200.0)
+"""Inverse strengths of the regularisation that are tried (scikit-learn's C; Ridge's alpha is 1 / C)."""
+DEFAULT_STRENGTH = {"TF-IDF": 10.0, "encoder": 2.0}
+"""Where there are too few rows to choose by cross-validation."""
+N_FOLDS = 5
+MIN_ROWS_FOR_FOLDS = 20
+MIN_SKEWNESS = 1.0
+"""Positive numbers above it are tried on a logarithmic scale too; of exponential ones it is 2, of normal ones 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineOptions:
@@ -278,6 +88,125 @@ class BaselineOptions:
     With `train` also with the nearest examples in its prompt, and with a prompt that DSPy optimized, unless a DSPy
     program is compared already. These ask the model, and cost what it costs.
     """
+    encoder: str | Embed | None = None
+    """Adds a linear model on a sentence encoder's vectors: the encoder's name on a host, or texts to vectors.
+
+    `"minilm-l6"` is the one that the local host serves. The examples nearest to a question are then found by it too.
+    """
+    encoder_host: Host | None = None
+    """Where an encoder that was given by its name answers, by `/v1/embeddings`; default: `Host.local()`."""
+    optimizer: Any = None
+    """How DSPy optimizes the base model's prompt; default `dspy.BootstrapFewShot`, which takes minutes at most."""
+
+
+class HostEmbedder:
+    """Texts to vectors by an encoder on a host, by OpenAI's `/v1/embeddings`; each text is asked about once.
+
+    Args:
+        model: The encoder's name on the host.
+        host: Where; default: `Host.local()`.
+    """
+
+    def __init__(self, model: str = ENCODER, *, host: Host | None = None) -> None:
+        self.model = model
+        self.host = host or Host.local()
+
+    def __call__(self, texts: list[str]) -> list[list[float]]:
+        """One vector each. Raises HostError."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            with self.host.talking(f"embed {len(part)} texts by {self.model}"):
+                found = self.host.client().embeddings.create(model=self.model, input=part)
+            vectors += [one.embedding for one in sorted(found.data, key=lambda one: one.index)]
+        return vectors
+
+
+BATCH = 128
+"""Texts in one request for vectors."""
+
+
+# ---- texts to numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tfidf:
+    """Words and word pairs, weighed by TF-IDF."""
+
+    token_pattern: str = r"(?u)\b\w\w+\b"
+    """What a word is."""
+    vectorizer: Any = None
+    """Fitted; None before."""
+
+    def fitted(self, texts: Sequence[str]) -> Tfidf:
+        """The same with the words of these texts. Raises UsageError where there are none."""
+        extraction = require("sklearn.feature_extraction.text", "eval", "the TF-IDF baseline")
+        vectorizer = extraction.TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=self.token_pattern
+        )
+        try:
+            return dataclasses.replace(self, vectorizer=vectorizer.fit(texts))
+        except ValueError as error:  # "empty vocabulary"
+            raise UsageError(
+                "the texts hold no word of two letters or more; name other fields with text=(...)"
+            ) from error
+
+    def of(self, texts: Sequence[str]) -> Any:
+        """One row each, shape (n_texts, n_words), sparse and of length 1."""
+        return self.vectorizer.transform(texts)
+
+
+class Vectors:
+    """An encoder's vectors, scaled to length 1; keeps those of texts it has seen."""
+
+    def __init__(self, embed: Embed) -> None:
+        self.embed = embed
+        self._seen: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def fitted(self, texts: Sequence[str]) -> Vectors:
+        """The same: an encoder learns nothing here."""
+        return self
+
+    def of(self, texts: Sequence[str]) -> Any:
+        """One row each, shape (n_texts, n_numbers). Raises UsageError if the encoder gives something else."""
+        # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
+        import numpy as np
+
+        with self._lock:
+            missing = list(dict.fromkeys(text for text in texts if text not in self._seen))
+        if missing:
+            found = np.atleast_2d(np.asarray(self.embed(missing), dtype=float))
+            if found.ndim != 2 or len(found) != len(missing):
+                raise UsageError(f"the encoder gave an array of shape {found.shape} for {len(missing)} texts")
+            lengths = np.linalg.norm(found, axis=1, keepdims=True)
+            with self._lock:
+                self._seen.update(zip(missing, found / np.where(lengths == 0.0, 1.0, lengths), strict=True))
+        with self._lock:
+            return np.stack([self._seen[text] for text in texts])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"embed": self.embed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["embed"])  # type: ignore[misc]  # a lock cannot be pickled
+
+
+Features: TypeAlias = Tfidf | Vectors
+
+
+def _features(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Any:
+    """Shape (n_rows, n_features): of the joined texts, or of the first text minus the second."""
+    if is_difference:
+        return features.of([row[0] for row in rows]) - features.of([row[1] for row in rows])
+    return features.of(["\n".join(row) for row in rows])
+
+
+def _fit(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Features:
+    return features.fitted([one for row in rows for one in row] if is_difference else ["\n".join(row) for row in rows])
+
+
+# ---- the programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,19 +223,22 @@ class LabelBaseline:
     """Fixed probabilities, for a model that does not look; None: the model is asked."""
     text: tuple[str, ...] = ()
     """The fields it reads."""
-    vectorizer: Any = None
+    features: Features | None = None
     """From text to numbers."""
     model: Any = None
     """From numbers to probabilities."""
     is_difference: bool = False
     """Whether it looks at the first text minus the second."""
+    card: Mapping[str, str] = field(default_factory=dict)
+    """What a report tells of it: what it reads, and what cross-validation chose."""
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """Answer one item."""
         shares = self.shares
         if shares is None:
-            features = _features(self.vectorizer, [_texts(inputs, self.text)], self.is_difference)
-            shares = tuple(map(float, self.model.predict_proba(features)[0]))
+            assert self.features is not None
+            found = _features(self.features, [_texts(inputs, self.text)], self.is_difference)
+            shares = tuple(map(float, self.model.predict_proba(found)[0]))
         # As the predictors have it: keyed by the label's value; of True for yes/no labels, else of the label returned.
         by_label = dict(zip(self.labels, shares, strict=True))
         best = self.labels[max(range(len(shares)), key=shares.__getitem__)]
@@ -327,18 +259,28 @@ class NumberBaseline:
     """The one answer it gives; None: the model is asked."""
     text: tuple[str, ...] = ()
     """The fields it reads."""
-    vectorizer: Any = None
+    features: Features | None = None
     """From text to numbers."""
     model: Any = None
     """From numbers to the answer."""
+    is_log: bool = False
+    """Whether the model answers the number's logarithm."""
+    card: Mapping[str, str] = field(default_factory=dict)
+    """What a report tells of it: what it reads, and what cross-validation chose."""
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """Answer one item."""
         value = self.constant
         if value is None:
-            features = _features(self.vectorizer, [_texts(inputs, self.text)], is_difference=False)
-            value = float(self.model.predict(features)[0])
+            assert self.features is not None
+            found = _features(self.features, [_texts(inputs, self.text)], is_difference=False)
+            value = float(self.model.predict(found)[0])
+            value = _exp(value) if self.is_log else value
         return dspy.Prediction(**{self.label: value})
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # a far extrapolation is a large number, no error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,124 +291,27 @@ class NearestAnswer:
     """The field it answers."""
     text: tuple[str, ...]
     """The fields it reads."""
-    vectorizer: Any
+    features: Features
     """From text to numbers."""
     rows: Any
-    """The training questions as numbers, shape (n_examples, n_words)."""
+    """The training questions as numbers, shape (n_examples, n_features)."""
     answers: tuple[Any, ...]
     """Their answers."""
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """Answer one item; of equally near questions the first in training counts."""
-        closeness = (self.rows @ _features(self.vectorizer, [_texts(inputs, self.text)], False).T).toarray()[:, 0]
-        return dspy.Prediction(**{self.label: self.answers[int(closeness.argmax())]})
+        closeness = self.rows @ _features(self.features, [_texts(inputs, self.text)], is_difference=False).T
+        closeness = closeness.toarray() if hasattr(closeness, "toarray") else closeness
+        return dspy.Prediction(**{self.label: self.answers[int(closeness[:, 0].argmax())]})
 
 
-def nearest_answer(train: Sequence[Any], *, text: Sequence[str] = ("question",), label: str) -> NearestAnswer:
-    """The answer of the training example whose text is nearest by TF-IDF: what copying gives, for free text.
-
-    An example with several answers gives its first. Raises as `tfidf_logistic`.
-    """
-    answers = [one[0] if isinstance(one, (list, tuple)) and one else one for one in _column(train, label)]
-    rows = [_texts(row, text) for row in train]
-    # Single characters count: they may be all in which two questions differ.
-    vectorizer = _fit_vectorizer(rows, r"(?u)\b\w+\b")
-    features = _features(vectorizer, rows, is_difference=False)
-    return NearestAnswer(label=label, text=tuple(text), vectorizer=vectorizer, rows=features, answers=tuple(answers))
-
-
-def usual(
-    train: Sequence[Any],
-    *,
-    label: str,
-    text: Sequence[str] | None = None,
-    task: Task | None = None,
-    prompt: PromptFormat | None = None,
-    base_model: str | None = None,
-    host: Host | None = None,
-    with_optimized: bool = True,
-) -> dict[str, Program]:
-    """All baselines that fit a task, fitted on the same examples as the tuned model: what `compare(train=...)` adds.
-
-    Without a model: majority and TF-IDF with logistic regression for labels (on the difference of the two texts for
-    pairs), median and TF-IDF with ridge regression for numbers, the nearest question's answer for free text. With a
-    base model: the untuned model with the tuned model's prompt, with the nearest examples in its prompt, and with a
-    prompt that DSPy optimized on these examples, for which up to 100 questions are asked here and now.
-
-    Args:
-        train: The examples that the tuned model was trained on.
-        label: The field that is answered.
-        text: The fields that are read; default: the examples' inputs.
-        task: What is answered; default: a number where all labels are numbers of more than 20 kinds, a label where
-            there are few kinds, else text.
-        prompt: The tuned model's; needed with `base_model`.
-        base_model: The untuned model's name on the host.
-        host: Where it answers; OpenAI by default.
-        with_optimized: Whether a prompt is optimized; leave it out where one of yours is compared anyway.
-
-    Returns:
-        Programs by name, ready for `compare`.
-
-    Raises:
-        EmptyDatasetError: There are no training examples.
-        UsageError: A field is missing, the texts hold no word, or a base model was given without the prompt.
-        MissingExtraError: scikit-learn is not installed (extra `eval`).
-    """
-    values = _column(train, label)
-    fields = list(text) if text is not None else [name for name in train[0].inputs() if name != label]
-    task = task or _task_of(values)
-    programs: dict[str, Program]
-    if task == "number":
-        programs = {
-            "TF-IDF + ridge": tfidf_ridge(train, text=fields, label=label),
-            "median": median(train, label=label),
-        }
-    elif task == "text":
-        programs = {"nearest answer": nearest_answer(train, text=fields, label=label)}
-    else:
-        sides = _sides(fields) if set(label_column(values)[1]) <= {"a", "b"} else None
-        programs = {
-            "TF-IDF + logistic": tfidf_logistic(train, text=fields, label=label)
-            if sides is None
-            else tfidf_pairs(train, text=sides, label=label),
-            "majority": majority(train, label=label),
-        }
-    if base_model is None:
-        return programs
-    if prompt is None:
-        raise UsageError("with base_model=... the usual baselines need prompt=..., the tuned model's own")
-    lm = (host or Host.openai()).lm(base_model)
-    programs[f"{base_model}, untuned"] = untuned(prompt, base_model, host=host)
-    programs[f"{base_model}, nearest few-shot"] = nearest_few_shot(train, prompt.signature, lm=lm)
-    if with_optimized:
-        good = {"label": accuracy(label), "number": within(label, relative=0.2), "text": token_f1(label)}[task]
-        programs[f"{base_model}, optimized prompt"] = optimized(train, prompt.signature, lm=lm, metric=good)
-    return programs
-
-
-def _task_of(values: Sequence[Any]) -> Task:
-    _, kinds = label_column(values)
-    if len(kinds) <= MAX_LABELS and len(kinds) <= max(len(values) / 2, 2):
-        return "label"
-    try:
-        for value in values:
-            read_number(value)
-    except AnswerError:
-        return "text"
-    return "number"
-
-
-def _sides(fields: Sequence[str]) -> tuple[str, str] | None:
-    """The two texts of a pair; prices beside them are none."""
-    stems = [name[:-2] for name in fields if name.endswith("_a") and name[:-2] + "_b" in fields]
-    stems = [stem for stem in stems if stem != "price"]
-    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
+# ---- without looking
 
 
 def majority(train: Sequence[Any], *, label: str) -> LabelBaseline:
-    """Always the label that is most frequent in training, with the labels' shares as probabilities. Ties.
+    """Always the label that is most frequent in training, with the labels' shares as probabilities.
 
-    The first seen.
+    Of equally frequent labels the first seen.
 
     Raises:
         EmptyDatasetError: There are no training examples.
@@ -493,12 +338,32 @@ def median(train: Sequence[Any], *, label: str) -> NumberBaseline:
     return NumberBaseline(name="median", label=label, constant=float(middle))
 
 
-def tfidf_logistic(train: Sequence[Any], *, text: Sequence[str] = ("title",), label: str) -> LabelBaseline:
+# ---- TF-IDF
+
+
+def nearest_answer(
+    train: Sequence[Any], *, text: Sequence[str] | None = None, label: str, embed: Embed | None = None
+) -> NearestAnswer:
+    """The answer of the training example whose text is nearest by TF-IDF, or by an encoder: what copying gives.
+
+    An example with several answers gives its first. Raises as `tfidf_logistic`.
+    """
+    answers = [one[0] if isinstance(one, (list, tuple)) and one else one for one in _column(train, label)]
+    fields = _text_fields(train, label, text)
+    rows = [_texts(row, fields) for row in train]
+    # Single characters count: they may be all in which two questions differ.
+    features = _fit(Tfidf(token_pattern=r"(?u)\b\w+\b") if embed is None else Vectors(embed), rows, False)
+    return NearestAnswer(
+        label=label, text=fields, features=features, rows=_features(features, rows, False), answers=tuple(answers)
+    )
+
+
+def tfidf_logistic(train: Sequence[Any], *, text: Sequence[str] | None = None, label: str) -> LabelBaseline:
     """Logistic regression on TF-IDF weights of words and word pairs. One label only in training: that label, always.
 
     Args:
         train: Labelled examples.
-        text: The fields that are read, joined by a line break.
+        text: The fields that are read, joined by a line break; default: the examples' inputs.
         label: The field that is predicted.
 
     Raises:
@@ -506,7 +371,8 @@ def tfidf_logistic(train: Sequence[Any], *, text: Sequence[str] = ("title",), la
         UsageError: A field is missing, or the texts hold no word.
         MissingExtraError: scikit-learn is not installed (extra `eval`).
     """
-    return _fit_labels(train, text, label, is_difference=False, name="TF-IDF + logistic regression")
+    fields = _text_fields(train, label, text)
+    return _fit_labels(train, fields, label, Tfidf(), is_difference=False, name="TF-IDF + logistic regression")
 
 
 def tfidf_pairs(
@@ -518,69 +384,254 @@ def tfidf_pairs(
     """
     if len(text) != 2:
         raise UsageError(f"tfidf_pairs compares two texts; got the fields {list(text)}")
-    return _fit_labels(train, text, label, is_difference=True, name="TF-IDF difference + logistic regression")
+    name = "TF-IDF difference + logistic regression"
+    return _fit_labels(train, tuple(text), label, Tfidf(), is_difference=True, name=name)
 
 
-def tfidf_ridge(train: Sequence[Any], *, text: Sequence[str] = ("title",), label: str) -> NumberBaseline:
-    """Ridge regression of a number on TF-IDF weights of words and word pairs. Raises as `tfidf_logistic`."""
-    numbers = [read_number(value) for value in _column(train, label)]
-    rows = [_texts(row, text) for row in train]
-    vectorizer = _fit_vectorizer(rows)
-    ridge = require("sklearn.linear_model", "eval", "the TF-IDF baseline").Ridge(alpha=1.0)
-    model = ridge.fit(_features(vectorizer, rows, is_difference=False), numbers)
-    return NumberBaseline(
-        name="TF-IDF + ridge regression",
-        label=label,
-        constant=None,
-        text=tuple(text),
-        vectorizer=vectorizer,
-        model=model,
+def tfidf_ridge(train: Sequence[Any], *, text: Sequence[str] | None = None, label: str) -> NumberBaseline:
+    """Ridge regression of a number, or of its logarithm, on TF-IDF weights of words and word pairs.
+
+    The logarithm is tried where the numbers are positive and skewed, as prices are. Raises as `tfidf_logistic`.
+    """
+    return _fit_numbers(train, _text_fields(train, label, text), label, Tfidf(), name="TF-IDF + ridge regression")
+
+
+# ---- an encoder
+
+
+def encoder_linear(
+    train: Sequence[Any],
+    *,
+    text: Sequence[str] | None = None,
+    label: str,
+    task: Literal["label", "number"] | None = None,
+    embed: Embed | None = None,
+) -> LabelBaseline | NumberBaseline:
+    """A linear model on a sentence encoder's vectors, the strongest baseline that needs no training of a model.
+
+    Logistic regression for labels, on the difference of the two vectors for pairs; ridge regression for numbers, on
+    their logarithm where that is better. Choices as for the TF-IDF baselines, by cross-validation.
+
+    Args:
+        train: Labelled examples.
+        text: The fields that are read, joined by a line break; default: the examples' inputs.
+        label: The field that is predicted.
+        task: Whether that is a label or a number; default: as `usual` finds it.
+        embed: Texts to vectors: a `dspy.Embedder`, a `HostEmbedder`, any function; default: `minilm-l6` on the local
+            host.
+
+    Raises:
+        EmptyDatasetError: There are no training examples.
+        UsageError: A field is missing, or the answers are free text.
+        HostError: The encoder's host refused or did not answer.
+        MissingExtraError: scikit-learn is not installed (extra `eval`).
+    """
+    values = _column(train, label)
+    fields = _text_fields(train, label, text)
+    kind = task or _task_of(values)
+    features = Vectors(embed if embed is not None else HostEmbedder())
+    name = _encoder_name(features.embed)
+    if kind == "number":
+        return _fit_numbers(train, fields, label, features, name=f"{name} + ridge regression")
+    if kind == "text":
+        raise UsageError(f'encoder_linear answers labels and numbers, and "{label}" holds free text')
+    sides = _pair_sides(values, fields)
+    return _fit_labels(
+        train,
+        fields if sides is None else sides,
+        label,
+        features,
+        is_difference=sides is not None,
+        name=f"{name}{'' if sides is None else ' difference'} + logistic regression",
     )
 
 
+def _encoder_name(embed: Any) -> str:
+    model = getattr(embed, "model", None)
+    return model if isinstance(model, str) else "encoder"
+
+
+# ---- fitting, and what cross-validation chooses
+
+
 def _fit_labels(
-    train: Sequence[Any], text: Sequence[str], label: str, *, is_difference: bool, name: str
+    train: Sequence[Any], fields: tuple[str, ...], label: str, features: Features, *, is_difference: bool, name: str
 ) -> LabelBaseline:
     values = _column(train, label)
-    rows = [_texts(row, text) for row in train]
+    rows = [_texts(row, fields) for row in train]
     texts, originals = label_column(values)
     if len(originals) == 1:
         return LabelBaseline(name=name, label=label, labels=tuple(originals.values()), shares=(1.0,))
-    vectorizer = _fit_vectorizer(rows)
-    linear = require("sklearn.linear_model", "eval", "the TF-IDF baseline")
-    regression = linear.LogisticRegression(C=10.0, max_iter=2000, fit_intercept=not is_difference)
-    model = regression.fit(_features(vectorizer, rows, is_difference), texts)
+    linear = require("sklearn.linear_model", "eval", "a linear baseline")
+
+    def fit(strength: float, matrix: Any, answers: Sequence[str], tolerance: float = 1e-3) -> Any:
+        regression = linear.LogisticRegression(
+            C=strength, max_iter=2000, fit_intercept=not is_difference, tol=tolerance
+        )
+        return regression.fit(matrix, answers)
+
+    def loss(model: Any, matrix: Any, answers: Sequence[str]) -> float:
+        place = {one: index for index, one in enumerate(model.classes_)}
+        shares = model.predict_proba(matrix)
+        # A label that the fold's training rows lack has no share: it costs as much as one in a million.
+        return -math.fsum(
+            math.log(max(float(row[place[one]]) if one in place else 0.0, 1e-6))
+            for row, one in zip(shares, answers, strict=True)
+        )
+
+    folds = _folds(rows, texts)
+    losses = _out_of_fold(features, rows, texts, folds, is_difference, STRENGTHS, fit, loss)
+    strength, how = _chosen(losses, features, folds)
+    fitted = _fit(features, rows, is_difference)
+    model = fit(strength, _features(fitted, rows, is_difference), texts, tolerance=1e-4)
     return LabelBaseline(
         name=name,
         label=label,
         labels=tuple(originals[str(one)] for one in model.classes_),
         shares=None,
-        text=tuple(text),
-        vectorizer=vectorizer,
+        text=fields,
+        features=fitted,
         model=model,
         is_difference=is_difference,
+        card={"reads": ", ".join(fields), "strength": how, "training rows": f"{len(rows):,}"},
     )
 
 
-def _fit_vectorizer(rows: Sequence[tuple[str, ...]], token_pattern: str = r"(?u)\b\w\w+\b") -> Any:
-    text = require("sklearn.feature_extraction.text", "eval", "the TF-IDF baseline")
-    vectorizer = text.TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=token_pattern
+def _fit_numbers(
+    train: Sequence[Any], fields: tuple[str, ...], label: str, features: Features, *, name: str
+) -> NumberBaseline:
+    numbers = [read_number(value) for value in _column(train, label)]
+    rows = [_texts(row, fields) for row in train]
+    linear = require("sklearn.linear_model", "eval", "a linear baseline")
+    scales = [False, True] if _is_skewed(numbers) else [False]
+
+    def fit(choice: tuple[float, bool], matrix: Any, answers: Sequence[float]) -> Any:
+        strength, is_log = choice
+        targets = [math.log(one) for one in answers] if is_log else list(answers)
+        return linear.Ridge(alpha=1 / strength).fit(matrix, targets), is_log
+
+    def loss(model: Any, matrix: Any, answers: Sequence[float]) -> float:
+        ridge, is_log = model
+        found = [_exp(float(one)) if is_log else float(one) for one in ridge.predict(matrix)]
+        return math.fsum(abs(one - other) for one, other in zip(found, answers, strict=True))
+
+    folds = _folds(rows, None)
+    choices = [(strength, is_log) for is_log in scales for strength in STRENGTHS]
+    losses = _out_of_fold(features, rows, numbers, folds, False, choices, fit, loss)
+    if losses:
+        (strength, is_log), how = min(losses, key=losses.__getitem__), f"by {len(folds)}-fold cross-validation"
+    else:
+        strength, is_log, how = DEFAULT_STRENGTH[_kind(features)], scales[-1], "by default, for so few rows"
+    fitted = _fit(features, rows, False)
+    model, _ = fit((strength, is_log), _features(fitted, rows, False), numbers)
+    return NumberBaseline(
+        name=name,
+        label=label,
+        constant=None,
+        text=fields,
+        features=fitted,
+        model=model,
+        is_log=is_log,
+        card={
+            "reads": ", ".join(fields),
+            "scale": f"{'logarithm' if is_log else 'plain'}, {how}",
+            "strength": f"alpha = {1 / strength:g}, {how}",
+            "training rows": f"{len(rows):,}",
+        },
     )
-    try:
-        return vectorizer.fit([one for row in rows for one in row])
-    except ValueError as error:  # "empty vocabulary"
-        raise UsageError("the texts hold no word of two letters or more; name other fields with text=(...)") from error
 
 
-def _features(vectorizer: Any, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Any:
-    if is_difference:
-        return vectorizer.transform([row[0] for row in rows]) - vectorizer.transform([row[1] for row in rows])
-    return vectorizer.transform(["\n".join(row) for row in rows])
+def _kind(features: Features) -> str:
+    return "TF-IDF" if isinstance(features, Tfidf) else "encoder"
+
+
+def _chosen(losses: Mapping[float, float], features: Features, folds: Sequence[Any]) -> tuple[float, str]:
+    """The strength with the least loss, and how it was chosen."""
+    if not losses:
+        strength = DEFAULT_STRENGTH[_kind(features)]
+        return strength, f"C = {strength:g}, by default, for so few rows"
+    strength = min(losses, key=losses.__getitem__)
+    return strength, f"C = {strength:g}, by {len(folds)}-fold cross-validation"
+
+
+def _is_skewed(numbers: Sequence[float]) -> bool:
+    """Whether numbers are positive with a long tail upwards, as prices are."""
+    if len(numbers) < 3 or min(numbers) <= 0:
+        return False
+    mean, deviation = statistics.fmean(numbers), statistics.pstdev(numbers)
+    return bool(deviation) and statistics.fmean([((one - mean) / deviation) ** 3 for one in numbers]) > MIN_SKEWNESS
+
+
+def _folds(rows: Sequence[tuple[str, ...]], strata: Sequence[str] | None) -> list[tuple[list[int], list[int]]]:
+    """(training, test) places; rows that share a text stand in one fold. Empty where there are too few to choose by."""
+    least = min(Counter(strata).values()) if strata is not None else len(rows)
+    n_folds = min(N_FOLDS, least)
+    if len(rows) < MIN_ROWS_FOR_FOLDS or n_folds < 2:
+        return []
+    selection = require("sklearn.model_selection", "eval", "cross-validation")
+    named = [dspy.Example(**{str(place): text for place, text in enumerate(row)}) for row in rows]
+    groups = [0] * len(rows)
+    found = connected_rows(row_items(named, tuple(map(str, range(len(rows[0])))), "normalized"))
+    if len(found) < 2 * n_folds:  # all hang together: only whole rows that are equal can be kept in one fold
+        numbers = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+        groups = [numbers[row] for row in rows]
+    else:
+        for number, places in enumerate(found):
+            for place in places:
+                groups[place] = number
+    if len(set(groups)) < n_folds:
+        return []
+    answers = strata if strata is not None else ["all"] * len(rows)
+    # Groups of one are no groups: the splitter that heeds them takes most of a second for some hundred rows.
+    is_grouped = len(set(groups)) < len(rows)
+    kind = selection.StratifiedGroupKFold if is_grouped else selection.StratifiedKFold
+    splitter = kind(n_splits=n_folds, shuffle=True, random_state=0)
+    return [
+        (list(map(int, train)), list(map(int, test)))
+        for train, test in splitter.split(answers, answers, groups if is_grouped else None)
+        if len(train) and len(test) and (strata is None or len({strata[place] for place in train}) > 1)
+    ]
+
+
+def _out_of_fold(
+    features: Features,
+    rows: Sequence[tuple[str, ...]],
+    answers: Sequence[Any],
+    folds: Sequence[tuple[list[int], list[int]]],
+    is_difference: bool,
+    choices: Sequence[Any],
+    fit: Callable[[Any, Any, Sequence[Any]], Any],
+    loss: Callable[[Any, Any, Sequence[Any]], float],
+) -> dict[Any, float]:
+    """The loss of each choice over all rows, each answered by a model that was fitted on the other folds."""
+    losses = dict.fromkeys(choices, 0.0)
+    for train, test in folds:
+        seen, unseen = ([rows[place] for place in part] for part in (train, test))
+        fitted = _fit(features, seen, is_difference)
+        one, other = (_features(fitted, part, is_difference) for part in (seen, unseen))
+        for choice in choices:
+            model = fit(choice, one, [answers[place] for place in train])
+            losses[choice] += loss(model, other, [answers[place] for place in test])
+    return losses if folds else {}
 
 
 def _texts(row: Any, fields: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(_field(row, field)) for field in fields)
+    return tuple(str(_field(row, name)) for name in fields)
+
+
+def _text_fields(train: Sequence[Any], label: str, text: Sequence[str] | None) -> tuple[str, ...]:
+    """The fields that are read: as given, else the examples' inputs, else what holds text beside the label."""
+    if text is not None:
+        return tuple(text)
+    if not len(train):
+        raise EmptyDatasetError("a baseline needs training examples, and there are none")
+    first = train[0]
+    if getattr(first, "_input_keys", None):
+        return tuple(name for name in first.inputs() if name != label)
+    found = tuple(name for name, value in first.items() if name != label and isinstance(value, str))
+    if not found:
+        raise UsageError("no field of the examples is marked as an input or holds text; name some with text=(...)")
+    return found
 
 
 def _column(train: Sequence[Any], label: str) -> list[Any]:
@@ -589,12 +640,128 @@ def _column(train: Sequence[Any], label: str) -> list[Any]:
     return [_field(row, label) for row in train]
 
 
-def _field(row: Mapping[str, Any], field: str) -> Any:
-    if field not in row:
-        raise UsageError(
-            f'the baseline reads the field "{field}", but there is only: {", ".join(map(str, row.keys()))}'
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise UsageError(f'the baseline reads the field "{name}", but there is only: {", ".join(map(str, row.keys()))}')
+    return row[name]
+
+
+# ---- all that fit a task
+
+
+def usual(
+    train: Sequence[Any],
+    *,
+    label: str,
+    text: Sequence[str] | None = None,
+    task: Task | None = None,
+    prompt: PromptFormat | None = None,
+    base_model: str | None = None,
+    host: Host | None = None,
+    embedder: Embed | None = None,
+    optimizer: Any = None,
+    with_optimized: bool = True,
+) -> dict[str, Program]:
+    """All baselines that fit a task, fitted on the same examples as the tuned model: what `compare(train=...)` adds.
+
+    Without a model: majority and TF-IDF with logistic regression for labels (on the difference of the two texts for
+    pairs), median and TF-IDF with ridge regression for numbers, the nearest question's answer for free text. With an
+    encoder, the same on its vectors. With a base model: the untuned model with the tuned model's prompt, with the
+    nearest examples in its prompt, and with a prompt that DSPy optimized on these examples, for which up to 100
+    questions are asked here and now.
+
+    Args:
+        train: The examples that the tuned model was trained on.
+        label: The field that is answered.
+        text: The fields that are read; default: the examples' inputs.
+        task: What is answered; default: a number where all labels are numbers of more than 20 kinds, a label where
+            there are few kinds, else text.
+        prompt: The tuned model's; needed with `base_model`.
+        base_model: The untuned model's name on the host.
+        host: Where it answers; OpenAI by default.
+        embedder: Texts to vectors: `HostEmbedder()` for the local host's encoder, a `dspy.Embedder`.
+        optimizer: Of the prompt; default `dspy.BootstrapFewShot`.
+        with_optimized: Whether a prompt is optimized; leave it out where one of yours is compared anyway.
+
+    Returns:
+        Programs by name, ready for `compare`.
+
+    Raises:
+        EmptyDatasetError: There are no training examples.
+        UsageError: A field is missing, the texts hold no word, or a base model was given without the prompt.
+        HostError: The encoder's host refused or did not answer.
+        MissingExtraError: scikit-learn is not installed (extra `eval`).
+    """
+    values = _column(train, label)
+    fields = _text_fields(train, label, text)
+    task = task or _task_of(values)
+    programs = _without_a_model(train, values, fields, label, task, embedder)
+    if base_model is None:
+        return programs
+    if prompt is None:
+        raise UsageError("with base_model=... the usual baselines need prompt=..., the tuned model's own")
+    lm = (host or Host.openai()).lm(base_model)
+    programs[f"{base_model}, untuned"] = untuned(prompt, base_model, host=host)
+    programs[f"{base_model}, nearest few-shot"] = nearest_few_shot(train, prompt.signature, lm=lm, embed=embedder)
+    if with_optimized:
+        good = {"label": accuracy(label), "number": within(label, relative=0.2), "text": token_f1(label)}[task]
+        programs[f"{base_model}, optimized prompt"] = optimized(
+            train, prompt.signature, lm=lm, metric=good, optimizer=optimizer
         )
-    return row[field]
+    return programs
+
+
+def _without_a_model(
+    train: Sequence[Any],
+    values: Sequence[Any],
+    fields: tuple[str, ...],
+    label: str,
+    task: Task,
+    embedder: Embed | None,
+) -> dict[str, Program]:
+    name = _encoder_name(embedder)
+    found: dict[str, Program] = {}
+    if task == "text":
+        if embedder is not None:
+            found[f"nearest answer by {name}"] = nearest_answer(train, text=fields, label=label, embed=embedder)
+        return {**found, "nearest answer": nearest_answer(train, text=fields, label=label)}
+    if embedder is not None:
+        linear = "ridge" if task == "number" else "logistic"
+        found[f"{name} + {linear}"] = encoder_linear(train, text=fields, label=label, task=task, embed=embedder)
+    if task == "number":
+        return {
+            **found,
+            "TF-IDF + ridge": tfidf_ridge(train, text=fields, label=label),
+            "median": median(train, label=label),
+        }
+    sides = _pair_sides(values, fields)
+    found["TF-IDF + logistic"] = (
+        tfidf_logistic(train, text=fields, label=label)
+        if sides is None
+        else tfidf_pairs(train, text=sides, label=label)
+    )
+    return {**found, "majority": majority(train, label=label)}
+
+
+def _task_of(values: Sequence[Any]) -> Task:
+    _, kinds = label_column(values)
+    if len(kinds) <= MAX_LABELS and len(kinds) <= max(len(values) / 2, 2):
+        return "label"
+    try:
+        for value in values:
+            read_number(value)
+    except AnswerError:
+        return "text"
+    return "number"
+
+
+def _pair_sides(values: Sequence[Any], fields: Sequence[str]) -> tuple[str, str] | None:
+    """The two texts of a pair whose label names one; prices beside them are none."""
+    if not set(label_column(values)[1]) <= {"a", "b"}:
+        return None
+    stems = [name[:-2] for name in fields if name.endswith("_a") and name[:-2] + "_b" in fields]
+    stems = [stem for stem in stems if stem != "price"]
+    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
 
 
 def usual_metric(prompt: PromptFormat, field: str) -> str:
@@ -651,9 +818,17 @@ def with_baselines(
         prompt=prompt,
         base_model=base_model,
         host=tuned.host if tuned is not None else None,
+        embedder=_embedder(options),
+        optimizer=options.optimizer,
         with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
     )
     return {**programs, **{name: one for name, one in found.items() if name not in programs}}
+
+
+def _embedder(options: BaselineOptions) -> Embed | None:
+    if options.encoder is None or not isinstance(options.encoder, str):
+        return options.encoder
+    return HostEmbedder(options.encoder, host=options.encoder_host)
 
 
 def _parts(program: Program) -> Iterator[Any]:

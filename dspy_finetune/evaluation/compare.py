@@ -553,7 +553,8 @@ def _cards(
     judges = {
         one.name[:1].upper() + one.name[1:]: dict(one.card) for one in metrics if isinstance(one, Metric) and one.card
     }
-    return {"Data": data_card(comparison), **prompt_cards(programs), **judges}
+    fitted = {name: dict(card) for name, one in programs.items() if (card := getattr(one, "card", None))}
+    return {"Data": data_card(comparison), **prompt_cards(programs), **fitted, **judges}
 
 
 def data_card(comparison: Comparison) -> dict[str, str]:

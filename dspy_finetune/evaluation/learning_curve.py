@@ -36,10 +36,10 @@ from dspy_finetune.errors import (
     UsageError,
 )
 from dspy_finetune.evaluation import scoring, statistics
-from dspy_finetune.evaluation.baselines import predictor_for
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, RunOptions, collect, jsonable
 from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
 from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
+from dspy_finetune.evaluation.model_baselines import predictor_for
 from dspy_finetune.evaluation.result import MetricFacts
 from dspy_finetune.evaluation.scoring import Resampling, Scored, StatisticsOptions
 from dspy_finetune.evaluation.statistics import Floats, Interval
@@ -180,6 +180,8 @@ class CurveJobs:
     """Random seeds of the rows' orders, each a curve of its own; several show the run-to-run variance of training."""
     allow_unknown_price: bool = False
     """Start although nobody knows a price."""
+    allow_unknown_model: bool = False
+    """Plan although the catalog does not know that the host trains the model."""
     n_concurrent: int = 4
     """Jobs that the host works on or queues at once."""
     retry_failed: bool = False
@@ -447,6 +449,7 @@ def _cell(size: int, seed: int, file: Path, model: str, n_epochs: int | None, ho
             hyperparameters={**(jobs.hyperparameters or {}), **({} if n_epochs is None else {"n_epochs": n_epochs})},
             suffix=jobs.suffix,
             seed=seed,
+            allow_unknown_model=jobs.allow_unknown_model,
         ),
     )
 

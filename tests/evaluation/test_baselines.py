@@ -3,12 +3,20 @@
 import itertools
 import pickle
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import dspy
+import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 
 from dspy_finetune.errors import EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import BaselineOptions, baselines, compare, metrics
+from dspy_finetune.hosts import Host
 
 RNG = random.Random(0)
 TRAIN = [
@@ -119,3 +127,185 @@ def test_compare_adds_the_baselines_and_says_what_was_seen_before():
         )
     with pytest.raises(EmptyDatasetError, match="train"):
         compare({"rule": rule}, LABELLED, [metrics.accuracy("liked")], train=[])
+
+
+# ---- what cross-validation chooses
+
+
+WORDS = ["moss", "tide", "tax", "golf", "owl", "rope", "bell", "kiln"]
+
+
+def priced(n: int, seed: int, spread: float) -> list[dspy.Example]:
+    """Products whose price is a product of what their words are worth, times noise."""
+    rng = np.random.default_rng(seed)
+    words = [f"{word}{end}" for word in WORDS for end in ("", "ling")]
+    worth = np.random.default_rng(99).normal(0, spread, len(words))
+    rows = []
+    for number in range(n):
+        found = rng.choice(len(words), 4, replace=False)
+        title = f"{' '.join(words[k] for k in found)} number{number}"
+        price = float(np.exp(3 + worth[found].sum() + rng.normal(0, 0.2)))
+        rows.append(dspy.Example(title=title, price=price).with_inputs("title"))
+    return rows
+
+
+def test_prices_are_learned_on_their_logarithm_and_plain_numbers_as_they_are():
+    train, test = priced(150, 0, 0.8), priced(100, 1, 0.8)
+    found = baselines.tfidf_ridge(train, label="price")
+    assert found.is_log
+    assert "logarithm, by 5-fold cross-validation" in found.card["scale"]
+    error = float(np.mean([abs(found(title=row.title).price - row.price) for row in test]))
+    # By the plain definition: the same words, ridge regression on dollars, whatever its strength.
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+    words = vectorizer.fit_transform([row.title for row in train])
+    plain = [
+        float(
+            np.mean(
+                np.abs(
+                    Ridge(alpha=1 / strength)
+                    .fit(words, [row.price for row in train])
+                    .predict(vectorizer.transform([row.title for row in test]))
+                    - [row.price for row in test]
+                )
+            )
+        )
+        for strength in baselines.STRENGTHS
+    ]
+    assert error < min(plain)
+    even = [row.copy(price=float(number % 10)).with_inputs("title") for number, row in enumerate(train)]
+    assert not baselines.tfidf_ridge(even, label="price").is_log
+    owed = [row.copy(price=row.price - 30).with_inputs("title") for row in train]  # some below zero have no logarithm
+    assert not baselines.tfidf_ridge(owed, label="price").is_log
+
+
+def test_the_strength_is_the_one_with_the_least_loss_out_of_fold():
+    """Against scikit-learn's own cross-validation of the same pipeline on the same folds."""
+    rng = np.random.default_rng(3)
+    rows = [
+        dspy.Example(
+            title=f"{WORDS[number % 8]} {WORDS[(number * 3) % 8]} item{number}",
+            liked=bool((number % 8 < 4) != (rng.random() < 0.3)),
+        ).with_inputs("title")
+        for number in range(90)
+    ]
+    found = baselines.tfidf_logistic(rows, label="liked")
+    texts, labels = [(row.title,) for row in rows], [str(row.liked).lower() for row in rows]
+    folds = baselines._folds(texts, labels)
+    assert len(folds) == 5
+    losses = []
+    for strength in baselines.STRENGTHS:
+        pipeline = make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode"),
+            LogisticRegression(C=strength, max_iter=2000),
+        )
+        scores = cross_val_score(pipeline, [text for (text,) in texts], labels, cv=folds, scoring="neg_log_loss")
+        losses.append(-sum(score * len(test) for score, (_, test) in zip(scores, folds, strict=True)))
+    best = baselines.STRENGTHS[int(np.argmin(losses))]
+    assert found.card["strength"] == f"C = {best:g}, by 5-fold cross-validation"
+    assert best == found.model.C
+
+
+def test_rows_that_share_a_text_stand_in_one_fold():
+    rows = [(f"title {number // 3}",) for number in range(60)]
+    for train, test in baselines._folds(rows, ["a", "b"] * 30):
+        assert not {rows[place] for place in train} & {rows[place] for place in test}
+    pairs = [(f"left {number // 2}", f"right {(number + 1) // 2 % 30}") for number in range(0, 60, 2)]
+    for train, test in baselines._folds(pairs, None):
+        seen = {text for place in train for text in pairs[place]}
+        assert not seen & {text for place in test for text in pairs[place]}
+    assert baselines._folds(rows[:15], None) == []
+
+
+def test_the_marked_inputs_are_read_whatever_they_are_called():
+    rows = [
+        dspy.Example(headline=f"{'owls' if n % 2 else 'golf'} {n}", note=f"n{n}", liked=bool(n % 2)).with_inputs(
+            "headline"
+        )
+        for n in range(30)
+    ]
+    found = baselines.tfidf_logistic(rows, label="liked")
+    assert found.text == ("headline",)
+    assert found(headline="owls at dusk").liked is True
+    bare = [dspy.Example(**row) for row in rows]
+    assert baselines.tfidf_logistic(bare, label="liked").text == ("headline", "note")
+    with pytest.raises(UsageError, match="name some with text="):
+        baselines.tfidf_logistic([dspy.Example(n=1, liked=True)], label="liked")
+
+
+# ---- an encoder
+
+
+class Means:
+    """An encoder for which owls and tides are one thing, golf and tax another; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, texts: list[str]) -> list[list[float]]:
+        self.asked += texts
+        return [
+            [sum(word in text for word in ("owl", "tide")), sum(word in text for word in ("golf", "tax")), 0.3]
+            for text in texts
+        ]
+
+
+def test_an_encoder_knows_what_words_that_were_not_trained_on_mean():
+    rows = [
+        dspy.Example(
+            title=f"{'owl' if n % 2 else 'golf'} {n}", liked=bool(n % 2), price=float(np.exp(1 + 3 * (n % 2) + n / 99))
+        ).with_inputs("title")
+        for n in range(40)
+    ]
+    embed = Means()
+    found = baselines.encoder_linear(rows, label="liked", embed=embed)
+    assert isinstance(found, baselines.LabelBaseline)
+    assert (found(title="tides").liked, found(title="tax").liked) == (True, False)
+    assert len(embed.asked) == len(set(embed.asked))  # each text once, folds and all
+    assert pickle.loads(pickle.dumps(found))(title="tides").probability == found(title="tides").probability
+    prices = baselines.encoder_linear(rows, label="price", task="number", embed=Means())
+    assert isinstance(prices, baselines.NumberBaseline)
+    assert prices(title="tides").price > 5 * prices(title="tax").price
+
+
+def test_an_encoders_pairs_have_no_position_bias():
+    pairs = [row.with_inputs("title_a", "title_b") for row in PAIRS]
+    found = baselines.encoder_linear(pairs, label="preferred", embed=Means())
+    assert isinstance(found, baselines.LabelBaseline)
+    assert found.is_difference
+    forward, backward = found(title_a="an owl", title_b="golf"), found(title_a="golf", title_b="an owl")
+    assert forward.preferred == "A"
+    assert forward.probabilities["A"] == pytest.approx(backward.probabilities["B"])
+
+
+def test_compare_adds_the_encoder_where_it_is_asked_for_and_tells_what_was_chosen():
+    def rule(title: str) -> dspy.Prediction:
+        return dspy.Prediction(liked="owls" in title)
+
+    chosen = BaselineOptions(encoder=Means())
+    report = compare({"rule": rule}, LABELLED[:30], [metrics.accuracy("liked")], train=LABELLED[30:], baselines=chosen)
+    assert [row.name for row in report.rows] == ["rule", "encoder + logistic", "TF-IDF + logistic", "majority"]
+    assert "by 5-fold cross-validation" in report.cards["encoder + logistic"]["strength"]
+    quiz = [
+        dspy.Example(question=f"Who saw {n} owls?", answer=f"Nobody {n}").with_inputs("question") for n in range(30)
+    ]
+    assert list(baselines.usual(quiz, label="answer", embedder=Means())) == [
+        "nearest answer by encoder",
+        "nearest answer",
+    ]
+
+
+def test_a_host_gives_vectors_in_order_and_in_batches(monkeypatch):
+    asked: list[list[str]] = []
+
+    class Embeddings:
+        def create(self, *, model: str, input: list[str]) -> Any:
+            assert model == "minilm-l6"
+            asked.append(input)
+            data = [SimpleNamespace(index=n, embedding=[float(len(text))]) for n, text in enumerate(input)]
+            return SimpleNamespace(data=data[::-1])
+
+    host = Host.compatible("http://127.0.0.1:9/v1")
+    monkeypatch.setattr(Host, "client", lambda self, **options: SimpleNamespace(embeddings=Embeddings()))
+    texts = ["x" * n for n in range(1, 300)]
+    assert baselines.HostEmbedder(host=host)(texts) == [[float(n)] for n in range(1, 300)]
+    assert [len(part) for part in asked] == [128, 128, 43]

@@ -166,7 +166,7 @@ def test_nothing_is_started_above_the_budget(fake, host):
         curve(fake, host, max_usd=0.000001)
     for max_usd in (5.0, None):
         with pytest.raises(BudgetError, match="unheard-of"):
-            curve(fake, host, models=["unheard-of"], max_usd=max_usd)
+            curve(fake, host, models=["unheard-of"], max_usd=max_usd, allow_unknown_model=True)
     assert fake.count("POST /files") == 0
     whole = sum(run.estimated_cost_usd or math.nan for run in curve(fake, host).runs)
     assert [run.error for run in curve(fake, host, max_usd=whole).runs] == [None] * 3
