@@ -45,8 +45,7 @@ from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, U
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
-from dspy_finetune.jobs.journal import Entry, Journal
-from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.records import CLOCK, Entry, Journal
 from dspy_finetune.predictors.base import FinetunedPredictor
 
 logger = logging.getLogger(__name__)

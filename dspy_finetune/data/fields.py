@@ -1,4 +1,4 @@
-"""one raw row -> one dspy.Example: renamed, complete, typed, its inputs marked.
+"""One raw row -> one dspy.Example: renamed, complete, typed, its inputs marked.
 
 In: a dict with its place. Out: an Example, or a RowError that names the field, the value and the remedy.
 A `RowPlan` also remembers which names no row had, since that is a wrong argument rather than wrong rows.
@@ -18,16 +18,11 @@ import dspy
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.values import Unparseable, choice_loader, load_bool, load_int, load_number, shown
 
-# ----------------------------------------------------------------------------------------------------
-# from what a file holds ("$1,199.99", "yes") to what a field means (1199.99, True).
-#
-# In: a value and the type that its field should have. Out: the value of that type, or `Unparseable` with a problem and
-# a remedy. Nothing is guessed: a value that can be read in two ways is refused.
-#
-# bool, int, float, Literal and Enum are read by values.py, by the column "in a file" of docs/values.md.
-# Text         text stays as it is, a whole number becomes its digits; a boolean, a fraction or a list is refused.
-# X | None     as X; null, an empty cell and a missing field become None.
-# Any other type leaves the value as it is.
+# ---- From what a file holds ("$1,199.99", "yes") to what a field means (1199.99, True)
+# Nothing is guessed: a value that can be read in two ways is refused. bool, int, float, Literal and Enum are read by
+# values.py, by the column "in a file" of docs/values.md. Text stays as it is, a whole number becomes its digits; a
+# boolean, a fraction or a list is refused. Of X | None, null, an empty cell and a missing field become None. Any other
+# type leaves the value as it is.
 
 Converter = Callable[[Any], Any]
 
@@ -111,7 +106,6 @@ def _without_none(annotation: Any) -> Any:
     return kept[0] if len(kept) == 1 else Any
 
 
-# ----------------------------------------------------------------------------------------------------
 _MAX_COLUMNS_SHOWN = 40
 _CLASH_REMEDY = "choose another name, or rename that one too"
 

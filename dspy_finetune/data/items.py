@@ -1,4 +1,4 @@
-"""items.py: when are two texts the same item, and which items does a row hold.
+"""When are two texts the same item, and which items does a row hold.
 
 In: values and rows. Out: keys that compare equal when the items are the same, and groups of rows that share items.
 A pair row holds two items ("title_a", "title_b"); any other row holds one, its inputs together.

@@ -1,4 +1,4 @@
-"""files, tables, Hugging Face datasets -> dspy.Example.
+"""Files, tables, Hugging Face datasets -> dspy.Example.
 
 In: any source of rows, and what is wanted of its fields: names, types, which are inputs. Out: examples -- all at once
 (`load_examples`) or one by one (`iter_examples`). No row is dropped silently: a bad one is named by file and line,

@@ -1,4 +1,4 @@
-"""examples -> pairs (title_a, title_b, preferred), the two orders in balance.
+"""Examples -> pairs (title_a, title_b, preferred), the two orders in balance.
 
 In: labelled items, rated items, or rows that are pairs already. Out: dspy.Examples with both sides marked as inputs and
 `preferred` "A" or "B" ("tie" on request). The same rows and seed give the same pairs in every process.
@@ -22,12 +22,9 @@ from dspy_finetune.data.items import check_rows, input_names, item_key, pair_bas
 from dspy_finetune.errors import DataError, RowError, RowsError, UsageError
 from dspy_finetune.values import Unparseable, load_bool, load_number
 
-# ----------------------------------------------------------------------------------------------------
-# the two sides of a pair row: which one is preferred, however it is spelled, and the pair turned round.
-#
-# In: rows with two sides, "title_a" and "title_b". Out: "A", "B" or "tie"; the swapped row. The preference stands
-# under `preferred`, `preference` or `preferred_title`, as a side ("A", "b", "title_a"), as the text of the preferred
-# side, or as a word for a tie.
+# ---- The two sides of a pair row: which one is preferred, however it is spelled
+# The preference stands under `preferred`, `preference` or `preferred_title`, as a side ("A", "b", "title_a"), as the
+# text of the preferred side, or as a word for a tie.
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +129,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- Pairs from labelled items
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pair:
     """Two rows, the preferred one first (of a tie: either); `extra` are fields of the pair itself."""

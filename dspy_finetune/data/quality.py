@@ -1,4 +1,4 @@
-"""quality.py: rows that stand there twice, and labels that contradict each other.
+"""Rows that stand there twice, and labels that contradict each other.
 
 In: examples. Out: reports that name the rows (counted from 1), and the examples without their duplicates.
 Two texts are the same "exact"ly, or "normalized": alike after Unicode NFKC and without case, punctuation and outer or

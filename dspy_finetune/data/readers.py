@@ -1,4 +1,4 @@
-"""whatever the user calls "my data", opened as numbered rows.
+"""Whatever the user calls "my data", opened as numbered rows.
 
 In: a path, "-", "hf://...", a data frame, a data set, or any iterable of records. Out: a `Source`: the name that errors
 show, and an iterator of (line or row number from 1, dict | RowError). What the fields mean is not known here.
@@ -40,11 +40,7 @@ from dspy_finetune._optional import require
 from dspy_finetune.data.fields import MarkedRow
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, UsageError
 
-# ----------------------------------------------------------------------------------------------------
-# the bytes of a text file as numbered lines of text, with every byte that is not UTF-8 named.
-#
-# In: an open binary stream and the name that errors show. Out: (line number from 1, text, the line's encoding error or
-# None). UTF-8 with or without a byte-order mark is read; UTF-16 and UTF-32 are recognised and refused by name.
+# ---- Bytes as numbered lines of text
 
 Row = tuple[int, "dict[str, Any] | RowError"]
 """A line number and the row that begins there, or the reason why it cannot be read."""
@@ -86,13 +82,9 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# CSV and TSV files as (line number, row), with every fault named.
-#
-# In: an open binary stream and the name that errors show. Out: an iterator of (line number from 1, dict of text),
-# where a row that cannot be read is a RowError in the dict's place; a header that cannot be trusted, or a quote that
-# never closes, is raised. The rules are RFC 4180's: a comma (or tab, or semicolon) between cells, double quotes around
-# a cell that holds one or a line end, a quote inside a cell doubled. Cells stay text; types are the loader's business.
+# ---- CSV and TSV
+# RFC 4180: double quotes around a cell that holds the delimiter or a line end, a quote inside it doubled. A row that
+# cannot be read is a RowError in its place; a header that cannot be trusted, or a quote that never closes, is raised.
 
 _MAX_CELL = 1 << 26
 DELIMITERS = (",", ";", "\t", "|")
@@ -269,12 +261,8 @@ def _wrong_count(cells: list[str], header: list[str], name: str, line: int) -> R
     return RowError(problem, path=name, line=line, value=cells, remedy=remedy)
 
 
-# ----------------------------------------------------------------------------------------------------
-# JSON and JSONL files as (line number, row), with every fault named.
-#
-# In: an open binary stream and the name that errors show. Out: an iterator of (line number from 1, dict), where a row
-# that cannot be read is a RowError in the dict's place, so that the caller decides to stop or to skip; a fault after
-# which no further row can be trusted is raised. JSONL is read line by line; a JSON file is read whole.
+# ---- JSON and JSONL
+# A fault after which no further row can be trusted is raised. JSONL is read line by line, a JSON file whole.
 
 
 class _BadJsonValue(ValueError):
@@ -450,12 +438,8 @@ class _JsonFile:
         return RowError(problem, path=self.name, line=self._line_now(), value=value, remedy=remedy)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Parquet files, data frames, Arrow tables and Hugging Face datasets as (row number, row).
-#
-# In: a path, a frame, or a data set's name. Out: an iterator of (row number from 1, dict of Python values); missing
-# values (NaN, NaT, NA, null) are None. Parquet is read one batch of a row group at a time; a data set from the hub is
-# streamed. pyarrow, pandas and datasets are imported only when such a source is given.
+# ---- Parquet, data frames, Arrow tables, Hugging Face datasets
+# Missing values (NaN, NaT, NA, null) are None. Parquet is read batch by batch, a data set from the hub is streamed.
 
 _BATCH_ROWS = 1024
 _PATIENCE_SECONDS = 8.0
@@ -748,7 +732,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.utils.logging.enable_progress_bar()
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- Any source by its name or its kind
+
 Format = Literal["json", "jsonl", "csv", "tsv", "parquet"]
 
 FORMATS: tuple[Format, ...] = ("json", "jsonl", "csv", "tsv", "parquet")

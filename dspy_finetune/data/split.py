@@ -1,4 +1,4 @@
-"""examples -> train, validation, test, with no item on two sides.
+"""Examples -> train, validation, test, with no item on two sides.
 
 In: examples, the sides' fractions, what must stay together, what must be spread evenly. Out: `Split`, three lists.
 The same rows and seed give the same split in every process. Where a side would stay empty -- too few rows, one group
@@ -207,11 +207,7 @@ def _check_sides(
             )
 
 
-# ----------------------------------------------------------------------------------------------------
-# items that stand on two sides of a split.
-#
-# In: two sets of examples, of items or of pairs. Out: a `Leakage` that names the shared items and their rows (from 1).
-# Texts are compared normalised (`normalize_text`) unless "exact" is asked for. Rewordings are not recognised.
+# ---- Items that stand in two sets
 
 _SHOWN = 5
 

@@ -16,7 +16,6 @@ from dspy_finetune.catalog import load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
-from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import billed_cost, catalog_name, journal_of
 from dspy_finetune.jobs.records import (
@@ -27,6 +26,7 @@ from dspy_finetune.jobs.records import (
     Checkpoint,
     Event,
     JobFacts,
+    Journal,
     Row,
     facts_table,
     metrics_from_events,
@@ -37,10 +37,7 @@ from dspy_finetune.jobs.records import event as read_event
 from dspy_finetune.jobs.records import job_facts as read_job
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
 
-# ----------------------------------------------------------------------------------------------------
-# One look at a running job, for people: how far, how well, how long still, how dear so far.
-#
-# In: the job's facts and events. Out: `JobProgress`. Not covered: showing it (cli/).
+# ---- One look at a job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +175,8 @@ def _eta(facts: JobFacts, steps: Sequence[Event], step: int | None, total: int |
     return (total - step) * (now - first.created_at) / done if done > 0 else None
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The job
+
 logger = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = 3600.0

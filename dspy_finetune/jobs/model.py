@@ -106,10 +106,7 @@ class FinetunedModel:
             pause = min(pause * 2, 30.0)
 
 
-# ----------------------------------------------------------------------------------------------------
-# How long a model still lives: the host's own date, else the catalog's; and what to say about it in time.
-#
-# In: a model, a host, today's date. Out: a date, and warnings from 60 days before it.
+# ---- How long a model still answers
 
 WARN_DAYS = 60
 

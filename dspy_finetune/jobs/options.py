@@ -20,7 +20,7 @@ from dspy_finetune.export.cost import default_epochs, training_cost
 from dspy_finetune.export.tokens import TokenCounter, load_encoding
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home, tokenizer_file
-from dspy_finetune.jobs.journal import Journal
+from dspy_finetune.jobs.records import Journal
 from dspy_finetune.jobs.submit import RESERVED_KEYS
 
 MOST_PAIRS = 16 - len(RESERVED_KEYS)
@@ -88,10 +88,7 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return pairs
 
 
-# ----------------------------------------------------------------------------------------------------
-# Hyperparameters: each with its range, its value and where the value comes from.
-#
-# In: what the user gave, the method, the number of rows. Out: one `Hyperparameter` for each, and `method=` for the API.
+# ---- Hyperparameters
 # The epochs are settled here and sent as a number, as they multiply the bill; the others are the host's unless given.
 
 Method = Literal["sft", "dpo"]
@@ -190,10 +187,7 @@ def _checked(name: str, value: Any) -> Value:
     return checked
 
 
-# ----------------------------------------------------------------------------------------------------
-# What a job costs and how long it takes, as far as anybody knows.
-#
-# In: the catalog's prices, the journal's finished jobs. Out: US dollars and seconds; None where unknown, never 0.
+# ---- Cost and time
 
 
 def journal_of(host: Host) -> Journal:

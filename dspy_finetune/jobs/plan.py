@@ -22,7 +22,6 @@ from dspy_finetune.export.cost import training_cost
 from dspy_finetune.export.dataset import Manifest, TrainingFile
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import Job
-from dspy_finetune.jobs.journal import Journal
 from dspy_finetune.jobs.model import FinetunedModel, lifetime_warnings, model_warnings, shutdown_date
 from dspy_finetune.jobs.options import (
     Hyperparameter,
@@ -39,7 +38,7 @@ from dspy_finetune.jobs.options import (
     resolve,
     wire_method,
 )
-from dspy_finetune.jobs.records import CLOCK, facts_table
+from dspy_finetune.jobs.records import CLOCK, Journal, facts_table
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission, Upload
 
 Source = TrainingFile | str | os.PathLike[str]
@@ -114,7 +113,8 @@ def _refused(path: Path, report: CheckReport) -> DataError:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The plan
+
 logger = logging.getLogger(__name__)
 
 

@@ -1,6 +1,8 @@
-"""What a host says of a job, read leniently: unknown statuses, missing fields and extra ones all pass.
+"""What is known of a job: what the host says of it, and the journal of what was meant, sent and answered.
 
-In: the client's objects, or their dicts. Out: `JobFacts`, `Event`, `Checkpoint`.
+In: the client's objects, read leniently (unknown statuses, missing and extra fields all pass); events of an intent.
+Out: `JobFacts`, `Event`, `Checkpoint`, metrics as a table; `Journal`, the same from any process, after any crash.
+Not covered: what the journal's events mean for the next step (submit.py).
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import contextlib
 import csv
 import io
 import math
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from dspy_finetune._appendlog import AppendLog, process_lock
+from dspy_finetune.errors import JobError
 from dspy_finetune.hosts.failures import redact
 
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -194,10 +201,7 @@ def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-# ----------------------------------------------------------------------------------------------------
-# A job's figures as a table: from its result file, or from its events while there is none.
-#
-# In: the file's bytes (CSV, plain or in base64), or events. Out: a list of rows, one dict per step; blanks are None.
+# ---- A job's metrics as a table
 
 Row = dict[str, int | float | str | None]
 
@@ -259,10 +263,81 @@ def _number(value: str | list[str] | None) -> int | float | str | None:
     return int(number) if is_whole else number
 
 
-# ----------------------------------------------------------------------------------------------------
-# A heading and a table of facts, for the notebooks that show a plan or a job.
-#
-# In: a title, facts by name, remarks. Out: HTML in which every text is escaped.
+# ---- The journal: what was written down before and after each step that costs money
+
+SCHEMA_VERSION = 2
+"""1: paths as they were given, so that a process in another folder could not find the files. 2: whole paths, and in the
+intent the suffix and the seed, so that `migrate` can make the model again. Older journals are read as they stand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the journal."""
+
+    at: float
+    """When, in seconds since 1970."""
+    intent: str
+    """Which piece of paid work: the hash of data, model, method, hyperparameters and host."""
+    event: str
+    """intent, uploading, uploaded, creating, not_created, created, adopted, ended."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else belongs to the event."""
+
+
+class Journal:
+    """An append-only JSONL file that several processes share."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._log = AppendLog(path, "journal")
+
+    def __repr__(self) -> str:
+        return f"Journal({str(self.path)!r})"
+
+    def append(self, intent: str, event: str, *, at: float, **facts: Any) -> Entry:
+        """Write one event; when this returns, it is on the disk.
+
+        Raises:
+            FileError: It could not be written; nothing that costs money may follow.
+        """
+        self._log.append({"v": SCHEMA_VERSION, "at": at, "intent": intent, "event": event, **facts})
+        return Entry(at=at, intent=intent, event=event, facts=dict(facts))
+
+    def entries(self, intent: str | None = None) -> list[Entry]:
+        """All events in the order in which they were written, of one intent or of all.
+
+        Raises:
+            JobError: The file was written by a newer version of this library.
+            FileError: It cannot be read.
+        """
+        return [entry for entry in self._read() if intent is None or entry.intent == intent]
+
+    def lock(self, intent: str) -> AbstractContextManager[None]:
+        """Held while one intent is submitted: a second process with the same plan waits and then finds the job."""
+        return process_lock(self.path.with_name(f"{self.path.name}.locks") / intent)
+
+    def _read(self) -> Iterator[Entry]:
+        for number, values in self._log.rows():
+            if isinstance(values, dict):
+                yield self._entry(values, number)
+
+    def _entry(self, values: Mapping[str, Any], number: int) -> Entry:
+        version = values.get("v")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise JobError(
+                f"{self.path}:{number}: written by a newer version (schema {version}, this one reads up to"
+                f" {SCHEMA_VERSION}); upgrade dspy-finetune"
+            )
+        facts = {name: value for name, value in values.items() if name not in {"v", "at", "intent", "event"}}
+        return Entry(
+            at=float(values.get("at") or 0.0),
+            intent=str(values.get("intent") or ""),
+            event=str(values.get("event") or ""),
+            facts=facts,
+        )
+
+
+# ---- Notebooks
 
 
 def facts_table(title: str, facts: Mapping[str, object], remarks: Iterable[str] = ()) -> str:

@@ -28,8 +28,7 @@ from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import never_sent
-from dspy_finetune.jobs.journal import Entry, Journal
-from dspy_finetune.jobs.records import CLOCK, JobFacts, job_facts
+from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """`FinetuneProvider`: DSPy's own optimizers (BootstrapFinetune, BetterTogether) train through this library.
 
 In: DSPy's training rows, from `LM.finetune`. Out: the tuned model's LM on the same host, once it answers.
-Rows are checked before anything is uploaded, the same rows are paid once (journal.py), and a job that fails raises:
+Rows are checked before anything is uploaded, the same rows are paid once (the journal), and a job that fails raises:
 DSPy hands errors over as the job's *result*, so `FinetuneTrainingJob` puts that right.
 Not covered: making the rows, which is the optimizer's part.
 """

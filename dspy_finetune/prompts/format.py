@@ -36,12 +36,7 @@ from dspy_finetune.prompts.signature_json import dump_signature, load_signature
 from dspy_finetune.prompts.template import Template, literal
 from dspy_finetune.values import LabelSet, NumberFormat
 
-# ----------------------------------------------------------------------------------------------------
-# What a PromptFormat is built of: the source of its system template, and the codecs of its outputs.
-#
-# In: a signature, and what the user asked for: a rubric, a template, labels, a number format. Out: a template's source;
-# codecs by output; labels as JSON types and back. Not covered: the template language (template.py), layouts
-# (completion.py).
+# ---- What a PromptFormat is built of
 
 _RUBRIC_HEADING = "Taste rubric:\n"
 
@@ -133,10 +128,7 @@ def loaded_labels(signature: type[dspy.Signature], saved: list[list[Any]] | None
     return dict(map(tuple, saved))
 
 
-# ----------------------------------------------------------------------------------------------------
-# What tells one prompt from another: a digest, and a readable difference.
-#
-# In: a prompt's identity, a dict of JSON types with all that changes a byte of it. Out: `digest_of`, `difference`.
+# ---- What tells one prompt from another
 
 
 def digest_of(identity: dict[str, Any]) -> str:
@@ -168,7 +160,8 @@ def _lines(identity: dict[str, Any]) -> list[str]:
     return lines
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- The prompt
+
 RENDERING_VERSION = 1
 """Changes whenever the same prompt would give other bytes; part of every digest."""
 

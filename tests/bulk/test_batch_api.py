@@ -139,7 +139,7 @@ class Killed(BaseException):
 def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
     step: int, fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dspy_finetune.jobs.journal import Journal
+    from dspy_finetune.jobs.records import Journal
 
     append = Journal.append
     n_written = 0
