@@ -48,6 +48,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         limit: Annotated[int | None, typer.Option(help="At most so many rows.", min=1)] = None,
         seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
+        both_orders: Annotated[
+            bool, typer.Option("--both-orders", help="Write every pair a second time with its sides exchanged.")
+        ] = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
     ) -> None:
         """Write a training file from labelled rows, check it, and put a manifest beside it."""
@@ -70,6 +73,7 @@ def register(app: typer.Typer) -> None:
             "dialect": dialect,
             "on_error": "skip" if skip_bad else "raise",
             "dedupe": dedupe,
+            "both_orders": both_orders,
         }
         if method == "sft":
             dataset = export_sft(examples, form, to, **options)

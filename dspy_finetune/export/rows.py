@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.export.dataset import TrainingFile
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
+
+Turn: TypeAlias = Callable[[Any], Mapping[str, Any]]
+"""The same pair with its sides and its label exchanged."""
 
 
 def export_sft(
@@ -39,6 +42,7 @@ def export_sft(
     parallel_tool_calls: bool | None = None,
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
+    both_orders: bool = False,
 ) -> TrainingFile:
     """Write one training conversation for each example.
 
@@ -56,6 +60,8 @@ def export_sft(
         parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
         seed: Of the split or the sampling behind the examples; recorded in the manifest, used for nothing.
         tokenizer: Counts the tokens of a text, for models without a known table.
+        both_orders: Of a pairwise prompt: write every pair a second time with its sides and its label exchanged, so
+            that no side is right more often. An explanation that speaks of A and B is not rewritten.
 
     Raises:
         RowsError: With `on_error="raise"`: every example that could not be rendered.
@@ -66,7 +72,10 @@ def export_sft(
     check_given(examples, prompt)
     extra = tool_keys(tools, parallel_tool_calls)
     progress = RowCounts()
-    rows = _ready_rows(examples, extra, progress) if prompt is None else _sft_rows(examples, prompt, extra, progress)
+    turn = _turn(prompt) if both_orders else None
+    rows = (
+        _ready_rows(examples, extra, progress) if prompt is None else _sft_rows(examples, prompt, extra, progress, turn)
+    )
     return write_file(
         rows,
         path,
@@ -84,17 +93,40 @@ def export_sft(
 
 
 def _sft_rows(
-    examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: RowCounts
+    examples: Iterable[Any], prompt: PromptFormat, extra: Row, progress: RowCounts, turn: Turn | None
 ) -> Iterator[Row | RowError]:
     render = prompt.training_messages
     for number, example in enumerate(examples, start=1):
         progress.n_rows_in = number
         try:
-            messages = render(example)
+            rendered = [render(example)] if turn is None else [render(example), render(turn(example))]
         except FinetuneError as error:
             yield row_error(error, number)
             continue
-        yield {"messages": messages, **extra} if extra else {"messages": messages}
+        for messages in rendered:
+            yield {"messages": messages, **extra} if extra else {"messages": messages}
+
+
+def _turn(prompt: PromptFormat | None) -> Turn:
+    """What exchanges the two sides of a pair and its label. Raises UsageError where the prompt is not pairwise."""
+    names = () if prompt is None else prompt.input_fields
+    partner = {name: f"{name[:-2]}_b" for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names}
+    if prompt is None or not partner or prompt.labels is None or len(prompt.labels.texts) != 2:
+        raise UsageError("both_orders: the prompt must have inputs that end in _a and _b and two labels")
+    labels, field = prompt.labels, str(prompt.label_field)
+    partner |= {second: first for first, second in partner.items()}
+    first, second = labels.texts
+
+    def turn(example: Any) -> Mapping[str, Any]:
+        values = as_mapping(example)
+        if values is None or field not in values:
+            raise RowError(
+                f'no label "{field}" to turn round', value=example, remedy="give labelled pairs, or both_orders=False"
+            )
+        other = labels.decode(second if labels.encode(values[field]) == first else first)
+        return {**{partner.get(name, name): value for name, value in values.items()}, field: other}
+
+    return turn
 
 
 def _ready_rows(examples: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
@@ -158,6 +190,7 @@ def export_dpo(
     parallel_tool_calls: bool | None = None,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
+    both_orders: bool = False,
 ) -> TrainingFile:
     """Write one line for each pair of a chosen and a rejected answer to the same prompt.
 
@@ -183,6 +216,8 @@ def export_dpo(
         parallel_tool_calls: Goes into every row that carries tools; OpenAI's default is true.
         seed: Draws the rejected label where there are several.
         tokenizer: Counts the tokens of a text, for models without a known table.
+        both_orders: Of a pairwise prompt: write every pair a second time with its sides and its label exchanged, so
+            that no side is right more often. An explanation that speaks of A and B is not rewritten.
 
     Raises:
         RowsError: With `on_error="raise"`: every pair that could not be rendered.
@@ -196,7 +231,8 @@ def export_dpo(
     if prompt is None:
         rows = _ready_dpo_rows(pairs, extra, progress)
     else:
-        rows = _dpo_rows(pairs, prompt, extra, progress, random.Random(seed))
+        turn = _turn(prompt) if both_orders else None
+        rows = _dpo_rows(pairs, prompt, extra, progress, random.Random(seed), turn)
     return write_file(
         rows,
         path,
@@ -214,20 +250,27 @@ def export_dpo(
 
 
 def _dpo_rows(
-    pairs: Iterable[Any], prompt: PromptFormat, extra: Row, progress: RowCounts, rng: random.Random
+    pairs: Iterable[Any],
+    prompt: PromptFormat,
+    extra: Row,
+    progress: RowCounts,
+    rng: random.Random,
+    turn: Turn | None,
 ) -> Iterator[Row | RowError]:
     for number, pair in enumerate(pairs, start=1):
         progress.n_rows_in = number
         try:
-            messages, chosen, rejected = render_preference(as_preference(pair, prompt, rng=rng), prompt)
+            both = [pair] if turn is None else [pair, turn(pair)]
+            rendered = [render_preference(as_preference(one, prompt, rng=rng), prompt) for one in both]
         except FinetuneError as error:
             yield row_error(error, number)
             continue
-        yield {
-            "input": {"messages": messages, **extra} if extra else {"messages": messages},
-            "preferred_output": [{"role": "assistant", "content": chosen}],
-            "non_preferred_output": [{"role": "assistant", "content": rejected}],
-        }
+        for messages, chosen, rejected in rendered:
+            yield {
+                "input": {"messages": messages, **extra} if extra else {"messages": messages},
+                "preferred_output": [{"role": "assistant", "content": chosen}],
+                "non_preferred_output": [{"role": "assistant", "content": rejected}],
+            }
 
 
 def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:

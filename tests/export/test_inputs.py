@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
+import dspy_finetune as ft
 from dspy_finetune import prompts
 from dspy_finetune.export import check, export_dpo, export_sft
 
@@ -104,3 +105,24 @@ def test_a_huge_row_hides_nothing_behind_it(tmp_path: Path) -> None:
     assert [line for line, _, _ in found(report)] == [8]
     assert "label-imbalance" in report.codes
     assert not any("behind line" in reason for reason in report.not_checked)
+
+
+@pytest.mark.parametrize("preset", [ft.prompts.pairwise(), ft.prompts.pairwise(output="better")])
+def test_pairs_are_written_in_both_orders(preset: ft.PromptFormat, tmp_path: Path) -> None:
+    """The sides and the label are exchanged, whatever the label's name; every count is of the pairs given."""
+    field = str(preset.label_field)
+    pairs = [
+        dspy.Example(title_a="Bees", title_b="Ants", **{field: "A"}).with_inputs("title_a", "title_b"),
+        dspy.Example(title_a="Gates", title_b="Locks", **{field: "A"}).with_inputs("title_a", "title_b"),
+    ]
+    done = ft.export_sft(pairs, preset, tmp_path / "sft.jsonl", both_orders=True)
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "sft.jsonl").read_text("utf-8").splitlines()]
+    assert [row[-1]["content"] for row in rows] == ["A", "B", "A", "B"]
+    assert [row[-2]["content"] for row in rows[:2]] == ["A: Bees\nB: Ants", "A: Ants\nB: Bees"]
+    assert (done.manifest.n_rows_in, done.n_rows) == (2, 4)
+    ft.export_dpo(pairs, preset, tmp_path / "dpo.jsonl", both_orders=True)
+    lines = [json.loads(line) for line in (tmp_path / "dpo.jsonl").read_text("utf-8").splitlines()]
+    assert [line["preferred_output"][0]["content"] for line in lines] == ["A", "B", "A", "B"]
+    assert [line["non_preferred_output"][0]["content"] for line in lines] == ["B", "A", "B", "A"]
+    with pytest.raises(ft.errors.UsageError, match="both_orders: the prompt must have"):
+        ft.export_sft(pairs, ft.prompts.binary(), tmp_path / "no.jsonl", both_orders=True)
