@@ -58,9 +58,9 @@ def label_shares(positions: Sequence[Position], labels: Sequence[str]) -> tuple[
     The probabilities sum to 1 over the labels. Where the host did not tell enough for that, a label has the mass that
     was told of it, unscaled, or None where nothing was; where it told of no label, all of it is None.
 
-    >>> told = [("true", {"true": math.log(0.2), "false": math.log(0.6)})]
+    >>> told = [("true", {"true": math.log(0.4), "false": math.log(0.4)})]
     >>> label_shares(told, ["true", "false"])[0]
-    {'true': 0.25, 'false': 0.75}
+    {'true': 0.5, 'false': 0.5}
     >>> alone = [("true", {"true": math.log(0.2)})]
     >>> label_shares(alone, ["true", "false"])
     ({'true': 0.2, 'false': None}, 0.2)
