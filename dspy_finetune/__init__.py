@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from dspy_finetune import (
         report as report,
     )
+    from dspy_finetune import (
+        verification as verification,
+    )
     from dspy_finetune.data import items_from_pairs, iter_examples, load_examples, make_pairs, split
     from dspy_finetune.evaluation import (
         ComparisonReport,
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
         replace,
     )
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.verification import verify
 
 __version__ = "0.1.0"
 
@@ -143,6 +147,7 @@ __all__ = [
     "replace",
     "sft_then_dpo",
     "split",
+    "verify",
 ]
 
 _SUBPACKAGES = {
@@ -161,6 +166,7 @@ _SUBPACKAGES = {
     ),
     "prompts": "PromptFormat",
     "report": "",
+    "verification": "verify",
 }
 """Where each public name comes from. The imports above say the same to type checkers; a test compares the two."""
 

@@ -27,7 +27,7 @@ from tests.json_keys import json_keys
 FILE = Path(__file__).with_suffix(".json")
 SUBPACKAGES = [
     "bulk", "data", "errors", "evaluation", "export", "hosts", "jobs", "migration", "optimizers", "predictors",
-    "prompts", "report",
+    "prompts", "report", "verification",
 ]  # fmt: skip
 
 

@@ -40,6 +40,8 @@ COMMANDS: tuple[str, ...] = (
     "train",
     "jobs",
     "models",
+    "export_model",
+    "verify",
     "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""

@@ -12,6 +12,7 @@ With data, the way is `model = plan(dataset, base_model=..., host=...).start(max
 
 from dspy_finetune.jobs.job import Job, JobProgress, attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel, ListedModel, list_models
+from dspy_finetune.jobs.model_export import ExportedModel
 from dspy_finetune.jobs.options import Hyperparameter, WandB
 from dspy_finetune.jobs.plan import Plan, plan
 from dspy_finetune.jobs.records import Checkpoint, Event, JobFacts, Journal
@@ -20,6 +21,7 @@ from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
 __all__ = [
     "Checkpoint",
     "Event",
+    "ExportedModel",
     "FinetunedModel",
     "Hyperparameter",
     "Job",

@@ -7,14 +7,16 @@ Not covered: asking it (predictors/).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from dspy_finetune.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.jobs.model_export import ExportedModel, ModelFormat, export_model
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.records import CLOCK
 
@@ -78,6 +80,57 @@ class FinetunedModel:
             return cls(**{name: value for name, value in values.items() if name in known})
         except TypeError as error:
             raise UsageError(f"not a model's description ({error})") from error
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: ModelFormat = "merged",
+        precision: str | None = None,
+        host: Host | None = None,
+        repo: str | None = None,
+        weights: Literal["peft", "merged", "gguf"] = "merged",
+        private: bool = True,
+        predictor: Any = None,
+        report: Any = None,
+        data_license: str | None = None,
+        on_progress: Callable[[str], object] | None = None,
+    ) -> ExportedModel:
+        """Write the model into a folder for another server, with a card and the lines that serve it.
+
+        Args:
+            folder: A new or empty one; it appears whole or not at all.
+            format: `peft`, `merged`, `gguf`, `ollama` or `hub`.
+            precision: The weights' numbers: f32, f16 or bf16, and q8_0 for gguf; bf16 for merged and f16 for gguf
+                without it.
+            host: Where the model is; where it was made without it.
+            repo: For `hub`: the repository, `owner/name`; the token is HF_TOKEN's or that of `hf auth login`.
+            weights: For `hub`: what is pushed.
+            private: For `hub`: only you see a repository that is made anew.
+            predictor: A predictor, or its saved file: prompt and calibration go into the card, the file beside it.
+            report: A report of `compare`, or its JSON file: its figures go into the card.
+            data_license: Of the training data, for the card.
+            on_progress: Is told what happens, in a few words.
+
+        Raises:
+            UsageError: An argument is wrong, the host gives no models away, or this model has no such form.
+            HostError: The host does not know the model, refused, or could not convert it.
+            FileError: The folder cannot be written, for want of space for one.
+        """
+        return export_model(
+            self.to_dict(),
+            folder,
+            host=host or self.host,
+            format=format,
+            precision=precision,
+            repo=repo,
+            weights=weights,
+            private=private,
+            predictor=predictor,
+            report=report,
+            data_license=data_license,
+            on_progress=on_progress,
+        )
 
     def wait_until_ready(self, *, host: Host | None = None, timeout_seconds: float = READY_SECONDS) -> bool:
         """Wait until the host knows the model: after a job's success it can answer 404 for minutes.

@@ -25,6 +25,7 @@ from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.local import completions, responses
 from dspy_finetune.local.batches import Batches, CreateBatch
 from dspy_finetune.local.completions import ChatRequest, EmbeddingRequest
+from dspy_finetune.local.export_model import CreateExport, Exports
 from dspy_finetune.local.guards import LOOPBACK_NAMES, Guard, GuardedRoute, add_error_answers
 from dspy_finetune.local.models import base_folder, base_name, check_base, is_available, packaged_encoder
 from dspy_finetune.local.responses import ResponsesRequest
@@ -77,6 +78,7 @@ class Host:
             },
         )
         self._available: dict[str, tuple[bool, float]] = {}
+        self.exports = Exports(store)
         self._engine: Any = None
         self._starting = threading.Lock()
 
@@ -177,8 +179,9 @@ class Host:
                 self._engine.forget(model)
 
     def close(self) -> None:
-        """Stop the batches, the workers and the engine."""
+        """Stop the batches, the exports, the workers and the engine."""
         self.batches.close()
+        self.exports.close()
         self.scheduler.close()
         if self._engine is not None:
             self._engine.close()
@@ -216,6 +219,7 @@ def create_app(host: Host) -> FastAPI:
     _add_models(app, host)
     _add_chat(app, host)
     _add_batches(app, host)
+    _add_exports(app, host)
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:
@@ -277,7 +281,7 @@ def _add_files(app: FastAPI, host: Host) -> None:
 
     @app.get("/v1/files/{file_id}/content")
     def file_content(file_id: str) -> FileResponse:
-        return FileResponse(store.content(file_id), media_type="application/octet-stream")
+        return FileResponse(host.exports.file(file_id) or store.content(file_id), media_type="application/octet-stream")
 
     @app.delete("/v1/files/{file_id}")
     def delete_file(file_id: str) -> dict[str, Any]:
@@ -341,6 +345,25 @@ def add_upload(
         raise ApiError(400, "File is empty.", param="file", code="empty_file")
     content.seek(0)
     return store.add_file(content, name, purpose, expires_after_seconds=expires_after_seconds)
+
+
+def _add_exports(app: FastAPI, host: Host) -> None:
+    """Models for other servers; not OpenAI's API. The files of an export are fetched as any other file is."""
+
+    @app.post("/v1/exports")
+    def create_export(body: CreateExport) -> dict[str, Any]:
+        host.check_model(body.model)
+        tuned = host.store.model(body.model)
+        return host.exports.create(body, base=tuned.base if tuned else host.base(body.model) or body.model)
+
+    @app.get("/v1/exports/{export_id}")
+    def retrieve_export(export_id: str) -> dict[str, Any]:
+        return host.exports.wire(export_id)
+
+    @app.delete("/v1/exports/{export_id}")
+    def delete_export(export_id: str) -> dict[str, Any]:
+        host.exports.delete(export_id)
+        return {"id": export_id, "object": "model.export", "deleted": True}
 
 
 def _add_jobs(app: FastAPI, host: Host) -> None:

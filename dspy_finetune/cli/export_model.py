@@ -1,0 +1,80 @@
+"""`dspy-finetune export-model`: a tuned model as files for another server, with the lines that serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from dspy_finetune.catalog import parse_model_id
+from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.plan import AsJson, EnvPath, RootPath, warn
+from dspy_finetune.errors import UsageError
+from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.jobs.model_export import ModelFormat
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export-model")(export_model)
+
+
+def export_model(
+    model: Annotated[str, typer.Argument(help="The tuned model's id; a base model's name for its merged weights.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama or hub.")] = "merged",
+    precision: Annotated[
+        str | None, typer.Option(help="f32, f16, bf16; q8_0 for gguf. bf16 for merged, f16 for gguf without it.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Where the model is: local, or local=ADDRESS.")] = "local",
+    root: RootPath = None,
+    repo: Annotated[str | None, typer.Option(help="With --format hub: OWNER/NAME; the token is in HF_TOKEN.")] = None,
+    weights: Annotated[str, typer.Option(help="With --format hub: peft, merged or gguf.")] = "merged",
+    public: Annotated[bool, typer.Option("--public", help="With --format hub: everybody sees the repository.")] = False,
+    predictor: Annotated[
+        Path | None, typer.Option(help="A saved predictor: prompt and calibration for the card.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="A report as JSON: its figures for the card.")] = None,
+    data_license: Annotated[str | None, typer.Option(help="Licence of the training data, for the card.")] = None,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for vLLM, transformers, llama.cpp or Ollama, or push it to the Hugging Face hub."""
+    load_env(env_file)
+    options: dict[str, Any] = {"format": format, "weights": weights}
+    if format not in get_args(ModelFormat):
+        raise UsageError(f"--format {format}: expected one of {', '.join(get_args(ModelFormat))}")
+    if weights not in {"peft", "merged", "gguf"}:
+        raise UsageError(f"--weights {weights}: expected peft, merged or gguf")
+    where = host_named(host, root=root)
+    known = FinetunedModel(
+        id=model, base=parse_model_id(model).base, host_name=where.name, host_description=where.to_dict()
+    )
+    try:
+        made = known.export(
+            folder,
+            host=where,
+            precision=precision,
+            repo=repo,
+            private=not public,
+            predictor=predictor,
+            report=report,
+            data_license=data_license,
+            on_progress=lambda text: talk().print(text, highlight=False),
+            **options,
+        )
+    finally:
+        where.close()
+    if as_json:
+        print_json(made.to_dict())
+        return
+    console = out()
+    console.print(f"{made.url or made.folder}: {', '.join(made.files)}", highlight=False, soft_wrap=True)
+    console.print("\nserve it:", highlight=False)
+    for line in made.serve:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print("\nsee that it answers as the model does:", highlight=False)
+    console.print(f"  {made.verify}", highlight=False, markup=False, soft_wrap=True)
+    warn(made.warnings)

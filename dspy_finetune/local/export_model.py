@@ -1,0 +1,385 @@
+"""A model of this host written for other servers: a PEFT adapter, merged weights, or a GGUF file.
+
+    root/exports/<export id>/    task.json -> child process -> files/, result.json
+
+In: a tuned model (or a base). Out: files that are fetched like any other, and the facts that serving needs: the chat
+template, how it writes each turn, the tokens that end an answer, and the base.
+A chain of adapters becomes one: its rank is the sum of theirs, and it computes the same.
+The conversion runs as `python -m dspy_finetune.local.export_model FOLDER`, so that it can neither stop the server nor
+keep its memory; the exports are gone when the server starts anew.
+Not covered: the card and the Modelfile (the client knows the prompt).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dspy_finetune._files import file_error, sha256_file, write_json
+from dspy_finetune._optional import require
+from dspy_finetune.errors import FileError, FinetuneError, UsageError
+from dspy_finetune.local.models import PACKAGED_MODEL, base_folder, load_model, load_tokenizer
+from dspy_finetune.local.schemas import ApiError, Body, ModelName
+from dspy_finetune.local.store import Store, new_id
+
+PACKAGED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What the packaged model is a 4-bit rounding of."""
+PACKAGED_LICENSE = "apache-2.0"
+
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "peft": ("f32",),
+    "merged": ("bf16", "f16", "f32"),
+    "gguf": ("f16", "bf16", "f32", "q8_0"),
+}
+"""Format -> number formats of the weights, the usual one first."""
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+class CreateExport(Body):
+    """The body of POST /exports."""
+
+    model: ModelName
+    format: Literal["peft", "merged", "gguf"]
+    precision: ModelName | None = None
+
+
+class Exports:
+    """The exports of one server, each a child process and a folder."""
+
+    def __init__(self, store: Store) -> None:
+        self.folder = store.root / "exports"
+        self._store = store
+        self._lock = threading.Lock()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        # What an earlier server left was fetched, or nobody wants it.
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def create(self, body: CreateExport, *, base: str) -> dict[str, Any]:
+        """Start one.
+
+        Args:
+            body: What is asked for; its model exists.
+            base: The base of the model, as it can be asked for.
+        """
+        precision = body.precision or PRECISIONS[body.format][0]
+        if precision not in PRECISIONS[body.format]:
+            known = ", ".join(PRECISIONS[body.format])
+            raise ApiError(400, f"'{precision}' is not one of {known} for {body.format}", param="precision")
+        record = self._store.model(body.model)
+        if body.format == "peft" and record is None:
+            raise ApiError(400, f"{body.model} is a base model and has no adapter; export it as merged", param="format")
+        task = {
+            "model": body.model,
+            "base": base,
+            "adapters": [os.fspath(path) for path in self._store.adapters(body.model)],
+            "format": body.format,
+            "precision": precision,
+            "job_id": record.job_id if record else None,
+        }
+        export_id = new_id("export-")
+        folder = self.folder / export_id
+        write_json(folder / "task.json", task)
+        with open(folder / "log.txt", "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dspy_finetune.local.export_model", os.fspath(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        with self._lock:
+            self._running[export_id] = process
+        return self.wire(export_id)
+
+    def wire(self, export_id: str) -> dict[str, Any]:
+        """How it stands, or a 404."""
+        folder = self._folder(export_id)
+        task = json.loads((folder / "task.json").read_bytes())
+        process = self._running[export_id]
+        result: dict[str, Any] = {"error": None, "files": [], "facts": None}
+        status = "running"
+        if process.poll() is not None:
+            try:
+                result.update(json.loads((folder / "result.json").read_bytes()))
+            except FileNotFoundError:
+                message = f"the conversion ended with code {process.returncode}: {_last_words(folder / 'log.txt')}"
+                result["error"] = {"code": "server_error", "message": message, "param": None}
+            status = "failed" if result["error"] else "succeeded"
+        shown = {name: task[name] for name in ("model", "base", "format", "precision", "job_id")}
+        return {"id": export_id, "object": "model.export", "status": status, **shown, **result}
+
+    def file(self, file_id: str) -> Path | None:
+        """Where a file of an export lies, by the id that it is fetched by; None for any other file."""
+        match = re.fullmatch(r"file-(export-[a-z0-9]+)-(\d+)", file_id)
+        if match is None or match[1] not in self._running:
+            return None
+        files = self.wire(match[1])["files"]
+        number = int(match[2])
+        return self.folder / match[1] / "files" / files[number]["name"] if number < len(files) else None
+
+    def delete(self, export_id: str) -> None:
+        """Stop it, and forget its files."""
+        folder = self._folder(export_id)
+        with self._lock:
+            process = self._running.pop(export_id)
+        _stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Stop all."""
+        for process in self._running.values():
+            _stop(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _folder(self, export_id: str) -> Path:
+        if export_id not in self._running:
+            raise ApiError(404, f"No such export: {export_id}", param="id")
+        return self.folder / export_id
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "not enough memory, perhaps"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+# ---- the child process
+
+
+def run_export(folder: Path) -> None:
+    """Do what task.json says, and write what came out to result.json."""
+    task = json.loads((folder / "task.json").read_bytes())
+    files = folder / "files"
+    try:
+        files.mkdir(exist_ok=True)
+        facts = convert(task, files)
+        names = sorted(path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file())
+        listed = [
+            {
+                "id": f"file-{folder.name}-{number}",
+                "name": name,
+                "bytes": (files / name).stat().st_size,
+                "sha256": sha256_file(files / name),
+            }
+            for number, name in enumerate(names)
+        ]
+        result: dict[str, Any] = {"facts": facts, "files": listed}
+    except FinetuneError as error:
+        code = "no_space" if isinstance(error, FileError) and "no space" in str(error) else "cannot_export"
+        result = {"error": {"code": code, "message": str(error), "param": None}}
+    except (OSError, MemoryError) as error:
+        problem = file_error(error, files, "write") if isinstance(error, OSError) else "not enough memory to convert it"
+        code = "no_space" if "no space" in str(problem) else "server_error"
+        result = {"error": {"code": code, "message": str(problem), "param": None}}
+    except Exception as error:  # whatever a library raises must become the export's error, or the client waits for ever
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        result = {"error": {"code": "server_error", "message": message, "param": None}}
+    write_json(folder / "result.json", result)
+
+
+def convert(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the files of one export into a folder, and return what serving them needs to know.
+
+    Raises:
+        UsageError: This model cannot be written so; says how else.
+        MissingExtraError: A package is missing.
+        FileError: No space, or no permission.
+    """
+    base = base_folder(task["base"])
+    tokenizer = load_tokenizer(base)
+    adapters = [Path(path) for path in task["adapters"]]
+    facts = _facts(task, base, tokenizer)
+    if task["format"] == "peft":
+        facts["lora_rank"] = _write_adapter(adapters, folder, base_name=facts["base_reference"])
+        tokenizer.save_pretrained(folder)
+        return facts
+    if task["format"] == "gguf":
+        from dspy_finetune.local.gguf_file import check_convertible, write_gguf
+
+        check_convertible(_config(base), tokenizer)
+        model = load_model(base, adapters)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(task["model"])).strip("-")
+        path = folder / f"model-{task['precision']}.gguf"
+        write_gguf(model, tokenizer, base, path, precision=task["precision"], name=name)
+        return facts
+    model = load_model(base, adapters, dtype=_DTYPES[task["precision"]])
+    # Servers stop at these: the token that ends a turn is what every trained answer ends with.
+    model.generation_config.eos_token_id = facts["stop_ids"]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return facts
+
+
+def _config(base: Path) -> Any:
+    return require("transformers", "local", "the local host").AutoConfig.from_pretrained(base)
+
+
+def _facts(task: Mapping[str, Any], base: Path, tokenizer: Any) -> dict[str, Any]:
+    from dspy_finetune.local.chat import end_of_turn
+
+    config = _config(base)
+    ends = dict.fromkeys((end_of_turn(tokenizer), tokenizer.eos_token_id))
+    ends.pop(None, None)
+    named, license_name = _origin(task["base"], base)
+    turns = turn_parts(tokenizer)
+    return {
+        "base_reference": named,
+        "base_is_rounded": task["base"] == PACKAGED_MODEL,
+        "base_license": license_name,
+        "architecture": (config.architectures or [type(config).__name__])[0],
+        "context_tokens": int(config.get_text_config().max_position_embeddings),
+        "n_adapters": len(task["adapters"]),
+        "lora_rank": None,
+        "chat_template": tokenizer.chat_template,
+        "default_system": turns.pop("default_system") if turns else None,
+        "turns": turns,
+        "bos": tokenizer.bos_token if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None,
+        "stop": [tokenizer.convert_ids_to_tokens(number) for number in ends],
+        "stop_ids": list(ends),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "gguf") if _has(name)
+        },
+    }
+
+
+def _has(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _origin(base: str, folder: Path) -> tuple[str, str | None]:
+    """What others call the base, and its licence where its own card names one."""
+    if base == PACKAGED_MODEL:
+        return PACKAGED_HUB_ID, PACKAGED_LICENSE
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return base, None
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    named = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
+    return base, named[1].strip("\"'") if named else None
+
+
+def _write_adapter(adapters: Sequence[Path], folder: Path, *, base_name: str) -> int:
+    """Write one adapter that computes what the chain computes; returns its rank."""
+    if len(adapters) == 1:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapters[0] / name, folder / name)
+    else:
+        _join(adapters, folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_bytes())
+    config["base_model_name_or_path"] = base_name
+    write_json(path, config)
+    return int(config["r"])
+
+
+def _join(adapters: Sequence[Path], folder: Path) -> None:
+    """Side by side: B1 A1 + B2 A2 is [B1 B2] times [A1; A2], so the ranks add up and nothing is lost."""
+    torch = require("torch", "local", "the local host")
+    safetensors = require("safetensors.torch", "local", "the local host")
+    configs = [json.loads((adapter / "adapter_config.json").read_bytes()) for adapter in adapters]
+    rank = sum(int(config["r"]) for config in configs)
+    joined: dict[str, Any] = {}
+    start = 0
+    for adapter, config in zip(adapters, configs, strict=True):
+        weights = safetensors.load_file(adapter / "adapter_model.safetensors")
+        plain = all(re.search(r"\.lora_[AB]\.weight$", name) for name in weights)
+        if not plain or config.get("use_dora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+            raise UsageError(
+                "a chain with more than plain low-rank weights is no single adapter; export it as merged instead"
+            )
+        own = int(config["r"])
+        scale = float(config["lora_alpha"]) / (own**0.5 if config.get("use_rslora") else own)
+        for name, tensor in weights.items():
+            is_first = name.endswith("lora_A.weight")
+            shape = (rank, tensor.shape[1]) if is_first else (tensor.shape[0], rank)
+            # A layer that one of the adapters leaves alone keeps zeros there.
+            whole = joined.setdefault(name, torch.zeros(shape, dtype=torch.float32))
+            if is_first:
+                whole[start : start + own] = tensor.float()
+            else:
+                whole[:, start : start + own] = scale * tensor.float()
+        start += own
+    layers = sorted({name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in joined})
+    merged = {**configs[-1], "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": layers}
+    safetensors.save_file(joined, folder / "adapter_model.safetensors")
+    write_json(folder / "adapter_config.json", merged)
+
+
+# ---- how a chat template writes each turn
+
+_MARKS = {"system": "\ue000s\ue001", "user": "\ue000u\ue001", "assistant": "\ue000a\ue001"}
+
+
+def turn_parts(tokenizer: Any) -> dict[str, Any] | None:
+    """What a template writes before and after each role's text, for servers whose templates are not Jinja.
+
+    Returns:
+        `system`, `user`, `assistant`: (before, after); `opening`: what starts the answer; `default_system`: the system
+        text that it adds where there is none. None where the template cannot be told in these parts: every part is
+        checked by putting conversations together from them.
+    """
+
+    def render(roles: Sequence[str], *, generation: bool = False) -> str:
+        turns = [{"role": role, "content": _MARKS[role]} for role in roles]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        return text
+
+    system, user, assistant = _MARKS.values()
+    try:
+        chat = render(["system", "user", "assistant", "user"])
+        after_user = render(["system", "user"]).rpartition(user)[2]
+        after_assistant = render(["system", "user", "assistant"]).rpartition(assistant)[2]
+        opening = render(["system", "user"], generation=True).rpartition(user)[2].removeprefix(after_user)
+        before_system, rest = chat.split(system)
+        between, rest = rest.split(user, 1)
+        before_assistant, rest = rest.split(assistant)
+        before_user = rest.split(user)[0].removeprefix(after_assistant)
+        alone = render(["user"])
+    except Exception:  # Jinja's own errors: a template may refuse any of these conversations
+        return None
+    parts: dict[str, Any] = {
+        "system": (before_system, between.removesuffix(before_user)),
+        "user": (before_user, after_user),
+        "assistant": (before_assistant.removeprefix(after_user), after_assistant),
+        "opening": opening,
+        "default_system": None,
+    }
+    added = alone.removesuffix(before_user + user + after_user)
+    if added.startswith(before_system) and added.endswith(parts["system"][1]) and len(added) > len(before_system):
+        parts["default_system"] = added[len(before_system) : len(added) - len(parts["system"][1])]
+
+    def compose(roles: Sequence[str]) -> str:
+        return "".join(parts[role][0] + _MARKS[role] + parts[role][1] for role in roles)
+
+    talks = (["system", "user"], ["system", "user", "assistant"], ["system", "user", "assistant", "user", "assistant"])
+    if any(render(talk) != compose(talk) for talk in talks):
+        return None
+    return parts if alone.endswith(compose(["user"])) else None
+
+
+def main() -> None:
+    """Run the export whose folder is named on the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_export(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

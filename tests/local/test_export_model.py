@@ -1,0 +1,354 @@
+"""Models of the local host as files for other servers: each format read back and asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import openai
+import pytest
+
+from dspy_finetune.errors import HostError, UsageError
+from dspy_finetune.hosts import Host
+from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.jobs.model_card import modelfile, short_name
+from dspy_finetune.local.export_model import turn_parts
+from tests.local.test_jobs import upload, wait
+from tests.local.toy import build_toy_model, write_toy_adapter
+from tests.local.toy_server import ToyServer
+
+PROMPT: list[Any] = [
+    {"role": "system", "content": "Answer with true or false."},
+    {"role": "user", "content": "Title: A"},
+]
+ROWS = [
+    {"messages": [PROMPT[0], {"role": "user", "content": f"Title: {i}"}, {"role": "assistant", "content": answer}]}
+    for i, answer in enumerate(["true", "false"] * 6)
+]
+
+
+def train(server: ToyServer, model: str, **options: Any) -> str:
+    client = server.client()
+    job = client.fine_tuning.jobs.create(model=model, training_file=upload(client, ROWS), **options)
+    return str(wait(client, job.id).fine_tuned_model)
+
+
+@pytest.fixture(scope="module")
+def tuned(server: ToyServer) -> str:
+    return train(server, "toy", suffix="taste", seed=1)
+
+
+@pytest.fixture(scope="module")
+def twice_tuned(server: ToyServer, tuned: str) -> str:
+    return train(server, tuned, suffix="again", seed=2)
+
+
+def as_model(server: ToyServer, name: str) -> FinetunedModel:
+    host = Host.local(server.url)
+    return FinetunedModel(id=name, base="toy", host_name=host.name, host_description=host.to_dict())
+
+
+def served(server: ToyServer, model: str) -> list[float]:
+    """The log-probabilities of the twenty most likely first tokens, as the host answers."""
+    answer = server.client().chat.completions.create(
+        model=model, messages=list(PROMPT), max_tokens=1, temperature=0, logprobs=True, top_logprobs=20
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    return sorted(one.logprob for one in logprobs.content[0].top_logprobs)
+
+
+def read_back(model: Any, tokenizer: Any) -> list[float]:
+    """The same from a model in memory, by transformers' own template and forward pass."""
+    import torch
+
+    encoded = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=encoded["input_ids"]).logits[0, -1]
+    return sorted(torch.log_softmax(logits.float(), -1).topk(20).values.tolist())
+
+
+def largest_difference(one: list[float], other: list[float]) -> float:
+    return max(abs(first - second) for first, second in zip(one, other, strict=True))
+
+
+# peft asks transformers for an attribute under its former name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("which", ["tuned", "twice_tuned"])
+def test_a_peft_export_answers_as_the_host_does(
+    which: str, server: ToyServer, toy_model: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A chain of two adapters becomes one of their ranks' sum, and computes the same."""
+    import peft
+    import transformers
+
+    name = request.getfixturevalue(which)
+    made = as_model(server, name).export(tmp_path / "out", format="peft")
+    config = json.loads((made.folder / "adapter_config.json").read_bytes())
+    assert config["r"] == (2 if which == "tuned" else 4)
+    assert config["base_model_name_or_path"] == str(toy_model)
+    base = transformers.AutoModelForCausalLM.from_pretrained(toy_model)
+    model = peft.PeftModel.from_pretrained(base, made.folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(made.folder)
+    assert largest_difference(served(server, name), read_back(model, tokenizer)) < 1e-4
+    assert largest_difference(served(server, "toy"), served(server, name)) > 0.1  # the adapter does something
+    assert "--enable-lora" in made.serve[0]
+    assert str(made.folder) in made.serve[0]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("f32", 1e-4), ("bf16", 0.2)])
+def test_a_merged_export_answers_as_the_host_does(
+    precision: str, most: float, server: ToyServer, twice_tuned: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    made = as_model(server, twice_tuned).export(tmp_path / "out", format="merged", precision=precision)
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(made.folder)
+    assert largest_difference(served(server, twice_tuned), read_back(model, tokenizer)) < most
+    ends = json.loads((made.folder / "generation_config.json").read_bytes())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
+
+
+@pytest.mark.parametrize(("precision", "most"), [("f32", 1e-4), ("f16", 0.02)])
+def test_a_gguf_export_is_read_by_transformers_and_answers_as_the_host_does(
+    precision: str, most: float, server: ToyServer, tuned: str, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    made = as_model(server, tuned).export(tmp_path / "out", format="gguf", precision=precision)
+    name = f"model-{precision}.gguf"
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.folder, gguf_file=name, dtype=torch.float32)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(made.folder, gguf_file=name)
+    assert largest_difference(served(server, tuned), read_back(model, tokenizer)) < most
+    assert f"-m {made.folder / name}" in made.serve[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "most"),
+    [("llama3", "f32", 0), ("qwen2", "f32", 1e-4), ("qwen3", "f32", 1e-4), ("qwen3", "q8_0", 0.5)],
+)
+def test_other_architectures_keep_their_answers_in_gguf(
+    architecture: str, precision: Any, most: float, tmp_path: Path
+) -> None:
+    """Grouped heads, biases, normed heads and stretched positions all arrive where transformers reads them."""
+    import torch
+    import transformers
+
+    from dspy_finetune.local.gguf_file import write_gguf
+
+    folder = build_toy_model(tmp_path / "toy")
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model: Any
+    if architecture == "llama3":
+        scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope = {**scaled, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, rope_parameters=rope))
+    elif architecture == "qwen2":
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shape))
+    else:
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, head_dim=128))
+    model.config.architectures = [type(model).__name__]
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                value.add_(torch.randn_like(value) * 0.3)
+    write_gguf(model, tokenizer, folder, tmp_path / "model.gguf", precision=precision, name="toy")
+    if architecture == "llama3":
+        # transformers does not read this table; llama.cpp does: it holds what transformers itself computes.
+        import gguf
+
+        factors = next(
+            one.data for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors if one.name == "rope_freqs.weight"
+        )
+        plain = 10000.0 ** -(torch.arange(0, 16, 2) / 16)
+        assert torch.allclose(plain / torch.tensor(factors), model.model.rotary_emb.inv_freq, atol=1e-6)
+        return
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    assert largest_difference(read_back(model, tokenizer), read_back(again, tokenizer)) < most
+
+
+def test_an_ollama_export_writes_what_the_chat_template_writes(server: ToyServer, tuned: str, tmp_path: Path) -> None:
+    """The Modelfile's template, read as Go would, gives the very text that the model was trained on."""
+    made = as_model(server, tuned).export(tmp_path / "out", format="ollama")
+    text = (made.folder / "Modelfile").read_text()
+    assert "FROM ./model-f16.gguf\n" in text
+    assert 'SYSTEM """Answer with true or false."""\n' in text
+    assert 'PARAMETER stop "<|im_end|>"\n' in text
+    template = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
+    assert template is not None
+    assert go_render(template[1], PROMPT) == (
+        "<|im_start|>system\nAnswer with true or false.<|im_end|>\n<|im_start|>user\nTitle: A<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert made.serve == (
+        f"ollama create {made.name} -f {made.folder}/Modelfile", f"ollama run {made.name}"
+    )  # fmt: skip
+
+
+def go_render(template: str, messages: list[dict[str, str]]) -> str:
+    """Go's words for a loop and branches, turned into Jinja's."""
+    jinja = template.replace("{{ range .Messages }}", "{% for m in messages %}")
+    jinja = re.sub(
+        r'\{\{ (else )?if eq \.Role "(\w+)" \}\}',
+        lambda m: f"{{% {'el' if m[1] else ''}if m.role == '{m[2]}' %}}",
+        jinja,
+    )
+    jinja = jinja.replace("{{ .Content }}", "{{ m.content }}")
+    jinja = jinja.replace("{{ end }}{{ end }}", "{% endif %}{% endfor %}")
+    return jinja2.Environment(keep_trailing_newline=True).from_string(jinja).render(messages=messages)
+
+
+class _Template:
+    """A tokenizer with nothing but a chat template."""
+
+    bos_token = "<s>"
+
+    def __init__(self, template: str) -> None:
+        self._template = jinja2.Environment(keep_trailing_newline=True).from_string(template)
+
+    def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, bos_token="<s>")
+
+
+def test_a_template_is_told_in_parts_only_where_the_parts_make_it() -> None:
+    llama = (
+        "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|end|>\n\n{{ m.content }}<|eot|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant<|end|>\n\n{% endif %}"
+    )
+    parts = turn_parts(_Template(llama))
+    assert parts is not None
+    assert parts["user"] == ("<|start|>user<|end|>\n\n", "<|eot|>")
+    assert parts["system"][0] == "<s><|start|>system<|end|>\n\n"
+    numbered = "{% for m in messages %}{{ loop.index }}:{{ m.content }};{% endfor %}"
+    assert turn_parts(_Template(numbered)) is None
+    with pytest.raises(UsageError, match="llama-server"):
+        modelfile("m.gguf", {"turns": None}, None)
+
+
+def test_the_card_tells_what_was_trained_and_how_to_serve_it(server: ToyServer, tuned: str, tmp_path: Path) -> None:
+    made = as_model(server, tuned).export(tmp_path / "out", format="merged", data_license="cc0-1.0")
+    card = (made.folder / "README.md").read_text()
+    assert f"`{tuned}`" in card
+    assert "Answer with true or false." in card
+    assert "`false`, `true`" in card
+    assert "| training rows | 12 |" in card
+    assert "| seed | 1 |" in card
+    assert "| training data | cc0-1.0 |" in card
+    assert f"vllm serve . --served-model-name {made.name}" in card
+    assert str(tmp_path) not in card
+    assert f"dspy-finetune verify {tuned} --at" in card
+
+
+def test_the_card_holds_prompt_calibration_and_figures_where_they_are_given(
+    server: ToyServer, tuned: str, tmp_path: Path
+) -> None:
+    predictor = {
+        "prompt": {"system": "Answer so.", "user": "Title: {title}", "completion": "{is_favorite}"},
+        "prompt_digest": "d" * 16,
+        "calibration": {"how": "platt", "n": 90, "before": {"calibration_error": 0.2}, "after": None},
+    }
+    report = {
+        "comparison": {
+            "confidence": 0.95,
+            "programs": [{"name": "tuned", "n": 40, "scores": {"accuracy": {"value": 0.8, "low": 0.65, "high": 0.9}}}],
+        }
+    }
+    for name, values in (("predictor", predictor), ("report", report)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    made = as_model(server, tuned).export(
+        tmp_path / "out", format="peft", predictor=tmp_path / "predictor.json", report=tmp_path / "report.json"
+    )
+    card = (made.folder / "README.md").read_text()
+    assert "Digest `dddddddddddddddd`" in card
+    assert "| tuned | 40 | accuracy 0.800 (0.650 to 0.900) |" in card
+    assert "By platt on 90 examples; expected calibration error before 0.200." in card
+    assert json.loads((made.folder / "predictor.json").read_text()) == predictor
+
+
+def test_bad_input_is_told_in_one_line_and_leaves_nothing(server: ToyServer, tuned: str, tmp_path: Path) -> None:
+    model = as_model(server, tuned)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        model.export(full)
+    with pytest.raises(UsageError, match='"onnx": expected one of peft, merged'):
+        model.export(tmp_path / "a", format="onnx")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match='repo="owner/name"'):
+        model.export(tmp_path / "a", format="hub")
+    with pytest.raises(HostError, match=r"'q4' is not one of f16, bf16, f32, q8_0"):
+        model.export(tmp_path / "a", format="gguf", precision="q4")
+    with pytest.raises(HostError, match="does not exist"):
+        as_model(server, "ft:toy:local:gone:0123").export(tmp_path / "a")
+    with pytest.raises(HostError, match="is a base model and has no adapter"):
+        as_model(server, "toy").export(tmp_path / "a", format="peft")
+    with pytest.raises(UsageError, match="gives its tuned models to nobody"):
+        model.export(tmp_path / "a", host=Host.openai("sk-test-0000"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_no_room_on_the_disk_is_said_before_anything_is_fetched(
+    server: ToyServer, tuned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(OSError, match="free some space or choose another place"):
+        as_model(server, tuned).export(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_forgotten_by_the_host_when_it_has_been_fetched(
+    server: ToyServer, tuned: str, tmp_path: Path
+) -> None:
+    as_model(server, tuned).export(tmp_path / "out", format="peft")
+    assert list((Path(server.facts["root"]) / "exports").glob("*")) == []
+    with pytest.raises(openai.NotFoundError, match="No such export"):
+        server.client().get("/exports/export-0123", cast_to=object)
+
+
+def test_the_command_writes_the_folder_and_prints_the_lines(server: ToyServer, tuned: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dspy_finetune.cli.main", "export-model", tuned, "--host", f"local={server.url}"]
+    done = subprocess.run(
+        [*command, "--format", "gguf", "--out", "out"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "llama-server -m out/model-f16.gguf" in done.stdout
+    assert "dspy-finetune verify" in done.stdout
+    wrong = subprocess.run([*command, "--format", "zip", "--out", "b"], cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip() == "error: --format zip: expected one of peft, merged, gguf, ollama, hub"
+
+
+def test_names_for_servers_are_plain() -> None:
+    assert short_name("ft:/data/My Model:local:Taste!:ab12") == "taste-ab12"
+
+
+def test_a_broken_adapter_is_the_exports_error(server: ToyServer, tuned: str, tmp_path: Path) -> None:
+    """The conversion runs in a process of its own: what goes wrong there is told, and the server goes on."""
+    folders = (Path(server.facts["root"]) / "models").iterdir()
+    folder = next(one for one in folders if json.loads((one / "model.json").read_bytes())["id"] == tuned)
+    weights = folder / "adapter-0" / "adapter_model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        weights.write_bytes(kept[:100])
+        with pytest.raises(HostError, match="cannot export"):
+            as_model(server, tuned).export(tmp_path / "out")
+    finally:
+        weights.write_bytes(kept)
+    assert write_toy_adapter(tmp_path / "adapter").is_dir()
+    as_model(server, tuned).export(tmp_path / "out")
