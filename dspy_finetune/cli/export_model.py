@@ -13,7 +13,7 @@ from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, RootPath, warn
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.jobs.model_export import ModelFormat
+from dspy_finetune.jobs.model_export import ModelFormat, Weights
 
 
 def register(app: typer.Typer) -> None:
@@ -24,14 +24,14 @@ def register(app: typer.Typer) -> None:
 def export_model(
     model: Annotated[str, typer.Argument(help="The tuned model's id; a base model's name for its merged weights.")],
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama or hub.")] = "merged",
+    format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama, hub; head for a linear head.")] = "merged",
     precision: Annotated[
         str | None, typer.Option(help="f32, f16, bf16; q8_0 for gguf. bf16 for merged, f16 for gguf without it.")
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Where the model is: local, or local=ADDRESS.")] = "local",
     root: RootPath = None,
     repo: Annotated[str | None, typer.Option(help="With --format hub: OWNER/NAME; the token is in HF_TOKEN.")] = None,
-    weights: Annotated[str, typer.Option(help="With --format hub: peft, merged or gguf.")] = "merged",
+    weights: Annotated[str, typer.Option(help="With --format hub: peft, merged, gguf or head.")] = "merged",
     public: Annotated[bool, typer.Option("--public", help="With --format hub: everybody sees the repository.")] = False,
     predictor: Annotated[
         Path | None, typer.Option(help="A saved predictor: prompt and calibration for the card.")
@@ -46,8 +46,8 @@ def export_model(
     options: dict[str, Any] = {"format": format, "weights": weights}
     if format not in get_args(ModelFormat):
         raise UsageError(f"--format {format}: expected one of {', '.join(get_args(ModelFormat))}")
-    if weights not in {"peft", "merged", "gguf"}:
-        raise UsageError(f"--weights {weights}: expected peft, merged or gguf")
+    if weights not in get_args(Weights):
+        raise UsageError(f"--weights {weights}: expected one of {', '.join(get_args(Weights))}")
     where = host_named(host, root=root)
     known = FinetunedModel(
         id=model, base=parse_model_id(model).base, host_name=where.name, host_description=where.to_dict()
@@ -75,6 +75,7 @@ def export_model(
     console.print("\nserve it:", highlight=False)
     for line in made.serve:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print("\nsee that it answers as the model does:", highlight=False)
-    console.print(f"  {made.verify}", highlight=False, markup=False, soft_wrap=True)
+    if made.verify:
+        console.print("\nsee that it answers as the model does:", highlight=False)
+        console.print(f"  {made.verify}", highlight=False, markup=False, soft_wrap=True)
     warn(made.warnings)

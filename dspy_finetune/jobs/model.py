@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from dspy_finetune.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.model_export import ExportedModel, ModelFormat, export_model
+from dspy_finetune.jobs.model_export import ExportedModel, ModelFormat, Weights, export_model
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.records import CLOCK
 
@@ -89,7 +89,7 @@ class FinetunedModel:
         precision: str | None = None,
         host: Host | None = None,
         repo: str | None = None,
-        weights: Literal["peft", "merged", "gguf"] = "merged",
+        weights: Weights = "merged",
         private: bool = True,
         predictor: Any = None,
         report: Any = None,
@@ -100,7 +100,7 @@ class FinetunedModel:
 
         Args:
             folder: A new or empty one; it appears whole or not at all.
-            format: `peft`, `merged`, `gguf`, `ollama` or `hub`.
+            format: `peft`, `merged`, `gguf`, `ollama`, `hub`, or `head` for a linear head.
             precision: The weights' numbers: f32, f16 or bf16, and q8_0 for gguf; bf16 for merged and f16 for gguf
                 without it.
             host: Where the model is; where it was made without it.

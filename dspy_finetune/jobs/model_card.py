@@ -66,7 +66,7 @@ def serve_lines(kind: str, place: str, name: str, facts: Mapping[str, Any], file
     """The commands that serve an export.
 
     Args:
-        kind: peft, merged, gguf or ollama.
+        kind: peft, merged, gguf, ollama or head.
         place: The folder, or the repository on the hub.
         name: What the server calls the model.
         facts: The export's.
@@ -78,6 +78,9 @@ def serve_lines(kind: str, place: str, name: str, facts: Mapping[str, Any], file
         wide = f" --max-lora-rank {_lora_rank(rank)}" if rank > 16 else ""
         base = shlex.quote(str(facts["base_reference"]))
         return (f"vllm serve {base} --enable-lora{wide} --lora-modules {name}={where}",)
+    if kind == "head":
+        question = shlex.quote('[{"role": "user", "content": "..."}]')
+        return (f"python {shlex.quote(str(Path(place) / 'predict.py'))} {question}",)
     if kind == "merged":
         return (
             f"vllm serve {where} --served-model-name {name}",
@@ -92,6 +95,10 @@ def serve_lines(kind: str, place: str, name: str, facts: Mapping[str, Any], file
     return (f"ollama create {name} -f {modelfile}", f"ollama run {name}")
 
 
+_VERIFY = (
+    "Then see that the server answers as the model does: an endpoint that misses the adapter or the chat template"
+    " answers too, only otherwise."
+)
 _PORTS = {"gguf": 8080, "ollama": 11434}
 
 
@@ -186,9 +193,7 @@ def model_card(
         "## Serve it",
         "" if repo else "In this folder:",
         _fenced("\n".join(serve), "bash"),
-        "Then see that the server answers as the model does: an endpoint that misses the adapter or the chat template"
-        " answers too, only otherwise.",
-        _fenced(verify_line(kind, str(model["id"]), name), "bash"),
+        *([] if kind == "head" else [_VERIFY, _fenced(verify_line(kind, str(model["id"]), name), "bash")]),
         "## The prompt it was trained with",
         _prompt(making),
         *_labels(making),
@@ -211,15 +216,16 @@ def model_card(
 
 
 def _head(making: Making, facts: Mapping[str, Any], kind: str) -> str:
-    relation = {"peft": "adapter", "merged": "finetune"}.get(kind, "quantized")
-    library = {"peft": "peft", "merged": "transformers"}.get(kind, "gguf")
+    relation = {"peft": "adapter", "merged": "finetune", "head": "finetune"}.get(kind, "quantized")
+    library = {"peft": "peft", "merged": "transformers", "head": "dspy-finetune"}.get(kind, "gguf")
     base = str(facts["base_reference"])
     lines = ["---"]
     if facts.get("base_license"):
         lines.append(f"license: {facts['base_license']}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         lines += [f"base_model: {base}", f"base_model_relation: {relation}"]
-    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- dspy", "- dspy-finetune"]
+    task = "text-classification" if kind == "head" else "text-generation"
+    lines += [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- dspy", "- dspy-finetune"]
     return "\n".join([*lines, f"- {making.model['method']}", "---"])
 
 
@@ -243,6 +249,9 @@ def _what(kind: str, precision: str, facts: Mapping[str, Any]) -> str:
         "merged": f"as a whole model in {precision}.",
         "gguf": f"as one GGUF file in {precision}.",
         "ollama": f"as one GGUF file in {precision} with a Modelfile.",
+        "head": "as a linear head on a frozen base: one matrix over averages of the base's states. It is no chat model;"
+        " no other server answers by it, and `predict.py` does without a server. `head.json` says what is averaged,"
+        " `head.safetensors` holds `weights` (features, labels) and `bias`.",
     }
     return words[kind]
 

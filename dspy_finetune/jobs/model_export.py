@@ -7,7 +7,8 @@ or not at all, with a card, and the lines that serve it.
     merged   the whole model as safetensors with tokenizer and chat template
     gguf     one file for llama.cpp (f16, bf16, f32, q8_0)
     ollama   the same with a Modelfile: chat template, stop tokens, system prompt
-    hub      one of the first three, pushed to a repository
+    hub      one of the others, pushed to a repository
+    head     a linear head and a loader of twenty lines, for models that are no chat models
 
 Not covered: the conversion itself (the local host does it), and whether a server answers as the model does (verify.py).
 """
@@ -44,7 +45,8 @@ from dspy_finetune.jobs.model_card import (
 from dspy_finetune.jobs.options import journal_of
 from dspy_finetune.jobs.records import job_facts
 
-ModelFormat = Literal["peft", "merged", "gguf", "ollama", "hub"]
+ModelFormat = Literal["peft", "merged", "gguf", "ollama", "hub", "head"]
+Weights = Literal["peft", "merged", "gguf", "head"]
 
 POLL_SECONDS = 0.5
 ROOM = 1.05
@@ -58,7 +60,7 @@ class ExportedModel:
     model: str
     """Its id on the host."""
     format: str
-    """peft, merged, gguf, ollama or hub."""
+    """peft, merged, gguf, ollama, hub or head."""
     precision: str
     """The weights' number format."""
     folder: Path
@@ -69,8 +71,8 @@ class ExportedModel:
     """What the serve lines call the model."""
     serve: tuple[str, ...]
     """The commands that serve it."""
-    verify: str
-    """The command that holds such a server against the model."""
+    verify: str | None
+    """The command that holds such a server against the model; None for a head, which no server answers by."""
     url: str | None = None
     """Its page on the hub; None for other formats."""
     warnings: tuple[str, ...] = field(default=())
@@ -90,7 +92,7 @@ def export_model(
     format: ModelFormat = "merged",
     precision: str | None = None,
     repo: str | None = None,
-    weights: Literal["peft", "merged", "gguf"] = "merged",
+    weights: Weights = "merged",
     private: bool = True,
     predictor: Any = None,
     report: Any = None,
@@ -143,7 +145,7 @@ def export_model(
         files=(*names, *extra),
         name=name,
         serve=serve,
-        verify=verify_line(kind, str(model["id"]), name),
+        verify=None if kind == "head" else verify_line(kind, str(model["id"]), name),
         url=url,
         warnings=_warnings(kind, facts, making),
     )

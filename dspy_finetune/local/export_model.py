@@ -27,7 +27,14 @@ from typing import Any, Literal
 from dspy_finetune._files import file_error, sha256_file, write_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import FileError, FinetuneError, UsageError
-from dspy_finetune.local.models import PACKAGED_MODEL, base_folder, load_model, load_tokenizer
+from dspy_finetune.local.models import (
+    PACKAGED_ENCODER,
+    PACKAGED_MODEL,
+    base_folder,
+    is_encoder,
+    load_model,
+    load_tokenizer,
+)
 from dspy_finetune.local.schemas import ApiError, Body, ModelName
 from dspy_finetune.local.store import Store, new_id
 
@@ -39,6 +46,7 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "peft": ("f32",),
     "merged": ("bf16", "f16", "f32"),
     "gguf": ("f16", "bf16", "f32", "q8_0"),
+    "head": ("f32",),
 }
 """Format -> number formats of the weights, the usual one first."""
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -48,7 +56,7 @@ class CreateExport(Body):
     """The body of POST /exports."""
 
     model: ModelName
-    format: Literal["peft", "merged", "gguf"]
+    format: Literal["peft", "merged", "gguf", "head"]
     precision: ModelName | None = None
 
 
@@ -77,10 +85,19 @@ class Exports:
         record = self._store.model(body.model)
         if body.format == "peft" and record is None:
             raise ApiError(400, f"{body.model} is a base model and has no adapter; export it as merged", param="format")
+        head = self._store.head(body.model)
+        if head is not None and body.format != "head":
+            message = (
+                f"{body.model} is a linear head on a frozen base and no chat model: export it as head, or train it"
+            )
+            raise ApiError(400, f'{message} anew with the recipe "lora"', param="format")
+        if head is None and body.format == "head":
+            raise ApiError(400, f"{body.model} has no linear head; export it as peft, merged or gguf", param="format")
         task = {
             "model": body.model,
             "base": base,
             "adapters": [os.fspath(path) for path in self._store.adapters(body.model)],
+            "head": os.fspath(head) if head is not None else None,
             "format": body.format,
             "precision": precision,
             "job_id": record.job_id if record else None,
@@ -199,8 +216,14 @@ def convert(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         FileError: No space, or no permission.
     """
     base = base_folder(task["base"])
-    tokenizer = load_tokenizer(base)
     adapters = [Path(path) for path in task["adapters"]]
+    if task["format"] == "head":
+        return _write_head(task, base, adapters, folder)
+    if is_encoder(base):
+        raise UsageError(
+            f"{task['base']} is a sentence encoder; transformers and vLLM load its folder as it is: {base}"
+        )
+    tokenizer = load_tokenizer(base)
     facts = _facts(task, base, tokenizer)
     if task["format"] == "peft":
         facts["lora_rank"] = _write_adapter(adapters, folder, base_name=facts["base_reference"])
@@ -249,10 +272,13 @@ def _facts(task: Mapping[str, Any], base: Path, tokenizer: Any) -> dict[str, Any
         "bos": tokenizer.bos_token if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None,
         "stop": [tokenizer.convert_ids_to_tokens(number) for number in ends],
         "stop_ids": list(ends),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "gguf") if _has(name)
-        },
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "gguf", "scikit-learn")
+    return {name: importlib.metadata.version(name) for name in names if _has(name)}
 
 
 def _has(package: str) -> bool:
@@ -321,6 +347,65 @@ def _join(adapters: Sequence[Path], folder: Path) -> None:
     merged = {**configs[-1], "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": layers}
     safetensors.save_file(joined, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", merged)
+
+
+_LOADER = '''"""Ask the head, without a server: python predict.py '[{"role": "user", "content": "Title: ..."}]'
+
+Needs: pip install "dspy-finetune[local]". The base is frozen: its states are averaged, and the head is one matrix.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dspy_finetune.local.features import Reader, View
+from dspy_finetune.local.heads import Head
+from dspy_finetune.local.models import base_folder
+
+HERE = Path(__file__).parent
+named = json.loads((HERE / "base.json").read_text(encoding="utf-8"))
+head = Head.load(HERE)
+encoder = base_folder(named["encoder"]) if "encoder" in head.blocks and named["encoder"] else None
+adapters = sorted(HERE.glob("adapter-*"))
+reader = Reader.open(base_folder(named["base"]), adapters=adapters, encoder=encoder, blocks=head.blocks)
+
+
+def predict(messages):
+    """The probability of each label, or the number."""
+    blocks = reader.read([messages], View.from_dict(head.facts["view"]))
+    if head.kind == "labels":
+        return dict(zip(head.labels, np.exp(head.log_probabilities(blocks)[0]).tolist()))
+    return head.numbers(blocks)[0]
+
+
+if __name__ == "__main__":
+    print(json.dumps(predict(json.loads(sys.argv[1])), ensure_ascii=False))
+'''
+
+
+def _write_head(task: Mapping[str, Any], base: Path, adapters: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """The head as JSON and safetensors, the adapters under it, what it reads with, and a loader."""
+    for name in ("head.json", "head.safetensors"):
+        shutil.copyfile(Path(task["head"]) / name, folder / name)
+    for number, adapter in enumerate(adapters):
+        shutil.copytree(adapter, folder / f"adapter-{number}")
+    encoder = None if is_encoder(base) else PACKAGED_ENCODER
+    write_json(folder / "base.json", {"base": task["base"], "encoder": encoder})
+    (folder / "predict.py").write_text(_LOADER, encoding="utf-8")
+    named, license_name = _origin(task["base"], base)
+    facts = json.loads((folder / "head.json").read_bytes())
+    return {
+        "base_reference": named,
+        "base_is_rounded": False,
+        "base_license": license_name,
+        "n_adapters": len(adapters),
+        "head": {"kind": facts["kind"], "blocks": facts["blocks"], "mode": facts["mode"]},
+        "labels": facts["labels"],
+        "stop": [],
+        "versions": _versions(),
+    }
 
 
 # ---- how a chat template writes each turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dspy_finetune.jobs.model_card import modelfile, short_name
 from dspy_finetune.local.export_model import turn_parts
 from tests.local.test_jobs import upload, wait
 from tests.local.toy import build_toy_model, write_toy_adapter
-from tests.local.toy_server import ToyServer
+from tests.local.toy_server import ToyServer, start_server
 
 PROMPT: list[Any] = [
     {"role": "system", "content": "Answer with true or false."},
@@ -331,7 +332,33 @@ def test_the_command_writes_the_folder_and_prints_the_lines(server: ToyServer, t
     assert "dspy-finetune verify" in done.stdout
     wrong = subprocess.run([*command, "--format", "zip", "--out", "b"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert wrong.stderr.strip() == "error: --format zip: expected one of peft, merged, gguf, ollama, hub"
+    assert wrong.stderr.strip() == "error: --format zip: expected one of peft, merged, gguf, ollama, hub, head"
+
+
+def test_a_head_goes_with_a_loader_that_answers_without_a_server(
+    toy_model: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """It is no chat model: other formats are refused by name, and the loader gives the host's own probabilities."""
+    root = tmp_path_factory.mktemp("heads") / "root"
+    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
+    try:
+        recipe = {"type": "supervised", "supervised": {"hyperparameters": {"recipe": "head"}}}
+        name = train(running, "toy", extra_body={"method": recipe})
+        model = as_model(running, name)
+        with pytest.raises(HostError, match="is a linear head on a frozen base and no chat model: export it as head"):
+            model.export(tmp_path / "gguf", format="gguf")
+        made = model.export(tmp_path / "out", format="head")
+        told = served(running, name)
+    finally:
+        running.stop()
+    assert {"head.json", "head.safetensors", "predict.py"} <= set(made.files)
+    assert made.verify is None
+    done = subprocess.run(
+        [sys.executable, "predict.py", json.dumps(PROMPT)], cwd=made.folder, capture_output=True, text=True, check=True
+    )
+    probabilities = json.loads(done.stdout)
+    assert set(probabilities) == {"true", "false"}
+    assert sorted(map(math.log, probabilities.values())) == pytest.approx(told, abs=1e-4)
 
 
 def test_names_for_servers_are_plain() -> None:
