@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 from dspy_finetune._files import file_error, read_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, FileError, HostError, UsageError
-from dspy_finetune.export.manifest import Manifest
+from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.model_card import (
     MOST_LABELS,
