@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,8 +306,6 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(server: ToyServer, tun
 def test_no_room_on_the_disk_is_said_before_anything_is_fetched(
     server: ToyServer, tuned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(OSError, match="free some space or choose another place"):
@@ -379,3 +378,53 @@ def test_a_broken_adapter_is_the_exports_error(server: ToyServer, tuned: str, tm
         weights.write_bytes(kept)
     assert write_toy_adapter(tmp_path / "adapter").is_dir()
     as_model(server, tuned).export(tmp_path / "out")
+
+
+class LocalHub:
+    """The hub's client with a folder in the hub's place."""
+
+    folder = Path()
+
+    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> str:
+        assert exist_ok
+        (self.folder / repo).mkdir(parents=True, exist_ok=True)
+        (self.folder / repo / ".private").write_text(str(private))
+        return f"https://huggingface.co/{repo}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        if repo_id.startswith("stranger/"):
+            raise OSError("403 Forbidden: you have no write access")
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+
+
+def test_a_push_to_the_hub_brings_the_folder_with_its_card(
+    server: ToyServer, tuned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Private unless told otherwise; the card names the repository; what is refused keeps the files and says so."""
+    import huggingface_hub
+
+    monkeypatch.setattr(LocalHub, "folder", tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
+    model = as_model(server, tuned)
+    made = model.export(tmp_path / "out", format="hub", repo="acme/taste", weights="peft")
+    pushed = tmp_path / "hub" / "acme" / "taste"
+    assert (pushed / ".private").read_text() == "True"
+    assert {path.name for path in pushed.iterdir()} >= {"README.md", "adapter_model.safetensors", "tokenizer.json"}
+    assert f"--lora-modules {made.name}=acme/taste" in (pushed / "README.md").read_text()
+    assert made.url == "https://huggingface.co/acme/taste"
+    with pytest.raises(HostError, match=r"took no stranger/taste .*no write access.* the files are in"):
+        model.export(tmp_path / "again", format="hub", repo="stranger/taste")
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_a_base_whose_licence_forbids_derivatives_is_not_passed_on(
+    server: ToyServer, tuned: str, tmp_path: Path
+) -> None:
+    card = Path(server.facts["models"][0]) / "README.md"
+    card.write_text("---\nlicense: cc-by-nc-nd-4.0\n---\nA model.\n")
+    try:
+        with pytest.raises(UsageError, match=r"licence \(cc-by-nc-nd-4\.0\) forbids passing on"):
+            as_model(server, tuned).export(tmp_path / "out", format="hub", repo="acme/taste")
+        assert not (tmp_path / "out").exists()
+    finally:
+        card.unlink()
