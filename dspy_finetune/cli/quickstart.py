@@ -69,6 +69,10 @@ def quickstart(
 
 def _print(result: Any, seconds: float) -> None:
     console = out()
+    if result.recipes:
+        console.print("\nWhat was trained", style="bold", highlight=False)
+        for name, said in result.recipes.items():
+            print(f"  {name}: {said}")
     for report in (result.titles, result.pairs):
         console.print(f"\n{report.title}", style="bold", highlight=False)
         # Tables are wider than 80 columns: printed as they are, a pipe or a narrow terminal cuts nothing.

@@ -275,7 +275,16 @@ class Reader:
 
     def _read_base(self, prompts: Sequence[Messages], view: View) -> Array:
         assert self.base
-        tokenizer, model = self.base
+        _, model = self.base
+        rows, spans, places = self.tokens(prompts, view)
+        layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
+        means = hidden_means(model, rows, spans, layers, self.should_stop)
+        result: Array = means.reshape(len(rows), -1)[places]
+        return result
+
+    def tokens(self, prompts: Sequence[Messages], view: View) -> tuple[list[list[int]], list[list[Span]], list[int]]:
+        """(distinct rows of tokens up to the last that is averaged, their spans, which row each prompt is)."""
+        tokenizer = self.tokenizer
         keys: dict[tuple[Any, ...], int] = {}  # an item that stands in many pairs is read once
         places: list[int] = []
         rows: list[list[int]] = []
@@ -291,10 +300,7 @@ class Reader:
                 rows.append(row[:end])
                 spans.append(span)
             places.append(keys[key])
-        layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
-        means = hidden_means(model, rows, spans, layers, self.should_stop)
-        result: Array = means.reshape(len(rows), -1)[places]
-        return result
+        return rows, spans, places
 
     def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
         assert self.encoder
@@ -386,7 +392,7 @@ def hidden_means(
     # Nothing behind the last averaged token is needed, and at least one token has to be left to read.
     ends = [max(end for _, end in places) for places in spans]
     shared = min(shared, *(start for places in spans for start, _ in places))
-    with _first_layers(model, max(layers)) as backbone:
+    with first_layers(model, max(layers)) as backbone:
         past = backbone(input_ids=_tensor([list(rows[0][:shared])], model), use_cache=True) if shared else None
         for batch in _batches([end - shared for end in ends]):
             if should_stop():
@@ -413,7 +419,7 @@ def sentence_vectors(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
     ids = encoded(tokenizer, texts)
     result = np.zeros((len(texts), model.config.hidden_size), np.float32)
     for batch in _batches([len(row) for row in ids]):
-        tokens, mask = _padded([ids[index] for index in batch], model)
+        tokens, mask = padded([ids[index] for index in batch], model)
         hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
         weight = mask[:, :, None].float()
         mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -422,7 +428,7 @@ def sentence_vectors(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
 
 
 def _read(backbone: Any, model: Any, tokens: list[list[int]], past: Any, shared: int) -> Any:
-    padded, mask = _padded(tokens, model)
+    ids, mask = padded(tokens, model)
     cache = None
     if past is not None:
         cache = DynamicCache()
@@ -432,7 +438,7 @@ def _read(backbone: Any, model: Any, tokens: list[list[int]], past: Any, shared:
             )
         mask = torch.cat([mask.new_ones(len(tokens), shared), mask], dim=1)
     output = backbone(
-        input_ids=padded,
+        input_ids=ids,
         attention_mask=mask,
         past_key_values=cache,
         use_cache=cache is not None,
@@ -442,7 +448,8 @@ def _read(backbone: Any, model: Any, tokens: list[list[int]], past: Any, shared:
 
 
 @contextlib.contextmanager
-def _first_layers(model: Any, n_layers: int) -> Iterator[Any]:
+def first_layers(model: Any, n_layers: int) -> Iterator[Any]:
+    """The model's backbone with its first layers alone, and without the norm behind the last."""
     # The layers above the deepest that is read are not run; the final norm is not part of a middle layer's states.
     backbone = model.base_model
     kept = backbone.layers
@@ -454,7 +461,8 @@ def _first_layers(model: Any, n_layers: int) -> Iterator[Any]:
         backbone.layers, backbone.norm = kept, norm
 
 
-def _padded(rows: list[list[int]], model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[list[int]], model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens, mask) of rows as long as the longest, padded on the right."""
     longest = max(len(row) for row in rows)
     tokens = _tensor([row + [0] * (longest - len(row)) for row in rows], model)
     mask = _tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], model)
@@ -507,15 +515,33 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         torch.set_num_threads(spec.n_threads)
     rows = rows_of(spec.train_file)
     assert rows is not None  # the scheduler has looked
-    prompts, answers = rows
-    task = task_of_answers(answers)
     reader = Reader.open(spec.model_folder, encoder=spec.encoder_folder, device=spec.device)
     reader.should_stop = should_stop
+    fitted = fit_rows(spec, reader, *rows, emit=emit)
+    if fitted is None:
+        return stopped()
+    head, view, n_sets = fitted
+    if spec.validation_file is not None:
+        emit({"step": n_sets, "total_steps": n_sets, **_validated(spec.validation_file, reader, view, head)})
+    folder = spec.output_folder / "head"
+    head.save(folder)
+    n_tokens = sum(reader.n_tokens(messages) for messages in rows[0])
+    return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
+
+
+def fit_rows(
+    spec: TrainSpec, reader: Reader, prompts: Sequence[Messages], answers: Sequence[str], *, emit: Emit
+) -> tuple[Head, View, int] | None:
+    """(the head chosen by cross-validation, how it reads prompts, how many sets of features were tried).
+
+    None where it was stopped.
+    """
+    task = task_of_answers(answers)
     views = {view.mode: view for view in views_of(reader.tokenizer, prompts, task.labels)}
     try:
         blocks = {mode: reader.read(prompts, view) for mode, view in views.items()}
     except Stopped:
-        return _stopped()
+        return None
     n_sets = sum(len(of_mode) + (len(of_mode) > 1) for of_mode in blocks.values())
     told: list[Candidate] = []
 
@@ -533,10 +559,10 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         )
 
     # Pairs share items; elsewhere a row is its own item, and equal rows are one.
-    items = [_items(messages, views) for messages in prompts]
-    fitted = fit(task, answers, blocks, items, seed=spec.seed, tell=tell, should_stop=should_stop)
+    items = items_of(prompts, next(iter(views.values())))
+    fitted = fit(task, answers, blocks, items, seed=spec.seed, tell=tell, should_stop=reader.should_stop)
     if fitted is None:
-        return _stopped()
+        return None
     head, candidates = fitted
     view = views[head.mode]
     head.facts |= {
@@ -547,22 +573,21 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         "dtype": str(feature_dtype(spec.device)).removeprefix("torch."),
     }
     emit({"message": _chosen(candidates[0], answers)})
-    if spec.validation_file is not None:
-        emit({"step": n_sets, "total_steps": n_sets, **_validated(spec.validation_file, reader, view, head)})
-    folder = spec.output_folder / "head"
-    head.save(folder)
-    n_tokens = sum(reader.n_tokens(messages) for messages in prompts)
-    return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
+    return head, view, n_sets
 
 
-def _stopped() -> TrainResult:
+def stopped() -> TrainResult:
+    """What a run that was stopped comes back with."""
     return TrainResult(trained_tokens=0, steps=0, adapter=None, stopped=True, checkpoints=())
 
 
-def _items(messages: Messages, views: Mapping[Mode, View]) -> list[str]:
-    view = next(iter(views.values()))
-    singles = view.singles(messages) if view.mode == "difference" else None
-    return [asked(single) for single in singles] if singles else [repr(messages)]
+def items_of(prompts: Sequence[Messages], view: View) -> list[list[str]]:
+    """What each row is about, for the folds: the two texts of a pair, else the prompt itself."""
+    found = []
+    for messages in prompts:
+        singles = view.singles(messages) if view.mode == "difference" else None
+        found.append([asked(single) for single in singles] if singles else [repr(messages)])
+    return found
 
 
 def _chosen(best: Candidate, answers: Sequence[str]) -> str:

@@ -7,29 +7,35 @@ The settings were measured on SmolLM2-135M: few steps want a high rate and small
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dspy_finetune._jsonl import read_jsonl
+from dspy_finetune.local import features
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
+from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
+from dspy_finetune.local.heads import Head, fit, folds_of, rows_of, task_of
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
 LORA_RANK = 8
 LORA_ALPHA = 16
+LORA_DROPOUT = 0.05
 WARMUP_SHARE = 0.1
 """The first tenth of the steps: with 0.05 and a rate of 2e-3 the adapter's first steps broke the model for good."""
 # TRL turns it on: memory that a small model does not need, for a third more time. transformers 5.21 renamed it.
@@ -56,10 +62,16 @@ def prepare(spec: TrainSpec) -> tuple[Any, Any]:
 
 def adapter() -> LoraConfig:
     """The low-rank adapter on all linear layers."""
-    return LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=LORA_ALPHA,
+        lora_dropout=LORA_DROPOUT,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
-def settings(spec: TrainSpec) -> dict[str, Any]:
+def settings(spec: TrainSpec, *, is_validated: bool, keeps_best: bool = False) -> dict[str, Any]:
     """The keyword arguments that SFTConfig and DPOConfig share."""
     return {
         "output_dir": os.fspath(spec.output_folder),
@@ -77,7 +89,11 @@ def settings(spec: TrainSpec) -> dict[str, Any]:
         CHECKPOINTING: False,
         "logging_strategy": "steps",
         "logging_steps": 1,
-        "eval_strategy": "epoch" if spec.validation_file else "no",
+        "eval_strategy": "epoch" if is_validated else "no",
+        # Validation loss turns before training loss does: the adapter of the best epoch is what is kept.
+        "load_best_model_at_end": keeps_best,
+        "metric_for_best_model": "loss" if keeps_best else None,
+        "greater_is_better": False if keeps_best else None,
         # The trainer's own checkpoints keep optimizer and order: a paused or killed run goes on where it was.
         "save_strategy": "epoch",
         "save_total_limit": 3,
@@ -172,9 +188,13 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
     folder = spec.output_folder / "adapter"
     trainer.model.save_pretrained(folder)
     state = trainer.state
+    steps = state.global_step
+    if state.best_model_checkpoint and trainer.args.load_best_model_at_end and not reporter.stopped:
+        steps = int(state.best_model_checkpoint.rpartition("-")[2])
+        reporter.emit({"message": f"Kept the adapter of step {steps}: lowest validation loss, {state.best_metric:.4g}"})
     return TrainResult(
         trained_tokens=n_tokens * spec.n_epochs,
-        steps=state.global_step,
+        steps=steps,
         adapter=folder,
         stopped=reporter.stopped,
         checkpoints=epoch_checkpoints(spec.output_folder),
@@ -208,6 +228,8 @@ class TokenScores:
     """Whether the label is the most likely next token."""
     label_mask: torch.Tensor
     """Whether there is a label."""
+    among_choices: torch.Tensor | None = None
+    """Mean negative log-likelihood of a row's answer among the answers there are; None where they are not known."""
 
     def loss(self) -> torch.Tensor:
         """Mean negative log-likelihood over the labels; 0 where there is none."""
@@ -218,7 +240,31 @@ class TokenScores:
         return float(self.is_top1.sum() / self.label_mask.sum().clamp(min=1))
 
 
-def score_rows(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> TokenScores:
+Choices = Mapping[tuple[int, ...], Sequence[int]]
+"""For each beginning of an answer the tokens with which one of the answers there are goes on."""
+
+
+def choices_of(answers: Sequence[Sequence[int]]) -> Choices:
+    """The tokens that may follow each beginning of these answers.
+
+    Examples:
+        >>> choices_of([[5, 1], [5, 6, 1]])
+        {(): [5], (5,): [1, 6], (5, 6): [1]}
+    """
+    found: dict[tuple[int, ...], set[int]] = {}
+    for answer in answers:
+        for place, token in enumerate(answer):
+            found.setdefault(tuple(answer[:place]), set()).add(token)
+    return {beginning: sorted(tokens) for beginning, tokens in found.items()}
+
+
+def score_rows(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    choices: Choices | None = None,
+) -> TokenScores:
     """Score the labelled tokens of a padded batch by one pass over its prefix tree.
 
     Args:
@@ -226,6 +272,7 @@ def score_rows(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
         input_ids: (B, L) tokens, padded on the right.
         attention_mask: (B, L), 1 where there is a token.
         labels: (B, L), -100 where nothing is scored.
+        choices: The closed set of answers, where there is one: they are scored among one another, too.
     """
     lengths = attention_mask.sum(dim=1).tolist()
     tree = PrefixTree.of([row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)])
@@ -245,17 +292,31 @@ def score_rows(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
     # Only labelled positions meet the vocabulary: its 49,152 rows are a fifth of the small model's work.
     head = model.get_output_embeddings()
     log_probs, tops = [], []
+    among = hidden.new_zeros(()).float()
+    begun: dict[int, tuple[int, ...]] = {}
     for start in range(0, max(len(where), 1), HEAD_CHUNK):
         logits = head(hidden[start : start + HEAD_CHUNK]).float()  # (m, V)
         chosen = wanted[start : start + HEAD_CHUNK]
         log_probs.append(-F.cross_entropy(logits, chosen, reduction="none"))
         tops.append(logits.detach().argmax(-1) == chosen)
+        for number, token in enumerate(chosen.tolist() if choices else ()):
+            row = where[start + number][0]
+            beginning = begun.get(row, ())
+            allowed = list(choices.get(beginning, ())) if choices else []
+            if len(allowed) > 1:
+                among = among + logits[number, allowed].logsumexp(0) - logits[number, token]
+            begun[row] = (*beginning, token)
 
     def spread(parts: list[torch.Tensor]) -> torch.Tensor:
         values = torch.cat(parts)
         return values.new_zeros(label_mask.shape).masked_scatter(label_mask, values)
 
-    return TokenScores(log_probs=spread(log_probs), is_top1=spread(tops), label_mask=label_mask)
+    return TokenScores(
+        log_probs=spread(log_probs),
+        is_top1=spread(tops),
+        label_mask=label_mask,
+        among_choices=among / len(input_ids) if choices else None,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -280,8 +341,20 @@ def tokenize(tokenizer: Any, messages: list[dict[str, Any]]) -> list[dict[str, l
     ]
 
 
+FORM_WEIGHT = 0.1
+"""Of the loss over the whole vocabulary where the answers are a closed set.
+
+Which of the answers is right is the loss; that one of them is written at all is learned at a tenth of the weight.
+"""
+MIN_HELD_OUT_ROWS = 100
+"""From so many rows on, some are held out to find the best epoch, unless a validation file is given."""
+
+
 class PrefixTreeSFTTrainer(SFTTrainer):
     """An SFTTrainer whose loss goes over the batch's prefix tree."""
+
+    choices: Choices | None = None
+    """The closed set of answers, where there is one."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -289,10 +362,12 @@ class PrefixTreeSFTTrainer(SFTTrainer):
         """The mean negative log-likelihood of the trained tokens."""
         assert not return_outputs
         plain = self.accelerator.unwrap_model(model).get_base_model()
-        scores = score_rows(plain, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        scores = score_rows(plain, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.choices)
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["mean_token_accuracy"].append(scores.accuracy())
-        return scores.loss()
+        if scores.among_choices is None:
+            return scores.loss()
+        return scores.among_choices + FORM_WEIGHT * scores.loss()
 
 
 def load_rows(tokenizer: Any, path: Path) -> Dataset:
@@ -304,18 +379,34 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     """Train one adapter on chat lines: `TrainSpec` says what is given, `TrainResult` what comes back."""
     model, tokenizer = prepare(spec)
     rows = load_rows(tokenizer, spec.train_file)
+    held_out = load_rows(tokenizer, spec.validation_file) if spec.validation_file else None
+    # With one epoch there is nothing to choose from, and every row is worth more as a row to learn from.
+    if held_out is None and len(rows) >= MIN_HELD_OUT_ROWS and spec.n_epochs > 1:
+        rows, held_out = _held_out(rows, spec.seed)
     reporter = Reporter(emit, should_stop)
+    keeps_best = held_out is not None and spec.n_epochs > 1
+    options = settings(spec, is_validated=held_out is not None, keeps_best=keeps_best)
     trainer = PrefixTreeSFTTrainer(
         model=model,
-        args=SFTConfig(**settings(spec), packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=SFTConfig(**options, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=rows,
-        eval_dataset=load_rows(tokenizer, spec.validation_file) if spec.validation_file else None,
+        eval_dataset=held_out,
         data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         peft_config=adapter(),
         callbacks=[reporter],
     )
+    task = task_of(spec.train_file)
+    if task.kind == "labels":
+        trainer.choices = choices_of([encode_completion(tokenizer, label) for label in task.labels])
     return run(trainer, spec, reporter, n_tokens=sum(len(ids) for ids in rows["input_ids"]))
+
+
+def _held_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """(rows to train on, a tenth to validate on): equal rows are on one side."""
+    n_folds = max(10, math.ceil(len(rows) / 200))  # two hundred say enough
+    train, held_out = folds_of([[str(ids)] for ids in rows["input_ids"]], n_folds, seed)[0]
+    return rows.select(train.tolist()), rows.select(held_out.tolist())
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -386,7 +477,7 @@ def train_dpo(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -
     reporter = Reporter(emit, should_stop)
     trainer = PrefixTreeDPOTrainer(
         model=model,
-        args=DPOConfig(**settings(spec), beta=spec.beta),
+        args=DPOConfig(**settings(spec, is_validated=spec.validation_file is not None), beta=spec.beta),
         train_dataset=rows,
         eval_dataset=load_dpo_rows(tokenizer, spec.validation_file) if spec.validation_file else None,
         processing_class=tokenizer,
@@ -396,3 +487,168 @@ def train_dpo(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -
     # Billed like OpenAI bills: the prompt and both answers.
     n_tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     return run(trainer, spec, reporter, n_tokens=n_tokens)
+
+
+# ----------------------------------------------------------------------------------------------------
+# A head, then an adapter under it: starts where the frozen head stands, and is kept only where it is better.
+#
+# In: a `TrainSpec` whose files hold chat lines with labels. Out: the frozen head, or the adapter and the head that were
+# trained together, whichever does better on rows that neither saw. On one reader's 440 titles two epochs at 1e-3 lifted
+# the AUC from .752 to .772; on 1,000 news titles each epoch lowered it (.662, .655, .647): a held-out share decides.
+
+HEAD_LORA_BATCH = 16
+
+
+def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
+    """Fit a head, then train an adapter and the head together; `TrainResult` has what was better on held-out rows.
+
+    A run that was stopped begins anew.
+    """
+    rows = rows_of(spec.train_file)
+    assert rows is not None  # the scheduler has looked
+    prompts, answers = rows
+    task = task_of(spec.train_file)
+    frozen = features.train_head(spec, emit=emit, should_stop=should_stop)
+    if frozen.stopped or frozen.head is None:
+        return frozen
+    head = Head.load(frozen.head)
+    view = View.from_dict(head.facts["view"])
+    if "base" not in head.blocks or task.kind != "labels":
+        emit({"message": "No adapter was trained: the head that won does not read labels from the base"})
+        return frozen
+    train, held_out = folds_of(features.items_of(prompts, view), 6, spec.seed)[0]
+    reader = features.Reader.open(
+        spec.model_folder, encoder=spec.encoder_folder, blocks=head.blocks, device=spec.device
+    )
+    reader.should_stop = should_stop
+    classes = torch.tensor([head.labels.index(answer) for answer in answers])
+    blocks = reader.read(prompts, view)
+    values = torch.tensor(np.concatenate([blocks[name] for name in head.blocks], axis=1))
+    # The head without the held-out rows, at the strength that was chosen: what the adapter has to beat.
+    kept = {view.mode: {name: blocks[name][train] for name in head.blocks}}
+    refitted = fit(task, [answers[row] for row in train], kept, features.items_of([prompts[i] for i in train], view))
+    if refitted is None or refitted[0].blocks != head.blocks:
+        emit({"message": "No adapter was trained: without the held-out rows another head wins"})
+        return frozen
+    joint = Joint(spec, reader, view, refitted[0], values)
+    before = joint.losses(prompts, classes, held_out)
+    best, best_step, step = before, 0, 0
+    n_steps = math.ceil(len(train) / HEAD_LORA_BATCH) * spec.n_epochs
+    generator = torch.Generator().manual_seed(spec.seed)
+    for _ in range(spec.n_epochs):
+        order = torch.tensor(train)[torch.randperm(len(train), generator=generator)]
+        for batch in order.split(HEAD_LORA_BATCH):
+            if should_stop():
+                return features.stopped()
+            step += 1
+            loss = joint.step(prompts, classes, batch.tolist(), share=step / n_steps)
+            told = frozen.steps + step
+            emit({"step": told, "total_steps": frozen.steps + n_steps, "train_loss": loss})
+        losses = joint.losses(prompts, classes, held_out)
+        emit({"step": told, "total_steps": frozen.steps + n_steps, "full_valid_loss": float(losses.mean())})
+        if losses.mean() < best.mean():
+            best, best_step = losses, step
+            joint.save(spec.output_folder, head)
+    gain = before - best
+    error = float(gain.std() / math.sqrt(len(gain)))
+    figures = f"held-out log loss {float(best.mean()):.4g} against {float(before.mean()):.4g} of the frozen head"
+    if best_step == 0 or float(gain.mean()) <= error:
+        emit({"message": f"Kept the frozen head: {figures}, difference {float(gain.mean()):.2g} ± {error:.2g}"})
+        return frozen
+    emit({"message": f"Kept the adapter under the head, step {best_step}: {figures}, better by more than {error:.2g}"})
+    return TrainResult(
+        trained_tokens=frozen.trained_tokens * (1 + spec.n_epochs),
+        steps=frozen.steps + n_steps,
+        adapter=spec.output_folder / "adapter",
+        stopped=False,
+        checkpoints=(),
+        head=spec.output_folder / "joint",
+    )
+
+
+class Joint:
+    """The first layers with an adapter, and the head on top, trained together."""
+
+    def __init__(self, spec: TrainSpec, reader: Any, view: View, head: Head, values: torch.Tensor) -> None:
+        self.model, _ = prepare(spec)
+        self.model = get_peft_model(self.model, adapter())
+        self.plain = self.model.get_base_model()
+        self.layers = features.layer_numbers(self.plain.config.get_text_config().num_hidden_layers)
+        self.reader, self.view, self.head, self.values = reader, view, head, values
+        self.is_cpu_bf16 = features.feature_dtype("cpu") == torch.bfloat16 and spec.device == "cpu"
+        # Over what the features deviate, one rate fits all weights.
+        self.spread = values.std(dim=0).clamp(min=1e-6)
+        self.weights = torch.nn.Parameter(torch.tensor(head.weights) * self.spread[:, None])
+        self.bias = torch.nn.Parameter(torch.tensor(head.bias), requires_grad=view.mode != "difference")
+        adapted = [one for one in self.model.parameters() if one.requires_grad]
+        self.rate = spec.learning_rate
+        self.optimizer = torch.optim.AdamW([*adapted, self.weights, self.bias], lr=self.rate, weight_decay=0.0)
+        self.n_base = values.shape[1] - (self.head_width("encoder") if "encoder" in head.blocks else 0)
+
+    def head_width(self, block: str) -> int:
+        """How many features a block has."""
+        assert block == "encoder"
+        return int(self.reader.encoder[1].config.hidden_size)
+
+    def logits(self, prompts: Sequence[Any], rows: Sequence[int]) -> torch.Tensor:
+        """(rows, labels)."""
+        asked = [prompts[row] for row in rows]
+        if self.view.mode == "difference":
+            pairs = [self.view.singles(one) for one in asked]
+            flat = [single for pair in pairs for single in pair or ()]
+            means = self._means(flat, replace(self.view, mode="whole"))
+            base = means[0::2] - means[1::2]
+        else:
+            base = self._means(asked, self.view)
+        place = list(self.head.blocks).index("base")
+        rest = self.values[list(rows)]
+        rest = rest[:, self.n_base :] if place == 0 else rest[:, : rest.shape[1] - self.n_base]
+        parts = [base, rest] if place == 0 else [rest, base]
+        return (torch.cat(parts, dim=1) / self.spread) @ self.weights + self.bias
+
+    def _means(self, prompts: Sequence[Any], view: View) -> torch.Tensor:
+        rows, spans, places = self.reader.tokens(prompts, view)
+        tokens, mask = features.padded(rows, self.plain)
+        with (
+            features.first_layers(self.plain, max(self.layers)) as backbone,
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.is_cpu_bf16),
+        ):
+            states = backbone(input_ids=tokens, attention_mask=mask, output_hidden_states=True).hidden_states
+        means = [
+            torch.stack(
+                [states[layer][row, start:end].float().mean(0) for layer in self.layers for start, end in spans[row]]
+            )
+            for row in range(len(rows))
+        ]
+        return torch.stack(means).flatten(1)[places]
+
+    def step(self, prompts: Sequence[Any], classes: torch.Tensor, rows: Sequence[int], *, share: float) -> float:
+        """One update; `share` of the steps are done, and the rate falls to nothing."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, share / WARMUP_SHARE, 1.0 - share + 1e-3)
+        loss = F.cross_entropy(self.logits(prompts, rows), classes[list(rows)])
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([one for group in self.optimizer.param_groups for one in group["params"]], 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def losses(self, prompts: Sequence[Any], classes: torch.Tensor, rows: Any) -> torch.Tensor:
+        """Negative log-likelihood of each of these rows."""
+        self.model.eval()
+        parts = [
+            F.cross_entropy(self.logits(prompts, part), classes[list(part)], reduction="none")
+            for part in (
+                rows[start : start + HEAD_LORA_BATCH].tolist() for start in range(0, len(rows), HEAD_LORA_BATCH)
+            )
+        ]
+        return torch.cat(parts)
+
+    def save(self, folder: Path, frozen: Head) -> None:
+        """Write the adapter and the head that stands on it."""
+        self.model.save_pretrained(folder / "adapter")
+        weights = (self.weights.detach() / self.spread[:, None]).numpy()
+        facts = {**frozen.facts, "adapter": "trained under the head"}
+        replace(frozen, weights=weights, bias=self.bias.detach().numpy(), facts=facts).save(folder / "joint")

@@ -170,6 +170,8 @@ def trainer(method: str, recipe: Recipe) -> Trainer:
         return features.train_head
     from dspy_finetune.local import training
 
+    if method == "sft" and recipe == "head+lora":
+        return training.train_head_lora
     return training.train_dpo if method == "dpo" else training.train
 
 

@@ -348,6 +348,51 @@ def test_numbers_are_answered_in_the_trained_format(real: ToyServer) -> None:
     assert len({choice.message.content for choice in drawn.choices}) > 5
 
 
+def test_an_adapter_under_a_head_is_kept_only_where_it_is_better(real: ToyServer) -> None:
+    texts = [f"Title: {['true', 'false'][i % 2]} {'reader ' * (i % 3)}{i}" for i in range(48)]
+    rows = chat_rows(texts, [["yes", "no"][i % 2] for i in range(48)])
+    done = train(real, rows, recipe="head+lora", n_epochs=2)
+    assert done.status == "succeeded", done.error
+    client = real.client()
+    messages = [event.message for event in client.fine_tuning.jobs.list_events(done.id, limit=100).data]
+    assert any(
+        text.startswith(("Kept the frozen head", "Kept the adapter under", "No adapter was")) for text in messages
+    )
+    answer = ask(real, done.fine_tuned_model, "Title: true reader 400")
+    top = answer.choices[0].logprobs.content[0].top_logprobs
+    assert sum(math.exp(one.logprob) for one in top) == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_and_its_head_answer_as_they_did_in_training(toy_model: Path, tmp_path: Path) -> None:
+    """What is saved and served gives the losses that were measured while it was trained."""
+    import torch
+
+    from dspy_finetune.local import features, training
+    from tests.local.test_recipes import spec
+
+    texts = [f"Title: {'true ' * (i % 5)}{['A', 'B'][i % 2]}{i}" for i in range(40)]
+    rows = chat_rows(texts, [["yes", "no"][i % 2] for i in range(40)])
+    job = spec(toy_model, tmp_path, "sft", rows, n_epochs=1, learning_rate=0.01)
+    frozen = features.train_head(job, emit=lambda row: None, should_stop=lambda: False)
+    assert frozen.head is not None
+    head = heads.Head.load(frozen.head)
+    view = features.View.from_dict(head.facts["view"])
+    prompts = [row["messages"][:1] for row in rows]
+    values = torch.tensor(features.Reader.open(toy_model).read(prompts, view)["base"])
+    joint = training.Joint(job, features.Reader.open(toy_model), view, head, values)
+    classes = torch.tensor([head.labels.index(row["messages"][1]["content"]) for row in rows])
+    before = joint.losses(prompts, classes, np.arange(40))
+    for _ in range(5):
+        joint.step(prompts, classes, list(range(16)), share=0.5)
+    expected = joint.losses(prompts, classes, np.arange(40))
+    assert float((before - expected).abs().max()) > 0.05
+    joint.save(tmp_path / "kept", head)
+    served = features.Reader.open(toy_model, adapters=[tmp_path / "kept" / "adapter"])
+    log_probs = heads.Head.load(tmp_path / "kept" / "joint").log_probabilities(served.read(prompts, view))
+    assert -log_probs[np.arange(40), classes.numpy()] == pytest.approx(expected.numpy(), abs=0.03)
+
+
 def test_a_recipe_that_does_not_fit_the_rows_is_refused_by_name(real: ToyServer) -> None:
     texts = [f"Title: {i}" for i in range(12)]
     done = train(real, chat_rows(texts, [f"It is number {i}, or {i + 1}." for i in range(12)]), recipe="head")

@@ -156,3 +156,47 @@ def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) ->
         )
         losses.append([row["train_loss"] for row in told])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_answers_of_a_closed_set_are_scored_among_one_another(toy_model: Path) -> None:
+    """Against a plain softmax over whole answers: "true", "true A" and "false", of which one begins another."""
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+    answers = [encode_completion(tokenizer, text) for text in ("true", "true A", "false")]
+    prompt = encode_prompt(tokenizer, question("A 3"))
+    choices = training.choices_of(answers)
+    losses = []
+    for answer in answers:
+        ids = torch.tensor([prompt + answer])
+        labels = torch.tensor([[training.IGNORED] * len(prompt) + answer])
+        scores = training.score_rows(model, ids, torch.ones_like(ids), labels, choices)
+        assert scores.among_choices is not None
+        losses.append(float(scores.among_choices.detach()))
+    # Each step's softmax is over the tokens with which an answer can go on, so the answers' probabilities sum to one.
+    assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1.0, abs=1e-5)
+    first = sorted({answer[0] for answer in answers})
+    logits = model(input_ids=torch.tensor([prompt])).logits.detach()[0, -1][first].softmax(-1)
+    assert math.exp(-losses[2]) == pytest.approx(float(logits[first.index(answers[2][0])]), abs=1e-5)
+
+
+def test_the_best_epoch_is_kept_by_the_loss_on_held_out_rows(toy_model: Path, tmp_path: Path) -> None:
+    """At a rate that ruins the model in the end, what is kept is the epoch with the lowest validation loss."""
+    told: list[dict[str, Any]] = []
+    rows = [
+        {"messages": [*question(f"A {i}"), {"role": "assistant", "content": ["true", "false"][i % 2]}]}
+        for i in range(100)
+    ]
+    job = spec(toy_model, tmp_path, "sft", rows, n_epochs=4, batch_size=10, learning_rate=0.5)
+    result = training.train(job, emit=told.append, should_stop=lambda: False)
+    validated = {row["step"]: row["full_valid_loss"] for row in told if "full_valid_loss" in row}
+    assert len(validated) == 4
+    assert result.steps == min(validated, key=lambda step: validated[step])
+    assert result.steps in {step for step, _ in result.checkpoints}
+    kept = dict(result.checkpoints)[result.steps]
+    assert result.adapter is not None
+    names = "adapter_model.safetensors"
+    from safetensors.torch import load_file
+
+    best, saved = load_file(kept / names), load_file(result.adapter / names)
+    assert all(torch.equal(best[name], saved[name]) for name in best)
+    assert any("Kept the adapter" in row.get("message", "") for row in told)
