@@ -58,7 +58,7 @@ def without_reason(row: Any) -> Any:
 @pytest.mark.parametrize("has_reasons", [True, False])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, has_reasons: bool) -> None:
-    """Three files in OpenAI's schemas, three jobs of which each starts from the model before, three predictors."""
+    """Three files in OpenAI's schemas, heads for the labels, weights for the preferences, three predictors."""
     titles = [row if has_reasons else without_reason(row) for row in load_titles()]
     toy = build_toy_model(tmp_path / "toy", context_tokens=4096)
     told: list[Step] = []
@@ -75,7 +75,10 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     jobs = {job.facts.fine_tuned_model: job.facts for job in ft.list_jobs(host=host)}
     assert set(jobs) == {model.id for model in result.models.values()}
     assert [result.models[name].method for name in ("binary", "pairwise", "dpo")] == ["sft", "sft", "dpo"]
-    assert jobs[result.models["dpo"].id].model == result.models["pairwise"].id
+    # Labels train heads, which leave the weights alone: DPO goes on from weights that were tuned on the pairs.
+    assert jobs[result.models["dpo"].id].model == result.models["weights"].id
+    assert all("Recipe: head" in result.recipes[name] for name in ("binary", "pairwise"))
+    assert "Recipe: lora" in result.recipes["weights"]
     assert jobs[result.models["pairwise"].id].model == result.models["binary"].id
 
     assert {row.name for row in result.titles.rows} >= {"tuned", "untuned, same prompt", "majority"}
