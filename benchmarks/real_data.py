@@ -14,6 +14,7 @@ import argparse
 import datetime
 import importlib.resources
 import json
+import math
 import os
 import platform
 import random
@@ -168,7 +169,7 @@ def measure(data: Set, programs: dict[str, Any], train: Any, test: Any, table: d
     report = ft.compare(programs, test, chosen, train=train, statistics=options, num_threads=16)
     for row in report.comparison.programs:
         figures = table.setdefault(row.name, Figures())
-        values = [interval.value for interval in row.scores.values()]
+        values = [math.nan if one.value is None else one.value for one in row.scores.values()]
         figures.main.append(values[0])
         if len(values) > 1:
             figures.auc.append(values[1])
