@@ -1,9 +1,12 @@
-"""A small OpenAI: files, fine-tuning jobs, models and chat over HTTP, with faults on order.
+"""A small OpenAI: files, fine-tuning jobs, models, chat and batches over HTTP, with faults on order.
 
     server = FakeOpenAI()                               # listens on 127.0.0.1, a free port
     server.fail("POST /fine_tuning/jobs", status=429)   # the next one is answered with 429
     server.drop("POST /fine_tuning/jobs")               # the next one is done, and the connection cut before the answer
     server.hold("POST /files", phase="after")           # the next one waits: .reached.wait(), .release()
+
+    server.answer = lambda body: "true"                 # the reply to a chat request; without it, `reply` stands
+    server.orders = ["expired"]                         # how the next batches end
 
 The state stands open: `server.jobs`, `server.files`, `server.requests`. Time moves only by `server.now`.
 """
@@ -15,8 +18,9 @@ import contextlib
 import email
 import email.policy
 import json
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -72,6 +76,13 @@ class FakeOpenAI:
         self.failure = {"code": "invalid_training_file", "message": "Line 3 is wrong.", "param": "training_file"}
         self.now: float = 1_795_000_000
         self.reply = "true"
+        self.answer: Callable[[dict[str, Any]], str] | None = None
+        self.batches: dict[str, dict[str, Any]] = {}
+        # How the next batches end: "completed" (without an order), "expired", "queue_full", "failed"; "slow" is half
+        # done at the first look and completed at the second.
+        self.orders: list[str] = []
+        self.asked: list[str] = []
+        self.says: Callable[[dict[str, Any]], tuple[int, str]] = lambda body: (200, "true")
         self.listed: dict[str, float] = {}  # token -> log-probability, listed at the reply's one place
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -220,6 +231,57 @@ class FakeOpenAI:
             }
         )
 
+    # ---- batches
+
+    def create_batch(self, body: dict[str, Any]) -> dict[str, Any]:
+        identity = f"batch_{len(self.batches) + 1}"
+        self.batches[identity] = {
+            "id": identity, "object": "batch", "endpoint": body["endpoint"], "errors": None,
+            "input_file_id": body["input_file_id"], "completion_window": "24h", "status": "in_progress",
+            "output_file_id": None, "error_file_id": None, "created_at": int(self.now), "metadata": body["metadata"],
+            "order": self.orders.pop(0) if self.orders else "completed",
+        }  # fmt: skip
+        return self.batches[identity]
+
+    def end(self, batch: dict[str, Any]) -> None:
+        if batch["status"] != "in_progress":
+            return
+        order = batch["order"]
+        if order == "slow":
+            n_rows = self.contents[batch["input_file_id"]].count(b"\n")
+            batch["request_counts"] = {"total": n_rows, "completed": n_rows // 2, "failed": 0}
+            batch["order"] = "completed"
+            return
+        if order in ("queue_full", "failed"):
+            code = "token_limit_exceeded" if order == "queue_full" else "invalid_json_line"
+            error = {"code": code, "message": f"no: {order}", "line": None, "param": None}
+            batch.update(status="failed", errors={"object": "list", "data": [error]})
+            return
+        rows = [json.loads(line) for line in self.contents[batch["input_file_id"]].splitlines()]
+        random.Random(0).shuffle(rows)
+        output: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
+        for number, row in enumerate(rows):
+            if order == "expired" and number % 2:
+                error = {"code": "batch_expired", "message": "too late"}
+                errors.append({"id": "r", "custom_id": row["custom_id"], "response": None, "error": error})
+                continue
+            self.asked.append(row["custom_id"])
+            status, text = self.says(row["body"])
+            message = {"role": "assistant", "content": text}
+            usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+            body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+            if status != 200:
+                body = {"error": {"message": text, "code": None}}
+            line = {"custom_id": row["custom_id"], "response": {"status_code": status, "body": body}, "error": None}
+            (output if status == 200 else errors).append(line)
+        for name, lines in (("output_file_id", output), ("error_file_id", errors)):
+            if lines:
+                content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+                batch[name] = self.upload(name, "batch_output", content)["id"]
+        batch["status"] = order
+        batch["request_counts"] = {"total": len(rows), "completed": len(output), "failed": len(errors)}
+
 
 class _Handler(BaseHTTPRequestHandler):
     fake: FakeOpenAI
@@ -321,8 +383,19 @@ class _Handler(BaseHTTPRequestHandler):
         if route == "GET /models":
             return 200, {"object": "list", "data": list(fake.models.values())}
         if route == "POST /chat/completions":
-            return 200, _completion(body["model"], fake.reply, fake.listed if body.get("logprobs") else {})
+            reply = fake.answer(body) if fake.answer is not None else fake.reply
+            return 200, _completion(body["model"], reply, fake.listed if body.get("logprobs") else {})
+        if path[0] == "batches":
+            return self.batch(path, body)
         return _refuse(404, f"no route {route}", "not_found")
+
+    def batch(self, path: list[str], body: Any) -> tuple[int, Any]:
+        if len(path) == 1 and self.command == "POST":
+            return 200, self.fake.create_batch(body)
+        if len(path) == 1:
+            return 200, {"object": "list", "data": list(reversed(self.fake.batches.values())), "has_more": False}
+        self.fake.end(self.fake.batches[path[1]])
+        return 200, self.fake.batches[path[1]]
 
     def listing(self, query: dict[str, list[str]]) -> dict[str, Any]:
         wanted = {name[9:-1]: values[0] for name, values in query.items() if name.startswith("metadata[")}

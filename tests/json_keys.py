@@ -16,7 +16,7 @@ from unittest import mock
 import dspy_finetune as ft
 from dspy_finetune.cli.main import main
 from dspy_finetune.hosts.host import KINDS
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import write_sft
 
 BASE = "gpt-4.1-mini-2025-04-14"
@@ -45,9 +45,9 @@ RUNS = {
 
 
 @contextlib.contextmanager
-def project() -> Iterator[AnsweringOpenAI]:
+def project() -> Iterator[FakeOpenAI]:
     """A folder with files, a saved predictor and a host that answers at once."""
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.script = ["succeeded"]
     fast = dataclasses.replace(KINDS["openai"], poll_seconds=(0.01, 0.02))
     before = Path.cwd()

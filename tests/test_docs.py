@@ -29,7 +29,7 @@ import dspy_finetune
 from dspy_finetune.hosts import Host
 from dspy_finetune.quickstart import load_titles
 from tests import reference_page
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
@@ -69,9 +69,9 @@ def marked(page: str) -> object:
 
 
 @pytest.fixture
-def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnsweringOpenAI]:
+def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
     """What `Host.openai()` talks to: jobs succeed at once, and every answer is yes."""
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.reply = "[[ ## is_favorite ## ]]\nTrue\n\n[[ ## completed ## ]]"
     server.script = ["succeeded"]
     yield server
@@ -87,7 +87,7 @@ def write_titles(path: Path) -> None:
 
 @pytest.mark.parametrize("page", [marked(page) for page in PAGES if blocks_of(page)])
 def test_every_block_of_a_page_runs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai: AnsweringOpenAI
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai: FakeOpenAI
 ) -> None:
     blocks = blocks_of(page)
     monkeypatch.chdir(tmp_path)

@@ -20,20 +20,20 @@ from dspy_finetune.bulk.run import BulkProgress
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
-from tests.bulk.fake_batches import FakeBatches
+from tests.fake_openai import FakeOpenAI
 
 CREATE = "POST /*"
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeBatches]:
-    server = FakeBatches()
+def fake() -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
     yield server
     server.close()
 
 
 @pytest.fixture(autouse=True)
-def clock(fake: FakeBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time moves only when something sleeps."""
 
     def sleep(seconds: float) -> None:
@@ -43,7 +43,7 @@ def clock(fake: FakeBatches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CLOCK, "sleep", sleep)
 
 
-def predictor(fake: FakeBatches, **options: Any) -> ft.OpenAIPredictor:
+def predictor(fake: FakeOpenAI, **options: Any) -> ft.OpenAIPredictor:
     host = Host.compatible(fake.url, "sk-secret-key-12345", name="fake")
     return ft.OpenAIPredictor(ft.prompts.binary("Bees."), "ft:m", host=host, logprobs=False, **options)
 
@@ -56,7 +56,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, tmp_path: Path) -> None:
+def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.says = lambda body: (200, "true" if body["messages"][-1]["content"].endswith("7") else "false")
     rows: list[Any] = [*titles(25), {"titel": "x"}]
     looks: list[Any] = []
@@ -86,7 +86,7 @@ def test_rows_are_cut_into_files_and_joined_in_order(fake: FakeBatches, tmp_path
     assert len(fake.batches) - n_before > 1
 
 
-def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, tmp_path: Path) -> None:
+def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["expired"]
     tries: dict[str, int] = {}
 
@@ -105,7 +105,7 @@ def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeBatches, tmp
     assert {question: n for question, n in tries.items() if n > 1} == {"Title: title 4": 2}
 
 
-def test_a_full_queue_is_waited_for(fake: FakeBatches, tmp_path: Path) -> None:
+def test_a_full_queue_is_waited_for(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["completed", "queue_full", "queue_full", "completed"]
     began = fake.now
     done = batch_api.predict(predictor(fake), titles(4), tmp_path / "out.jsonl", limits=BatchLimits(max_requests=2))
@@ -115,7 +115,7 @@ def test_a_full_queue_is_waited_for(fake: FakeBatches, tmp_path: Path) -> None:
     assert len(fake.asked) == 4
 
 
-def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeBatches, tmp_path: Path) -> None:
+def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["failed"]
     with pytest.raises(HostError, match="no: failed"):
         batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl")
@@ -123,7 +123,7 @@ def test_a_batch_that_is_wrong_ends_the_run_with_its_reason(fake: FakeBatches, t
 
 
 @pytest.mark.parametrize("is_done", [True, False])
-def test_an_answer_that_is_lost_makes_no_second_batch(is_done: bool, fake: FakeBatches, tmp_path: Path) -> None:
+def test_an_answer_that_is_lost_makes_no_second_batch(is_done: bool, fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.drop(CREATE, done=is_done)
     done = batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl")
     assert done.n_answered == 3
@@ -137,7 +137,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
-    step: int, fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, fake: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dspy_finetune.jobs.records import Journal
 
@@ -163,7 +163,7 @@ def test_a_run_that_dies_anywhere_goes_on_without_a_second_batch(
     assert len(fake.asked) == 3
 
 
-def test_another_run_is_refused_and_no_key_is_written(fake: FakeBatches, tmp_path: Path) -> None:
+def test_another_run_is_refused_and_no_key_is_written(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["failed"]
     with pytest.raises(HostError):
         batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl")
@@ -176,7 +176,7 @@ def test_another_run_is_refused_and_no_key_is_written(fake: FakeBatches, tmp_pat
         batch_api.predict(lambda title: None, titles(2), tmp_path / "x.jsonl")  # type: ignore[arg-type]
 
 
-def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: FakeBatches, tmp_path: Path) -> None:
+def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: FakeOpenAI, tmp_path: Path) -> None:
     name = "ft:gpt-4.1-mini-2025-04-14:acme::abcd1234"
     dear = ft.OpenAIPredictor(ft.prompts.binary("Bees."), name, host=Host.openai("sk-x"))
     used = Tokens(n_input=1_000_000, n_output=1_000_000)
@@ -189,7 +189,7 @@ def test_batches_cost_half_and_a_budget_is_asked_before_anything_is_sent(fake: F
 
 
 def test_progress_tells_rate_time_left_and_cost(
-    fake: FakeBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look each 30 s: nothing sent, half of 20 rows, all of them; $1 a million tokens, of answers that are here."""
     monkeypatch.setattr(Prices, "usd", lambda self, used: (used.n_input + used.n_output) / 1e6)
@@ -202,7 +202,7 @@ def test_progress_tells_rate_time_left_and_cost(
     assert [look.cost_usd for look in looks] == [0, 0, pytest.approx(220e-6)]
 
 
-def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: FakeBatches, tmp_path: Path) -> None:
+def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["completed", "failed"]
     with pytest.raises(HostError):
         batch_api.predict(predictor(fake), titles(8), tmp_path / "out.jsonl", limits=BatchLimits(max_requests=4))
@@ -219,7 +219,7 @@ def test_progress_of_a_run_that_goes_on_counts_what_was_answered_before(fake: Fa
     assert len(fake.asked) == 8
 
 
-def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(fake: FakeBatches, tmp_path: Path) -> None:
+def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(fake: FakeOpenAI, tmp_path: Path) -> None:
     """A list has no file whose hash would tell."""
     fake.orders = ["failed"]
     with pytest.raises(HostError):
@@ -230,7 +230,7 @@ def test_rows_in_memory_that_have_changed_are_not_answered_with_the_old_ones(fak
     assert batch_api.predict(predictor(fake), titles(3), tmp_path / "out.jsonl").n_answered == 3
 
 
-def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeBatches, tmp_path: Path) -> None:
+def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeOpenAI, tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
         batch_api.predict(predictor(fake), titles(2), tmp_path / "out.jsonl", max_usd=1.0)
     done = batch_api.predict(predictor(fake, threshold=0.9), titles(3), tmp_path / "out.jsonl")
@@ -238,7 +238,7 @@ def test_a_call_that_sent_nothing_may_be_put_right(fake: FakeBatches, tmp_path: 
 
 
 def test_a_line_that_is_no_answer_is_asked_again(
-    fake: FakeBatches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fake: FakeOpenAI, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     upload = fake.upload
 
@@ -252,7 +252,7 @@ def test_a_line_that_is_no_answer_is_asked_again(
     assert "begins no answer" in caplog.text
 
 
-def test_a_damaged_folder_is_told_in_one_line(fake: FakeBatches, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_told_in_one_line(fake: FakeOpenAI, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.batch").mkdir()
     (tmp_path / "out.jsonl.batch" / "run.json").write_text("{")
     with pytest.raises(DataError, match=r"run\.json is not a run by batches: .*; remove the folder"):
@@ -266,7 +266,7 @@ def test_the_shared_options_are_those_of_bulk_predict() -> None:
     assert {name: own[name] for name in shared} == {name: other[name] for name in shared}
 
 
-def test_both_orders_stand_in_one_part(fake: FakeBatches, tmp_path: Path) -> None:
+def test_both_orders_stand_in_one_part(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.says = lambda body: (200, "A")
     host = Host.compatible(fake.url, "k", name="fake")
     pairwise = ft.PairwisePredictor(ft.prompts.pairwise("Bees."), "m", host=host, logprobs=False)

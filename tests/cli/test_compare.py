@@ -16,7 +16,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import answer as answer_prompt
 from dspy_finetune.prompts import binary, pairwise
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 ROWS = [{"title": f"{'tides' if n % 3 else 'taxes'} {n}", "is_favorite": bool(n % 2)} for n in range(40)]
 
@@ -97,7 +97,7 @@ def test_rows_that_were_trained_on_are_told(rows, capsys):
 
 
 def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, monkeypatch, capsys):
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.answer = lambda body: "[[ ## is_favorite ## ]]\nTrue" if "[[ ##" in str(body) else "true"
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
@@ -167,9 +167,9 @@ QUIZ = [{"question": f"What is {n}?", "answer": f"It is {n}"} for n in range(6)]
 
 
 @pytest.fixture
-def quiz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, AnsweringOpenAI]]:
+def quiz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, FakeOpenAI]]:
     """A file of questions, and a host on which a judge named strict-1 prefers what stands first."""
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.answer = lambda body: "[[ ## better ## ]]\n1" if "better" in str(body) else "[[ ## grade ## ]]\n4"
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")

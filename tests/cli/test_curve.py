@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from dspy_finetune.cli.main import main
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[AnsweringOpenAI]:
-    server = AnsweringOpenAI()
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
     server.script = ["succeeded"]
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")

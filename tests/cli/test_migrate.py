@@ -12,7 +12,7 @@ import pytest
 import dspy_finetune as ft
 from dspy_finetune.cli.main import main
 from dspy_finetune.hosts.host import KINDS
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 BASE = "gpt-4.1-mini-2025-04-14"
 PROMPT = ft.prompts.binary("Likes sailing.")
@@ -20,8 +20,8 @@ ROWS = [{"title": f"{'Boat' if n % 2 else 'Tax'} {n}", "is_favorite": n % 2 == 1
 
 
 @pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[AnsweringOpenAI]]:
-    both = [AnsweringOpenAI(), AnsweringOpenAI()]
+def servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[FakeOpenAI]]:
+    both = [FakeOpenAI(), FakeOpenAI()]
     for one in both:
         one.answer = lambda body: "true" if "Boat" in body["messages"][-1]["content"] else "false"
         one.script = ["succeeded"]
@@ -44,7 +44,7 @@ def run(*arguments: str) -> int:
 
 
 def test_migrate_shows_trains_saves_and_compares(
-    servers: list[AnsweringOpenAI], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    servers: list[FakeOpenAI], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     ft.export_sft(ROWS[:20], PROMPT, tmp_path / "train.jsonl", base_model=BASE)
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[20:]))

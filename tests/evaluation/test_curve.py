@@ -34,7 +34,7 @@ from dspy_finetune.evaluation.learning_curve import (
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 MODEL = "gpt-4.1-mini-2025-04-14"
 ROWS = [dspy.Example(title=f"Title {n}", is_favorite=n % 4 == 0).with_inputs("title") for n in range(80)]
@@ -42,7 +42,7 @@ TEST = [dspy.Example(title=f"Unseen {n}", is_favorite=n % 2 == 0).with_inputs("t
 RIGHT = metrics.accuracy("is_favorite")
 
 
-class Learning(AnsweringOpenAI):
+class Learning(FakeOpenAI):
     """Its models are the more often right the more rows they were trained on; their answers are no chance."""
 
     def respond(self, body: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import binary
 from tests.evaluation.comparing import compare_programs
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 ROWS = [
     dspy.Example(title=f"title {n}", topic="owls" if n < 30 else "tax", length=n, liked=n % 2 == 0).with_inputs("title")
@@ -98,7 +98,7 @@ def test_the_noise_floor_is_what_a_second_answer_changes(tmp_path):
 
 
 def test_a_second_answer_passes_by_the_cache_in_every_kind_of_program(monkeypatch):
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     host = Host.openai()

@@ -18,7 +18,6 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Plan, plan, sft_then_dpo
 from dspy_finetune.migration import migrate, plan_migration
 from tests.fake_openai import FakeOpenAI
-from tests.jobs.answering import AnsweringOpenAI
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft
 
 BASE = "gpt-4.1-mini-2025-04-14"
@@ -30,25 +29,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*dspy.LM.*:DeprecationWarning")
 
 
 @pytest.fixture
-def fake() -> Iterator[AnsweringOpenAI]:
+def fake() -> Iterator[FakeOpenAI]:
     """The old host."""
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.answer = answers_rightly
     yield server
     server.close()
 
 
 @pytest.fixture
-def other() -> Iterator[AnsweringOpenAI]:
+def other() -> Iterator[FakeOpenAI]:
     """The new host: a server of this package, by its address."""
-    server = AnsweringOpenAI()
+    server = FakeOpenAI()
     server.answer = answers_rightly
     yield server
     server.close()
 
 
 @pytest.fixture
-def new_host(other: AnsweringOpenAI) -> Iterator[Host]:
+def new_host(other: FakeOpenAI) -> Iterator[Host]:
     one = Host.local(other.url)
     yield one
     one.close()
@@ -84,7 +83,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], N
 
 
 def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
-    old: FinetunedModel, made: Plan, new_host: Host, fake: AnsweringOpenAI, other: AnsweringOpenAI, time: FakeTime
+    old: FinetunedModel, made: Plan, new_host: Host, fake: FakeOpenAI, other: FakeOpenAI, time: FakeTime
 ) -> None:
     before = len(fake.requests)
     migration = migrate(old.id, to=new_host)
@@ -103,7 +102,7 @@ def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
 
 
 def test_a_job_is_as_good_a_name_as_its_model(
-    old: FinetunedModel, new_host: Host, made: Plan, fake: AnsweringOpenAI, time: FakeTime
+    old: FinetunedModel, new_host: Host, made: Plan, fake: FakeOpenAI, time: FakeTime
 ) -> None:
     before = len(fake.requests)
     planned = plan_migration(str(old.job_id), to=new_host)
@@ -118,7 +117,7 @@ def test_a_job_is_as_good_a_name_as_its_model(
 
 @pytest.mark.parametrize("named", ["model", "job", "value"])
 def test_without_journal_and_files_the_old_host_is_asked(
-    named: str, old: FinetunedModel, made: Plan, new_host: Host, elsewhere: Callable[[], None], other: AnsweringOpenAI,
+    named: str, old: FinetunedModel, made: Plan, new_host: Host, elsewhere: Callable[[], None], other: FakeOpenAI,
     host: Host, time: FakeTime,
 ) -> None:  # fmt: skip
     elsewhere()
@@ -150,7 +149,7 @@ def test_a_journal_of_the_first_schema_is_enough_with_the_file(
 
 
 def test_a_model_tuned_from_a_tuned_one_is_made_again_from_the_start(
-    host: Host, new_host: Host, other: AnsweringOpenAI, time: FakeTime, tmp_path: Path
+    host: Host, new_host: Host, other: FakeOpenAI, time: FakeTime, tmp_path: Path
 ) -> None:
     first = sft_then_dpo(
         write_dpo(tmp_path / "pairs.jsonl"), base_model=BASE, host=host, dpo_hyperparameters={"beta": 0.3}
@@ -166,7 +165,7 @@ def test_a_model_tuned_from_a_tuned_one_is_made_again_from_the_start(
 
 
 def test_what_cannot_be_found_is_said_with_what_to_give(
-    old: FinetunedModel, made: Plan, new_host: Host, host: Host, fake: AnsweringOpenAI, time: FakeTime,
+    old: FinetunedModel, made: Plan, new_host: Host, host: Host, fake: FakeOpenAI, time: FakeTime,
     elsewhere: Callable[[], None], tmp_path: Path,
 ) -> None:  # fmt: skip
     with pytest.raises(DataError, match="not the file that"):
@@ -185,7 +184,7 @@ def test_what_cannot_be_found_is_said_with_what_to_give(
 
 
 def test_a_price_that_nobody_knows_and_a_model_that_nobody_named(
-    old: FinetunedModel, other: AnsweringOpenAI, time: FakeTime
+    old: FinetunedModel, other: FakeOpenAI, time: FakeTime
 ) -> None:
     there = Host.compatible(other.url, "k", name="there")
     with pytest.raises(UsageError, match="base_model"):
@@ -214,7 +213,7 @@ def unseen() -> list[dspy.Example]:
 
 
 def test_a_new_model_that_is_worse_is_said_to_be(
-    old: FinetunedModel, new_host: Host, other: AnsweringOpenAI, time: FakeTime, unseen: list[dspy.Example]
+    old: FinetunedModel, new_host: Host, other: FakeOpenAI, time: FakeTime, unseen: list[dspy.Example]
 ) -> None:
     other.answer = lambda body: "true"
     migration = migrate(old, to=new_host)
@@ -226,7 +225,7 @@ def test_a_new_model_that_is_worse_is_said_to_be(
 
 
 def test_answers_of_before_stand_in_for_a_model_that_is_gone(
-    old: FinetunedModel, new_host: Host, fake: AnsweringOpenAI, time: FakeTime, unseen: list[dspy.Example],
+    old: FinetunedModel, new_host: Host, fake: FakeOpenAI, time: FakeTime, unseen: list[dspy.Example],
     tmp_path: Path,
 ) -> None:  # fmt: skip
     kept = tmp_path / "before.json"

@@ -19,7 +19,7 @@ from dspy_finetune.jobs import attach
 from dspy_finetune.optimizers import PreferenceFinetune, PreferenceOptions
 from dspy_finetune.optimizers.serving import TunedPredict
 from dspy_finetune.prompts import PromptFormat, as_adapter, binary
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime
 from tests.local.toy import build_toy_model
 from tests.local.toy_server import start_server
@@ -56,8 +56,8 @@ class Reader:
 
 
 @pytest.fixture
-def fake() -> Iterator[AnsweringOpenAI]:
-    server = AnsweringOpenAI()
+def fake() -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
     server.answer = Reader()
     yield server
     server.close()
@@ -76,16 +76,16 @@ def finetune(time: FakeTime, **options: Any) -> PreferenceFinetune:
     return PreferenceFinetune(right, options=PreferenceOptions(**rare), **options)
 
 
-def rows(fake: AnsweringOpenAI, file: str = "file-0001") -> list[Any]:
+def rows(fake: FakeOpenAI, file: str = "file-0001") -> list[Any]:
     return [json.loads(line) for line in fake.contents[file].splitlines()]
 
 
-def bodies(fake: AnsweringOpenAI, route: str = CREATE) -> list[Any]:
+def bodies(fake: FakeOpenAI, route: str = CREATE) -> list[Any]:
     return [body for name, body in fake.requests if name == route]
 
 
 def test_a_copy_with_a_tuned_model_comes_back_and_the_student_stays(
-    program: Any, fake: AnsweringOpenAI, time: FakeTime
+    program: Any, fake: FakeOpenAI, time: FakeTime
 ) -> None:
     tuned = finetune(time, suffix="taste", hyperparameters={"beta": 0.3}).compile(
         program, trainset=examples(), valset=examples(6)
@@ -102,7 +102,7 @@ def test_a_copy_with_a_tuned_model_comes_back_and_the_student_stays(
 
 
 def test_the_metric_chooses_and_unreadable_answers_are_worse_ones(
-    program: Any, fake: AnsweringOpenAI, time: FakeTime
+    program: Any, fake: FakeOpenAI, time: FakeTime
 ) -> None:
     """Each line: the prompt as served, the answer that the metric likes, and one that it does not, read or not."""
     tuned = finetune(time).compile(program, trainset=examples())
@@ -118,22 +118,20 @@ def test_the_metric_chooses_and_unreadable_answers_are_worse_ones(
     assert tuned.tuning.n_pairs == {"self": len(lines)}
 
 
-def test_unreadable_answers_can_be_left_out(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_unreadable_answers_can_be_left_out(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     tuned = finetune(time, parse_failure_score=None).compile(program, trainset=examples())
     assert {line["non_preferred_output"][0]["content"] for line in rows(fake)} == {"true", "false"}
     assert tuned.tuning.skipped["run failed"] > 0
 
 
-def test_the_tuned_program_ignores_the_adapter_of_the_moment(
-    program: Any, fake: AnsweringOpenAI, time: FakeTime
-) -> None:
+def test_the_tuned_program_ignores_the_adapter_of_the_moment(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     tuned = finetune(time).compile(program, trainset=examples())
     with dspy.context(adapter=dspy.JSONAdapter()):
         tuned(title="Boat 3")
     assert bodies(fake, "POST /chat/completions")[-1]["messages"] == PROMPT.messages({"title": "Boat 3"})
 
 
-def test_compiling_again_pays_nothing(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_compiling_again_pays_nothing(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     program.set_lm(program.lm.copy(cache=True))
     first = finetune(time).compile(program, trainset=examples())
     again = finetune(time).compile(program, trainset=examples())
@@ -141,9 +139,7 @@ def test_compiling_again_pays_nothing(program: Any, fake: AnsweringOpenAI, time:
     assert (len(bodies(fake)), fake.count("POST /files")) == (1, 1)
 
 
-def test_too_few_pairs_are_an_error_before_anything_is_uploaded(
-    program: Any, fake: AnsweringOpenAI, time: FakeTime
-) -> None:
+def test_too_few_pairs_are_an_error_before_anything_is_uploaded(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     with pytest.raises(DataError, match=r"only 4 different pairs came of 4 examples with 4 samples.*10 are needed"):
         finetune(time).compile(program, trainset=examples(4))
     fake.answer = lambda body: "true"
@@ -155,19 +151,19 @@ def test_too_few_pairs_are_an_error_before_anything_is_uploaded(
     assert not fake.files
 
 
-def test_the_budget_holds_over_all_jobs(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_the_budget_holds_over_all_jobs(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     with pytest.raises(BudgetError):
         finetune(time, max_usd=0.0001, method="sft_then_dpo").compile(program, trainset=examples())
     assert not fake.files
 
 
-def test_a_failed_job_leaves_no_program(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_a_failed_job_leaves_no_program(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.script = ["failed"]
     with pytest.raises(JobFailedError, match="Line 3"):
         finetune(time).compile(program, trainset=examples())
 
 
-def test_sft_then_dpo_trains_the_preferred_answers_first(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_sft_then_dpo_trains_the_preferred_answers_first(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     tuned = finetune(time, method="sft_then_dpo", sft_hyperparameters={"n_epochs": 1}).compile(
         program, trainset=examples()
     )
@@ -215,7 +211,7 @@ def right_boat(example: Any, prediction: Any, trace: object = None) -> bool:
 
 @pytest.mark.parametrize(("multitask", "n_jobs"), [(True, 1), (False, 2)])
 def test_each_predictor_of_a_program_learns_from_its_own_pairs(
-    host: Host, fake: AnsweringOpenAI, time: FakeTime, multitask: bool, n_jobs: int
+    host: Host, fake: FakeOpenAI, time: FakeTime, multitask: bool, n_jobs: int
 ) -> None:
     fake.answer = Chatter()
     program = TwoSteps()
@@ -235,7 +231,7 @@ def test_each_predictor_of_a_program_learns_from_its_own_pairs(
     assert bodies(fake, "POST /chat/completions")[-1]["messages"] == asked
 
 
-def test_the_predictors_to_tune_can_be_named(host: Host, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_the_predictors_to_tune_can_be_named(host: Host, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.answer = Chatter()
     program = TwoSteps()
     program.set_lm(host.lm(BASE, cache=False))
@@ -261,7 +257,7 @@ def test_arguments_are_checked(program: Any, time: FakeTime) -> None:
         finetune(time).compile(other, trainset=examples())
 
 
-def test_it_is_a_step_of_better_together(program: Any, fake: AnsweringOpenAI, time: FakeTime) -> None:
+def test_it_is_a_step_of_better_together(program: Any, fake: FakeOpenAI, time: FakeTime) -> None:
     optimizer = BetterTogether(metric=right, d=finetune(time))
     with dspy.context(adapter=as_adapter(PROMPT)):
         best = optimizer.compile(program, trainset=examples(20), valset_ratio=0.25, strategy="d", num_threads=1)

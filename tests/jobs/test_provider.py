@@ -18,7 +18,6 @@ from dspy_finetune.optimizers import FinetuneProvider, attach_adapter, load_prog
 from dspy_finetune.optimizers.serving import TunedLM, TunedPredict
 from dspy_finetune.prompts import as_adapter, binary
 from tests.fake_openai import FakeOpenAI
-from tests.jobs.answering import AnsweringOpenAI
 from tests.jobs.conftest import FakeTime
 
 BASE = "gpt-4.1-mini-2025-04-14"
@@ -39,8 +38,8 @@ def right(example: Any, prediction: Any, trace: object = None) -> bool:
 
 
 @pytest.fixture
-def fake() -> Iterator[AnsweringOpenAI]:
-    server = AnsweringOpenAI()
+def fake() -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
     yield server
     server.close()
 
@@ -81,7 +80,7 @@ def test_bootstrap_finetune_gives_a_program_that_asks_the_hosts_tuned_model(
 
 @pytest.mark.usefixtures("plain_prompt")
 def test_answers_that_could_not_be_read_are_not_trained_on(
-    provider: FinetuneProvider, fake: AnsweringOpenAI, caplog: pytest.LogCaptureFixture
+    provider: FinetuneProvider, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     """BootstrapFinetune hands them over with a score of -1, which counts as good."""
 
@@ -209,7 +208,7 @@ def test_a_plain_lm_is_pointed_at_the_host_by_launch(host: Host, fake: FakeOpenA
     assert "api_base" not in own.kwargs
 
 
-def test_better_together_trains_and_keeps_the_better_program(host: Host, time: FakeTime, fake: AnsweringOpenAI) -> None:
+def test_better_together_trains_and_keeps_the_better_program(host: Host, time: FakeTime, fake: FakeOpenAI) -> None:
     """The base model errs on the held-out titles, which are the first three; the tuned one does not."""
 
     def answer(body: dict[str, Any]) -> str:
