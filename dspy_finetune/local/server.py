@@ -49,6 +49,7 @@ class ServeOptions:
     device: str | None = None
     """None: the GPU where there is one."""
     n_threads: int | None = None
+    """None: what OMP_NUM_THREADS says, else as many as the affinity and a container's quota allow."""
     dtype: str = "float32"
     """Serving's number format."""
     max_models: int = 4
@@ -100,9 +101,8 @@ def serve(options: ServeOptions) -> None:
         )
     _clear_incoming(store.root / "incoming")
     listener = _bind(options.host, options.port)
-    scheduler = Scheduler(
-        store, device=options.device, n_threads=options.n_threads, worker_module=options.worker_module
-    )
+    n_threads = options.n_threads or (None if "OMP_NUM_THREADS" in os.environ else quota_threads())
+    scheduler = Scheduler(store, device=options.device, n_threads=n_threads, worker_module=options.worker_module)
     host = Host(
         store,
         scheduler,
@@ -158,6 +158,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def quota_threads(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Threads that a container's quota of processors can feed; None where there is no quota below what is there.
+
+    OpenMP knows the affinity but no quota: a container with two of 64 processors would start 64 threads, which then
+    wait for one another. Control groups of version 2 and 1.
+    """
+    quotas = []
+    for limit, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (root / limit).read_text().split()
+            quota, per = int(words[0]), int(words[1] if period is None else (root / period).read_text())
+        except (OSError, ValueError, IndexError):
+            continue  # no such file, or the word "max"
+        if quota > 0 < per:
+            quotas.append(max(1, round(quota / per)))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min((one for one in quotas if one < allowed), default=None)
 
 
 def _clear_incoming(folder: Path) -> None:
