@@ -1,8 +1,9 @@
 """`migrate`: make a tuned model again on another host, and hold the new one against the old.
 
 In: a tuned model (its id, its job's, a saved predictor), and where to. Out: a `Migration`: a plan that costs nothing,
-its start, and a report of new against old, by the old one's answers of before or by fresh ones.
-Not covered: how a model was made and the plan itself (migration.py, migration.py), the statistics (evaluation/).
+its start, and a report of new against old, by the old one's answers of before or by fresh ones. How the model was made
+comes from this machine's journal and the manifest beside the file; what is missing there from the host, as long as it
+still answers. Not covered: the statistics (evaluation/).
 """
 
 from __future__ import annotations
@@ -44,12 +45,7 @@ from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.pairwise import sides
 from dspy_finetune.prompts import PromptFormat
 
-# ----------------------------------------------------------------------------------------------------
-# How a tuned model was made (data, prompt, method, hyperparameters), so that the same can be made again elsewhere.
-#
-# In: a tuned model's id, or a job's. Out: a `Recipe`, with its files on this machine. What is known comes from this
-# machine's journal and the manifest beside the file; what is missing there from the host, as long as it still answers.
-# Not covered: making it again (migration.py).
+# ---- how the model was made: data, prompt, method, hyperparameters, by journal, manifest and host
 
 LISTED_JOBS = 1000
 _PORTABLE = ("n_epochs", "beta")
@@ -279,12 +275,7 @@ def _prompt(train: Path) -> PromptFormat | None:
     return PromptFormat.from_dict(manifest.prompt)
 
 
-# ----------------------------------------------------------------------------------------------------
-# The same model on another host: planned from how the old one was made, and trained as any plan is.
-#
-# In: a tuned model, and where to. Out: a `MigrationPlan`; a model that was tuned from a tuned one is made again from
-# the start, job by job, each from the model of the one before. Not covered: finding out how it was made (recipe.py),
-# comparing new with old (migration.py).
+# ---- the plan on the new host: a model that was tuned from a tuned one is made again from the start, job by job
 
 MOST_STEPS = 16
 """Tuned from a tuned model, from a tuned model ...: more than this is a circle."""
@@ -435,7 +426,7 @@ def _in_dialect(path: Path, to: Host, catalog: Catalog, folder: Path) -> Path:
     return convert(path, folder / f"{path.stem}.{wanted}.jsonl", to=wanted).path
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- new against old
 NEW, OLD = "new", "old"
 """What the two are called in the report."""
 

@@ -1,9 +1,15 @@
-"""What one program said about one item: `Answer`, and how it is asked.
+"""Asks every program about the same items: answers, outcomes, threads, and a checkpoint that survives a crash.
 
-In: a program (a `dspy.Module` or any callable that takes the input fields and returns a prediction) and the inputs of
-an item. Out: an `Answer` with the outputs, its latency and tokens, and one of three outcomes that are never mixed:
-*answered*; *parse_failure* (the model spoke, but no answer can be read from it); *failed* (anything else went wrong).
-Not covered: whether the answer is right (metrics), many items at once and the checkpoint (collect.py).
+In: programs (a `dspy.Module` or any callable that takes the input fields and returns a prediction) and the inputs of
+the items. Out: for each program its `Answer`s in the order of the items, with outputs, latency, tokens and an outcome
+that is never mixed with another: *answered*; *parse_failure* (the model spoke, but no answer can be read from it);
+*no_answer* (it refused, or was cut off); *failed* (anything else went wrong).
+
+With a checkpoint, an answer is on disk before the next progress is told; a second run with the same file asks only what
+is missing, and what had *failed*, which is most often an outage (`retry_failed`). A program is known in the file by its
+name: after changing a program, give it another name or the comparison another file. The file is JSONL: `{"format": 1}`
+first, then one line per answer and one per program with the seconds it took. Not covered: whether the answers are right
+(scoring.py).
 """
 
 from __future__ import annotations
@@ -179,11 +185,7 @@ def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     return f"{digest}-{seen[digest]}"
 
 
-# ----------------------------------------------------------------------------------------------------
-# How every program's answers to one field are read: by one codec, so that a baseline that answers in text is read as
-# the tuned model is.
-#
-# In: the programs, the field's labels. Out: a `Codec`; answers with the field read, and those that are parse failures.
+# ---- how an answer is read: by one codec for all programs, so that a baseline that answers in text is read kindly too
 
 
 def reader_of(
@@ -259,17 +261,7 @@ def with_parse_failures(answers: Sequence[Answer], name: str) -> tuple[Answer, .
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# Ask every program about the same items, with threads and a checkpoint that survives a crash.
-#
-# In: programs by name, the inputs of the items, a number of threads, a checkpoint path. Out: for each program its
-# answers in the order of the items, and the wall time. With a checkpoint, an answer is on disk before the next progress
-# is told; a second run with the same file asks only what is missing, and what had *failed*, which is most often an
-# outage (`retry_failed`). A program is known in the file by its name: after changing a program, give it another name or
-# the comparison another file. Not covered: one call (answers.py), scores (compare.py).
-#
-# The file is JSONL: `{"format": 1}` first, then one line per answer and one per program with the seconds it took. A
-# last line that was torn by a crash is cut off.
+# ---- many items, with threads and a checkpoint
 
 FORMAT = 1
 """Version of the checkpoint file."""

@@ -72,7 +72,9 @@ def confusion(comparison: Comparison) -> Table | None:
         if answer.outcome == "answered" and said not in labels:
             said = "another"
         counts[label_text(item.labels[field]), said] += 1
-    columns = labels + [one for one in ("another", "parse failure", "failed") if any(said == one for _, said in counts)]
+    columns = labels + [
+        one for one in ("another", "parse failure", "no answer", "failed") if any(said == one for _, said in counts)
+    ]
     totals = {label: sum(counts[label, column] for column in columns) for label in labels}
     return Table(
         head=("label", *(f"said {column}" for column in columns)),

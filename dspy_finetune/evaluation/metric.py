@@ -3,7 +3,7 @@
 In: an example with its labels and a prediction (or lists of both). Out: a float.
 A mean of per-item scores can be tested item by item; a ROC AUC or an F1 exists only over a set, and its interval
 comes from resampling the items. `compare` takes both kinds, and any plain function `metric(example, prediction,
-trace=None)`. Not covered: which metrics there are (item_metrics.py, set_metrics.py), and intervals (stats.py).
+trace=None)`. Not covered: which metrics there are (metrics.py), and intervals (statistics.py).
 """
 
 from __future__ import annotations
@@ -28,13 +28,7 @@ from dspy_finetune.values import (
     same_label,
 )
 
-# ----------------------------------------------------------------------------------------------------
-# How a metric reads an example and a prediction: fields, and the positive label's probability. What a text reads as,
-# values.py says.
-#
-# In: a `dspy.Example` or `dspy.Prediction`. Out: values; AnswerError where a prediction holds nothing to read,
-# UsageError where the caller named a field that is not there. Not covered: what is computed from the values
-# (item_metrics.py, set_metrics.py).
+# ---- how a metric reads an example and a prediction; what a text reads as, values.py says
 
 _ROUNDING = 1e-6
 """So much beyond 0 or 1 a sum of shares may come to."""
@@ -128,7 +122,7 @@ def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
     raise UsageError(f"which label is the positive one? Name it with positive=...; the labels are {sorted(seen)[:10]}")
 
 
-# ----------------------------------------------------------------------------------------------------
+# ---- the two kinds
 Reads: TypeAlias = Literal["answer", "label", "number", "probability", "item"]
 """What a metric looks at.
 
@@ -232,9 +226,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class SetMetric:
-    """A score over many items at once: `metric(examples, predictions) -> float`.
-
-    None in predictions stands for no answer.
+    """A score over many items at once: `metric(examples, predictions) -> float`; None in predictions is no answer.
 
     The value is NaN where the score is not defined, such as ROC AUC when all items carry the same label.
     """

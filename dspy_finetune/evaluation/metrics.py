@@ -30,27 +30,12 @@ from dspy_finetune.evaluation.judge import rubric_preference, rubric_score
 from dspy_finetune.evaluation.metric import Metric, SetMetric
 from dspy_finetune.values import is_label, label_text, read_number
 
-# ----------------------------------------------------------------------------------------------------
-# Metrics of one item: plain functions on values, and the factories that make a `Metric` of them.
-#
-# In: an expected and a predicted value. Out: a float; each docstring states the range.
-# A mean over no items is not defined (None in a report). Parse failures and failed calls count 0 in accuracy, exact
-# match and token F1, which ask "did it answer rightly?"; they are left out, and counted, in errors and losses, where no
-# honest number exists for them. Not covered: scores that exist only over a set (set_metrics.py).
+# ---- of one item: plain functions on values, and the factories that make a `Metric` of them
 
 ORDERS_AGREE = "orders_agree"
 """The field in which `in_both_orders` notes whether both answers name the same text."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def label_match(expected: Any, predicted: Any) -> float:
-    """1.0 when the answer names the expected label, read by docs/values.md, else 0.0.
-
-    Raises:
-        AnswerError: The answer cannot be read.
-    """
-    return float(is_label(expected, predicted))
 
 
 def absolute_error(expected: Any, predicted: Any) -> float:
@@ -77,9 +62,9 @@ def text_match(expected: Any, predicted: Any) -> float:
 
 
 def token_overlap(expected: Any, predicted: Any) -> float:
-    """F1 of the words that both texts share, 0 to 1, as in SQuAD; two empty texts give 1. A list of expected.
+    """F1 of the words that both texts share, 0 to 1, as in SQuAD; two empty texts give 1.
 
-    The best.
+    Of a list of expected texts, the best one's.
     """
     if isinstance(expected, (list, tuple)):
         return max((token_overlap(one, predicted) for one in expected), default=0.0)
@@ -104,7 +89,7 @@ def surprise(expected: float, probability: float) -> float:
 def accuracy(field: str) -> Metric:
     """Share of items whose label is right, 0 to 1. Parse failures and failed calls count as not right."""
     return Metric(
-        name="accuracy", field=field, function=label_match, reads="label", if_parse_failure=0.0, is_proportion=True
+        name="accuracy", field=field, function=is_label, reads="label", if_parse_failure=0.0, is_proportion=True
     )
 
 
@@ -116,7 +101,7 @@ def pairwise_accuracy(field: str = "preferred") -> Metric:
     return Metric(
         name="pairwise accuracy",
         field=field,
-        function=label_match,
+        function=is_label,
         reads="label",
         if_parse_failure=0.0,
         is_proportion=True,
@@ -238,13 +223,7 @@ def log_loss(field: str, *, positive: Any = None) -> Metric:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# Metrics of a whole set: scores that do not exist for one item, such as ROC AUC, F1 or the root mean squared error.
-#
-# In: lists of expected and predicted values. Out: a float; NaN where the score is not defined (each docstring says
-# when). In label scores a parse failure is a label that is never right; in probability and number scores it is
-# left out and counted. scikit-learn computes what it has (extra `eval`). Not covered: scores of one item
-# (item_metrics.py).
+# ---- of a whole set: scores that do not exist for one item; NaN where one is not defined
 
 PARSE_FAILURE = "(parse failure)"
 """The label under which answers that could not be read stand in label scores and confusion tables."""
@@ -466,13 +445,11 @@ def kendall_tau(field: str) -> SetMetric:
     return SetMetric(name="Kendall tau", field=field, function=_kendall, reads="number")
 
 
-# ----------------------------------------------------------------------------------------------------
-# Metrics of free text: how much of the expected wording, or of its meaning, an answer holds.
+# ---- of free text: how much of the expected wording, or of its meaning, an answer holds
 #
-# In: an expected and a predicted text. Out: a float; each docstring states the range. Two empty texts are alike (1),
-# an empty and a full one are not (0). Parse failures count 0. A list of expected texts: the best of them counts.
+# Two empty texts are alike (1), an empty and a full one are not (0). A list of expected texts: the best of them counts.
 # ROUGE-L is computed here: the package of that name has had no release since 2022, draws in nltk, and reads letters
-# other than a to z as blanks. Not covered: judging by a rubric (judge.py).
+# other than a to z as blanks.
 
 Embed: TypeAlias = Callable[[list[str]], Any]
 """Texts to vectors, one row each: a `dspy.Embedder`, or a SentenceTransformer's `encode`."""
@@ -583,7 +560,6 @@ class Similarity:
         self.embed, self._seen, self._lock = state["embed"], {}, threading.Lock()  # a lock cannot be pickled
 
 
-# ----------------------------------------------------------------------------------------------------
 __all__ = [
     "Metric",
     "SetMetric",

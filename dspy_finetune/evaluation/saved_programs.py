@@ -207,12 +207,7 @@ def _check_fields(part: Any, state: Mapping[str, Any], path: str | os.PathLike[s
         )
 
 
-# ----------------------------------------------------------------------------------------------------
-# Answers that were given before, as a program: what a model said while it still answered.
-#
-# In: a comparison that was kept as JSON (`report.to_json(path)`, `compare --json-to`). Out: a callable for `compare`
-# that gives the same answers again, parse failures included. Not covered: items that it was never asked; `knows`
-# tells.
+# ---- answers that were given before, as a program: what a model said while it still answered
 
 
 class StoredAnswers:

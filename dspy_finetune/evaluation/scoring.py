@@ -1,9 +1,7 @@
-"""From answers to scores.
+"""From answers to scores: one metric over one program's answers, its interval, and the paired test of two programs.
 
-One metric over one program's answers, its interval, and the paired difference of two programs.
-
-In: a metric, the examples, each program's answers. Out: `Scored` columns, `Interval`s, `Difference` parts.
-Not covered: asking (collect.py), which differences are looked at and what they mean (compare.py, verdict.py).
+In: a metric, the examples, each program's answers. Out: `Scored` columns, `PairedTest`s, noise floors.
+Not covered: asking (collect.py), which differences are looked at and what they mean (compare.py, result.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How the programs do on parts of the items: by any field, or by any function of the example.
+"""The metric per value of a column, and position, length and price bias of pairwise programs.
 
-In: scored columns, the examples, fields. Out: `SubgroupRow`s. A part is looked at because it is there, not because
-somebody had a reason to: its p-values are corrected for the number of parts (Holm), its intervals are not.
-Not covered: which parts are worth looking at.
+In: scored columns, the examples, fields; or pairs with the side preferred. Out: `SubgroupRow`s; `PairwiseBias`.
+A part is looked at because it is there, not because somebody had a reason to: its tests are corrected for the number of
+parts (Holm), and each interval has the level of its own test.
+Not covered: which parts are worth looking at, correcting a bias.
 """
 
 from __future__ import annotations
@@ -160,19 +161,15 @@ def _cut(
     return scoring.score_items(given, fact, how)
 
 
-# ----------------------------------------------------------------------------------------------------
-# What else drives a pairwise program's choice: the position of a side, its length, its price.
+# ---- what else drives a pairwise program's choice: position, length and price bias
 #
-# In: pairs with both texts and the side that was preferred. Out: shares with Wilson intervals; 0.5 means no lean.
-# A lean towards the first side is a fault when the pairs are balanced. A lean towards the longer or dearer side is one
-# only as far as it exceeds the labels' own: compare with the same figure on the labels.
-# `in_both_orders(program)` asks a program twice, so that `metrics.order_agreement()` can be taken.
-# Not covered: correcting for a lean.
+# Shares with Wilson intervals; 0.5 means no bias. A preference for the first side is a fault when the pairs are
+# balanced. One for the longer or the higher-priced side is a fault only as far as it exceeds the labels' own.
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairwiseBias:
-    """The leanings of a set of choices."""
+    """Position, length and price bias of a set of choices."""
 
     prefers_first: Interval
     """Share of choices for side A."""
@@ -191,7 +188,7 @@ def pairwise_bias(
     prices_b: Sequence[Any] | None = None,
     confidence: float = 0.95,
 ) -> PairwiseBias:
-    """The leanings of choices.
+    """Position, length and price bias of choices.
 
     Args:
         texts_a: The first texts.

@@ -5,7 +5,7 @@ interval excludes zero exactly where the p-value is at most one minus the confid
 Sources: Wilson 1927; Newcombe 1998 (Stat. Med. 17:2635, method 10) for paired proportions; McNemar 1947 in the exact
 binomial form; sign-flip permutation (Pitman 1937); percentile bootstrap (Efron 1979); Holm 1979; the t interval of a
 bounded mean on a transformed scale by the delta method (Oehlert 1992, Am. Stat. 46:27).
-Not covered: what the numbers mean for the user (verdict.py).
+Not covered: what the numbers mean for the user (result.py).
 """
 
 from __future__ import annotations
@@ -217,10 +217,7 @@ def newcombe(one: Numbers, other: Numbers, confidence: float = 0.95) -> Interval
 
 
 def mcnemar(n_only_first: int, n_only_second: int) -> float:
-    """Exact McNemar p-value, two-sided.
-
-    Could the items that only one side got right be a fair coin's? 1 without any.
-    """
+    """Exact McNemar p-value, two-sided: are the items that only one side got right a fair coin's? 1 without any."""
     n = n_only_first + n_only_second
     return float(_scipy_stats().binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
 
@@ -299,9 +296,9 @@ def _subset_means(sums: Floats, sizes: Floats, n_resamples: int, seed: int) -> t
 
 
 def resample(n: int, statistic: Callable[[npt.NDArray[np.int64]], float], *, n_resamples: int, seed: int) -> Floats:
-    """The bootstrap distribution of a statistic of item indices. The same n and seed draw the same items.
+    """The bootstrap distribution of a statistic of item indices.
 
-    A paired bootstrap.
+    The same n and seed draw the same items, so that the draws of two programs are paired.
     """
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(0, n, size=n)) for _ in range(n_resamples)], dtype=float)
@@ -402,14 +399,11 @@ def items_needed(difference: float, deviation: float, *, alpha: float = 0.05, po
     return math.ceil((quantiles * deviation / abs(difference)) ** 2)
 
 
-# ----------------------------------------------------------------------------------------------------
-# Intervals and tests where items share a group: what is alike within a group is no new evidence.
+# ---- items that share a group (clusters): what is alike within a group is no new evidence
 #
-# In: scores with a group number for each item. Out: `Interval`s and p-values that take the groups as independent, and
-# the items within one as anything. Sources: the sandwich variance of a mean over clusters (Liang and Zeger 1986) with
-# G / (G - 1), as statsmodels has it (tests compare them); Wilson's interval at the design-effective number of items
-# (Korn and Graubard 1998 do so with Clopper and Pearson's); sign flips and bootstrap draws of whole groups.
-# With fewer than about 20 groups all of these are rough. Not covered: groups within groups.
+# The sandwich variance of a mean over clusters (Liang and Zeger 1986) with G / (G - 1), as statsmodels has it (tests
+# compare them); Wilson's interval at the design-effective number of items (Korn and Graubard 1998 do so with Clopper
+# and Pearson's); sign flips and bootstrap draws of whole groups. With fewer than about 20 groups all are rough.
 
 
 def groups_of(rows: Sequence[Any], by: By) -> tuple[int, ...]:
