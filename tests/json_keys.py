@@ -27,6 +27,8 @@ RUNS = {
     "convert": ["train.jsonl", "converted.jsonl", "--to", "trl"],
     "split": ["rows.jsonl", "--out", "parts"],
     "init": ["rows.jsonl"],
+    "advise": ["more.jsonl"],
+    "run": ["rows.jsonl", "--dry-run"],
     "doctor": [],
     "predict": ["tuned.json", "rows.jsonl", "--out", "answers.jsonl"],
     "compare": ["rows.jsonl", "--program", "tuned=tuned.json", "--train", "more.jsonl"],

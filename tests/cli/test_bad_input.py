@@ -32,7 +32,7 @@ CASES: list[tuple[str, int, str]] = [
     ("export rft rows.jsonl --preset binary --out new.jsonl", 2, "'rft' is not one of 'sft', 'dpo'"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --limt 3", 2, "No such option: --limt"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --limit 0", 2, "--limit"),
-    ("export sft rows.jsonl --out new.jsonl", 2, "give either --preset or --prompt"),
+    ("export sft rows.jsonl --out new.jsonl", 2, "give --preset or --signature, or else --prompt"),
     ("export sft rows.jsonl --preset binary --out rows.jsonl", 2, "rows.jsonl is the file that the examples come from"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --dialect klingon", 2, "choose one of openai"),
     ("export sft rows.jsonl --preset binary --out new.jsonl --rename headline", 2, "old=new"),
