@@ -1,17 +1,22 @@
-"""docs/reference.md, made of the public names: `python -m tests.reference_page --write`.
+"""docs/reference.md and the list of files in docs/architecture.md: `python -m tests.reference_page --write`.
 
-Each name stands under its subpackage, by the module that defines it, for mkdocstrings to fill in.
+In the reference each public name stands under its subpackage, by the module that defines it, for mkdocstrings to fill
+in. The list has each file of the package with the first line of its docstring.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
 import dspy_finetune as ft
 
 FILE = Path(__file__).parents[1] / "docs" / "reference.md"
+ARCHITECTURE = FILE.with_name("architecture.md")
+LIST = re.compile(r"(?<=<!-- files -->\n).*(?=<!-- end of files -->)", re.S)
 TITLES = {
     "data": "Data",
     "prompts": "Prompts",
@@ -54,8 +59,30 @@ def _place(item: tuple[str, list[str]]) -> int:
     return order.index(item[0]) if item[0] in order else len(order)
 
 
+def files() -> str:
+    """One line for each file of the package, by room: those of the ground floor first."""
+    package = Path(inspect.getfile(ft)).parent
+    rooms: dict[Path, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        line = f"- `{path.name}`: {first}" if path.name != "__init__.py" else first
+        rooms.setdefault(path.parent, []).append(line)
+    lines: list[str] = []
+    for room, (opening, *rest) in sorted(
+        (room, sorted(of, key=lambda one: one[:2] == "- ")) for room, of in rooms.items()
+    ):
+        lines += ["", f"### {room.relative_to(package.parent)}/", "", opening, "", *rest]
+    return "\n".join(lines) + "\n\n"
+
+
+def architecture() -> str:
+    """The page with its list of files written anew."""
+    return LIST.sub(lambda _: files(), ARCHITECTURE.read_text(encoding="utf-8"))
+
+
 if __name__ == "__main__":
     if "--write" in sys.argv:
         FILE.write_text(text(), encoding="utf-8")
+        ARCHITECTURE.write_text(architecture(), encoding="utf-8")
     else:
         print(text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import typer
 from dspy_finetune.cli.app import build_app
 from dspy_finetune.cli.main import main
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -61,12 +64,32 @@ def test_the_page_names_every_command_and_option_and_no_other() -> None:
     assert sections() == {name: options(command) - {"--help"} for name, command in COMMANDS.items()}
 
 
-def test_the_list_of_pages_names_each_once() -> None:
-    linked = re.findall(r"^\| \[[a-z-]+\]\(([a-z-]+\.md)\)", (DOCS / "index.md").read_text(), flags=re.MULTILINE)
-    assert sorted(linked) == sorted(path.name for path in DOCS.glob("*.md") if path.name != "index.md")
+def test_the_list_of_pages_and_the_navigation_name_each_once() -> None:
+    linked = re.findall(r"^\| \[[^]]+\]\(([a-z/-]+\.md)\)", (DOCS / "index.md").read_text(), flags=re.MULTILINE)
+    assert sorted(linked) == [page for page in PAGES if page != "index.md"]
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    assert sorted(re.findall(r"\b[a-z/-]+\.md$", navigation, flags=re.MULTILINE)) == PAGES
 
 
-@pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))])
+@pytest.mark.parametrize("page", ["../README.md", "../SKILL.md", *PAGES])
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", (DOCS / page).read_text(encoding="utf-8"))
     assert [link for link in links if not (DOCS / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["../README.md", "../SKILL.md", *(page for page in PAGES if page != "cli.md")])
+def test_the_command_line_takes_each_command_that_a_page_shows(page: str) -> None:
+    text = re.sub(r" *\\\n +", " ", (DOCS / page).read_text(encoding="utf-8"))  # a line that goes on
+    pattern = r"^ {4,}(?:\$ )?(dspy-finetune [a-z].*)$"
+    if page == "../SKILL.md":  # there commands stand in sentences, elsewhere only parts of some
+        pattern = r"`(dspy-finetune [a-z][^`\n]*)`"
+    for line in re.findall(pattern, text, re.MULTILINE):
+        if "..." in line:
+            continue
+        words = shlex.split(line.partition("|")[0].partition(">")[0], comments=True)[1:]
+        group: Any = typer.main.get_command(build_app())
+        while hasattr(group, "commands"):
+            name, *words = words
+            group = group.commands[name]
+        if words and words != ["--help"]:
+            group.make_context(name, words)  # raises where an option or a value is wrong
