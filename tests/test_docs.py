@@ -2,7 +2,7 @@
 
 A comment on the line before a block says what it needs; without one it needs nothing but the package.
 
-    <!-- runs: local -->           the small model, on this machine; titles.jsonl lies in the folder
+    <!-- runs: local -->           the small model, on this machine; titles.jsonl and examples/data lie in the folder
     <!-- runs: openai -->          a small server in OpenAI's place
     <!-- runs: never: reason -->   it is compiled only, for that reason
 
@@ -19,6 +19,7 @@ import itertools
 import json
 import pkgutil
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from tests import reference_page
 from tests.fake_openai import FakeOpenAI
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 BLOCK = re.compile(r"^(?:<!-- runs: (?P<needs>.*?) -->\n+)?(?P<indent> *)```python\n(?P<code>.*?)^ *```", re.M | re.S)
 NEEDS = {None, "local", "openai"}
 N_TITLES = 50
@@ -96,6 +97,7 @@ def test_every_block_of_a_page_runs(
         monkeypatch.setenv("OPENAI_API_KEY", "k")
     if any(block.needs == "local" for block in blocks):
         write_titles(tmp_path / "titles.jsonl")
+        shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     names: dict[str, object] = {"__name__": page}
     printed = io.StringIO()
     try:

@@ -86,7 +86,8 @@ def test_the_command_line_takes_each_command_that_a_page_shows(page: str) -> Non
     for line in re.findall(pattern, text, re.MULTILINE):
         if "..." in line:
             continue
-        words = shlex.split(line.partition("|")[0].partition(">")[0], comments=True)[1:]
+        words = shlex.split(line, comments=True)[1:]
+        words = words[: next((n for n, word in enumerate(words) if word in ("|", ">", "&&")), None)]
         group: Any = typer.main.get_command(build_app())
         while hasattr(group, "commands"):
             name, *words = words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import dspy_finetune as ft
 from examples import pricer, question_answering, taste_distillation
 from examples.data import make_products
 
+ROOT = Path(__file__).parents[2]
 slow = [pytest.mark.local, pytest.mark.timeout(1800)]
 
 
@@ -97,3 +99,13 @@ def test_no_packaged_question_is_asked_twice() -> None:
     assert not ft.data.find_conflicts(rows, label="answer")
     assert len({row.question for row in rows}) == len(rows) == 96
     assert set(question_answering.CASES) <= {row.question for row in rows}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_a_how_to_page_shows_its_example_which_the_tests_of_documents_run(page: Path) -> None:
+    """One text in two places: under a docstring as a file, in a block on the page."""
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    example = (ROOT / "examples" / f"{page.stem.replace('-', '_')}.py").read_text(encoding="utf-8")
+    assert example.partition('\n"""\n\n')[2] == block
+    assert len(example.splitlines()) < 80
+    assert len(page.read_text(encoding="utf-8").splitlines()) < 80

@@ -1,0 +1,30 @@
+"""Is it a favorite? Labelled titles to a tuned predictor with probabilities and a verdict.
+
+It runs on packaged data and this machine, from the folder of the repository: `python examples/labels.py`
+"""
+
+import dspy_finetune as ft
+from dspy_finetune.quickstart import load_titles
+
+# Your own: ft.load_examples("titles.csv", signature="title -> is_favorite: bool")
+rows = load_titles()[:80]
+train, _, test = ft.split(rows, (0.7, 0, 0.3), stratify_by="is_favorite")
+
+prompt = ft.prompts.binary("title -> is_favorite: bool", rubric="Likes pieces that explain how something works.")
+training_file = ft.export_sft(train, prompt, "runs/labels/train.jsonl")
+
+host = ft.Host.local()  # trains and serves on this machine; a linear head, as the answers are labels
+model = ft.plan(training_file, base_model=host.base_model, host=host).start(max_usd=5).wait()
+tuned = ft.OpenAIPredictor(prompt, model, host=host)
+
+report = ft.compare(
+    {"tuned": tuned},
+    test,
+    [ft.metrics.accuracy("is_favorite"), ft.metrics.roc_auc("is_favorite")],
+    train=train,  # adds TF-IDF and the most frequent label
+)
+print(report.table(), report.verdict, sep="\n")
+
+prediction = tuned(title="How lock gates hold a river back")
+print(prediction.is_favorite, round(prediction.probability, 2))
+tuned.save("runs/labels/predictor.json")
