@@ -14,7 +14,7 @@ import pytest
 
 import dspy_finetune as ft
 from tests import reference_page
-from tests.jobs.answering import AnsweringOpenAI
+from tests.fake_openai import FakeOpenAI
 
 PACKAGE = Path(str(ft.__file__)).parent
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -50,8 +50,8 @@ def files_entered(call: Callable[[], Any]) -> tuple[list[str], Any]:
 
 
 @pytest.fixture
-def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnsweringOpenAI]:
-    server = AnsweringOpenAI()
+def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
     server.reply, server.script = "true", ["succeeded"]
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
@@ -59,7 +59,7 @@ def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnsweringOpenAI]:
     server.close()
 
 
-def test_each_call_passes_the_files_that_the_page_names(tmp_path: Path, openai: AnsweringOpenAI) -> None:
+def test_each_call_passes_the_files_that_the_page_names(tmp_path: Path, openai: FakeOpenAI) -> None:
     for name in ft.__all__:
         getattr(ft, name)  # what is imported at first use is no step of a walk
     rows = [

@@ -73,7 +73,7 @@ _PRESETS = {
     "binary": ("ft.prompts.binary(Task)", "ft.OpenAIPredictor", "accuracy"),
     "labels": ("ft.PromptFormat(Task)", "ft.OpenAIPredictor", "accuracy"),
     "pairs": ("ft.prompts.pairwise(Task)", "ft.PairwisePredictor", "accuracy"),
-    "number": ("ft.prompts.number(Task)", "ft.OpenAIPredictor", "absolute_error"),
+    "number": ("ft.prompts.number(Task)", "ft.OpenAIPredictor", "mean_absolute_error"),
     "text": ("ft.prompts.answer(Task)", "ft.OpenAIPredictor", "token_f1"),
 }
 _INSTRUCTIONS = {
