@@ -12,14 +12,15 @@ import typer
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
-from dspy_finetune.cli.metrics import (
+from dspy_finetune.cli.options import (
     Embedder,
     JudgeHost,
     JudgeModel,
     JudgeRubric,
     Judging,
     MetricNames,
+    host_named,
+    load_env,
     metrics_named,
 )
 from dspy_finetune.cli.plan import EnvPath

@@ -11,9 +11,17 @@ import typer
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.export import Preset, prompt_named
-from dspy_finetune.cli.metrics import Embedder, JudgeHost, JudgeModel, JudgeRubric, Judging, metrics_named
+from dspy_finetune.cli.options import (
+    Embedder,
+    JudgeHost,
+    JudgeModel,
+    JudgeRubric,
+    Judging,
+    host_named,
+    load_env,
+    metrics_named,
+)
 from dspy_finetune.cli.plan import AllowUnknownModel, AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError

@@ -68,7 +68,7 @@ def doctor(
 
     Example: dspy-finetune doctor --offline
     """
-    from dspy_finetune.cli.environment import load_env  # here: --help must not wait for the hosts
+    from dspy_finetune.cli.options import load_env  # here: --help must not wait for the hosts
 
     load_env(env_file)
     findings = [*examine(offline=offline)]

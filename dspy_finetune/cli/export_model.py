@@ -9,7 +9,7 @@ import typer
 
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, RootPath, warn
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs import FinetunedModel

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dspy_finetune.cli.environment import host_option
+from dspy_finetune.cli.options import host_option
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, JobProgress
 from dspy_finetune.jobs.sequence import SequenceJob

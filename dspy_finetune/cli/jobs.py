@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.follow import follow as follow_job
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
 from dspy_finetune.cli.train import tell_model
 from dspy_finetune.hosts import Host

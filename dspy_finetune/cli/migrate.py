@@ -10,8 +10,8 @@ import typer
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
 from dspy_finetune.cli.follow import follow
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.cli.plan import (
     AsJson,
     BatchSize,

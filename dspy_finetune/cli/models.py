@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from dspy_finetune.cli.app import out, print_json
-from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath, warn
 from dspy_finetune.jobs.model import ListedModel, list_models
 from dspy_finetune.jobs.records import CLOCK

@@ -14,7 +14,7 @@ from rich.table import Table
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.formats import from_any

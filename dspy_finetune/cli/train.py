@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.environment import host_option, load_env
 from dspy_finetune.cli.follow import follow
+from dspy_finetune.cli.options import host_option, load_env
 from dspy_finetune.cli.plan import (
     AllowUnknownModel,
     AsJson,
@@ -134,7 +134,7 @@ def _prompt_of(train: Path) -> PromptFormat:
 
 def save_predictor(prompt: PromptFormat, model: FinetunedModel, path: Path) -> None:
     """Write the predictor of a finished model, and say how it is used."""
-    from dspy_finetune.evaluation.model_baselines import predictor_for  # here: --help must not wait for dspy
+    from dspy_finetune.evaluation.baselines import predictor_for  # here: --help must not wait for dspy
 
     predictor_for(prompt, model, host=model.host).save(path)
     talk().print(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dspy_finetune.cli.app import out, print_json
-from dspy_finetune.cli.environment import host_named, load_env
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.cli.plan import AsJson, EnvPath, RootPath
 from dspy_finetune.verification import verify as hold_against
 

@@ -22,8 +22,15 @@ from dspy_finetune.evaluation.baselines import BaselineOptions
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Outcome, Program, RunOptions
 from dspy_finetune.evaluation.compare import compare
 from dspy_finetune.evaluation.comparison_report import ComparisonReport
-from dspy_finetune.evaluation.curve_result import CurvePoint, CurveRun, LearningCurve, MarginalValue
-from dspy_finetune.evaluation.learning_curve import CurveJobs, CurveProgress, learning_curve
+from dspy_finetune.evaluation.learning_curve import (
+    CurveJobs,
+    CurvePoint,
+    CurveProgress,
+    CurveRun,
+    LearningCurve,
+    MarginalValue,
+    learning_curve,
+)
 from dspy_finetune.evaluation.result import (
     Comparison,
     Difference,

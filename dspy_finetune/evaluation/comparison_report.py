@@ -11,21 +11,578 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 from dspy_finetune._files import read_text, write_json
-from dspy_finetune.errors import DataError
-from dspy_finetune.evaluation import comparison_details as details
-from dspy_finetune.evaluation.comparison_details import NEAR
+from dspy_finetune._optional import require
+from dspy_finetune.errors import AnswerError, DataError
+from dspy_finetune.evaluation.collect import Answer
+from dspy_finetune.evaluation.metric import read_probability
 from dspy_finetune.evaluation.result import Comparison, Difference, ProgramRow, Verdict
-from dspy_finetune.report import page
-from dspy_finetune.report.blocks import Block, Bullets, Curves, Facts, Heading, Plots, Section, Table, Text
+from dspy_finetune.evaluation.slices import PairwiseBias, pairwise_bias
+from dspy_finetune.report import page, plots
+from dspy_finetune.report.blocks import (
+    Block,
+    Bullets,
+    Curves,
+    Facts,
+    Heading,
+    Item,
+    ItemList,
+    Plot,
+    Plots,
+    Said,
+    Section,
+    Table,
+    Text,
+)
 from dspy_finetune.report.plots import Training, loss_curves
 from dspy_finetune.report.text import MISSING, as_text, count, figure, markdown, p_text, with_interval
+from dspy_finetune.values import label_text, read_number, same_label
+
+# ----------------------------------------------------------------------------------------------------
+# What a comparison shows beside its tables: confusion, position, length and price bias, probabilities, numbers,
+# items.
+#
+# In: a `Comparison`. Out: tables, plots and item lists for its report. A number is *near* within a share of the true
+# one or a fixed distance of it, whichever is wider, *fair* within twice that, and *far* beyond. By default that is 20
+# % or 40 and 40 % or 80, as usual for prices in dollars. Points of ROC, precision-recall and calibration curves are
+# scikit-learn's. Not covered: the figures of the metrics (result.py), how pictures are drawn (report/plots.py).
+
+Band: TypeAlias = Literal["near", "fair", "far"]
+"""How far off a number is."""
+
+NEAR = (0.2, 40.0)
+"""(share of the true number, distance in its own unit): near is within the wider of the two."""
+
+MAX_POINTS = 2000
+"""Points in a scatter plot: more would only cover one another."""
+
+MAX_LABELS = 8
+"""Labels that a confusion table holds at most."""
+
+# Shapes, so that the bands can be told apart without colour.
+_LOOKS: dict[Band, tuple[str, str]] = {"near": (plots.GOOD, "o"), "fair": (plots.FAIR, "^"), "far": (plots.BAD, "x")}
 
 
+def answer_text(answer: Answer, field: str | None) -> str:
+    """What a program said, or what became of the question."""
+    if answer.outcome != "answered":
+        return answer.outcome.replace("_", " ")
+    value = answer.outputs.get(field) if field is not None else None
+    if isinstance(value, float):
+        # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
+        return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
+    return str(value if value is not None else ", ".join(f"{name}: {one}" for name, one in answer.outputs.items()))
+
+
+# ---- labels
+
+
+def confusion(comparison: Comparison) -> Table | None:
+    """The candidate's answers by label, for up to eight labels; None for free text and numbers."""
+    field = comparison.field
+    if field is None or any(field not in item.labels for item in comparison.items):
+        return None
+    labels = sorted({label_text(item.labels[field]) for item in comparison.items})
+    if len(labels) > MAX_LABELS or len(labels) == len(comparison.items):
+        return None
+    counts: Counter[tuple[str, str]] = Counter()
+    for item, answer in zip(comparison.items, comparison.answers[comparison.candidate], strict=True):
+        said = (
+            answer.outcome.replace("_", " ") if answer.outcome != "answered" else label_text(answer.outputs.get(field))
+        )
+        if answer.outcome == "answered" and said not in labels:
+            said = "another"
+        counts[label_text(item.labels[field]), said] += 1
+    columns = labels + [
+        one for one in ("another", "parse failure", "no answer", "failed") if any(said == one for _, said in counts)
+    ]
+    totals = {label: sum(counts[label, column] for column in columns) for label in labels}
+    return Table(
+        head=("label", *(f"said {column}" for column in columns)),
+        rows=tuple((label, *(str(counts[label, column]) for column in columns)) for label in labels),
+        shares=tuple(tuple(counts[label, column] / totals[label] for column in columns) for label in labels),
+        label="Confusion",
+    )
+
+
+def bias_table(comparison: Comparison) -> Table | None:
+    """For pairs: how often each program, and the labels, prefer the first, the longer and the higher-priced side."""
+    field = comparison.field
+    sides = _pair_fields(comparison)
+    if field is None or sides is None:
+        return None
+    texts = [[str(item.inputs[side]) for item in comparison.items] for side in sides]
+    prices = [[{**item.labels, **item.inputs}.get(f"price_{side}") for item in comparison.items] for side in "ab"]
+    has_prices = any(one is not None for one in prices[0])
+
+    def measured(choices: Sequence[Any]) -> PairwiseBias:
+        known = [one if one is not None and label_text(one) in {"a", "b"} else None for one in choices]
+        return pairwise_bias(
+            texts[0],
+            texts[1],
+            known,
+            prices_a=prices[0] if has_prices else None,
+            prices_b=prices[1] if has_prices else None,
+            confidence=comparison.confidence,
+        )
+
+    found = {"(the labels)": measured([item.labels.get(field) for item in comparison.items])}
+    for name, answers in comparison.answers.items():
+        found[name] = measured([answer.outputs.get(field) for answer in answers])
+    rows = []
+    for name, one in found.items():
+        cells = [name, with_interval(one.prefers_first), with_interval(one.prefers_longer)]
+        if has_prices:
+            cells.append(MISSING if one.prefers_dearer is None else with_interval(one.prefers_dearer))
+        rows.append(tuple(cells))
+    head = ("program", "prefers the first", "prefers the longer", *(["prefers the higher price"] if has_prices else []))
+    return Table(head=head, rows=tuple(rows), label="Bias", marked=comparison.candidate)
+
+
+def _pair_fields(comparison: Comparison) -> tuple[str, str] | None:
+    """The two texts that are compared; prices beside them are none."""
+    names = list(comparison.items[0].inputs)
+    stems = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names and name[:-2] != "price"]
+    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
+
+
+# ---- numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One answer that is a number."""
+
+    index: int
+    """The item, from 0."""
+    truth: float
+    """The label."""
+    predicted: float
+    """What the program said."""
+    band: Band
+    """How far off that is."""
+
+    @property
+    def absolute_error(self) -> float:
+        """Distance between the two, in the label's unit."""
+        return abs(self.predicted - self.truth)
+
+
+def band(truth: float, predicted: float, near: tuple[float, float] = NEAR) -> Band:
+    """How far off a number is.
+
+    >>> [band(100, one) for one in (139, 179, 181)], band(1000, 1190)
+    (['near', 'fair', 'far'], 'near')
+    """
+    margin = max(near[0] * abs(truth), near[1])
+    error = abs(predicted - truth)
+    return "near" if error <= margin else "fair" if error <= 2 * margin else "far"
+
+
+def guesses(comparison: Comparison, program: str, near: tuple[float, float] = NEAR) -> list[Guess]:
+    """A program's answers that are numbers, in the order of the items; empty where the labels are none."""
+    field = comparison.number_field
+    found: list[Guess] = []
+    if field is None:
+        return found
+    for index, (item, answer) in enumerate(zip(comparison.items, comparison.answers[program], strict=True)):
+        if answer.outcome != "answered" or answer.outputs.get(field) is None:
+            continue
+        try:
+            truth, predicted = read_number(item.labels[field]), read_number(answer.outputs[field])
+        except (AnswerError, TypeError, ValueError):
+            continue
+        found.append(Guess(index=index, truth=truth, predicted=predicted, band=band(truth, predicted, near)))
+    return found
+
+
+def band_counts(of: Sequence[Guess]) -> dict[Band, int]:
+    """How many are near, fair and far."""
+    return {name: sum(guess.band == name for guess in of) for name in _LOOKS}
+
+
+def band_table(comparison: Comparison, near: tuple[float, float]) -> Table | None:
+    """How many numbers of each program are near, fair and far; None where the labels are no numbers."""
+    rows = []
+    for row in comparison.programs:
+        found = guesses(comparison, row.name, near)
+        if found:
+            rows.append((row.name, *(f"{n:,}" for n in band_counts(found).values())))
+    head = ("program", "near", "fair", "far")
+    return Table(head=head, rows=tuple(rows), label="Near and far", marked=comparison.candidate) if rows else None
+
+
+def scatter(comparison: Comparison, program: str, name: str, near: tuple[float, float] = NEAR) -> str | None:
+    """A program's numbers against the true ones, coloured by how far off they are."""
+    found = guesses(comparison, program, near)
+    shown = found[:: math.ceil(len(found) / MAX_POINTS) or 1]
+    dots = [
+        plots.Dots(
+            label=f"{one}: {n}",
+            colour=_LOOKS[one][0],
+            marker=_LOOKS[one][1],
+            points=[(guess.truth, guess.predicted) for guess in shown if guess.band == one],
+        )
+        for one, n in band_counts(found).items()
+    ]
+    field = comparison.number_field or ""
+    return plots.scatter(name, dots, (f"true {field}", f"predicted {field}"))
+
+
+# ---- probabilities
+
+
+def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
+    """Per program: (1.0 where the positive label is true, else 0.0; its probability), for the items that have one."""
+    field = comparison.field
+    found: dict[str, list[tuple[float, float]]] = {}
+    if field is None or comparison.positive is None:
+        return found
+    for name, answers in comparison.answers.items():
+        pairs = []
+        for item, answer in zip(comparison.items, answers, strict=True):
+            share = positive_share(answer, comparison.positive, field)
+            if share is not None and field in item.labels:
+                pairs.append((float(same_label(item.labels[field], comparison.positive)), share))
+        if pairs:
+            found[name] = pairs
+    return found
+
+
+def positive_share(answer: Answer, positive: Any, field: str) -> float | None:
+    """The probability of the positive label in an answer; None where it gives none."""
+    try:
+        return read_probability(answer.outputs, positive, field) if answer.outcome == "answered" else None
+    except AnswerError:
+        return None
+
+
+def _sklearn(module: str) -> Any:
+    return require(f"sklearn.{module}", "eval", "curves of probabilities")
+
+
+def roc_points(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(false, true positive rate) at every threshold, from (0, 0) to (1, 1); empty with one label only."""
+    if len({truth for truth, _ in pairs}) < 2:
+        return []
+    false, true, _ = _sklearn("metrics").roc_curve(*zip(*pairs, strict=True), drop_intermediate=False)
+    return list(zip(false.tolist(), true.tolist(), strict=True))
+
+
+def precision_recall_points(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(recall, precision) at every threshold, from the highest on; empty without positives."""
+    if not any(truth for truth, _ in pairs):
+        return []
+    precision, recall, _ = _sklearn("metrics").precision_recall_curve(*zip(*pairs, strict=True))
+    # scikit-learn ends with the point (0, 1), which no threshold gives.
+    return list(zip(recall.tolist(), precision.tolist(), strict=True))[-2::-1]
+
+
+def reliability(pairs: Sequence[tuple[float, float]], n_bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean probability, share that was positive, items) of each bin of equal width that holds any."""
+    if not pairs:
+        return []
+    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
+    import numpy as np
+
+    truth, shares = (np.asarray(column, dtype=float) for column in zip(*pairs, strict=True))
+    was, said = _sklearn("calibration").calibration_curve(truth, shares, n_bins=n_bins, strategy="uniform")
+    edges = np.linspace(0.0, 1.0, n_bins + 1)[1:-1]  # scikit-learn's bins, whose sizes it does not tell
+    sizes = np.bincount(np.searchsorted(edges, shares), minlength=n_bins)
+    return list(zip(said.tolist(), was.tolist(), sizes[sizes > 0].tolist(), strict=True))
+
+
+def roc(comparison: Comparison, name: str) -> str | None:
+    """ROC curves of all programs that give probabilities."""
+    return _curves(comparison, name, roc_points, ("false positive rate", "true positive rate"), ((0, 1), (0, 1)))
+
+
+def precision_recall(comparison: Comparison, name: str) -> str | None:
+    """Precision-recall curves of all programs that give probabilities; chance is the share of positives."""
+    pairs = next(iter(probabilities(comparison).values()), [])
+    share = sum(truth for truth, _ in pairs) / len(pairs) if pairs else 0.0
+
+    def from_recall_0(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        points = precision_recall_points(pairs)
+        return [(0.0, points[0][1]), *points] if points else []
+
+    return _curves(comparison, name, from_recall_0, ("recall", "precision"), ((0, 1), (share, share)))
+
+
+def _curves(
+    comparison: Comparison,
+    name: str,
+    points: Callable[[Sequence[tuple[float, float]]], list[tuple[float, float]]],
+    axis_names: tuple[str, str],
+    chance: tuple[tuple[float, float], tuple[float, float]],
+) -> str | None:
+    curves = [(one, _place(comparison, one), points(pairs)) for one, pairs in probabilities(comparison).items()]
+    return plots.unit_curves(name, curves, axis_names, chance=chance)
+
+
+def _place(comparison: Comparison, program: str) -> int:
+    return [row.name for row in comparison.programs].index(program)
+
+
+def histogram(comparison: Comparison, name: str) -> str | None:
+    """The candidate's probabilities, apart for the items where the positive label is true and where it is not."""
+    pairs = probabilities(comparison).get(comparison.candidate, [])
+    groups = {
+        f"label is {comparison.positive}": [share for truth, share in pairs if truth == 1.0],
+        "label is another": [share for truth, share in pairs if truth == 0.0],
+    }
+    return plots.histogram(name, groups, f"probability of {comparison.positive}")
+
+
+def calibration(comparison: Comparison, name: str) -> str | None:
+    """How often the positive label was true, against the candidate's probability, in bins of equal width."""
+    pairs = probabilities(comparison).get(comparison.candidate, [])
+    return plots.reliability_diagram(name, reliability(pairs), f"mean probability of {comparison.positive}")
+
+
+# ---- pictures
+
+
+def pictures(comparison: Comparison, near: tuple[float, float]) -> tuple[Plot, ...]:
+    """All pictures of a comparison, each with a caption and a text that says the same."""
+    return (
+        *_scores(comparison),
+        *_scatters(comparison, near),
+        *_probabilities(comparison),
+        *_spending(comparison),
+    )
+
+
+def scores(comparison: Comparison, name: str) -> str | None:
+    """The programs' figures by the first metric, with their intervals."""
+    rows = [(row.name, row.scores[comparison.main_metric.name]) for row in comparison.programs]
+    drawn = [(label, one.value, one.low, one.high) for label, one in rows if one.value is not None]
+    return plots.intervals(name, drawn, comparison.main_metric.name, zero=False)
+
+
+def differences(comparison: Comparison, name: str) -> str | None:
+    """Forest plot: candidate minus each other program by the first metric."""
+    metric = comparison.main_metric.name
+    drawn = [
+        (f"− {one.other}", one.interval.value, one.interval.low, one.interval.high)
+        for one in comparison.differences_of(metric)
+        if one.interval.value is not None
+    ]
+    return plots.intervals(name, drawn, f"difference in {metric}", zero=True)
+
+
+def latency(comparison: Comparison, name: str) -> str | None:
+    """Each program's time of one call, from the median to the 95th percentile."""
+    rows = [
+        (one.name, place, one.latency_p50_ms, one.latency_p95_ms or one.latency_p50_ms)
+        for place, one in enumerate(comparison.programs)
+        if one.latency_p50_ms is not None
+    ]
+    return plots.latencies(name, rows)
+
+
+def cost(comparison: Comparison, name: str) -> str | None:
+    """What a thousand answers of each program cost, for those whose price was given."""
+    rows = [
+        (one.name, place, 1000 * one.cost_usd / one.n)
+        for place, one in enumerate(comparison.programs)
+        if one.cost_usd is not None
+    ]
+    return plots.bars(name, rows, "USD for 1,000 answers")
+
+
+def _scores(comparison: Comparison) -> Iterator[Plot]:
+    candidate, metric = comparison.candidate, comparison.main_metric.name
+    percent = f"{comparison.confidence:.0%}"
+    better_side = "Right" if comparison.main_metric.higher_is_better else "Left"
+    yield Plot(
+        name="scores",
+        draw=partial(scores, comparison),
+        caption=f"{metric} of each program with its {percent} interval.",
+        alt="; ".join(f"{row.name} {with_interval(row.scores[metric])}" for row in comparison.programs),
+    )
+    yield Plot(
+        name="forest",
+        draw=partial(differences, comparison),
+        caption=f"{candidate} minus each other program, with the intervals that the verdicts rest on. "
+        f"{better_side} of zero the candidate is better.",
+        alt="; ".join(
+            f"against {one.other} {with_interval(one.interval, sign=True)}" for one in comparison.differences_of(metric)
+        ),
+    )
+
+
+def _scatters(comparison: Comparison, near: tuple[float, float]) -> Iterator[Plot]:
+    """Predicted against true, of the candidate and of the program it has to beat."""
+    names = dict.fromkeys(one for one in (comparison.candidate, comparison.reference) if one is not None)
+    rule = f"within {near[0]:.0%} or {near[1]:g} of the true number, whichever is wider"
+    for place, name in enumerate(names):
+        found = guesses(comparison, name, near)
+        if not found:
+            continue
+        counts = band_counts(found)
+        caption = (
+            f"{name}: predicted against true. Green dots are near ({rule}), orange triangles within twice that, red "
+            f"crosses farther off."
+        )
+        left = comparison.row(name).n - len(found)
+        if left:
+            caption += f" {left:,} answers that are no numbers are not shown."
+        if len(found) > MAX_POINTS:
+            caption += f" Every {math.ceil(len(found) / MAX_POINTS)}th answer is shown."
+        alt = (
+            f"Of {len(found):,} answers {counts['near']:,} ({counts['near'] / len(found):.0%}) are near, "
+            f"{counts['fair']:,} fair, {counts['far']:,} far"
+        )
+        yield Plot(name=f"scatter{place}-", draw=_scatter(comparison, name, near), caption=caption, alt=alt)
+
+
+def _scatter(comparison: Comparison, program: str, near: tuple[float, float]) -> Callable[[str], str | None]:
+    return lambda name: scatter(comparison, program, name, near)
+
+
+def mean_share(pairs: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The mean probability of the items whose truth is `wanted`, 1.0 or 0.0; NaN without any."""
+    shares = [share for truth, share in pairs if truth == wanted]
+    return math.fsum(shares) / len(shares) if shares else math.nan
+
+
+def _probabilities(comparison: Comparison) -> Iterator[Plot]:
+    candidate = comparison.candidate
+    pairs = probabilities(comparison)
+    if not pairs:
+        return
+    own = pairs.get(candidate, [])
+    means = [
+        f"{mean_share(own, truth):.2f} on average where the label is {what}"
+        for truth, what in ((1.0, str(comparison.positive)), (0.0, "another"))
+        if any(one == truth for one, _ in own)
+    ]
+    yield Plot(
+        name="roc",
+        draw=partial(roc, comparison),
+        caption="ROC curves: at every threshold, the positives found against the negatives taken for positives.",
+        alt=f"ROC curves of {', '.join(pairs)}",
+    )
+    yield Plot(
+        name="recall",
+        draw=partial(precision_recall, comparison),
+        caption="Precision-recall curves: at every threshold, how many of the items named are right, against how many "
+        "of the right ones are named. The flat line is chance.",
+        alt=f"Precision-recall curves of {', '.join(pairs)}",
+    )
+    yield Plot(
+        name="histogram",
+        draw=partial(histogram, comparison),
+        caption=f"{candidate}'s probabilities, by what the label says.",
+        alt=f"Histogram of {candidate}'s probabilities: {', '.join(means)}",
+    )
+    yield Plot(
+        name="calibration",
+        draw=partial(calibration, comparison),
+        caption=f"Calibration of {candidate}: on the diagonal, probabilities come true as often as they say. "
+        "Larger dots hold more items.",
+        alt="Calibration: "
+        + "; ".join(f"said {said:.2f}, was {was:.2f} (n = {n})" for said, was, n in reliability(own)),
+    )
+
+
+def _spending(comparison: Comparison) -> Iterator[Plot]:
+    rows = comparison.programs
+    yield Plot(
+        name="latency",
+        draw=partial(latency, comparison),
+        caption="Time of one answer: the dot is the median, the line ends at the 95th percentile. Waiting for a busy "
+        "server counts.",
+        alt="; ".join(f"{one.name} {count(one.latency_p50_ms)} ms" for one in rows),
+    )
+    yield Plot(
+        name="cost",
+        draw=partial(cost, comparison),
+        caption="Cost of answering, by the prices given. Training is not in it.",
+        alt="; ".join(f"{one.name} {1000 * one.cost_usd / one.n:.4f} USD" for one in rows if one.cost_usd is not None),
+    )
+
+
+# ---- items
+
+
+def item_list(comparison: Comparison, near: tuple[float, float] = NEAR) -> ItemList:
+    """The items with all answers, those on which the programs disagree first."""
+    field = comparison.field
+    metric = next((one.name for one in comparison.metrics if one.kind != "set"), None)
+    scored = comparison.item_scores.get(metric, {}) if metric is not None else {}
+    names = [row.name for row in comparison.programs]
+    numbers = {name: {one.index: one for one in guesses(comparison, name, near)} for name in names}
+
+    def said(name: str, index: int) -> Said:
+        answer, guess = comparison.answers[name][index], numbers[name].get(index)
+        detail = answer.error or ""
+        if guess is not None:
+            detail = f"off by {figure(guess.absolute_error)}"
+        elif not detail:
+            detail = _probability(answer, comparison.positive, field)
+        mark = guess.band if guess is not None else _mark(answer, scored[name][index] if name in scored else None)
+        return Said(text=answer_text(answer, field)[:400], detail=detail, mark=mark)
+
+    def disputed(index: int) -> bool:
+        # A failed call is no opinion; two numbers differ where one is nearer than the other by a band.
+        given = [name for name in names if comparison.answers[name][index].outcome != "failed"]
+        bands = [numbers[name][index].band if index in numbers[name] else None for name in given]
+        texts = [answer_text(comparison.answers[name][index], field) for name in given]
+        return len({text if one is None else one for text, one in zip(texts, bands, strict=True)}) > 1
+
+    items = [
+        Item(
+            number=index + 1,
+            is_disputed=disputed(index),
+            inputs=tuple(str(value) for value in item.inputs.values()),
+            label=_label_text(item.labels.get(field, "")) if field is not None else "",
+            answers=tuple(said(name, index) for name in names),
+        )
+        for index, item in enumerate(comparison.items)
+    ]
+    return ItemList(
+        inputs=tuple(comparison.items[0].inputs),
+        programs=tuple(names),
+        items=tuple(sorted(items, key=lambda one: (not one.is_disputed, one.number))),
+    )
+
+
+def _label_text(label: Any) -> str:
+    """A label as people read it: several answers that are right stand beside each other."""
+    return " / ".join(map(str, label)) if isinstance(label, (list, tuple)) else str(label)
+
+
+def _probability(answer: Answer, positive: Any, field: str | None) -> str:
+    share = positive_share(answer, positive, field) if field is not None and positive is not None else None
+    return "" if share is None else f"p({positive}) {share:.2f}"
+
+
+def _mark(answer: Answer, score: float | None) -> str:
+    if answer.outcome != "answered":
+        return "none"
+    return {1.0: "right", 0.0: "wrong"}.get(-1.0 if score is None else score, "plain")
+
+
+def errors(comparison: Comparison) -> list[str]:
+    """Why answers are missing: the five most frequent messages of each program."""
+    found: list[str] = []
+    for name, answers in comparison.answers.items():
+        counts = Counter((answer.outcome, answer.error or "") for answer in answers if answer.outcome != "answered")
+        found += [
+            f"{name}, {outcome.replace('_', ' ')} {n} ×: {message}" for (outcome, message), n in counts.most_common(5)
+        ]
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
     """The outcome of `compare`: numbers, a verdict, and the ways to show them."""
@@ -207,18 +764,18 @@ def _blocks(report: ComparisonReport) -> Iterator[Block]:
     comparison = report.comparison
     yield program_table(comparison)
     yield Text(text=footnote(comparison), is_note=True)
-    yield Plots(plots=details.pictures(comparison, report.near))
+    yield Plots(plots=pictures(comparison, report.near))
     for title, table, note in _tables(report):
         if table is not None:
             yield Heading(text=title)
             yield table
             if note:
                 yield Text(text=note, is_note=True)
-    missing = details.errors(comparison)
+    missing = errors(comparison)
     if missing:
         yield Heading(text="Why answers are missing")
         yield Bullets(lines=tuple(missing))
-    yield details.item_list(comparison, report.near)
+    yield item_list(comparison, report.near)
     for name, card in report.cards.items():
         yield Heading(text=name)
         yield Facts(facts=card)
@@ -230,11 +787,11 @@ def _tables(report: ComparisonReport) -> Iterator[tuple[str, Table | None, str]]
         yield f"Differences: {comparison.candidate} minus …", difference_table(comparison), ""
     yield (
         "Near and far",
-        details.band_table(comparison, near),
+        band_table(comparison, near),
         f"Near is within {near[0]:.0%} or {near[1]:g} of the true number, whichever is wider; fair within twice that; "
         "far beyond.",
     )
-    yield f"What {comparison.candidate} said, by label", details.confusion(comparison), ""
+    yield f"What {comparison.candidate} said, by label", confusion(comparison), ""
     yield "By parts of the items", subgroup_table(comparison), ""
     yield (
         "Each program against itself",
@@ -243,7 +800,7 @@ def _tables(report: ComparisonReport) -> Iterator[tuple[str, Table | None, str]]
     )
     yield (
         "Position, length and price bias",
-        details.bias_table(comparison),
+        bias_table(comparison),
         "0.5 is no bias. A preference for the longer text is a fault only as far as it exceeds the labels' own.",
     )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dspy_finetune.errors import HostError, UsageError
-from dspy_finetune.hosts.azure import deployment_command
 from dspy_finetune.hosts.embedded import (
     Server,
     api_url,
@@ -38,6 +39,49 @@ if TYPE_CHECKING:
     from dspy_finetune.hosts.lm import HostLM
 
 
+# ----------------------------------------------------------------------------------------------------
+# What only Azure needs: a tuned model answers after a deployment, made by the control plane and not by this API.
+#
+# In: the resource's address, a tuned model, names. Out: the exact command of Azure's own tool. Nothing is run: a
+# deployment is billed by the hour, so a person decides.
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def resource_name(base_url: str) -> str:
+    """The resource in an address.
+
+    >>> resource_name("https://acme.openai.azure.com/openai/v1")
+    'acme'
+    """
+    return (urlsplit(base_url).hostname or "").split(".")[0]
+
+
+def deployment_command(
+    base_url: str, model: str, *, deployment: str, resource_group: str, sku: str = "Standard", capacity: int = 1
+) -> str:
+    """The command that deploys a tuned model; afterwards it is asked for by the deployment's name.
+
+    Args:
+        base_url: The resource's address.
+        model: The tuned model's id, such as `gpt-4.1-2025-04-14.ft-0123abcd`.
+        deployment: What to call the deployment.
+        resource_group: The resource's group.
+        sku: "Standard", "GlobalStandard" or "DeveloperTier".
+        capacity: In units of 1,000 tokens per minute.
+
+    Raises:
+        UsageError: The deployment's name is not one that Azure takes.
+    """
+    if not _NAME.fullmatch(deployment):
+        raise UsageError(f"deployment {deployment!r}: expected 1 to 64 letters, digits, dots, - and _")
+    words = ["az", "cognitiveservices", "account", "deployment", "create", "--resource-group", resource_group]
+    words += ["--name", resource_name(base_url), "--deployment-name", deployment, "--model-name", model]
+    words += ["--model-version", "1", "--model-format", "OpenAI", "--sku-capacity", str(capacity), "--sku-name", sku]
+    return shlex.join(words)
+
+
+# ----------------------------------------------------------------------------------------------------
 # ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has. What a
 # host's models can do and cost, and what it asks of a file, stands in the catalog.
 

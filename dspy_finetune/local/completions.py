@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from dspy_finetune.errors import FinetuneError, UsageError
-from dspy_finetune.local.grammar import CALL_CLOSES, CALL_OPENS, check_grammar, json_grammar, tool_grammar
+from dspy_finetune.local.sampling import CALL_CLOSES, CALL_OPENS, check_grammar, json_grammar, tool_grammar
 from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, Seed
 from dspy_finetune.local.store import new_id
 

@@ -28,13 +28,13 @@ from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn
 from dspy_finetune.local.features import Reader, View
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
-from dspy_finetune.local.grammar import Grammars
 from dspy_finetune.local.heads import Head
 from dspy_finetune.local.models import PACKAGED_ENCODER, check_base, is_encoder, load_model, load_tokenizer
 from dspy_finetune.local.sampling import (
     GREEDY,
     LOWEST_LOGPROB,
     Answer,
+    Grammars,
     Settings,
     Speller,
     Token,

@@ -28,9 +28,8 @@ from dspy_finetune._files import write_json
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.local.chat import message_text
 from dspy_finetune.local.heads import task_of
-from dspy_finetune.local.hyperparameters import learning_rate, resolve
 from dspy_finetune.local.models import PACKAGED_ENCODER, base_name, is_encoder
-from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, Recipe, read_rows
+from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, Recipe, learning_rate, read_rows, resolve
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
 from dspy_finetune.local.threads import Supervised
 

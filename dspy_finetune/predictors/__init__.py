@@ -10,14 +10,12 @@
 from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
 from dspy_finetune.predictors.calibrate import Calibration, calibrate
 from dspy_finetune.predictors.cascade import Cascade, CascadeChoice
-from dspy_finetune.predictors.decision_lm import DecisionLM
 from dspy_finetune.predictors.ensemble import Ensemble
-from dspy_finetune.predictors.in_programs import install
 from dspy_finetune.predictors.intervals import Residuals, calibrate_interval
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import DPOPredictor, PairwisePredictor
 from dspy_finetune.predictors.ranking import RankedItem, Ranking, rank
-from dspy_finetune.predictors.replace import replace
+from dspy_finetune.predictors.replace import DecisionLM, install, replace
 
 install()
 

@@ -7,13 +7,21 @@ Not covered: programs whose `forward` reads what only dspy.Predict has, such as 
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+from dspy.streaming.messages import StreamResponse
 from dspy.utils import magicattr
 
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import LogprobsError, UsageError
+from dspy_finetune.predictors.base import FinetunedPredictor, predictor_of
+from dspy_finetune.values import is_yes_no, match_label
 
 _BARE_KEY = re.compile(r"\[([^\]\d'\"][^\]]*)\]")
 
@@ -108,3 +116,185 @@ def _unknown(program: Any, name: str, names: list[str]) -> UsageError:
     return UsageError(
         f'{type(program).__name__} has no module "{name}" to replace; it has: {", ".join(names) or "none"}'
     )
+
+
+# ----------------------------------------------------------------------------------------------------
+# What DSPy asks of a whole program, answered for one that holds tuned parts: its one LM, and its streamed fields.
+#
+# In: importing this module. Out: two questions of DSPy know tuned predictors.
+#
+# - `program.get_lm()`, which BestOfN, Refine and SIMBA ask for the language model to sample from: a tuned part is not
+# part of the question, as it cannot be given another model. DSPy would count its model as one more. -
+# `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
+# as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
+#
+# Not covered: listening to one of several outputs of a tuned predictor, whose answer is one text (UsageError); DSPy's
+# other questions need no help. Both hooks call DSPy's own code wherever no tuned predictor is concerned.
+
+# `dspy.streaming.streamify` is the function; the module of that name is hidden behind it.
+_streamify: Any = importlib.import_module("dspy.streaming.streamify")
+_dspy_get_lm = dspy.Module.get_lm
+_dspy_find = _streamify.find_predictor_for_stream_listeners
+
+
+@functools.wraps(_dspy_get_lm)
+def _get_lm(program: dspy.Module) -> Any:
+    parts = [part for _, part in program.named_parameters() if isinstance(part, dspy.Module)]
+    tuned = [part for part in parts if isinstance(part, FinetunedPredictor)]
+    if not tuned:
+        return _dspy_get_lm(program)
+    others = [part.lm for part in parts if not isinstance(part, FinetunedPredictor)]
+    if len(set(others)) > 1:
+        return _dspy_get_lm(program)  # which says that there are several
+    if others:
+        return others[0]
+    return None if dspy.settings.lm is not None else tuned[0].lm
+
+
+@functools.wraps(_dspy_find)
+def _find(program: dspy.Module, stream_listeners: list[Any]) -> Any:
+    own = {field for _, part in program.named_predictors() for field in part.signature.output_fields}
+    tuned = [(name, part) for name, part in program.named_parameters() if isinstance(part, FinetunedPredictor)]
+    for listener in stream_listeners:
+        field = listener.signature_field_name
+        found = [(listener.predict_name, listener.predict)] if listener.predict else []
+        if not found and field not in own:
+            found = [(name, part) for name, part in tuned if field in part.prompt.output_fields]
+        if not found or not isinstance(found[0][1], FinetunedPredictor):
+            continue
+        if len(found) > 1:
+            raise UsageError(
+                f'the field "{field}" is that of {", ".join(name for name, _ in found)}: say which one, by '
+                "StreamListener(..., predict=...)"
+            )
+        _listen(listener, *found[0])
+    return _dspy_find(program, stream_listeners)
+
+
+def _listen(listener: Any, name: str | None, predictor: FinetunedPredictor) -> None:
+    """Make a listener hand on the tuned predictor's tokens as they come: its answer has no marks around the field."""
+    field = listener.signature_field_name
+    if predictor.prompt.output_fields != (field,):
+        raise UsageError(
+            f'the field "{field}" cannot be streamed: a tuned predictor streams its whole answer, which holds '
+            f"{', '.join(predictor.prompt.output_fields)}; leave the listener out, and the prediction comes at the end"
+        )
+    listener.predict, listener.predict_name = predictor, name
+    held: list[str] = []  # one token, so that the last one can be named so
+
+    def respond(text: str, *, is_last: bool) -> StreamResponse:
+        return StreamResponse(listener.predict_name, field, text, is_last_chunk=is_last)
+
+    def receive(chunk: Any) -> StreamResponse | None:
+        token = chunk.choices[0].delta.content if chunk.choices else None
+        if not token:
+            return None
+        listener.stream_start = True
+        held.append(token)
+        return respond(held.pop(0), is_last=False) if len(held) > 1 else None
+
+    def finalize() -> StreamResponse | None:
+        return respond(held.pop(), is_last=True) if held else None
+
+    listener.receive, listener.finalize = receive, finalize
+
+
+def install() -> None:
+    """Put both answers in DSPy's place; once is enough."""
+    dspy.Module.get_lm = _get_lm
+    _streamify.find_predictor_for_stream_listeners = _find
+
+
+# ----------------------------------------------------------------------------------------------------
+# `DecisionLM`: a tuned predictor as the `lm` of a plain `dspy.Predict` whose outputs are decisions.
+#
+# In: a tuned predictor with labels. Out: what DSPy calls a decision-request client: `dspy.Predict` hands it the
+# inputs and asks for probabilities, and DSPy's own types (`Noul`, `Choice`, or a plain bool or Literal), its
+# thresholds and its weights do the rest. What is sent is the trained prompt; instructions and demos of the program
+# are not. Not covered: `Score` outputs, several outputs, and streaming, which DSPy has not got here. DSPy calls the
+# hook experimental.
+
+logger = logging.getLogger(__name__)
+
+
+class DecisionLM(dspy.BaseLM):
+    """A tuned predictor where DSPy takes a language model that answers with probabilities.
+
+    Each output needs a description, as DSPy asks for one: `dspy.OutputField(desc=...)`. The probabilities are the
+    predictor's, calibrated if it is; the threshold is DSPy's (`predict.fields`), not the predictor's.
+
+    Use it as `predict.lm = DecisionLM(predictor)`. A program with it is saved, prompt and all, and loaded with
+    `program.load(path, allow_unsafe_lm_state=True)`, as DSPy asks for every class of its own.
+
+    Args:
+        predictor: A tuned predictor with labels, on a host that gives log-probabilities.
+
+    Raises:
+        UsageError: The predictor has no labels.
+    """
+
+    supports_decision_requests = True
+
+    def __init__(self, predictor: FinetunedPredictor) -> None:
+        if not isinstance(predictor, FinetunedPredictor) or predictor.prompt.labels is None:
+            raise UsageError("DecisionLM: a tuned predictor whose first output has labels (bool, Literal, Enum)")
+        super().__init__(model=predictor.model)
+        self.predictor = predictor
+        self._has_warned = False
+
+    def __call__(self, state: Mapping[str, Any], questions: Mapping[str, Any]) -> dict[str, Any]:
+        """The probabilities of the asked output, in DSPy's shape.
+
+        Raises:
+            AnswerError: The answer cannot be read.
+            LogprobsError: The host gave no log-probabilities: nothing is invented in their place.
+            UsageError: The program asks for other fields than the predictor has.
+        """
+        return self._answers(self.predictor(**self._inputs(state, questions)), questions)
+
+    async def acall(self, state: Mapping[str, Any], questions: Mapping[str, Any]) -> dict[str, Any]:
+        """As a call."""
+        return self._answers(await self.predictor.acall(**self._inputs(state, questions)), questions)
+
+    def _inputs(self, state: Mapping[str, Any], questions: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, inputs = self.predictor.prompt, dict(state["inputs"])
+        kinds = {name: question["type"] for name, question in questions.items()}
+        if set(kinds) != {prompt.label_field} or set(inputs) != set(prompt.input_fields) or "score" in kinds.values():
+            asked = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+            raise UsageError(
+                f"the program gives {', '.join(inputs)} and asks for {asked}; "
+                f"the predictor takes {', '.join(prompt.input_fields)} and decides {prompt.label_field}"
+            )
+        if state.get("demos") and not self._has_warned:
+            self._has_warned = True
+            logger.warning("%d demos are not sent: %s was trained without demos", len(state["demos"]), self.model)
+        return inputs
+
+    def _answers(self, prediction: dspy.Prediction, questions: Mapping[str, Any]) -> dict[str, Any]:
+        shares = prediction.probabilities
+        if shares is None:
+            raise LogprobsError(f"{self.model} gives no log-probabilities, and a decision needs a probability")
+        ((name, question),) = questions.items()
+        if question["type"] == "noul":
+            if not is_yes_no(shares):
+                raise UsageError(f"{name}: the program asks yes or no, the labels are {', '.join(map(str, shares))}")
+            return {name: {"noul": shares[True]}}
+        options = {}
+        for option in question["criteria"]:
+            label = match_label(option, list(shares))
+            if label is None:
+                raise UsageError(f"{name}: {option!r} is none of the labels {', '.join(map(str, shares))}")
+            options[option] = shares[label]
+        return {name: {"probabilities": options, "confidence": max(options.values())}}
+
+    def dump_state(self) -> dict[str, Any]:
+        """The predictor's state; never a key."""
+        return {
+            LM_CLASS_STATE_KEY: f"{type(self).__module__}.{type(self).__qualname__}",
+            "predictor": self.predictor.dump_state(),
+        }
+
+    @classmethod
+    def load_state(cls, state: Mapping[str, Any], *, allow_custom_lm_class: bool = False) -> DecisionLM:
+        """The inverse of `dump_state`; the key comes from the environment."""
+        return cls(predictor_of(state["predictor"]))

@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts.codecs import Codec, checked_text, loads
-from dspy_finetune.prompts.render import field_text
+from dspy_finetune.prompts.codecs import Codec, checked_text, field_text, loads
 from dspy_finetune.prompts.template import Slot, Template, escape_line, json_line
 from dspy_finetune.values import LabelSet, answer_text, label_lead
 

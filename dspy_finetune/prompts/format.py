@@ -30,8 +30,7 @@ import dspy
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.prompts.answers import JsonLayout, TemplateLayout, default_source, title
-from dspy_finetune.prompts.codecs import Codec, codec_of, is_structured
-from dspy_finetune.prompts.render import renderer, user_parts
+from dspy_finetune.prompts.codecs import Codec, codec_of, is_structured, renderer, user_parts
 from dspy_finetune.prompts.signature_json import dump_signature, load_signature
 from dspy_finetune.prompts.template import Template, literal
 from dspy_finetune.values import LabelSet, NumberFormat

@@ -5,8 +5,21 @@
 True
 """
 
-from dspy_finetune.quickstart.data import RUBRIC, load_rubric, load_titles, read_titles
-from dspy_finetune.quickstart.run import SIZES, Material, Result, Size, Step, prepare, run, size_of, summary
+from dspy_finetune.quickstart.main_job import (
+    RUBRIC,
+    SIZES,
+    Material,
+    Result,
+    Size,
+    Step,
+    load_rubric,
+    load_titles,
+    prepare,
+    read_titles,
+    run,
+    size_of,
+    summary,
+)
 
 __all__ = [
     "RUBRIC",

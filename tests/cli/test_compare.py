@@ -10,7 +10,7 @@ import dspy
 import pytest
 
 from dspy_finetune.cli.main import main
-from dspy_finetune.cli.metrics import Judging, metrics_named
+from dspy_finetune.cli.options import Judging, metrics_named
 from dspy_finetune.errors import AnswerError
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dspy_finetune.cli.environment import host_named, host_option, load_env
 from dspy_finetune.cli.follow import curve, duration
 from dspy_finetune.cli.main import main
+from dspy_finetune.cli.options import host_named, host_option, load_env
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import KINDS

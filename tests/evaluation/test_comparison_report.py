@@ -15,7 +15,7 @@ from dspy.utils import DummyLM
 import dspy_finetune
 from dspy_finetune.errors import AnswerError, DataError, FileError, UsageError
 from dspy_finetune.evaluation import ComparisonReport, RunOptions, StatisticsOptions, compare, metrics
-from dspy_finetune.evaluation import comparison_details as details
+from dspy_finetune.evaluation import comparison_report as details
 from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.compare import prompt_cards
 from dspy_finetune.evaluation.comparison_report import difference_table

@@ -18,7 +18,7 @@ import pytest
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.jobs.model_card import modelfile, short_name
+from dspy_finetune.jobs.model_export import modelfile, short_name
 from dspy_finetune.local.export_model import turn_parts
 from tests.local.test_jobs import upload, wait
 from tests.local.toy import build_toy_model, write_toy_adapter
@@ -144,7 +144,7 @@ def test_other_architectures_keep_their_answers_in_gguf(
     import torch
     import transformers
 
-    from dspy_finetune.local.gguf_file import write_gguf
+    from dspy_finetune.local.export_model import write_gguf
 
     folder = build_toy_model(tmp_path / "toy")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
