@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, TextIO
 
 MANY = 50
-"""More than so many items are shown from the first on."""
+"""More than this many items are shown from the first on."""
 
 SHORT_SECONDS = 2.0
 """What takes less is not shown."""

@@ -121,7 +121,7 @@ def verify(
         served_as: What the model is called there; without it the one model that the server lists, or the model's id.
         host: Where the model was trained; the local host for its own models without it.
         data: Rows in OpenAI's chat or preference format; without it the job's validation file, else its training file.
-        n_prompts: At most so many.
+        n_prompts: Maximum number.
         tolerance: Nats; as far as that the log-probabilities may be apart because weights were rounded to 16 bits.
         n_threads: Requests at the same time.
 

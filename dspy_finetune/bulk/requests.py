@@ -28,7 +28,7 @@ from dspy_finetune.errors import AnswerError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure
 from dspy_finetune.hosts.lm import read_completion
-from dspy_finetune.predictors.ask import UNREADABLE, ask_async
+from dspy_finetune.predictors.ask import PARSE_FAILURES, ask_async
 from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import PairwisePredictor, swapped
@@ -375,7 +375,7 @@ class ProgramRequester:
                 limiter.alive()
                 limiter.rate.answered(era, {})
                 return Outcome(status="answered", values=dict(prediction.items()), tokens=Tokens(n_requests=1))
-            except UNREADABLE as error:
+            except PARSE_FAILURES as error:
                 limiter.alive()
                 limiter.rate.answered(era, {})
                 return no_reading(error)

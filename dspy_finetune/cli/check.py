@@ -37,7 +37,9 @@ def check_command(
     fix_to: Annotated[
         Path | None, typer.Option("--fix", help="Write a corrected copy here; FILE is not touched.")
     ] = None,
-    n_shown: Annotated[int, typer.Option("--show", min=0, help="Show so many rows, with what is trained marked.")] = 0,
+    n_shown: Annotated[
+        int, typer.Option("--show", min=0, help="Show this many rows, with what is trained marked.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report every issue of a training file at once. Exits with 1 if there is an error."""

@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
             Literal["json", "jsonl", "csv", "tsv", "parquet"] | None,
             typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
         ] = None,
-        limit: Annotated[int | None, typer.Option(help="At most so many rows.", min=1)] = None,
+        limit: Annotated[int | None, typer.Option(help="Maximum number of rows.", min=1)] = None,
         seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
         both_orders: Annotated[
             bool, typer.Option("--both-orders", help="Write every pair a second time with its sides exchanged.")

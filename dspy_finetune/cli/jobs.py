@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 def list_(
     host: HostText = "openai",
     root: RootPath = None,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 20,
+    limit: Annotated[int, typer.Option("--limit", help="Maximum number.", min=1)] = 20,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +70,7 @@ def follow(
     job_id: JobId,
     host: JobHost = None,
     root: RootPath = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after so many seconds.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:

@@ -76,7 +76,7 @@ def migrate(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; upload nothing.")] = False,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Train, and compare later.")] = False,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after so many seconds.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the new predictor here (JSON).")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML page.")] = None,
     json_to: Annotated[

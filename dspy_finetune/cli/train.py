@@ -70,7 +70,7 @@ def train(
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after so many seconds.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Save the predictor here: `compare`, `predict` and Python load it.")
     ] = None,

@@ -27,7 +27,7 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(help="Rows to ask; the job's validation file, else its training file, without it.")
     ] = None,
-    n_prompts: Annotated[int, typer.Option("--prompts", min=1, help="At most so many.")] = 50,
+    n_prompts: Annotated[int, typer.Option("--prompts", min=1, help="Maximum number.")] = 50,
     tolerance: Annotated[float, typer.Option(min=0, help="Nats that rounded weights may put between the two.")] = 0.05,
     env_file: EnvPath = None,
     as_json: AsJson = False,

@@ -131,7 +131,7 @@ def load_examples(
         format: "json", "jsonl", "csv", "tsv" or "parquet", where the file's name does not tell.
         delimiter: The character between the cells of a CSV file; None reads it off the first line.
         split: For data sets with several splits: which one.
-        limit: Stop after so many examples; None reads all. Rows after the limit are not looked at.
+        limit: Stop after this many examples; None reads all. Rows after the limit are not looked at.
         on_error: "raise" lists every bad row in one RowsError; "skip" leaves them out and keeps why in `.skipped`.
 
     Raises:

@@ -187,7 +187,7 @@ def make_pairs(
         seed: Another seed draws other pairs and orders.
 
     Raises:
-        RowsError: Rows are bad: no text, an unreadable label, a preference that names neither side; each is listed.
+        RowsError: Rows are bad: no text, no readable label, a preference that names neither side; each is listed.
         DataError: No pair can be made, such as without a negative item.
         UsageError: An argument is wrong, or a field is in no row.
         EmptyDatasetError: There are no rows.

@@ -139,7 +139,7 @@ def bias_table(comparison: Comparison) -> Table | None:
     for name, one in found.items():
         cells = [name, with_interval(one.prefers_first), with_interval(one.prefers_longer)]
         if has_prices:
-            cells.append(MISSING if one.prefers_dearer is None else with_interval(one.prefers_dearer))
+            cells.append(MISSING if one.prefers_more_expensive is None else with_interval(one.prefers_more_expensive))
         rows.append(tuple(cells))
     head = ("program", "prefers the first", "prefers the longer", *(["prefers the higher price"] if has_prices else []))
     return Table(head=head, rows=tuple(rows), label="Bias", marked=comparison.candidate)

@@ -631,7 +631,7 @@ def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_pri
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Starts the jobs, so many at once, and follows each to its end."""
+    """Starts the jobs, a few at once, and follows each to its end."""
 
     max_usd: float | None
     """For all together."""

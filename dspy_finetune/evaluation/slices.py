@@ -175,7 +175,7 @@ class PairwiseBias:
     """Share of choices for side A."""
     prefers_longer: Interval
     """Share of choices for the text with more characters, among pairs of unequal length."""
-    prefers_dearer: Interval | None = None
+    prefers_more_expensive: Interval | None = None
     """Share of choices for the side with the higher number, among pairs with two that differ; None without prices."""
 
 
@@ -203,7 +203,7 @@ def pairwise_bias(
     """
     chosen = [(a, b, _side(side)) for a, b, side in zip(texts_a, texts_b, preferred, strict=True) if side is not None]
     unequal = [(len(a) > len(b)) == (side == "a") for a, b, side in chosen if len(a) != len(b)]
-    dearer = None
+    more_expensive = None
     if prices_a is not None and prices_b is not None:
         priced = [
             (one, other, _side(side))
@@ -211,11 +211,11 @@ def pairwise_bias(
             if side is not None and (one := _price(a)) is not None and (other := _price(b)) is not None
         ]
         higher = [(one > other) == (side == "a") for one, other, side in priced if one != other]
-        dearer = wilson(sum(higher), len(higher), confidence)
+        more_expensive = wilson(sum(higher), len(higher), confidence)
     return PairwiseBias(
         prefers_first=wilson(sum(side == "a" for _, _, side in chosen), len(chosen), confidence),
         prefers_longer=wilson(sum(unequal), len(unequal), confidence),
-        prefers_dearer=dearer,
+        prefers_more_expensive=more_expensive,
     )
 
 

@@ -529,7 +529,7 @@ def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = 
 
     Args:
         host: Where.
-        limit: At most so many.
+        limit: Maximum number.
         metadata: Only jobs with these pairs.
 
     Raises:

@@ -350,7 +350,7 @@ def systems_of(rows: Sequence[Mapping[str, Any]]) -> frozenset[str | None]:
 
 
 def _answered(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that hold an answer to train on: an optimizer gives those of unreadable answers too."""
+    """The rows that hold an answer to train on: an optimizer gives those of answers that could not be parsed too."""
     answered = [dict(row) for row in rows if not row.get("messages") or row["messages"][-1].get("role") == "assistant"]
     if len(answered) < len(rows):
         logger.warning(

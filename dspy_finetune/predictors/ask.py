@@ -1,4 +1,4 @@
-"""How programs of any kind are asked and read: many calls at once, which output is meant, which label, how sure.
+"""How programs of any kind are asked and read: concurrent calls, which output is meant, which label, how sure.
 
 In: a program (a tuned predictor, a `dspy.Module`, any callable that takes the input fields by name) and predictions.
 Out: answers in order; a prediction's label as one of the known labels, its probabilities, its confidence. Used by
@@ -25,7 +25,7 @@ from dspy_finetune.values import NUMBER, NumberFormat, label_text, match_label
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
-UNREADABLE = (AnswerError, AdapterParseError)
+PARSE_FAILURES = (AnswerError, AdapterParseError)
 """The errors that say: the model spoke, but no answer can be read from it."""
 
 

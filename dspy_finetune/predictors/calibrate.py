@@ -26,7 +26,7 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError, LogprobsError, UsageError
-from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of
+from dspy_finetune.predictors.ask import PARSE_FAILURES, in_threads, inputs_of
 from dspy_finetune.values import LabelSet, is_yes_no
 
 Method: TypeAlias = Literal["temperature", "platt", "isotonic"]
@@ -511,7 +511,7 @@ def _ask(
     def ask(example: Any) -> list[float] | None:
         try:
             prediction = bare(**inputs_of(example))
-        except UNREADABLE:
+        except PARSE_FAILURES:
             return None
         if prediction.probabilities is None:
             raise LogprobsError(f"{predictor.model} gives no log-probabilities, so there is nothing to calibrate")

@@ -18,7 +18,7 @@ import dspy
 
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import (
-    UNREADABLE,
+    PARSE_FAILURES,
     ask_async,
     check_members,
     confidence_of,
@@ -85,7 +85,7 @@ class Cascade(dspy.Module):
         try:
             found = self.members[0](**inputs)
             confidence = confidence_of(found, self.output, labels_of(self.members))
-        except UNREADABLE:
+        except PARSE_FAILURES:
             confidence = None
         if confidence is not None and confidence >= self.min_confidence:
             return _marked(found, confidence, escalated=False)
@@ -96,7 +96,7 @@ class Cascade(dspy.Module):
         try:
             found = await ask_async(self.members[0], inputs)
             confidence = confidence_of(found, self.output, labels_of(self.members))
-        except UNREADABLE:
+        except PARSE_FAILURES:
             confidence = None
         if confidence is not None and confidence >= self.min_confidence:
             return _marked(found, confidence, escalated=False)
@@ -234,7 +234,7 @@ def _judged(member: Callable[..., Any], example: Any, output: str, labels: Seque
         confidence = confidence_of(prediction, output, labels)
         expected = match_label(example[output], labels) if labels else example[output]
         return match_label(answer, labels or [expected]) == expected, confidence
-    except UNREADABLE:
+    except PARSE_FAILURES:
         return False, None
 
 

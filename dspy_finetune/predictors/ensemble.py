@@ -24,7 +24,7 @@ import dspy
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError, HostError, MissingExtraError, UsageError
 from dspy_finetune.predictors.ask import (
-    UNREADABLE,
+    PARSE_FAILURES,
     ask_async,
     check_members,
     in_threads,
@@ -463,7 +463,7 @@ class Ensemble(dspy.Module):
         answers: list[Any] = []
         shares: list[dict[Any, float] | None] = []
         for one in said:
-            with contextlib.suppress(*UNREADABLE):  # counted when the votes are read
+            with contextlib.suppress(*PARSE_FAILURES):  # counted when the votes are read
                 if one.error is None:
                     answers.append(read_answer(one.prediction, self.output))
                     shares.append(read_shares(one.prediction))
@@ -476,7 +476,7 @@ class Ensemble(dspy.Module):
         is_number = voting == "median" or (voting == "stack" and "weights" in self.settings["fitted"])
         labels = None if is_number else self._labels(said)
         votes, errors = self._votes(said, labels)
-        n_parse_failures = sum(isinstance(error, UNREADABLE) for error in errors)
+        n_parse_failures = sum(isinstance(error, PARSE_FAILURES) for error in errors)
         if len(votes) < self.settings["min_members"]:
             raise _too_few(len(votes), len(said), self.settings["min_members"], errors)
         for error in errors:
@@ -556,7 +556,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _too_few(n_answered: int, n_members: int, least: int, errors: Sequence[Exception]) -> Exception:
-    failed = [error for error in errors if not isinstance(error, UNREADABLE)]
+    failed = [error for error in errors if not isinstance(error, PARSE_FAILURES)]
     first = (failed or errors)[0]
     problem = (
         f"{n_answered} of {n_members} members answered, min_members is {least}; "

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import dspy
 
 from dspy_finetune.errors import DataError, RowError, UsageError
-from dspy_finetune.predictors.ask import UNREADABLE, in_threads, inputs_of
+from dspy_finetune.predictors.ask import PARSE_FAILURES, in_threads, inputs_of
 from dspy_finetune.values import Unparseable, load_number
 
 Scale: TypeAlias = Literal["absolute", "relative"]
@@ -137,7 +137,7 @@ def calibrate_interval(
     def ask(example: Any) -> float | None:
         try:
             return float(predictor(**inputs_of(example))[field])
-        except UNREADABLE:
+        except PARSE_FAILURES:
             return None
 
     with dspy.context(disable_history=True, trace=None):

@@ -28,7 +28,7 @@ from dspy_finetune._appendlog import AppendLog, HeldLog
 from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import (
-    UNREADABLE,
+    PARSE_FAILURES,
     in_threads,
     labels_of,
     output_of,
@@ -411,7 +411,7 @@ def _scored(
     def ask(index: int) -> None:
         try:
             score = predictor.item_score(**{name.removesuffix("_a"): value for name, value in rows[index].items()})
-        except UNREADABLE:
+        except PARSE_FAILURES:
             score = None
         kept.keep((index, index), score)
 
@@ -515,7 +515,7 @@ class _Judge:
             prediction = self.predictor(**inputs)
             label = match_label(read_answer(prediction, self.output), self.labels)
             shares = read_shares(prediction)
-        except UNREADABLE:
+        except PARSE_FAILURES:
             return None
         for key, share in (shares or {}).items():
             if match_label(key, self.labels) == self.labels[0]:

@@ -318,7 +318,7 @@ class PromptAdapter(dspy.ChatAdapter):
         inputs: dict[str, Any],
         outputs: dict[str, Any],
     ) -> dict[str, list[Any]]:
-        """One training row with the prompt's messages and completion; without one where the answer was unreadable.
+        """One training row with the prompt's messages and completion; without one where the answer could not be parsed.
 
         BootstrapFinetune scores such an answer -1 and keeps it, as it keeps every score but 0: a row that ends with the
         question is left out by `FinetuneProvider`.

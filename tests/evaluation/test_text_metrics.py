@@ -149,9 +149,9 @@ def test_a_lean_to_the_dearer_side_is_found():
     found = pairwise_bias(
         ["x"] * 5, ["y"] * 5, ["A", "B", "A", None, "B"], prices_a=["$5", 1, 2, 3, "cheap"], prices_b=[1, 2.5, 2, 1, 9]
     )
-    assert found.prefers_dearer is not None
-    assert (found.prefers_dearer.value, found.prefers_dearer.n) == (1.0, 2)
-    assert pairwise_bias(["x"], ["y"], ["A"]).prefers_dearer is None
+    assert found.prefers_more_expensive is not None
+    assert (found.prefers_more_expensive.value, found.prefers_more_expensive.n) == (1.0, 2)
+    assert pairwise_bias(["x"], ["y"], ["A"]).prefers_more_expensive is None
 
 
 LABELLED = [dspy.Example(y=one, t="x") for one in (True, False, True)]

@@ -117,7 +117,7 @@ class RowChecker:
         self._tokens: Counter[int] = Counter()
         self._labels: dict[str, int] | None = {}
         self._is_table = False
-        self._n_rows = self._n_unreadable = self._n_image_rows = self._size_bytes = 0
+        self._n_rows = self._n_unparseable = self._n_image_rows = self._size_bytes = 0
 
     def row(self, line: int, row: Any, raw_size: int = 0, *, n_tokens: int | None = None) -> None:
         """Check one row.
@@ -161,9 +161,9 @@ class RowChecker:
         """What the lint looks at: the first rows' texts, and the labels of all rows."""
         return self._sample or Sample(), self._labels_found()
 
-    def unreadable(self) -> None:
+    def unparseable(self) -> None:
         """Count a line that is no row, so that it is not missed in the number of examples."""
-        self._n_unreadable += 1
+        self._n_unparseable += 1
 
     def _plain_row(self, line: int, row: dict[str, Any]) -> bool:
         """Take a row of nothing but text, which has no fault; nearly all rows are such."""
@@ -334,7 +334,7 @@ class RowChecker:
     def _keep_enough(self) -> None:
         """Where the file would be too short without its repeated rows, the fix keeps them, and a person has to act."""
         least = (self._host_facts.min_rows or 1) if self._host_facts is not None else 1
-        n = self._n_rows + self._n_unreadable
+        n = self._n_rows + self._n_unparseable
         if self._role == "train" and n - self.log.counts["duplicate-row"] < least <= n:
             remedy = f"put another example in its place: without it fewer than {least} rows are left"
             self.log.kept[:] = [
@@ -349,7 +349,7 @@ class RowChecker:
         return dict(sorted(labels.items(), key=lambda item: (-item[1], item[0])))
 
     def _check_counts(self, size_bytes: int) -> None:
-        n, host = self._n_rows + self._n_unreadable, self._host_facts
+        n, host = self._n_rows + self._n_unparseable, self._host_facts
         least = host.min_rows if host is not None and host.min_rows is not None else 1
         most = host.max_rows if host is not None else None
         kind = "files"
@@ -498,7 +498,7 @@ def check_file(
         if value is not MISSING:
             checker.row(line or 1, value, len(raw))
         elif line is not None and faults and faults[0].code != "blank-line":
-            checker.unreadable()
+            checker.unparseable()
     log.place = ""
     if wants_bom and not has_bom:
         log.add(None, "", "bom-missing", f"the file has no byte-order mark, which {host} asks for")
