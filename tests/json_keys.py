@@ -27,7 +27,7 @@ RUNS = {
     "convert": ["train.jsonl", "converted.jsonl", "--to", "trl"],
     "split": ["rows.jsonl", "--out", "parts"],
     "init": ["rows.jsonl"],
-    "advise": ["more.jsonl"],
+    "advise": ["more.jsonl", "--encoder", "none"],
     "run": ["rows.jsonl", "--dry-run"],
     "doctor": [],
     "predict": ["tuned.json", "rows.jsonl", "--out", "answers.jsonl"],

