@@ -99,7 +99,7 @@ def test_limits_of_files_are_the_hosts_own() -> None:
     assert (hosts["azure"].max_suffix_chars, hosts["azure"].suffix_forbidden, hosts["azure"].has_bom) == (18, ".", True)
     assert (hosts["openai"].max_images_per_row, hosts["azure"].max_images_per_row) == (10, 64)
     assert hosts["fireworks"].min_rows == 3
-    assert hosts["together"].min_rows is None
+    assert hosts["together"].min_rows == 1  # MIN_SAMPLES of its own client
     assert not hosts["local"].is_billed
 
 
