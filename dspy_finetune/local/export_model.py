@@ -465,10 +465,6 @@ def main() -> None:
     run_export(Path(sys.argv[1]))
 
 
-if __name__ == "__main__":
-    main()
-
-
 # ----------------------------------------------------------------------------------------------------
 # A model in memory -> one GGUF file, as llama.cpp and Ollama read it; written with the `gguf` package.
 #
@@ -664,3 +660,7 @@ def _add_tensor(writer: Any, name: str, array: Any, wanted: Any, gguf: Any) -> N
     if array.shape[-1] % block_size:
         kind = kinds.F16  # q8_0 takes rows in blocks of 32
     writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+
+
+if __name__ == "__main__":
+    main()
