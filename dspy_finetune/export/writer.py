@@ -28,6 +28,7 @@ from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.formats import Method, Row
 from dspy_finetune.export.preferences import Preferences
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer, fast_counter
+from dspy_finetune.values import with_column_decimals
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -237,7 +238,7 @@ def write_file(
         lines.flush()
         n_unread = skipped.add_unread(source)
         if skipped.errors and on_error == "raise":
-            raise RowsError(skipped.errors)
+            raise RowsError(with_column_decimals(skipped.errors))
         if not lines.n_lines:
             raise EmptyDatasetError(_nothing(progress.n_rows_in, skipped, target))
         if progress.left_behind:
