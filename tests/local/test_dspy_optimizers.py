@@ -68,7 +68,8 @@ def test_bootstrap_finetune_and_better_together_from_titles_to_a_tuned_program(h
     (job,) = ft.list_jobs(host=host)
     assert (job.facts.fine_tuned_model, job.facts.seed) == (tuned.lm.model.removeprefix("openai/"), 1)
     assert {"running", "succeeded"} <= set(statuses)
-    losses = [row["train_loss"] for row in job.metrics()]
+    # Every answer is one of two labels, so a head was trained: each candidate has its cross-validated loss.
+    losses = [row["valid_loss"] for row in job.metrics()]
     assert losses
     assert all(isinstance(loss, float) and loss > 0 for loss in losses)
     # What is served is what was trained, byte for byte.
