@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """One training at a time: two on the same cores take far longer than one after the other."""
     if item.get_closest_marker("local"):
         item.add_marker(pytest.mark.xdist_group("training"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def event_loop_of_litellm() -> Iterator[None]:
+    """LiteLLM asks for the main thread's event loop after a call, so that Python makes one which nobody closes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
 
 
 @pytest.fixture(autouse=True)

@@ -221,8 +221,10 @@ def test_biases_and_penalties_change_the_choice_and_not_the_figures(server: ToyS
     # Token 5 is one byte of the alphabet: whatever the model prefers, +100 makes it come, with its own figure.
     forced = answer(logit_bias={"5": 100})
     assert len({one.token for one in forced}) == 1
-    assert forced[0].top_logprobs == plain[0].top_logprobs
-    assert forced[0].logprob <= plain[0].logprob
+    # A prefix read from the cache rounds the last bits otherwise.
+    before, after = ({one.token: one.logprob for one in said[0].top_logprobs} for said in (plain, forced))
+    assert after == pytest.approx(before, abs=1e-4)
+    assert forced[0].logprob <= plain[0].logprob + 1e-4
     both = answer(logit_bias={"5": 100, "6": 100}, presence_penalty=2, frequency_penalty=2)
     assert {one.token for one in both} == {forced[0].token, answer(logit_bias={"6": 100})[0].token}
     assert answer(top_p=0, temperature=2)[0].token == plain[0].token
