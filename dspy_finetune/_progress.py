@@ -2,7 +2,7 @@
 
 In: a label, and how many of how many. Out: on a terminal a bar of tqdm, elsewhere a line now and then. Whoever gives an
 `on_progress` sees nothing of it, and nothing is shown of what is short: up to 50 parts that take 2 seconds at most.
-`DSPY_FINETUNE_QUIET=1` silences it. Not covered: a job's status and loss curve (cli/follow.py).
+`DSPY_FINETUNE_QUIET=1` silences it. Not covered: a job's status and loss curve (cli/jobs.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The commands put together, and how an error is told in one line.
 
-Each command lives in a module of its own beside this one and offers `register(app)`; add the module's name to COMMANDS.
+Commands live in modules beside this one, alone or with those that belong to them; each module offers `register(app)`
+and is named in COMMANDS.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,17 @@ else:
 COMMANDS: tuple[str, ...] = (
     "quickstart",
     "run",
-    "init",
-    "advise",
+    "data",
     "doctor",
-    "split",
     "check",
     "serve",
     "export",
-    "convert",
     "predict",
     "compare",
     "curve",
-    "plan",
     "train",
     "jobs",
-    "models",
     "export_model",
-    "verify",
     "migrate",
 )
 """Modules of this package, in the order in which `--help` shows their commands."""
@@ -129,3 +125,10 @@ def talk() -> Console:
 def out() -> Console:
     """Where results go: stdout."""
     return Console()
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Remarks, on stderr."""
+    console = talk()
+    for note in notes:
+        console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)

@@ -14,6 +14,7 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.options import (
     Embedder,
+    EnvPath,
     JudgeHost,
     JudgeModel,
     JudgeRubric,
@@ -23,7 +24,6 @@ from dspy_finetune.cli.options import (
     load_env,
     metrics_named,
 )
-from dspy_finetune.cli.plan import EnvPath
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare

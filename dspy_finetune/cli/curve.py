@@ -13,16 +13,20 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.options import (
+    AsJson,
     Embedder,
+    EnvPath,
+    HostText,
     JudgeHost,
     JudgeModel,
     JudgeRubric,
     Judging,
+    RootPath,
     host_named,
     load_env,
     metrics_named,
 )
-from dspy_finetune.cli.plan import AllowUnknownModel, AsJson, EnvPath, HostText, RootPath
+from dspy_finetune.cli.train import AllowUnknownModel
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CurveJobs, CurveProgress, learning_curve

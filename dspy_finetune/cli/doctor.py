@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import typer
 
 from dspy_finetune.cli.app import print_json
-from dspy_finetune.cli.plan import EnvPath
+from dspy_finetune.cli.options import EnvPath
 
 Level = Literal["ok", "warning", "problem"]
 

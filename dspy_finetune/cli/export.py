@@ -1,4 +1,4 @@
-"""`dspy-finetune export`: labelled rows to a training file."""
+"""`dspy-finetune export` and `convert`: labelled rows to a training file, and that to another host's format."""
 
 from __future__ import annotations
 
@@ -17,71 +17,100 @@ Preset = Literal["binary", "pairwise", "explained_pairwise", "answer", "number"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    app.command("export")(export)
+    app.command("convert")(convert)
 
-    @app.command()
-    def export(
-        method: Annotated[Literal["sft", "dpo"], typer.Argument(help="What the file trains.")],
-        data: Annotated[
-            str, typer.Argument(help="Rows: json, jsonl, csv, tsv, parquet, hf://owner/name, or - for stdin.")
-        ],
-        to: Annotated[Path, typer.Option("--out", help="The JSONL file; its manifest goes beside it.")],
-        preset: Annotated[Preset | None, typer.Option(help="A ready-made prompt.")] = None,
-        prompt: Annotated[
-            Path | None,
-            typer.Option(help="A saved prompt: PromptFormat.to_dict as JSON, or a manifest that holds one."),
-        ] = None,
-        signature: Annotated[
-            str | None,
-            typer.Option(help='A DSPy signature, "headline -> liked: bool": your fields for the preset, or alone.'),
-        ] = None,
-        rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
-        rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
-        base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
-        dialect: Annotated[str, typer.Option(help="openai, azure, together, fireworks or trl.")] = "openai",
-        skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
-        dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
-        split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
-        file_format: Annotated[
-            Literal["json", "jsonl", "csv", "tsv", "parquet"] | None,
-            typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
-        ] = None,
-        limit: Annotated[int | None, typer.Option(help="Maximum number of rows.", min=1)] = None,
-        seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
-        both_orders: Annotated[
-            bool, typer.Option("--both-orders", help="Write every pair a second time with its sides exchanged.")
-        ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
-    ) -> None:
-        """Write a training file from labelled rows, check it, and put a manifest beside it."""
-        # Loading and exporting bring dspy; --help must not wait for it.
-        from dspy_finetune.data import iter_examples
-        from dspy_finetune.export import export_dpo, export_sft
 
-        form = prompt_named(preset, prompt, rubric, signature)
-        examples = iter_examples(
-            data,
-            rename=renames(rename or []),
-            signature=form.signature,
-            format=file_format,
-            split=split,
-            limit=limit,
-            on_error="skip" if skip_bad else "raise",
-        )
-        options: dict[str, Any] = {
-            "base_model": base_model,
-            "dialect": dialect,
-            "on_error": "skip" if skip_bad else "raise",
-            "dedupe": dedupe,
-            "both_orders": both_orders,
-        }
-        if method == "sft":
-            dataset = export_sft(examples, form, to, **options)
-        else:
-            dataset = export_dpo(examples, form, to, seed=seed, **options)
-        if examples.n_skipped:
-            talk().print(examples.summary(), highlight=False, markup=False, soft_wrap=True)
-        show_dataset(dataset, as_json=as_json)
+def export(
+    method: Annotated[Literal["sft", "dpo"], typer.Argument(help="What the file trains.")],
+    data: Annotated[str, typer.Argument(help="Rows: json, jsonl, csv, tsv, parquet, hf://owner/name, or - for stdin.")],
+    to: Annotated[Path, typer.Option("--out", help="The JSONL file; its manifest goes beside it.")],
+    preset: Annotated[Preset | None, typer.Option(help="A ready-made prompt.")] = None,
+    prompt: Annotated[
+        Path | None,
+        typer.Option(help="A saved prompt: PromptFormat.to_dict as JSON, or a manifest that holds one."),
+    ] = None,
+    signature: Annotated[
+        str | None,
+        typer.Option(help='A DSPy signature, "headline -> liked: bool": your fields for the preset, or alone.'),
+    ] = None,
+    rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
+    rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
+    dialect: Annotated[str, typer.Option(help="openai, azure, together, fireworks or trl.")] = "openai",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
+    split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
+    file_format: Annotated[
+        Literal["json", "jsonl", "csv", "tsv", "parquet"] | None,
+        typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
+    both_orders: Annotated[
+        bool, typer.Option("--both-orders", help="Write every pair a second time with its sides exchanged.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
+) -> None:
+    """Write a training file from labelled rows, check it, and put a manifest beside it."""
+    # Loading and exporting bring dspy; --help must not wait for it.
+    from dspy_finetune.data import iter_examples
+    from dspy_finetune.export import export_dpo, export_sft
+
+    form = prompt_named(preset, prompt, rubric, signature)
+    examples = iter_examples(
+        data,
+        rename=renames(rename or []),
+        signature=form.signature,
+        format=file_format,
+        split=split,
+        limit=limit,
+        on_error="skip" if skip_bad else "raise",
+    )
+    options: dict[str, Any] = {
+        "base_model": base_model,
+        "dialect": dialect,
+        "on_error": "skip" if skip_bad else "raise",
+        "dedupe": dedupe,
+        "both_orders": both_orders,
+    }
+    if method == "sft":
+        dataset = export_sft(examples, form, to, **options)
+    else:
+        dataset = export_dpo(examples, form, to, seed=seed, **options)
+    if examples.n_skipped:
+        talk().print(examples.summary(), highlight=False, markup=False, soft_wrap=True)
+    show_dataset(dataset, as_json=as_json)
+
+
+def convert(
+    path: Annotated[Path, typer.Argument(help="The training file; it is never touched.")],
+    copy: Annotated[Path, typer.Argument(metavar="OUT", help="The copy; its manifest goes beside it.")],
+    to: Annotated[str, typer.Option(help="openai, azure, together, fireworks, nebius or trl.")],
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help="Refuse lines of another dialect; default: take each as what it is."),
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out and count them.")] = False,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
+) -> None:
+    """Write a copy of a training file in another host's format."""
+    # Imported here: --help must not wait for the tokenizer and the checks.
+    from dspy_finetune.export import convert as convert_file
+
+    dataset = convert_file(
+        path,
+        copy,
+        to=to,
+        from_=from_,
+        base_model=base_model,
+        on_error="skip" if skip_bad else "raise",
+        dedupe=dedupe,
+    )
+    show_dataset(dataset, as_json=as_json)
 
 
 def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:

@@ -1,28 +1,42 @@
-"""`dspy-finetune jobs`: list, look at, follow and steer jobs, whoever started them."""
+"""`dspy-finetune jobs` and `models`: list, look at, follow and steer jobs, whoever started them; what they made.
+
+`follow_job` shows a job on the terminal: status, steps, loss curve, time left, cost so far; Ctrl-C leaves the job
+alive. Everything shown goes to stderr. Where nothing can be redrawn, each change is a line.
+"""
 
 from __future__ import annotations
 
 import datetime
+import itertools
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.follow import follow as follow_job
-from dspy_finetune.cli.options import host_named, load_env
-from dspy_finetune.cli.plan import AsJson, EnvPath, HostText, RootPath
-from dspy_finetune.cli.train import tell_model
+from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import Job, JobFacts, attach, list_jobs
+from dspy_finetune.jobs import FinetunedModel, Job, JobFacts, JobProgress, attach, list_jobs
+from dspy_finetune.jobs.model import ListedModel, list_models
+from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.sequence import SequenceJob
 
 JobHost = Annotated[
     str | None,
     typer.Option("--host", help="Where it runs, as for `train`; without it this machine's journal is asked."),
 ]
 JobId = Annotated[str, typer.Argument(help="The host's id of the job.")]
+
+_BARS = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH = 24
+BAR_WIDTH = 24
+QUIET_SECONDS = 15.0
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +45,7 @@ def register(app: typer.Typer) -> None:
     for command in (list_, show, follow, events, metrics, checkpoints, cancel, pause, resume):
         group.command(command.__name__.rstrip("_"))(command)
     app.add_typer(group, name="jobs")
+    app.command("models")(models)
 
 
 def list_(
@@ -195,3 +210,146 @@ def _hour(seconds: Any) -> str:
     if not isinstance(seconds, int):
         return ""
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def models(
+    host: HostText = "openai",
+    root: RootPath = None,
+    every: Annotated[bool, typer.Option("--all", help="Base models too.")] = False,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """The tuned models of a host, with the day on which each is shut down."""
+    load_env(env_file)
+    where = host_named(host, root=root)
+    try:
+        found = list_models(where, tuned_only=not every, today=CLOCK.today())
+    finally:
+        where.close()
+    if as_json:
+        print_json([one.to_dict() for one in found])
+        return
+    table = Table("model", "base", "answers until", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(*_row(one))
+    out().print(table if found else "no tuned models")
+    warn(tuple(dict.fromkeys(note for one in found for note in one.warnings)))
+
+
+def _row(one: ListedModel) -> tuple[Any, ...]:
+    return one.id, one.base, one.shutdown_date.isoformat() if one.shutdown_date else ""
+
+
+def follow_job(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds: float | None) -> FinetunedModel:
+    """Show a job until it ends.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; how to go on has been printed.
+        JobError: As `Job.wait`.
+    """
+    live = Live(console=console, transient=False, refresh_per_second=4) if console.is_terminal else None
+    told = _Told()
+
+    def show(look: JobProgress) -> None:
+        for line in told.news(look):
+            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+        if live is not None:
+            live.update(Text(summary(look)))
+        elif told.is_due(look):
+            console.print(summary(look), highlight=False, soft_wrap=True)
+
+    try:
+        if live is not None:
+            with live:
+                return job.wait(timeout_seconds, show)
+        return job.wait(timeout_seconds, show)
+    except KeyboardInterrupt:
+        if host.stops_with_process():
+            how = "the local host stops with this command; start it again, and its job goes on, with"
+        else:
+            how = "the job goes on; follow it again with"
+        command = f"dspy-finetune jobs follow {job.id} {host_option(host)}"
+        console.print(f"{how}:\n  {command}", highlight=False, soft_wrap=True)
+        raise
+
+
+def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
+    """A finished model: its id on stdout, what it cost and what is left to do on stderr."""
+    if as_json:
+        print_json(model.to_dict())
+    else:
+        out().print(model.id, highlight=False, soft_wrap=True)
+    if model.cost_usd is not None and model.estimated_cost_usd:
+        talk().print(f"cost ${model.cost_usd:,.2f}; planned ${model.estimated_cost_usd:,.2f}", highlight=False)
+    command = model.host.deployment_command(model, deployment="NAME", resource_group="GROUP")
+    if command:
+        talk().print(
+            f"it answers after a deployment, billed by the hour:\n  {command}", highlight=False, soft_wrap=True
+        )
+
+
+def summary(look: JobProgress) -> str:
+    """One look in one line."""
+    parts = [look.facts.id, look.status]
+    if look.fraction is not None:
+        done = round(look.fraction * BAR_WIDTH)
+        parts.append(f"{'━' * done}{'─' * (BAR_WIDTH - done)} {look.step or 0}/{look.total_steps or '?'}")
+    if look.losses:
+        parts.append(f"loss {look.losses[-1][1]:.3f} {curve([loss for _, loss in look.losses])}")
+    if look.eta_seconds:
+        parts.append(f"about {duration(look.eta_seconds)} left")
+    elif look.elapsed_seconds:
+        parts.append(f"after {duration(look.elapsed_seconds)}")
+    if look.cost_usd:
+        parts.append(f"${look.cost_usd:,.2f} so far")
+    return "  ".join(parts)
+
+
+def curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
+    """A line of bars, one per value or per mean of neighbouring values.
+
+    >>> curve([4.0, 3.0, 2.0, 1.0])
+    '█▆▃▁'
+    """
+    if len(values) > width:
+        edges = [round(index * len(values) / width) for index in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(values), max(values)
+    if high <= low:
+        return _BARS[0] * len(values)
+    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units.
+
+    >>> [duration(s) for s in (42, 95, 4000, 90_000)]
+    ['42 s', '1 min 35 s', '1 h 6 min', '1 d 1 h']
+    """
+    whole = round(seconds)
+    for size, unit, below, smaller in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // below} {smaller}"
+    return f"{whole} s"
+
+
+class _Told:
+    """What was printed last, so that a log holds changes and a sign of life now and then."""
+
+    def __init__(self) -> None:
+        self._status = ""
+        self._at = 0.0
+        self._seen: set[str] = set()
+
+    def news(self, look: JobProgress) -> list[str]:
+        """What the host said since the last look, without the figures of single steps: the bar shows those."""
+        fresh = [event for event in look.events if event.id not in self._seen]
+        self._seen.update(event.id for event in fresh)
+        return [event.message for event in fresh if event.type != "metrics" or "candidate" in event.data]
+
+    def is_due(self, look: JobProgress) -> bool:
+        now = time.monotonic()
+        if look.status == self._status and now - self._at < QUIET_SECONDS:
+            return False
+        self._status, self._at = look.status, now
+        return True

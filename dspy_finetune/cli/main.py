@@ -1,4 +1,4 @@
-"""The command line: one file per command, one place where errors become lines and exit codes.
+"""The command line: one place where errors become lines and exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `compare` adds 3 and 4. Results go to stdout, talk and
 progress to stderr. A character that a stream's encoding lacks (Windows writes cp1252 to a file, which has no emoji) is

@@ -9,24 +9,10 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.follow import follow
-from dspy_finetune.cli.options import host_named, load_env
-from dspy_finetune.cli.plan import (
-    AsJson,
-    BatchSize,
-    Beta,
-    EnvPath,
-    Epochs,
-    Multiplier,
-    RootPath,
-    Seed,
-    Suffix,
-    hyperparameters,
-    show,
-    warn,
-)
-from dspy_finetune.cli.train import tell_model
+from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.jobs import follow_job, tell_model
+from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
+from dspy_finetune.cli.train import BatchSize, Beta, Epochs, Multiplier, Seed, Suffix, hyperparameters, show
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CompareProgress, ComparisonReport, RunOptions
@@ -118,7 +104,7 @@ def migrate(
         raise UsageError("nothing to compare on: give --examples FILE with labelled rows, or --no-compare")
     try:
         job = made.start(max_usd, allow_unknown_price=allow_unknown_price)
-        moved = follow(job, target, talk(), timeout)
+        moved = follow_job(job, target, talk(), timeout)
         if save is not None:
             made.new_predictor(moved).save(save)
             talk().print(f"wrote {save}", highlight=False, soft_wrap=True)

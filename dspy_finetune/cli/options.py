@@ -1,13 +1,14 @@
-"""What several commands share: keys from a `.env` file, hosts by name, metrics by name.
+"""What several commands share: their common options, keys from a `.env` file, hosts and metrics by name.
 
-In: options of the command line. Out: the environment, and a Host. A `.env` file holds lines `NAME=value`, read by
-python-dotenv:
+In: options of the command line. Out: the environment, a Host, a metric. A judge is always named by the user: there is
+none by default. A `.env` file holds lines `NAME=value`, read by python-dotenv:
 
     # a comment; blank lines are passed over
     OPENAI_API_KEY=sk-...
     export AZURE_OPENAI_API_KEY="in quotes: # and blanks are part of the value"
 
 A variable that is set already keeps its value: the environment wins over the file. Nothing in a value is expanded.
+Not covered: what the metrics compute (evaluation/metrics.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,38 @@ from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
+
+HostText = Annotated[
+    str, typer.Option("--host", help="openai, azure, local, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
+]
+RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
+EnvPath = Annotated[Path | None, typer.Option("--env-file", help="Read keys from this file instead of ./.env.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+JUDGED = ("rubric_preference", "rubric_score")
+"""Metrics that ask a judge."""
+EMBEDDED = ("semantic_similarity",)
+"""Metrics that ask for vectors."""
+PLAIN = tuple(
+    name
+    for name in metrics.__all__
+    if name.islower() and name not in {"within", "per_class", "order_agreement", *JUDGED, *EMBEDDED}
+)
+"""Metrics that need nothing but a field."""
+
+_KNOWN = f"{', '.join(PLAIN)}, within=20%,40 (a share, a distance, or both), {', '.join((*JUDGED, *EMBEDDED))}"
+
+MetricNames = Annotated[list[str] | None, typer.Option("--metric", help=f"Repeat it; the first decides. {_KNOWN}.")]
+JudgeModel = Annotated[
+    str | None, typer.Option("--judge", help="The model that judges, for rubric_score and rubric_preference.")
+]
+JudgeRubric = Annotated[
+    str | None, typer.Option("--judge-rubric", help="What a good answer is, for the judge: text, or @FILE.")
+]
+Embedder = Annotated[
+    str | None, typer.Option("--embedder", help="The model that gives vectors, for semantic_similarity.")
+]
+JudgeHost = Annotated[str, typer.Option("--judge-host", help="Where judge and embedder answer: as --host of `plan`.")]
 
 
 def load_env(path: Path | None = None) -> None:
@@ -94,38 +127,6 @@ def host_option(host: Host) -> str:
     )
     root = f" --root {facts['root']}" if "root" in facts else ""
     return f"--host {text}{root}"
-
-
-# ----------------------------------------------------------------------------------------------------
-# Metrics by the names that `--metric` takes, and the judge that some of them ask.
-#
-# In: a name, a field, who judges. Out: a metric. A judge is always named by the user: there is none by default.
-# Not covered: what the metrics compute (evaluation/metrics.py).
-
-JUDGED = ("rubric_preference", "rubric_score")
-"""Metrics that ask a judge."""
-EMBEDDED = ("semantic_similarity",)
-"""Metrics that ask for vectors."""
-PLAIN = tuple(
-    name
-    for name in metrics.__all__
-    if name.islower() and name not in {"within", "per_class", "order_agreement", *JUDGED, *EMBEDDED}
-)
-"""Metrics that need nothing but a field."""
-
-_KNOWN = f"{', '.join(PLAIN)}, within=20%,40 (a share, a distance, or both), {', '.join((*JUDGED, *EMBEDDED))}"
-
-MetricNames = Annotated[list[str] | None, typer.Option("--metric", help=f"Repeat it; the first decides. {_KNOWN}.")]
-JudgeModel = Annotated[
-    str | None, typer.Option("--judge", help="The model that judges, for rubric_score and rubric_preference.")
-]
-JudgeRubric = Annotated[
-    str | None, typer.Option("--judge-rubric", help="What a good answer is, for the judge: text, or @FILE.")
-]
-Embedder = Annotated[
-    str | None, typer.Option("--embedder", help="The model that gives vectors, for semantic_similarity.")
-]
-JudgeHost = Annotated[str, typer.Option("--judge-host", help="Where judge and embedder answer: as --host of `plan`.")]
 
 
 @dataclass(frozen=True, kw_only=True)

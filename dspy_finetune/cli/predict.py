@@ -12,8 +12,7 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.bulk import BulkProgress, FileOptions
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.export import renames
-from dspy_finetune.cli.options import load_env
-from dspy_finetune.cli.plan import EnvPath
+from dspy_finetune.cli.options import EnvPath, load_env
 from dspy_finetune.predictors import load_predictor
 
 

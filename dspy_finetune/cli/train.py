@@ -1,50 +1,114 @@
-"""`dspy-finetune train`: start a job within a budget and follow it to its model."""
+"""`dspy-finetune plan` and `train`: what a job will do and cost, and that job, started within a budget and followed.
+
+`plan` uploads nothing. `train` takes the same options and starts at most one paid job for the same plan.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from dspy_finetune.cli.app import out, print_json, talk
-from dspy_finetune.cli.follow import follow
-from dspy_finetune.cli.options import host_option, load_env
-from dspy_finetune.cli.plan import (
-    AllowUnknownModel,
-    AsJson,
-    BatchSize,
-    Beta,
-    EnvPath,
-    Epochs,
-    HostText,
-    Metadata,
-    MethodName,
-    ModelName,
-    Multiplier,
-    Recipe,
-    RootPath,
-    Seed,
-    Suffix,
-    TrainPath,
-    ValidationPath,
-    WandbProject,
-    hyperparameters,
-    settle,
-    show,
-    warn,
-)
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune._jsonl import read_jsonl
+from dspy_finetune.catalog import load_catalog
+from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.jobs import follow_job, tell_model
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
+from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import TrainingFile
-from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.export.cost import InferenceCost, evaluation_cost
+from dspy_finetune.export.formats import from_any
+from dspy_finetune.jobs import FinetunedModel, Plan
+from dspy_finetune.jobs import plan as make_plan
+from dspy_finetune.jobs.options import catalog_name
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
 
+TrainPath = Annotated[Path, typer.Argument(help="The JSONL file to train on, as `export` writes it.")]
+ValidationPath = Annotated[Path | None, typer.Option("--validation", help="Rows to measure on while training.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Base or tuned model; the host's usual one without.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="sft or dpo; without it as the file was exported.")]
+Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
+BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
+Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="On the local host: auto (looks at the rows), head, lora, head+lora."),
+]
+Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up to 2, or auto.")]
+Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of the training.")]
+Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="KEY=VALUE; may be repeated.")]
+AllowUnknownModel = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unknown-model", help="Take a model that the catalog does not know on this host: a newer one."
+    ),
+]
+WandbProject = Annotated[str | None, typer.Option("--wandb", help="A project of Weights & Biases to report to.")]
+
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    app.command("plan")(plan)
     app.command("train")(train)
+
+
+def plan(
+    train: TrainPath,
+    validation: ValidationPath = None,
+    model: ModelName = None,
+    method: MethodName = None,
+    host: HostText = "openai",
+    root: RootPath = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    beta: Beta = None,
+    recipe: Recipe = None,
+    suffix: Suffix = None,
+    seed: Seed = None,
+    metadata: Metadata = None,
+    wandb: WandbProject = None,
+    allow_unknown_model: AllowUnknownModel = False,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Rows to ask the tuned model afterwards: what that costs is shown, too.")
+    ] = None,
+    n_calls: Annotated[
+        int, typer.Option("--calls", min=1, help="With --evaluate: calls for each row; 2 for both orders of pairs.")
+    ] = 1,
+    env_file: EnvPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the files and show tokens, epochs, cost and warnings; nothing is uploaded."""
+    load_env(env_file)
+    made = settle(
+        train,
+        validation=validation,
+        model=model,
+        method=method,
+        host=host,
+        root=root,
+        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
+        suffix=suffix,
+        seed=seed,
+        metadata=metadata,
+        wandb=wandb,
+        allow_unknown_model=allow_unknown_model,
+    )
+    costs = evaluation(made, evaluate, n_calls) if evaluate is not None else None
+    if as_json:
+        asked = {} if costs is None else {"evaluation": {name: asdict(cost) for name, cost in costs.items()}}
+        print_json({**made.to_dict(), **asked})
+        return
+    show(made, out(), costs)
+    warn(made.warnings)
 
 
 def train(
@@ -113,12 +177,154 @@ def train(
             if made.host.stops_with_process():
                 talk().print("the local host stops with this command; that one starts it again with its job")
             return
-        finished = follow(job, made.host, talk(), timeout)
+        finished = follow_job(job, made.host, talk(), timeout)
         tell_model(finished, as_json=as_json)
         if save is not None and prompt is not None:
             save_predictor(prompt, finished, save)
     finally:
         made.host.close()
+
+
+def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]:
+    """What asking the tuned model about every row of a training file costs: at once, and by the batch interface.
+
+    Raises:
+        DataError: A row cannot be read, or has no answer.
+        FileError: The file cannot be read.
+    """
+    host = catalog_name(made.host, load_catalog())
+
+    def cost(is_batch: bool) -> InferenceCost:
+        return evaluation_cost(
+            _rows(rows), None, made.base_model, n_calls_per_example=n_calls, is_batch=is_batch, is_tuned=True, host=host
+        )
+
+    costs = {"standard": cost(False), "batch": cost(True)}
+    if not costs["batch"].n_requests:
+        raise EmptyDatasetError(f"{rows} holds no rows to ask about; check that it is the right file")
+    return costs
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for number, row in read_jsonl(path):
+        try:
+            yield from_any(row)
+        except RowError as error:
+            raise RowError(
+                error.problem, path=str(path), line=number, value=error.value, remedy=error.remedy
+            ) from error
+
+
+def settle(
+    train: Path,
+    *,
+    validation: Path | None,
+    model: str | None,
+    method: str | None,
+    host: str,
+    root: Path | None,
+    given: dict[str, Any],
+    suffix: str | None,
+    seed: int | None,
+    metadata: list[str] | None,
+    wandb: str | None,
+    allow_unknown_model: bool,
+) -> Plan:
+    """The plan that the options of `plan` and `train` ask for.
+
+    Raises:
+        UsageError: An option is wrong.
+        DataError: The host would refuse a file.
+    """
+    chosen: Literal["sft", "dpo"] | None = None
+    if method is not None:
+        if method not in {"sft", "dpo"}:
+            raise UsageError(f"--method {method}: expected sft or dpo")
+        chosen = "dpo" if method == "dpo" else "sft"
+    where = host_named(host, root=root)
+    return make_plan(
+        train,
+        validation=validation,
+        base_model=model or where.base_model,
+        method=chosen,
+        host=where,
+        hyperparameters=given,
+        suffix=suffix,
+        seed=seed,
+        metadata=pairs(metadata),
+        wandb=wandb,
+        allow_unknown_model=allow_unknown_model,
+    )
+
+
+def hyperparameters(
+    epochs: str | None,
+    batch_size: str | None,
+    learning_rate_multiplier: str | None,
+    beta: str | None,
+    recipe: str | None = None,
+) -> dict[str, Any]:
+    """The given ones by their names in the API, as numbers where they are numbers."""
+    given = {
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": learning_rate_multiplier,
+        "beta": beta,
+        "recipe": recipe,
+    }
+    return {name: _number(text) for name, text in given.items() if text is not None}
+
+
+def pairs(texts: list[str] | None) -> dict[str, str]:
+    """KEY=VALUE texts as a dict.
+
+    Raises:
+        UsageError: A text without `=`.
+    """
+    found = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--metadata {text}: expected KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def show(made: Plan, console: Console, evaluation_costs: Mapping[str, InferenceCost] | None = None) -> None:
+    """A plan as a table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    validation = f", {made.validation.n_rows:,} to measure on" if made.validation is not None else ""
+    table.add_row("model", f"{made.base_model} on {made.host.name}, by {made.method}")
+    table.add_row("rows", f"{made.train.n_rows:,}{validation}")
+    table.add_row("hyperparameters", ", ".join(str(one) for one in made.hyperparameters))
+    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {made.n_epochs} epochs"
+    table.add_row("tokens", tokens)
+    table.add_row("cost", _usd(made.cost_usd))
+    eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {made.eta_seconds / 60:.0f} min"
+    table.add_row("time", eta)
+    if evaluation_costs is not None:
+        now, later = evaluation_costs["standard"], evaluation_costs["batch"]
+        found = f"{_usd(now.cost_usd)} for {now.n_requests:,} requests, in a batch {_usd(later.cost_usd)}"
+        table.add_row("evaluation", f"unknown: {now.unknown}" if now.unknown else found)
+    console.print(table)
+
+
+def _usd(amount: float | None) -> str:
+    if amount is None:
+        return "unknown"
+    # A small job costs less than a cent, and that is not nothing.
+    return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _prompt_of(train: Path) -> PromptFormat:
@@ -142,18 +348,3 @@ def save_predictor(prompt: PromptFormat, model: FinetunedModel, path: Path) -> N
         highlight=False,
         soft_wrap=True,
     )
-
-
-def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
-    """A finished model: its id on stdout, what it cost and what is left to do on stderr."""
-    if as_json:
-        print_json(model.to_dict())
-    else:
-        out().print(model.id, highlight=False, soft_wrap=True)
-    if model.cost_usd is not None and model.estimated_cost_usd:
-        talk().print(f"cost ${model.cost_usd:,.2f}; planned ${model.estimated_cost_usd:,.2f}", highlight=False)
-    command = model.host.deployment_command(model, deployment="NAME", resource_group="GROUP")
-    if command:
-        talk().print(
-            f"it answers after a deployment, billed by the hour:\n  {command}", highlight=False, soft_wrap=True
-        )

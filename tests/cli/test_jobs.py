@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dspy_finetune.cli.follow import curve, duration
+from dspy_finetune.cli.jobs import curve, duration
 from dspy_finetune.cli.main import main
 from dspy_finetune.cli.options import host_named, host_option, load_env
 from dspy_finetune.errors import FileError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dspy_finetune as ft
-from dspy_finetune.cli import init
+from dspy_finetune.cli import data
 from dspy_finetune.cli.doctor import examine
 from dspy_finetune.cli.main import main
 from dspy_finetune.evaluation.metric import Metric
@@ -62,9 +62,9 @@ def test_init_writes_a_script_for_the_file_and_overwrites_none(
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", init._PRESETS)
+@pytest.mark.parametrize("task", data._PRESETS)
 def test_init_names_metrics_and_prompts_that_there_are(task: str) -> None:
-    prompt, predictor, metric = init._PRESETS[task]
+    prompt, predictor, metric = data._PRESETS[task]
     assert isinstance(getattr(ft.metrics, metric)("label"), Metric)
     assert callable(eval(prompt.partition("(")[0], {"ft": ft}))
     assert callable(eval(predictor, {"ft": ft}))

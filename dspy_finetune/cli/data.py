@@ -1,18 +1,20 @@
-"""`dspy-finetune init`: a commented project for a labelled file of one's own.
+"""`dspy-finetune advise`, `split` and `init`: labelled rows, before anything is trained.
 
-Out: a folder with `finetune.py`, a script that runs as it stands, and `pyproject.toml`, whose table
-`[tool.dspy-finetune]` gives the commands their defaults. Nothing is asked that the file tells.
+`advise` says whether they are worth a fine-tuned model. `split` makes train, validation and test files with no item on
+two sides. `init` writes a folder with `finetune.py`, a script that runs as it stands, and `pyproject.toml`, whose table
+`[tool.dspy-finetune]` gives the commands their defaults; nothing is asked that the file tells.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspy_finetune._files import atomic_writer
+from dspy_finetune._files import atomic_writer, write_json
 from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.errors import UsageError
 
@@ -86,8 +88,90 @@ _INSTRUCTIONS = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    app.command("advise")(advise_command)
+    app.command("split")(split)
     app.command("init")(init)
+
+
+def advise_command(
+    data: Annotated[str, typer.Argument(help="Labelled rows: json, jsonl, csv, tsv, parquet, or - for stdin.")],
+    label: Annotated[
+        str | None, typer.Option(help="The label's column, where it cannot be told from the rows.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="An input column; may be repeated.")] = None,
+    signature: Annotated[
+        str | None, typer.Option(help='The task as a DSPy signature, such as "headline -> liked: bool".')
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(help="The sentence encoder of one baseline; auto: minilm-l6 if installed; none: leave it out."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Random seed of the folds and of the sample.")] = 0,
+    json_to: Annotated[Path | None, typer.Option("--json-to", help="Write the figures as JSON to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Say whether fine-tuning on these rows is worth trying, which way, and why; nothing is trained or asked.
+
+    Example: dspy-finetune advise titles.csv --label liked
+    """
+    from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
+    from dspy_finetune.evaluation import advise
+
+    rows = load_examples(data, inputs=text or None, signature=signature)
+    found = advise(rows, signature, label=label, encoder=None if encoder == "none" else encoder, seed=seed)
+    if json_to is not None:
+        write_json(json_to, found.to_dict())
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+
+
+def split(
+    data: Annotated[str, typer.Argument(help="Labelled rows: json, jsonl, csv, tsv, parquet, or - for stdin.")],
+    to: Annotated[Path, typer.Option("--out", help="The folder for train.jsonl, validation.jsonl and test.jsonl.")],
+    fractions: Annotated[
+        str, typer.Option(help="Shares of train, validation and test; they sum to 1.")
+    ] = "0.8,0.1,0.1",
+    group_by: Annotated[
+        list[str] | None, typer.Option("--group-by", help="Rows with equal values stay together; repeat for pairs.")
+    ] = None,
+    stratify_by: Annotated[
+        str | None, typer.Option("--stratify-by", help="Spread this column's values evenly over the three files.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed: another seed gives another split.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print paths and row counts as JSON.")] = False,
+) -> None:
+    """Split a labelled file into train, validation and test files; duplicates never part.
+
+    Example: dspy-finetune split titles.csv --stratify-by liked --out data/
+    """
+    from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
+    from dspy_finetune.data import split as split_examples
+    from dspy_finetune.errors import UsageError
+
+    try:
+        shares = tuple(float(part) for part in fractions.split(","))
+    except ValueError as error:
+        raise UsageError(f"--fractions {fractions}: write three numbers, such as 0.8,0.1,0.1") from error
+    by = None if not group_by else group_by[0] if len(group_by) == 1 else tuple(group_by)
+    parts = split_examples(load_examples(data), shares, group_by=by, stratify_by=stratify_by, seed=seed)
+    to.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for name, rows in zip(("train", "validation", "test"), parts, strict=True):
+        if not rows:  # a fraction of 0 asks for no such file
+            continue
+        path = to / f"{name}.jsonl"
+        with atomic_writer(path) as file:
+            file.writelines(json.dumps(dict(row), ensure_ascii=False, default=str).encode() + b"\n" for row in rows)
+        written[name] = {"path": str(path), "rows": len(rows)}
+    if as_json:
+        print_json(written)
+        return
+    for name, facts in written.items():
+        print(f"{facts['path']}: {facts['rows']:,} rows ({name})")
+    talk().print(parts.summary(), highlight=False, soft_wrap=True)
 
 
 def init(
