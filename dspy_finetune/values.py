@@ -837,6 +837,9 @@ class NumberFormat:
     """Whether "about 12" and "12-15" are refused instead of read as 12 and 13.5."""
     kind: Literal["float", "int", "decimal"] = "float"
     """The type of number that `decode` returns."""
+    scale: Literal["plain", "log"] = "plain"
+    """"log" writes ln(1 + value), without the currency: two decimals tell a price to half a percent, whatever its size.
+    `decode` gives the value back; `read` takes another program's answer, which is the value itself."""
 
     def __post_init__(self) -> None:
         if self.decimals is not None and not 0 <= self.decimals <= 12:
@@ -845,6 +848,12 @@ class NumberFormat:
             raise UsageError(f'position: "before" or "after"; got {self.position!r}')
         if re.search(r"[\d\s.,+-]", self.currency):
             raise UsageError(f"currency: a sign or a code without digits, spaces and separators; got {self.currency!r}")
+        if self.scale not in ("plain", "log"):
+            raise UsageError(f'scale: "plain" or "log"; got {self.scale!r}')
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; a plain scale is left out, so that prompts of earlier releases keep their digests."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("scale", "plain")}
 
     def encode(self, value: Any) -> str:
         """The text of a number.
@@ -853,6 +862,8 @@ class NumberFormat:
             RowError: Not a finite number of the right kind, or one that these decimals would round to another number.
         """
         number = self._number(value)
+        if self.scale == "log":
+            return self._digits(_log1p(number, value))
         text = self._digits(number.copy_abs() if isinstance(number, Decimal) else abs(number))
         if self.decimals is not None:
             self._check_rounding(number, text)
@@ -908,6 +919,16 @@ class NumberFormat:
         Raises:
             AnswerError: The text is not one number, or could be read as two different ones; `.text` keeps it.
         """
+        number = self._named(text, name)
+        if self.scale == "log":
+            if abs(number) > 700:  # e^709 is the largest float
+                raise AnswerError(f"the answer {text!r:.80} is too large for a logarithm", text=text)
+            number = Decimal(repr(math.expm1(number)))
+            number = Decimal(round(number)) if self.kind == "int" else number
+        return self._of_kind(number, text)
+
+    def _named(self, text: str, name: str | None) -> Decimal:
+        """The number that stands in a text."""
         body = _bare(_plain_number(answer_text(text), name))
         if len(body) > _MAX_CHARS:
             raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
@@ -924,7 +945,7 @@ class NumberFormat:
             number = None
         if number is None or self._is_too_large(number):
             raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
-        return self._of_kind(number, text)
+        return number
 
     def read(self, value: Any, *, name: str | None = None) -> int | float | Decimal:
         """The number that a program's answer is: a number, or a text that names one. A bool is none.
@@ -935,7 +956,7 @@ class NumberFormat:
         if isinstance(value, enum.Enum):
             value = value.value
         if isinstance(value, str):
-            return self.decode(value, name=name)
+            return self._of_kind(self._named(value, name), value)
         number: Decimal | None = None
         if not _is_bool(value) and not isinstance(value, complex):
             try:
@@ -984,13 +1005,20 @@ class NumberFormat:
         own = _currency_of(self.currency, self.currency)
         if len(currencies) > 1 or (currencies and self.currency and currencies != {own}):
             raise AnswerError(f"the answer {text!r:.80} is not a number{self._expected()}", text=text)
-        if self.decimals is not None and self.decimals != 3 and _AMBIGUOUS.fullmatch(digits):
+        has_few_decimals = self.decimals is not None and self.decimals != 3 and self.scale == "plain"
+        if has_few_decimals and _AMBIGUOUS.fullmatch(digits):
             raise AnswerError(f"the answer {text!r:.80} could mean {digits} or {digits.replace('.', '')}", text=text)
         plain = _separated(digits)
         return None if plain is None else Decimal(sign + plain)
 
     def _expected(self) -> str:
         return f" in {self.currency}" if self.currency else ""
+
+
+def _log1p(number: Any, value: Any) -> float:
+    if number < 0:
+        raise RowError(f"{value!r:.80} has no logarithm", value=value, remedy='drop the row, or use scale="plain"')
+    return math.log1p(number)
 
 
 def _is_bool(value: Any) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import enum
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal, get_origin
@@ -243,18 +243,7 @@ def codec_of(annotation: Any, *, labels: LabelSet | None = None, number: NumberF
     if labels is not None:
         return Codec(annotation=annotation, labels=labels)
     if kind is not None:
-        base = number or NumberFormat()
-        return Codec(
-            annotation=annotation,
-            number=NumberFormat(
-                decimals=base.decimals,
-                currency=base.currency,
-                position=base.position,
-                thousands=base.thousands,
-                strict=base.strict,
-                kind=kind,
-            ),
-        )
+        return Codec(annotation=annotation, number=replace(number or NumberFormat(), kind=kind))
     return Codec(annotation=annotation, labels=LabelSet.of(annotation))
 
 

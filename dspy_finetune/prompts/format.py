@@ -227,6 +227,8 @@ class PromptFormat:
         self._user = Template(source, self.input_fields, what="user", structured=structured)
         self._check_inputs()
         source = default_source(self._codecs) if completion is None else completion
+        if source == "json" and number is not None and number.scale == "log":
+            raise UsageError('number: a JSON answer holds the number itself; scale="log" is for templates')
         self._layout = JsonLayout(self._codecs) if source == "json" else TemplateLayout(source, self._codecs)
         self._render_system = renderer(self._system)
         self._render_user: Callable[[Any], Any] = renderer(self._user)
@@ -369,7 +371,7 @@ class PromptFormat:
             "user": self.user,
             "completion": self._layout.source,
             "labels": saved_labels(self._codecs),
-            "number": None if self._number is None else dict(vars(self._number)),
+            "number": None if self._number is None else self._number.to_dict(),
         }
 
     @classmethod
@@ -469,7 +471,7 @@ class PromptFormat:
             "user": self.user,
             "completion": self._layout.source,
             "labels": saved_labels(self._codecs),
-            "number": None if self._number is None else dict(vars(self._number)),
+            "number": None if self._number is None else self._number.to_dict(),
             "inputs": {field["name"]: field["type"] for field in self._saved_signature["inputs"]},
             "outputs": [[field["name"], field["type"]] for field in self._saved_signature["outputs"]],
         }

@@ -26,6 +26,7 @@ _PAIRWISE = "Which {thing} would this reader prefer? Answer {labels}."
 _EXPLAINED = "Which {thing} would this reader prefer? Answer {labels}, then why."
 _ANSWER = "You are a helpful assistant."
 _NUMBER = "Estimate the {output} of this {thing}. Respond with the {output}, no explanation."
+_LOG_NUMBER = "Estimate the {output} of this {thing}. Respond with ln(1 + {output}), no explanation."
 
 
 def binary(
@@ -167,6 +168,7 @@ def number(
     position: Literal["before", "after"] = "before",
     thousands: bool = False,
     strict: bool = False,
+    scale: Literal["plain", "log"] = "plain",
     system: str = "",
 ) -> PromptFormat:
     r"""A product and its price: the task, a blank line, the product -> "$1199.99".
@@ -174,6 +176,9 @@ def number(
     >>> prompt = number("product -> price: float")
     >>> prompt.completion({"price": 1199.99}), prompt.parse("$1,199.99"), prompt.parse("about 12")
     ('$1199.99', {'price': 1199.99}, {'price': 12.0})
+    >>> prompt = number("product -> price: float", scale="log")
+    >>> prompt.completion({"price": 1199.99}), f"{prompt.parse('7.09')['price']:.1f}"
+    ('7.09', '1198.9')
 
     Args:
         signature: A dspy.Signature with a number as output; its instructions are the task. Without one, `input` and
@@ -186,6 +191,8 @@ def number(
         position: Whether the currency stands before or after the digits.
         thousands: Whether to write thousands separators; they are read back anyway.
         strict: Whether "about 12" and "12-15" are refused.
+        scale: "log" trains ln(1 + value), without the currency, and gives the value back: for numbers from cents to
+            thousands, whose errors count by share. Two decimals tell a value to half a percent; none may be below 0.
         system: The system template; none by default.
     """
     given, task = _read(signature, "task", task)
@@ -197,15 +204,17 @@ def number(
             f'number: no output is int, float or Decimal; write its type, such as "product -> price: float"; got'
             f" {made.signature}"
         )
-    if outputs[numbers[0]] is int and decimals == 2:
+    if outputs[numbers[0]] is int and decimals == 2 and scale == "plain":
         decimals = 0
-    style = NumberFormat(decimals=decimals, currency=currency, position=position, thousands=thousands, strict=strict)
+    style = NumberFormat(
+        decimals=decimals, currency=currency, position=position, thousands=thousands, strict=strict, scale=scale
+    )
     names = list(made.input_fields)
     if task is None and _is_instructed(made):
         task = made.instructions
     elif task is None:
         thing = _words(names[0]) if len(names) == 1 else "item"
-        task = _NUMBER.format(output=_words(numbers[0]), thing=thing)
+        task = (_LOG_NUMBER if scale == "log" else _NUMBER).format(output=_words(numbers[0]), thing=thing)
     if not _is_instructed(made):
         made = made.with_instructions(task or f"Estimate the {_words(numbers[0])}.")
     head = task.replace("{", "{{").replace("}", "}}") + "\n\n" if task else ""

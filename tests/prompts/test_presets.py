@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_finetune.errors import AnswerError, UsageError
-from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, number, pairwise
+from dspy_finetune.errors import AnswerError, RowError, UsageError
+from dspy_finetune.prompts import NumberFormat, PromptFormat, answer, binary, explained_pairwise, number, pairwise
 
 GOLDEN = Path(__file__).parent / "golden"
 RUBRIC = "Likes first-hand accounts of building things.\nDislikes lists, {gossip} and launches."
@@ -215,3 +216,45 @@ def test_a_signature_may_have_more_inputs_and_other_labels() -> None:
 def test_a_signature_that_does_not_fit_is_told(make: Callable[[], PromptFormat], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         make()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.99, 12.5, 1199.99, 1e6])
+def test_a_number_on_the_log_scale_comes_back_to_half_a_percent(value: float) -> None:
+    prompt = number("product -> price: float", scale="log")
+    text = prompt.completion({"price": value})
+    assert text == f"{math.log(1 + value):.2f}"
+    assert prompt.parse(text)["price"] == pytest.approx(value, rel=0.006, abs=0.005)
+    # What another program says in a text is the price itself.
+    assert prompt.codec("price").read("$40.00") == 40.0
+    loaded = PromptFormat.from_dict(prompt.to_dict())
+    assert (loaded.digest, loaded.completion({"price": value})) == (prompt.digest, text)
+
+
+def test_whole_numbers_are_rounded_back_from_the_log_scale() -> None:
+    prompt = number("post -> votes: int", scale="log", decimals=4)
+    for value in (0, 1, 17, 250):
+        assert prompt.parse(prompt.completion({"votes": value})) == {"votes": value}
+
+
+def test_a_plain_scale_leaves_the_saved_prompt_as_it_was() -> None:
+    saved = number("product -> price: float").to_dict()["number"]
+    assert saved == {
+        "decimals": 2,
+        "currency": "$",
+        "position": "before",
+        "thousands": False,
+        "strict": False,
+        "kind": "float",
+    }
+
+
+def test_what_has_no_logarithm_is_refused() -> None:
+    prompt = number("product -> price: float", scale="log")
+    with pytest.raises(RowError, match=r"-1.5 has no logarithm.*plain"):
+        prompt.completion({"price": -1.5})
+    with pytest.raises(AnswerError, match="too large for a logarithm"):
+        prompt.parse("1199.99")
+    with pytest.raises(UsageError, match="a JSON answer holds the number itself"):
+        PromptFormat("product -> price: float", completion="json", number=NumberFormat(scale="log"))
+    with pytest.raises(UsageError, match='scale: "plain" or "log"'):
+        NumberFormat(scale="log10")  # type: ignore[arg-type]
