@@ -78,7 +78,7 @@ ROWS = [dspy.Example(number=n, liked=True).with_inputs("number") for n in range(
 
 
 def test_verdicts_are_wrong_no_more_often_than_they_say():
-    """Whole comparisons of programs that are equally good: better or worse in at most 5 % of them, with three rivals
+    """Whole comparisons of programs that are equally good: better or worse in at most 5 % of them, with three others
     corrected together; and equivalent, for a difference as large as the margin, in at most 5 %."""
     rng, n_rounds = np.random.default_rng(6), 150
     alarms = {"accuracy": 0, "Brier score": 0}

@@ -79,7 +79,7 @@ class TestTaste:
         assert set(found) == {"sft", "dpo"}
         page = page_of(tmp_path / "report.html")
         assert "dpo from" in page
-        assert "Leanings" in page
+        assert "Position, length and price bias" in page
 
 
 def test_titles_without_reasons_give_no_explained_pairs() -> None:
