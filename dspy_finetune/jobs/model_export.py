@@ -277,8 +277,9 @@ def _what(kind: str, precision: str, facts: Mapping[str, Any]) -> str:
         "gguf": f"as one GGUF file in {precision}.",
         "ollama": f"as one GGUF file in {precision} with a Modelfile.",
         "head": "as a linear head on a frozen base: one matrix over averages of the base's states. It is no chat model;"
-        " no other server answers by it, and `predict.py` does without a server. `head.json` says what is averaged,"
-        " `head.safetensors` holds `weights` (features, labels) and `bias`.",
+        " no other server answers by it. `ft.load_predictor(FOLDER)` makes a DSPy module of it that needs no server,"
+        " and `predict.py` is the whole way in twenty lines. `head.json` says what is averaged; `head.safetensors`"
+        " holds `weights` (features, labels) and `bias`.",
     }
     return words[kind]
 
@@ -441,6 +442,10 @@ def export_model(
             f" dspy-finetune migrate {model['id']} --to local"
         )
     saved, compared = _saved_predictor(predictor), _saved_report(report)
+    if saved is not None and saved.get("model") not in (None, str(model["id"])):
+        raise UsageError(f"the given predictor asks {saved['model']}, not {model['id']}; give the one of this model")
+    if saved is not None and format == "hub" and saved.get("host"):
+        saved = {**saved, "host": None}  # where the model lies on this machine is nobody's business
     say = on_progress or (lambda text: None)
     kind = weights if format == "hub" else format
     export = _Export(host, str(model["id"]), "gguf" if kind == "ollama" else kind, precision)
@@ -458,6 +463,9 @@ def export_model(
             extra["Modelfile"] = modelfile(names[0], facts, making.system)
         if saved is not None:
             extra["predictor.json"] = json.dumps(saved, ensure_ascii=False, indent=2) + "\n"
+        elif kind == "head" and making.prompt is not None:
+            # `load_predictor(folder)` asks with it.
+            extra["prompt.json"] = json.dumps(making.prompt, ensure_ascii=False, indent=2) + "\n"
         with _whole_folder(target) as part:
             export.fetch(made["files"], part, say)
             for file_name, text in extra.items():

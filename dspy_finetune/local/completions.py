@@ -637,6 +637,15 @@ async def complete(engine: Engine, body: ChatRequest, headers: dict[str, str] | 
     answered = await whole(engine, await asyncio.to_thread(ask, body))
     if headers is not None:
         headers.update(answered.notes)
+    return _completion(body, answered)
+
+
+def as_completion(body: ChatRequest, asked: Asked, completion: Any) -> dict[str, Any]:
+    """The chat.completion of what the engine computed."""
+    return _completion(body, _answered(asked, completion))
+
+
+def _completion(body: ChatRequest, answered: Answered) -> dict[str, Any]:
     choices = [
         {
             "index": index,

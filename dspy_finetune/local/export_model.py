@@ -391,7 +391,7 @@ def _write_head(task: Mapping[str, Any], base: Path, adapters: Sequence[Path], f
     for number, adapter in enumerate(adapters):
         shutil.copytree(adapter, folder / f"adapter-{number}")
     encoder = None if is_encoder(base) else PACKAGED_ENCODER
-    write_json(folder / "base.json", {"base": task["base"], "encoder": encoder})
+    write_json(folder / "base.json", {"model": task["model"], "base": task["base"], "encoder": encoder})
     (folder / "predict.py").write_text(_LOADER, encoding="utf-8")
     named, license_name = _origin(task["base"], base)
     facts = json.loads((folder / "head.json").read_bytes())

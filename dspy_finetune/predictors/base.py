@@ -35,16 +35,17 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import Answer, engines_for, read_response
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibrate import Calibration
+from dspy_finetune.predictors.in_process import head_lm, is_head, saved_state
 from dspy_finetune.predictors.probabilities import label_shares
 from dspy_finetune.prompts import PromptFormat
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """The newest saved file that is read. A reader of an older one would ignore what came later, and answer otherwise.
 
 1: nothing fitted. 2: a calibration. 3: residuals of a number. 4: a comparison by item scores; a number decoded from its
-distribution.
+distribution. 5: a head's folder in the place of a host.
 """
 
 TOP_LOGPROBS = 20
@@ -121,6 +122,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.lm_options = lm_options
         self.calibration: Calibration | None = None
+        self.folder: str | None = None
+        """An exported head's, which answers in the host's place; see `load_predictor`."""
         self._given_lm = lm
         self._lm: dspy.BaseLM | None = None
         self._told_no_logprobs = False
@@ -132,6 +135,8 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """The language model that is asked. `program.set_lm(...)` leaves it alone: the tuned model is the predictor."""
         if self._given_lm is not None:
             return self._given_lm
+        if self._lm is None and self.folder is not None:
+            self._lm = head_lm(Path(self.folder), self.model, self.lm_options)
         if self._lm is None:
             assert self.host is not None
             self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
@@ -303,9 +308,10 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """Everything that the predictor is, as JSON values; never a key."""
         return {
             "predictor": type(self).__name__,
-            "version": self._state_version(),
+            "version": self._state_version() if self.folder is None else 5,
             "model": self.model,
             "host": self.host.to_dict() if self.host is not None else None,
+            **({} if self.folder is None else {"folder": self.folder}),
             "prompt": self.prompt.to_dict(),
             "prompt_digest": self.prompt.digest,
             "logprobs": self.logprobs,
@@ -337,7 +343,11 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 "the saved predictor was trained on another prompt than this one:\n" + self.prompt.diff(other)
             )
         self.model = state["model"]
-        self.host = Host.from_dict(state["host"]) if state["host"] else self.host
+        self.folder = state.get("folder")
+        if self.folder is not None:
+            self.host = None
+        elif state["host"]:
+            self.host = Host.from_dict(state["host"])
         self.logprobs = state["logprobs"]
         self.top_logprobs = state.get("top_logprobs", TOP_LOGPROBS)
         self.max_tokens = state["max_tokens"]
@@ -413,22 +423,42 @@ def lower_top_logprobs(refusal: str, asked: int) -> int | None:
 
 
 def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) -> FinetunedPredictor:
-    """Load a saved predictor of any kind from its file.
+    """Load a saved predictor of any kind from its file, or an exported head from its folder.
+
+    A head's folder (`export-model --format head`) answers in this process, without a host: with the same labels and
+    probabilities as through it.
 
     Args:
-        path: What `predictor.save(path)` wrote.
-        host: Another host than the recorded one.
+        path: What `predictor.save(path)` wrote, or an exported model's folder.
+        host: Another host than the recorded one; of a folder, the host to ask in the place of its files.
 
     Raises:
         FileError: The file cannot be read.
-        DataError: It is not a saved predictor, or damaged.
+        DataError: It is not a saved predictor, or damaged; or the folder holds weights that need a server.
         PromptMismatchError: Its prompt was changed in the file.
     """
     remedy = "save one with predictor.save(path)"
+    if Path(path).is_dir():
+        return _from_folder(Path(path).expanduser().absolute(), host)
     state = read_json(path, "a saved predictor", remedy)
     if str(state.get("predictor")) not in _KINDS:
         raise DataError(f"{os.fspath(path)} is not a saved predictor; {remedy}")
     return predictor_of(state, host=host)
+
+
+def _from_folder(folder: Path, host: Host | None) -> FinetunedPredictor:
+    state = saved_state(folder)
+    if "predictor" not in state:  # a head with its prompt alone
+        plain = _KINDS["OpenAIPredictor"](PromptFormat.from_dict(state["prompt"]), state["model"])
+        state = plain.dump_state()
+    if host is not None:
+        return predictor_of(state, host=host)
+    if not is_head(folder):
+        raise DataError(
+            f"{folder} holds a whole model or an adapter, which need a server: serve it as its README.md says, then"
+            " load_predictor(folder, host=ft.Host.compatible(ADDRESS))"
+        )
+    return predictor_of({**state, "host": None, "folder": str(folder)})
 
 
 def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> FinetunedPredictor:
@@ -450,7 +480,8 @@ def predictor_of(state: Mapping[str, Any], *, host: Host | None = None) -> Finet
             f"trained on {state['prompt_digest'][:12]}; bring the old text back, or make a predictor of the new prompt"
         )
     predictor = _KINDS[kind](prompt, state["model"], host=place)
-    predictor.load_state({**state, "host": place.to_dict() if place is not None else None})
+    folder = state.get("folder") if host is None else None
+    predictor.load_state({**state, "host": place.to_dict() if place is not None else None, "folder": folder})
     if host is not None:
         predictor.host = host
     return predictor

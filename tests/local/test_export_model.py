@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dspy
 import jinja2
 import openai
 import pytest
 
-from dspy_finetune.errors import HostError, UsageError
+import dspy_finetune as ft
+from dspy_finetune.errors import DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.model_export import modelfile, short_name
@@ -334,30 +339,97 @@ def test_the_command_writes_the_folder_and_prints_the_lines(server: ToyServer, t
     assert wrong.stderr.strip() == "error: --format zip: expected one of peft, merged, gguf, ollama, hub, head"
 
 
-def test_a_head_goes_with_a_loader_that_answers_without_a_server(
-    toy_model: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    """It is no chat model: other formats are refused by name, and the loader gives the host's own probabilities."""
-    root = tmp_path_factory.mktemp("heads") / "root"
-    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
+HEAD_PROMPT = ft.PromptFormat("title -> liked: bool", system="Answer with true or false.", user="Title: {title}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedHead:
+    """A head's folder, and what the host told before it was stopped."""
+
+    folder: Path
+    files: tuple[str, ...]
+    verify: str | None
+    told: list[float]
+    answers: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def head(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedHead:
+    """It is no chat model: other formats are refused by name."""
+    place = tmp_path_factory.mktemp("heads")
+    running = start_server(place / "root", toy_model, worker_module="dspy_finetune.local.worker")
     try:
         recipe = {"type": "supervised", "supervised": {"hyperparameters": {"recipe": "head"}}}
         name = train(running, "toy", extra_body={"method": recipe})
         model = as_model(running, name)
         with pytest.raises(HostError, match="is a linear head on a frozen base and no chat model: export it as head"):
-            model.export(tmp_path / "gguf", format="gguf")
-        made = model.export(tmp_path / "out", format="head")
-        told = served(running, name)
+            model.export(place / "gguf", format="gguf")
+        host = Host.local(running.url)
+        predictor = ft.OpenAIPredictor(HEAD_PROMPT, model, host=host, threshold=0.4, cache=False)
+        other = ft.OpenAIPredictor(HEAD_PROMPT, "ft:other", host=host)
+        with pytest.raises(UsageError, match="the given predictor asks ft:other, not ft:toy"):
+            model.export(place / "wrong", format="head", predictor=other)
+        made = model.export(place / "out", format="head", predictor=predictor)
+        return ExportedHead(
+            folder=made.folder,
+            files=made.files,
+            verify=made.verify,
+            told=served(running, name),
+            answers={title: predictor(title=title).toDict() for title in ("A", "7", "On bees")},
+        )
     finally:
         running.stop()
-    assert {"head.json", "head.safetensors", "predict.py"} <= set(made.files)
-    assert made.verify is None
+
+
+def test_a_head_goes_with_a_loader_that_answers_without_a_server(head: ExportedHead) -> None:
+    """Twenty lines give the host's own probabilities."""
+    assert {"head.json", "head.safetensors", "predict.py", "predictor.json"} <= set(head.files)
+    assert head.verify is None
     done = subprocess.run(
-        [sys.executable, "predict.py", json.dumps(PROMPT)], cwd=made.folder, capture_output=True, text=True, check=True
+        [sys.executable, "predict.py", json.dumps(PROMPT)], cwd=head.folder, capture_output=True, text=True, check=True
     )
     probabilities = json.loads(done.stdout)
     assert set(probabilities) == {"true", "false"}
-    assert sorted(map(math.log, probabilities.values())) == pytest.approx(told, abs=1e-4)
+    assert sorted(map(math.log, probabilities.values())) == pytest.approx(head.told, abs=1e-4)
+
+
+def test_load_predictor_answers_from_a_heads_folder_as_the_host_did(head: ExportedHead, tmp_path: Path) -> None:
+    """Alone, in an event loop, saved, pickled and copied: the same answers and probabilities, with no host at all."""
+    predictor = ft.load_predictor(head.folder)
+    assert predictor.host is None
+    assert predictor.threshold == 0.4
+    predictor.save(tmp_path / "again.json")
+    loaded = ft.load_predictor(tmp_path / "again.json")
+    again = [predictor, loaded, pickle.loads(pickle.dumps(predictor)), predictor.deepcopy()]
+    for title, told in head.answers.items():
+        answers = [one(title=title) for one in again] + [asyncio.run(predictor.acall(title=title))]
+        for answer in answers:
+            assert answer.liked == told["liked"]
+            assert answer.probability == pytest.approx(told["probability"], abs=1e-6)
+            assert answer.probabilities == pytest.approx(told["probabilities"], abs=1e-6)
+    program = dspy.Parallel(num_threads=2, disable_progress_bar=True)
+    found = program([(predictor, dspy.Example(title=title).with_inputs("title")) for title in head.answers])
+    assert [one.liked for one in found] == [told["liked"] for told in head.answers.values()]
+
+
+def test_a_heads_folder_needs_its_prompt_and_its_files(head: ExportedHead, tmp_path: Path) -> None:
+    """With the prompt alone it answers by the threshold of one half; what is missing is named."""
+    folder = tmp_path / "copy"
+    shutil.copytree(head.folder, folder)
+    saved = json.loads((folder / "predictor.json").read_text())
+    (folder / "predictor.json").unlink()
+    with pytest.raises(DataError, match="does not say which prompt its head was trained with: export it again"):
+        ft.load_predictor(folder)
+    (folder / "prompt.json").write_text(json.dumps(saved["prompt"]))
+    plain = ft.load_predictor(folder)
+    assert plain(title="A").probability == pytest.approx(head.answers["A"]["probability"], abs=1e-6)
+    (folder / "head.safetensors").unlink()
+    (folder / "predictor.json").write_text(json.dumps(saved))
+    with pytest.raises(DataError, match="which need a server: serve it as its README"):
+        ft.load_predictor(folder)
+    assert ft.load_predictor(folder, host=Host.compatible("http://127.0.0.1:9")).folder is None
+    with pytest.raises(DataError, match=r"holds no saved predictor: expected predictor\.json, or an exported head"):
+        ft.load_predictor(tmp_path)
 
 
 def test_names_for_servers_are_plain() -> None:
