@@ -21,7 +21,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import dspy
 
-from dspy_finetune.bulk.checkpoint import Checkpoint
 from dspy_finetune.bulk.rate_limit import DEFAULT_RETRY, RetryPolicy
 from dspy_finetune.bulk.reader import (
     DEFAULT_FILES,
@@ -35,7 +34,7 @@ from dspy_finetune.bulk.reader import (
     write_output,
 )
 from dspy_finetune.bulk.requests import known_bodies
-from dspy_finetune.bulk.run import BulkProgress, BulkResult, Run
+from dspy_finetune.bulk.run import BulkProgress, BulkResult, Checkpoint, Run
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 

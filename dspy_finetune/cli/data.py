@@ -19,7 +19,7 @@ from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from dspy_finetune.data.columns import Columns
+    from dspy_finetune.data.fields import Columns
 
 _SCRIPT = '''"""Fine-tune a small model on {name} and learn whether it was worth it. Run: python finetune.py"""
 
@@ -188,7 +188,7 @@ def init(
     Example: dspy-finetune init titles.csv
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.columns import guess_columns
+    from dspy_finetune.data.fields import guess_columns
 
     files = {to / "finetune.py": "", to / "pyproject.toml": _SETTINGS}
     for path in files:

@@ -18,7 +18,7 @@ from dspy_finetune.cli.app import build_app, print_json, talk
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
-    from dspy_finetune.data.columns import Columns
+    from dspy_finetune.data.fields import Columns
 
 _PRESETS = {"binary": "binary", "pairs": "pairwise", "number": "number", "text": "answer"}
 
@@ -72,7 +72,7 @@ def run(
     Example: dspy-finetune run titles.csv --label liked
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.columns import guess_columns
+    from dspy_finetune.data.fields import guess_columns
 
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:

@@ -42,8 +42,13 @@ from dspy_finetune.evaluation.result import (
     Verdict,
 )
 from dspy_finetune.evaluation.saved_programs import load_optimized
-from dspy_finetune.evaluation.scoring import StatisticsOptions
-from dspy_finetune.evaluation.slices import PairwiseBias, in_both_orders, pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.scoring import (
+    PairwiseBias,
+    StatisticsOptions,
+    in_both_orders,
+    pairwise_bias,
+    swap_agreement,
+)
 from dspy_finetune.evaluation.statistics import Interval
 
 __all__ = [

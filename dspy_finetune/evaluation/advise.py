@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.data.columns import Columns, Task, guess_columns
+from dspy_finetune.data.fields import Columns, Task, guess_columns
 from dspy_finetune.data.items import connected_rows, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines

@@ -35,7 +35,7 @@ from dspy_finetune._appendlog import AppendLog, HeldLog
 from dspy_finetune.errors import AnswerError, MissingExtraError, NoAnswerError, RowError, UsageError
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.prompts.codecs import Codec, codec_of
+from dspy_finetune.prompts.answers import Codec, codec_of
 from dspy_finetune.values import NUMBER, LabelSet
 
 Outcome: TypeAlias = Literal["answered", "parse_failure", "no_answer", "failed"]

@@ -61,11 +61,17 @@ from dspy_finetune.evaluation.result import (
     decide,
     n_more_items,
 )
-from dspy_finetune.evaluation.scoring import Resampling, Scored, StatisticsOptions
-from dspy_finetune.evaluation.slices import InBothOrders, parts_of, subgroup_rows
+from dspy_finetune.evaluation.scoring import (
+    InBothOrders,
+    Resampling,
+    Scored,
+    StatisticsOptions,
+    parts_of,
+    subgroup_rows,
+)
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.prompts.codecs import Codec
+from dspy_finetune.prompts.answers import Codec
 from dspy_finetune.report.text import figure
 from dspy_finetune.values import label_text, read_number, same_label
 

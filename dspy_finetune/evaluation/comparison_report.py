@@ -23,7 +23,7 @@ from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.metric import read_probability
 from dspy_finetune.evaluation.result import Comparison, Difference, ProgramRow, Verdict
-from dspy_finetune.evaluation.slices import PairwiseBias, pairwise_bias
+from dspy_finetune.evaluation.scoring import PairwiseBias, pairwise_bias
 from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import (
     Block,

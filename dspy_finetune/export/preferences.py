@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
-    from dspy_finetune.prompts.codecs import Codec
+    from dspy_finetune.prompts.answers import Codec
 
 Origin = Literal["label", "pair", "correction", "mistake", "trace"]
 Answer = Mapping[str, Any] | str

@@ -31,8 +31,7 @@ from dspy_finetune.local.models import base_folder, base_name, check_base, is_av
 from dspy_finetune.local.responses import ResponsesRequest
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
-from dspy_finetune.local.store import Store, append_event, derived_id, new_id
-from dspy_finetune.local.uploads import CompleteUpload, CreateUpload, Uploads
+from dspy_finetune.local.store import CompleteUpload, CreateUpload, Store, Uploads, append_event, derived_id, new_id
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from pydantic import BaseModel
 from dspy_finetune._appendlog import AppendLog
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import RowError
+from dspy_finetune.local.scheduler import Supervised
 from dspy_finetune.local.schemas import ApiError, Body, ExpiresAfter, Metadata, Name, read_rows
 from dspy_finetune.local.store import Store, derived_id, is_no_space, new_id
-from dspy_finetune.local.threads import Supervised
 
 logger = logging.getLogger(__name__)
 

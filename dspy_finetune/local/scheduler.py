@@ -4,6 +4,9 @@ In: the store. Out: job records that change, models and result files that appear
 The scheduler is the only writer of job.json. A job that was running when the server died is watched again if its worker
 still lives (it holds worker.lock), else queued again; the recipe goes on from its newest checkpoint, or from the start.
 A job that cannot be moved fails, with the reason as its error; the others move on.
+
+It runs in a `Supervised` thread, as batches do: where a round of work fails, the thread says so (`/healthz` has its
+health), waits a moment and works on; it ends when it is told to, never by an error.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +35,6 @@ from dspy_finetune.local.heads import task_of
 from dspy_finetune.local.models import PACKAGED_ENCODER, base_name, is_encoder
 from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, Recipe, learning_rate, read_rows, resolve
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
-from dspy_finetune.local.threads import Supervised
 
 logger = logging.getLogger(__name__)
 
@@ -507,3 +510,52 @@ def estimated_finish(job: JobRecord, events: Callable[[str], list[dict[str, Any]
     if last <= first:
         return None
     return int(now + max(0, total - last) * (now - started_at) / (last - first))
+
+
+PAUSE_SECONDS = 2.0
+"""Between a failure and the next round: a full disk is not emptied by asking faster."""
+
+
+class Supervised:
+    """Calls `work` again and again until closed."""
+
+    def __init__(self, work: Callable[[], object], *, name: str, tick_seconds: float = 0.1) -> None:
+        self.work = work
+        self.name = name
+        self.tick_seconds = tick_seconds
+        self.pause_seconds = PAUSE_SECONDS
+        self.closing = threading.Event()
+        self.n_failures = 0
+        self.last_error: str | None = None
+        self._failed_at = 0.0
+        self._succeeded_at = 0.0
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the round that is going on."""
+        self.closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def health(self) -> dict[str, Any]:
+        """Whether it works, how often a round failed, and the last failure."""
+        is_ok = self._thread.is_alive() and self._failed_at <= self._succeeded_at
+        return {"ok": is_ok, "n_failures": self.n_failures, "last_error": self.last_error}
+
+    def _loop(self) -> None:
+        while not self.closing.wait(self.tick_seconds):
+            try:
+                self.work()
+                self._succeeded_at = time.monotonic()
+            except Exception as error:  # whatever fails, this thread has others to serve
+                self.n_failures += 1
+                self.last_error = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                self._failed_at = time.monotonic()
+                # The same failure again and again is told once in a while, not every two seconds for a night.
+                if self.n_failures & (self.n_failures - 1) == 0:
+                    logger.warning("%s cannot move on: %s", self.name, self.last_error, exc_info=error)
+                self.closing.wait(self.pause_seconds)

@@ -8,10 +8,9 @@
 """
 
 from dspy_finetune.predictors.base import FinetunedPredictor, load_predictor
-from dspy_finetune.predictors.calibrate import Calibration, calibrate
+from dspy_finetune.predictors.calibrate import Calibration, Residuals, calibrate, calibrate_interval
 from dspy_finetune.predictors.cascade import Cascade, CascadeChoice
 from dspy_finetune.predictors.ensemble import Ensemble
-from dspy_finetune.predictors.intervals import Residuals, calibrate_interval
 from dspy_finetune.predictors.openai import OpenAIPredictor
 from dspy_finetune.predictors.pairwise import DPOPredictor, PairwisePredictor
 from dspy_finetune.predictors.ranking import RankedItem, Ranking, rank

@@ -20,7 +20,7 @@ from dspy_finetune.hosts.lm import Answer
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
-from dspy_finetune.predictors.intervals import Residuals
+from dspy_finetune.predictors.calibrate import Residuals
 from dspy_finetune.predictors.probabilities import number_masses, weighted_middle
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import is_yes_no

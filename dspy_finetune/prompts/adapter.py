@@ -21,10 +21,8 @@ from dspy.utils.exceptions import AdapterParseError
 from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts.answers import JsonLayout
-from dspy_finetune.prompts.codecs import Codec, checked_text, codec_of, field_text, loads, plain_value
-from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of
-from dspy_finetune.prompts.signature_json import dump_signature, load_signature
+from dspy_finetune.prompts.answers import Codec, JsonLayout, checked_text, codec_of, field_text, loads, plain_value
+from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of, dump_signature, load_signature
 from dspy_finetune.values import answer_text, sections_of
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from typing import Literal
 import dspy
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.prompts.answers import title
-from dspy_finetune.prompts.codecs import codec_of
+from dspy_finetune.prompts.answers import codec_of, title
 from dspy_finetune.prompts.format import PromptFormat
 from dspy_finetune.values import LabelSet, NumberFormat
 

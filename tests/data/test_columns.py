@@ -8,7 +8,7 @@ import dspy
 import pytest
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.data.columns import guess_columns
+from dspy_finetune.data.fields import guess_columns
 from dspy_finetune.errors import DataError, UsageError
 
 

@@ -10,7 +10,7 @@ import pytest
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import Comparison, metrics
 from dspy_finetune.evaluation.collect import uncached
-from dspy_finetune.evaluation.slices import parts_of
+from dspy_finetune.evaluation.scoring import parts_of
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import binary

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from dspy_finetune.local.scheduler import Scheduler, last_step
+from dspy_finetune.local.scheduler import Scheduler, Supervised, last_step
 from dspy_finetune.local.schemas import JobRecord
 from dspy_finetune.local.store import Store, append_event
-from dspy_finetune.local.threads import Supervised
 from tests.local.test_guards import send
 from tests.local.test_jobs import CHAT_ROWS, upload, wait
 from tests.local.test_survival import started, steps

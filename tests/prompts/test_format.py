@@ -18,7 +18,7 @@ import pytest
 import dspy_finetune.prompts.format as format_module
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 from dspy_finetune.prompts import NumberFormat, PromptFormat, binary, number, pairwise
-from dspy_finetune.prompts.codecs import codec_of
+from dspy_finetune.prompts.answers import codec_of
 
 
 class Tone(enum.Enum):
