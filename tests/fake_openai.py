@@ -81,6 +81,7 @@ class FakeOpenAI:
         # How the next batches end: "completed" (without an order), "expired", "queue_full", "failed"; "slow" is half
         # done at the first look and completed at the second.
         self.orders: list[str] = []
+        self.failed_batch = ""  # the host's words for it
         self.asked: list[str] = []
         self.says: Callable[[dict[str, Any]], tuple[int, str]] = lambda body: (200, "true")
         self.listed: dict[str, float] = {}  # token -> log-probability, listed at the reply's one place
@@ -254,7 +255,7 @@ class FakeOpenAI:
             return
         if order in ("queue_full", "failed"):
             code = "token_limit_exceeded" if order == "queue_full" else "invalid_json_line"
-            error = {"code": code, "message": f"no: {order}", "line": None, "param": None}
+            error = {"code": code, "message": self.failed_batch or f"no: {order}", "line": None, "param": None}
             batch.update(status="failed", errors={"object": "list", "data": [error]})
             return
         rows = [json.loads(line) for line in self.contents[batch["input_file_id"]].splitlines()]

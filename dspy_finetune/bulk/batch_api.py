@@ -8,7 +8,8 @@ folder `OUTPUT.batch`, so that the same call goes on after any crash, on any day
     journal.jsonl   what was sent, and what became of it
 
 A batch that was refused because the queue is full waits until others have ended; what expired, or failed in a way that
-may pass, goes into another batch.
+may pass, goes into another batch, and so does what was refused for its number of alternatives (`top_logprobs`), with
+the number that the host's own error asks for.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
 from dspy_finetune.jobs.records import CLOCK, Entry, Journal
-from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +132,17 @@ class Answers:
     """The answers of one part, in files in the order of the attempts: a later answer replaces an earlier failure.
 
     Only their places are held in memory, never the answers.
+
+    Args:
+        files: The answers.
+        top_logprobs: How many alternatives were asked for; 0 for none.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], top_logprobs: int = 0) -> None:
         self._files = files
+        self._top_logprobs = top_logprobs
+        self.lowered: set[int] = set()
+        """How many alternatives the host's refusals ask for instead."""
         self._places: dict[str, tuple[int, int]] = {}
         self._failed: set[str] = set()
         self.retryable: set[str] = set()
@@ -165,8 +173,16 @@ class Answers:
             self.tokens += Tokens.of(body)
         else:
             self._failed.add(identity)
-        if _is_passing(answer):
+        if _is_passing(answer) or self._is_for_alternatives(answer):
             self.retryable.add(identity)
+
+    def _is_for_alternatives(self, answer: Mapping[str, Any]) -> bool:
+        response = answer.get("response") or {}
+        if response.get("status_code") not in (400, 422):
+            return False
+        lower = lower_top_logprobs(_refusal(answer), self._top_logprobs)
+        self.lowered |= set() if lower is None else {lower}
+        return lower is not None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -191,9 +207,15 @@ class Answers:
         body = response.get("body")
         if response.get("status_code") == 200 and is_completion(body):
             return body
-        error = answer.get("error") or (body.get("error") if isinstance(body, Mapping) else None) or {}
-        message = error.get("message") if isinstance(error, Mapping) else str(error)
-        return RowFailedError(f"HTTP {response.get('status_code')}: {message}" if response else str(message))
+        message = _refusal(answer)
+        return RowFailedError(f"HTTP {response.get('status_code')}: {message}" if response else message)
+
+
+def _refusal(answer: Mapping[str, Any]) -> str:
+    """The host's own words of why a request has no completion."""
+    body = (answer.get("response") or {}).get("body")
+    error = answer.get("error") or (body.get("error") if isinstance(body, Mapping) else None) or {}
+    return str(error.get("message") if isinstance(error, Mapping) else error)
 
 
 def _is_passing(answer: Mapping[str, Any]) -> bool:
@@ -231,6 +253,7 @@ class BatchFolder:
         path: The folder.
         task: What is asked.
         limits: Of one part.
+        top_logprobs: How many alternatives the requests ask for; 0 for none.
 
     Raises:
         UsageError: It holds another run, of which something was sent.
@@ -238,7 +261,7 @@ class BatchFolder:
         FileError: It cannot be read or written.
     """
 
-    def __init__(self, path: Path, task: Task, limits: BatchLimits) -> None:
+    def __init__(self, path: Path, task: Task, limits: BatchLimits, *, top_logprobs: int) -> None:
         self.path = path
         self.journal = Journal(path / "journal.jsonl")
         found = self._found(task)
@@ -247,6 +270,7 @@ class BatchFolder:
             found = {"id": uuid.uuid4().hex, "run": task.described, "parts": [asdict(part) for part in parts]}
             write_json(path / "run.json", found)  # nothing is sent before it is there
         self.id = str(found["id"])
+        self._top_logprobs = top_logprobs
         self.parts = [Part(**part) for part in found["parts"]]
 
     @property
@@ -267,7 +291,11 @@ class BatchFolder:
         """All answers to a part that are here."""
         attempts = range(1, MAX_ATTEMPTS + 1)
         files = [self.answer_file(part, attempt, kind) for attempt in attempts for kind in ("errors", "output")]
-        return Answers([path for path in files if path.exists()])
+        return Answers([path for path in files if path.exists()], self._top_logprobs)
+
+    def lowers_top_logprobs(self, refusal: str) -> int | None:
+        """How many alternatives a refusal asks for; None where it is about something else."""
+        return lower_top_logprobs(refusal, self._top_logprobs)
 
     def missing(self, part: Part) -> set[str]:
         """The requests of a part that have no answer, or one that another try may better."""
@@ -281,12 +309,22 @@ class BatchFolder:
         path = self.path / f"{part.name}.{attempt}.jsonl"
         if attempt == 1 or path.exists():
             return first if attempt == 1 else path
-        missing = self.missing(part)
+        missing, lowest = self.missing(part), self._lowest(part)
         with open(first, "rb") as source, atomic_writer(path) as target:
             for line in source:
-                if json.loads(line)["custom_id"] in missing:
-                    target.write(line)
+                request = json.loads(line)
+                if request["custom_id"] not in missing:
+                    continue
+                if lowest < self._top_logprobs:
+                    request["body"]["top_logprobs"] = lowest
+                    line = request_line(request["custom_id"], dump_json(request["body"]))
+                target.write(line)
         return path
+
+    def _lowest(self, part: Part) -> int:
+        """How many alternatives the host takes, by what it has refused: it may have refused the whole file."""
+        told = {int(one.facts["top_logprobs"]) for one in self.journal.entries() if "top_logprobs" in one.facts}
+        return min({self._top_logprobs} | told | self.answers(part).lowered)
 
     def bodies(self) -> Iterator[Mapping[str, Any]]:
         """The body of every request."""
@@ -561,8 +599,10 @@ class BatchRun:
         if batch.status == "failed":
             self._failed(part, attempt, batch)
             return False
-        self._write(part, "collected", attempt=attempt, batch_id=batch_id, status=batch.status)
-        self._progress.collected(part, self._folder.answers(part))
+        answers = self._folder.answers(part)
+        told = {"top_logprobs": min(answers.lowered)} if answers.lowered else {}
+        self._write(part, "collected", attempt=attempt, batch_id=batch_id, status=batch.status, **told)
+        self._progress.collected(part, answers)
         missing = self._folder.missing(part)
         if missing and batch.status == "cancelled":
             raise HostError(
@@ -574,6 +614,10 @@ class BatchRun:
         errors = list(batch.errors.data or []) if batch.errors is not None else []
         codes = {error.code for error in errors}
         why = "; ".join(f"line {one.line}: {one.message}" if one.line else str(one.message) for one in errors[:3])
+        lowers = [lower for one in errors if (lower := self._folder.lowers_top_logprobs(str(one.message))) is not None]
+        if lowers and attempt < MAX_ATTEMPTS:  # nothing was answered: all of it goes into the next attempt
+            self._write(part, "collected", attempt=attempt, batch_id=batch.id, top_logprobs=min(lowers))
+            return
         self._write(part, "not_created", attempt=attempt, why=why)
         if codes & QUEUE_CODES:
             self._wait_for_the_queue()
@@ -639,7 +683,9 @@ def predict(
     )  # fmt: skip
     prices = Prices(predictor, is_batch=True)
     with Journal(path / "journal.jsonl").lock("run"):
-        folder = BatchFolder(path, task, limits)
+        folder = BatchFolder(
+            path, task, limits, top_logprobs=predictor.top_logprobs if predictor._asks_logprobs() else 0
+        )
         if max_usd is not None and not folder.journal.entries():
             _check_budget(predictor, folder, prices, max_usd)
         run = BatchRun(predictor.host, folder, prices, on_progress)

@@ -339,12 +339,35 @@ def read_json(stream: BinaryIO, name: str) -> Iterator[Row]:
     yield from _JsonFile(text, name).rows()
 
 
+class _RowOfLine(int):
+    """The number of a line that holds several rows; it reads with the row's own: "1 (row 3)"."""
+
+    def __new__(cls, line: int, row: int) -> _RowOfLine:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    row: int
+    """From 1."""
+
+    def __str__(self) -> str:
+        return f"{int(self)} (row {self.row})"
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (int(self), self.row)
+
+
 class _JsonFile:
-    """A walk through the text of one JSON file, which knows the line it is on."""
+    """A walk through the text of one JSON file, which knows the line it is on, and the row where all are on one."""
 
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text, name
         self.position, self._line, self._counted = 0, 1, 0
+        self._is_one_line = "\n" not in text.strip()
+        self._n_rows = 0
 
     def rows(self) -> Iterator[Row]:
         if self._next() == "{":
@@ -353,6 +376,7 @@ class _JsonFile:
             raise self._error("neither a list nor an object", 'write a list of objects, or {"data": [...]}')
         self.position += 1
         while self._next() != "]":
+            self._n_rows += 1
             line = self._line_now()
             yield line, self._item(line)
             if self._next() not in (",", "]"):
@@ -422,7 +446,7 @@ class _JsonFile:
     def _line_now(self) -> int:
         self._line += self.text.count("\n", self._counted, self.position)
         self._counted = self.position
-        return self._line
+        return _RowOfLine(self._line, self._n_rows) if self._is_one_line and self._n_rows else self._line
 
     def _broken(self, error: Exception) -> RowError:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -95,8 +95,7 @@ def preferences_from_corrections(
         outputs = {name: values[name] for name in prompt.output_fields if name in values}
         chosen = outputs if written is None else _needed(values, written)
         preference = Preference(inputs=values, chosen=chosen, rejected=_needed(values, said), origin="correction")
-        same = _text(preference.chosen, prompt) == _text(preference.rejected, prompt)
-        return "answer left as it was" if same else preference
+        return "answer left as it was" if _is_unchanged(preference, prompt) else preference
 
     return _collect(examples, make)
 
@@ -148,6 +147,21 @@ def preferences_from_mistakes(
     if next(answers, _NOTHING) is not _NOTHING:
         raise UsageError("more predictions than examples; give one for each")
     return found
+
+
+def _is_unchanged(preference: Preference, prompt: PromptFormat) -> bool:
+    """Whether both answers say the same: "Yes" and true do, and 12 and "$12.00"."""
+    try:
+        chosen, rejected = (_read(answer, prompt) for answer in (preference.chosen, preference.rejected))
+    except (AnswerError, KeyError):  # what cannot be read may still be the same text
+        return _text(preference.chosen, prompt) == _text(preference.rejected, prompt)
+    return all(_is_same(prompt.codec(name), chosen[name], rejected[name]) for name in prompt.output_fields)
+
+
+def _read(answer: Answer, prompt: PromptFormat) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return prompt.parse(answer)
+    return {name: prompt.codec(name).read(answer[name], name=name) for name in prompt.output_fields}
 
 
 def _is_same(codec: Codec, right: Any, read: Any) -> bool:

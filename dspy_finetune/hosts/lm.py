@@ -34,6 +34,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import dspy
+from dspy.clients.costs import estimate_cost
 from dspy.lm15 import AsyncLMRouter, LMRouter, Request, Response, RouterConfig, Timeouts
 
 from dspy_finetune.catalog import parse_model_id
@@ -231,7 +232,7 @@ def _is_told(logprob: Any) -> bool:
 # Why: for a model that its price list does not hold (every tuned one) DSPy reads the whole list twice after each
 # answer, only to say that the price is unknown, and it chooses the provider anew at each call. That is two thirds of
 # the processor time of a call (benchmarks/one_call.py). An engine of one's own is asked for neither. Not covered:
-# settings that only DSPy's LiteLLM route carries, and answers whose price DSPy knows: those keep its route.
+# settings that only DSPy's LiteLLM route carries.
 
 _ROUTE = "openai-chat"
 _MAX_CONNECTIONS = 1000  # as many as openai's own client: bulk scoring has more than DSPy's 100 under way
@@ -350,16 +351,14 @@ class AsyncHostEngine(_Engine):
             await found[1].aclose()
 
 
-def engines_for(host: Connection, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def engines_for(host: Connection, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options for `host.lm` that make it ask through these engines; as given where DSPy's own route is wanted.
 
-    DSPy's own route is kept for settings that an engine does not carry, and for a host's untuned models whose price
-    DSPy knows.
+    DSPy's own route is kept for settings that an engine does not carry: there an odd log-probability ends a call.
     """
     timeout = options.get("timeout")
     is_plain = options.keys() <= _OWN_SETTINGS and (timeout is None or isinstance(timeout, (int, float)))
-    is_priced = host.kind.name in _PRICED_KINDS and not model.removeprefix("openai/").startswith("ft:")
-    if not is_plain or is_priced:
+    if not is_plain:
         return dict(options)
     kept = {name: value for name, value in options.items() if name != "timeout"}
     pair = {
@@ -534,12 +533,25 @@ class HostLM(dspy.LM):
         super()._warn_zero_temp_rollout(temperature, wished)
 
     def update_history(self, entry: dict[str, Any]) -> None:
-        """As dspy.LM; where DSPy knows no price and the catalog does, with the catalog's cost."""
+        """As dspy.LM; of an engine of this module with the cost by DSPy's price list, else by the catalog's."""
         if entry.get("cost") is None and entry.get("usage"):
-            entry["cost"] = self._cost(sound_usage(entry["usage"]))
+            entry["cost"], details = self._listed_cost(entry)
+            if entry["cost"] is None:
+                entry["cost"] = self._cost(sound_usage(entry["usage"]))
+                details = {"kind": "estimate", "source": "the catalog of dspy_finetune"}
             if entry["cost"] is not None:
-                entry["cost_details"] = {"kind": "estimate", "source": "the catalog of dspy_finetune"}
+                entry["cost_details"] = details
         super().update_history(entry)
+
+    def _listed_cost(self, entry: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:
+        """As DSPy's own route to OpenAI and Azure gives it; a tuned model's price stands in no list of DSPy's."""
+        response, named = entry.get("response"), parse_model_id(self.model)
+        is_listed = self._host.kind.name in _PRICED_KINDS and self._has_own_engine and not named.is_tuned
+        if not is_listed or not hasattr(response, "usage"):
+            return None, {}
+        name, request = self.model.removeprefix("openai/"), entry.get("request")
+        cost, details = estimate_cost(response, provider=_ROUTE, requested_model=name, request=request)
+        return cost, details
 
     def _cost(self, usage: Mapping[str, Any]) -> float | None:
         if self._host.kind.name not in _PRICED_KINDS:

@@ -139,7 +139,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
             self._lm = head_lm(Path(self.folder), self.model, self.lm_options)
         if self._lm is None:
             assert self.host is not None
-            self._lm = self.host.lm(self.model, **engines_for(self.host, self.model, self.lm_options))
+            self._lm = self.host.lm(self.model, **engines_for(self.host, self.lm_options))
         return self._lm
 
     @lm.setter

@@ -121,20 +121,24 @@ def _unknown(program: Any, name: str, names: list[str]) -> UsageError:
 # ----------------------------------------------------------------------------------------------------
 # What DSPy asks of a whole program, answered for one that holds tuned parts: its one LM, and its streamed fields.
 #
-# In: importing this module. Out: two questions of DSPy know tuned predictors.
+# In: importing this module. Out: three questions of DSPy know tuned predictors.
 #
 # - `program.get_lm()`, which BestOfN, Refine and SIMBA ask for the language model to sample from: a tuned part is not
-# part of the question, as it cannot be given another model. DSPy would count its model as one more. -
-# `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
-# as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
+#   part of the question, as it cannot be given another model. DSPy would count its model as one more.
+# - `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
+#   as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
+# - SIMBA writes what a program gave as JSON, and gives a candidate up where a key is no text: the probabilities of a
+#   prediction are by label, so by True and False.
 #
 # Not covered: listening to one of several outputs of a tuned predictor, whose answer is one text (UsageError); DSPy's
-# other questions need no help. Both hooks call DSPy's own code wherever no tuned predictor is concerned.
+# other questions need no help. The hooks call DSPy's own code wherever no tuned predictor is concerned.
 
 # `dspy.streaming.streamify` is the function; the module of that name is hidden behind it.
 _streamify: Any = importlib.import_module("dspy.streaming.streamify")
 _dspy_get_lm = dspy.Module.get_lm
 _dspy_find = _streamify.find_predictor_for_stream_listeners
+_simba: Any = importlib.import_module("dspy.teleprompt.simba_utils")
+_dspy_mask = _simba.recursive_mask
 
 
 @functools.wraps(_dspy_get_lm)
@@ -199,10 +203,18 @@ def _listen(listener: Any, name: str | None, predictor: FinetunedPredictor) -> N
     listener.receive, listener.finalize = receive, finalize
 
 
+@functools.wraps(_dspy_mask)
+def _mask(value: Any) -> Any:
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        value = {str(key): one for key, one in value.items()}
+    return _dspy_mask(value)
+
+
 def install() -> None:
-    """Put both answers in DSPy's place; once is enough."""
+    """Put the answers in DSPy's place; once is enough."""
     dspy.Module.get_lm = _get_lm
     _streamify.find_predictor_for_stream_listeners = _find
+    _simba.recursive_mask = _mask  # it calls itself by this name
 
 
 # ----------------------------------------------------------------------------------------------------

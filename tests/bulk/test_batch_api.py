@@ -105,6 +105,22 @@ def test_what_expired_or_may_pass_goes_into_another_batch(fake: FakeOpenAI, tmp_
     assert {question: n for question, n in tries.items() if n > 1} == {"Title: title 4": 2}
 
 
+@pytest.mark.parametrize("order", ["completed", "failed"])
+def test_fewer_alternatives_are_asked_for_where_the_host_refuses(order: str, fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Of each request, or of the whole file: by the number that the host's error names, in the next batch."""
+    refusal = "Invalid 'top_logprobs': must be at most 8."
+    fake.orders = [order]
+    fake.failed_batch = refusal
+    fake.says = lambda body: (200, "true") if body["top_logprobs"] <= 8 else (400, refusal)
+    host = Host.compatible(fake.url, "sk-secret-key-12345", name="fake")
+    done = batch_api.predict(ft.OpenAIPredictor(ft.prompts.binary(), "m", host=host), titles(3), tmp_path / "o.jsonl")
+    assert (done.n_answered, done.n_failed) == (3, 0)
+    files = [fake.contents[batch["input_file_id"]].splitlines() for batch in fake.batches.values()]
+    asked = [[json.loads(line)["body"] for line in lines] for lines in files]
+    assert [{body["top_logprobs"] for body in bodies} for bodies in asked] == [{20}, {8}]
+    assert [{**body, "top_logprobs": 8} for body in asked[0]] == asked[1]
+
+
 def test_a_full_queue_is_waited_for(fake: FakeOpenAI, tmp_path: Path) -> None:
     fake.orders = ["completed", "queue_full", "queue_full", "completed"]
     began = fake.now

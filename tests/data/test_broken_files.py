@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dspy_finetune as ft
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import DataError, EmptyDatasetError, FinetuneError, RowError, RowsError
 
@@ -169,3 +171,23 @@ def test_one_wrong_byte_anywhere_never_makes_a_loader_fail_in_another_way(
     path.write_bytes(content[:position] + junk + content[position:])
     with contextlib.suppress(FinetuneError):
         assert load_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[{"liked": "yes"}, {"liked": "perhaps"}]', "x.json:1 (row 2): field"),
+        ('{"data": [{"liked": "yes"}, 7]}', "x.json:1 (row 2): the row is a number"),
+        ('[{"liked": "yes"}, {"liked": }]', "x.json:1 (row 2): not JSON"),
+        ('[{"liked": "yes"},\n{"liked": "perhaps"}]', "x.json:2: field"),
+    ],
+)
+def test_a_json_file_of_one_line_names_the_row(text: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ft.errors.DataError) as found:
+        ft.load_examples(tmp_path / "x.json", types={"liked": bool})
+    assert place in str(found.value)
+    again = pickle.loads(pickle.dumps(found.value))
+    assert str(again) == str(found.value)
+    rows = again.errors if isinstance(again, ft.errors.RowsError) else [again]
+    assert rows[0].line == int(place[7])

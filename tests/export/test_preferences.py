@@ -18,7 +18,7 @@ from dspy_finetune.export import (
     preferences_from_mistakes,
     preferences_from_program,
 )
-from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise
+from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, number
 
 PROMPT = answer("Be brief.")
 
@@ -47,6 +47,21 @@ def test_a_correction_may_stand_in_a_field_of_its_own() -> None:
     assert (found[0].chosen, found[0].rejected) == ("2", "3")
     with pytest.raises(RowsError, match="row 1"):
         preferences_from_corrections(rows, PROMPT)
+
+
+def test_a_correction_of_the_form_alone_is_none() -> None:
+    """Answers are compared as what they say: a boolean, a label or a number; an unreadable one is another answer."""
+    rows = [
+        {"title": "a", "said": "Yes", "is_favorite": True},
+        {"title": "b", "said": {"is_favorite": "1"}, "is_favorite": True},
+        {"title": "c", "said": "no", "is_favorite": True},
+        {"title": "d", "said": "perhaps", "is_favorite": True},
+    ]
+    found = preferences_from_corrections(rows, binary())
+    assert ([pair.inputs["title"] for pair in found], found.skipped) == (["c", "d"], {"answer left as it was": 2})
+    priced = [{"product": "x", "said": said, "price": 12.0} for said in ("$12.00", "12", "about $15")]
+    found = preferences_from_corrections(priced, number())
+    assert [pair.rejected for pair in found] == ["about $15"]
 
 
 def test_mistakes_choose_the_right_answer() -> None:

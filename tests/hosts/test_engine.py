@@ -56,7 +56,7 @@ class Body:
 
 def own(fake: FakeOpenAI, **options: Any) -> dspy.LM:
     host = Host.compatible(fake.url, "k")
-    return host.lm(TUNED, **engines_for(host, TUNED, {"cache": False, "num_retries": 0, **options}))
+    return host.lm(TUNED, **engines_for(host, {"cache": False, "num_retries": 0, **options}))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -133,7 +133,7 @@ def test_loopback_is_asked_without_a_proxy(fake: FakeOpenAI, monkeypatch: pytest
 def test_copies_and_pickles_hold_no_key_and_ask_again(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPATIBLE_API_KEY", "key-of-the-environment")
     host = Host.compatible(fake.url, "key-in-memory")
-    lm = host.lm(TUNED, **engines_for(host, TUNED, {"cache": False, "timeout": 30}))
+    lm = host.lm(TUNED, **engines_for(host, {"cache": False, "timeout": 30}))
     lm(request(CONFIGS[0]))
     asyncio.run(lm.acall(request(CONFIGS[0])))
     pickled = pickle.dumps(lm)
@@ -146,7 +146,7 @@ def test_copies_and_pickles_hold_no_key_and_ask_again(fake: FakeOpenAI, monkeypa
 def test_the_saved_state_is_that_of_dspys_own_route(fake: FakeOpenAI) -> None:
     host = Host.compatible(fake.url, "key-in-memory")
     options = {"cache": False, "num_retries": 5, "timeout": 30}
-    state = host.lm(TUNED, **engines_for(host, TUNED, options)).dump_state()
+    state = host.lm(TUNED, **engines_for(host, options)).dump_state()
     assert state == host.lm(TUNED, **options).dump_state()
     assert dspy.LM.load_state(dict(state)).kwargs["timeout"] == 30
     for kind in (HostEngine, AsyncHostEngine):
@@ -156,12 +156,10 @@ def test_the_saved_state_is_that_of_dspys_own_route(fake: FakeOpenAI) -> None:
 
 
 def test_what_an_engine_does_not_carry_keeps_dspys_route(fake: FakeOpenAI) -> None:
-    """And so do untuned models of hosts whose prices DSPy knows."""
     host = Host.compatible(fake.url, "k")
     for given in ({"headers": {"x": "y"}}, {"model_type": "responses"}, {"engine": "litellm"}, {"timeout": object()}):
-        assert engines_for(host, TUNED, given) == given
-    assert engines_for(Host.openai(), "gpt-4.1-mini", {}) == {}
-    assert set(engines_for(Host.openai(), TUNED, {"timeout": 3})) == {"engine", "async_engine"}
+        assert engines_for(host, given) == given
+    assert set(engines_for(Host.openai(), {"timeout": 3})) == {"engine", "async_engine"}
 
 
 def test_a_predictor_asks_through_them(fake: FakeOpenAI, tmp_path: Path) -> None:
@@ -209,7 +207,7 @@ def test_a_server_that_moved_is_found_again(fake: FakeOpenAI, monkeypatch: pytes
     moved = FakeOpenAI()
     moved.reply = "false"
     host = Host.compatible(fake.url, "k")
-    lm = host.lm(TUNED, **engines_for(host, TUNED, {"cache": False}))
+    lm = host.lm(TUNED, **engines_for(host, {"cache": False}))
 
     async def ask() -> str:
         return str((await lm.acall(request(CONFIGS[0]))).text)

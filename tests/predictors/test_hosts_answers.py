@@ -151,6 +151,32 @@ def test_odd_log_probabilities_cost_no_answer(logprobs: Any, chat: ChatServer, t
         assert (row["is_favorite"], row["probability"]) == (True, None)
 
 
+@pytest.mark.parametrize("kind", ["openai", "azure"])
+@pytest.mark.parametrize("logprobs", [told("true", None), "none"])
+def test_odd_log_probabilities_of_untuned_models_cost_no_answer(
+    logprobs: Any, kind: str, chat: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models whose price DSPy knows are asked and read as tuned ones are."""
+    says(chat, {**completion("true", logprobs=logprobs), "model": "gpt-4o-mini"})
+    monkeypatch.setattr(ft.Host, "connection", lambda self: (chat.url, "k"))
+    host = ft.Host.openai() if kind == "openai" else ft.Host.azure("https://x.openai.azure.com")
+    predictor = ft.OpenAIPredictor(BINARY, "gpt-4o-mini", host=host, cache=False)
+    for found in (predictor(title="x"), asyncio.run(predictor.acall(title="x"))):
+        assert (found.is_favorite, found.probability) == (True, None)
+
+
+def test_an_untuned_models_answer_costs_what_dspys_own_route_says(
+    chat: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ft.Host, "connection", lambda self: (chat.url, "k"))
+    predictor = ft.OpenAIPredictor(BINARY, "gpt-4o-mini", host=ft.Host.openai(), cache=False)
+    predictor(title="x")
+    plain = dspy.LM("openai/gpt-4o-mini", api_base=chat.url, api_key="k", cache=False, engine="lm15")
+    plain("x")
+    assert predictor.lm.history[-1]["cost"] == pytest.approx(plain.history[-1]["cost"])
+    assert predictor.lm.history[-1]["cost_details"] == plain.history[-1]["cost_details"]
+
+
 def test_one_odd_alternative_is_passed_over(chat: ChatServer, tmp_path: Path) -> None:
     top = [{"token": "true", "logprob": math.log(0.6)}, {"token": "false", "logprob": math.log(0.4)}]
     odd = [{"token": "x", "logprob": None}, {"token": 7, "logprob": -1.0}, {"token": "y", "logprob": float("-inf")}, 3]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,43 @@ def test_resampling_works_around_tuned_parts(kind: Any, program: Any, chat: Chat
         best = kind(program(chat), N=2, reward_fn=lambda inputs, found: 1.0, threshold=1.0)
         assert best(title="x").note == "Because."
     assert kind(Tuned(chat), N=2, reward_fn=lambda inputs, found: 1.0, threshold=1.0)(title="x").note == "Because."
+
+
+class Judged(dspy.Module):
+    """A plain part before the one that is replaced by a tuned one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note = dspy.Predict("title -> note")
+        self.judge = dspy.Predict("note -> liked: bool")
+
+    def forward(self, title: str) -> dspy.Prediction:
+        return self.judge(note=self.note(title=title).note)
+
+
+def test_simba_improves_the_plain_parts_around_a_tuned_one(chat: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
+    """By rules that a model writes from the whole trajectory; the tuned part is asked as it was trained."""
+    scores, rule = itertools.cycle([0.0, 0.5, 1.0]), '{"note": "Be short."}'
+    fields = {"note": "x", "discussion": "x", "module_advice": rule}
+    said = "".join(f"[[ ## {name} ## ]]\n{text}\n\n" for name, text in fields.items()) + "[[ ## completed ## ]]"
+    chat.answer = lambda body: [("true", {"true": 0.9, "false": 0.1})] if body["model"] == "tuned" else [(said, {})]
+    program, examples = Judged(), [dspy.Example(title=f"t{number}").with_inputs("title") for number in range(2)]
+    ft.replace(program, "judge", ft.OpenAIPredictor("note -> liked: bool", "tuned", host=chat.host, cache=False))
+    simba = dspy.SIMBA(
+        metric=lambda example, found, trace=None: next(scores),
+        bsize=2,
+        num_candidates=3,
+        max_steps=1,
+        max_demos=0,
+        num_threads=1,
+    )
+    with dspy.context(lm=dspy.LM("openai/other", api_base=chat.url, api_key="k", cache=False)):
+        better = simba.compile(program, trainset=examples, seed=0)
+        assert better(title="t0").liked is True
+    asked = [body["messages"] for body in chat.bodies]
+    assert any("module_advice" in str(messages) for messages in asked)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert {len(body["messages"]) for body in chat.bodies if body["model"] == "tuned"} == {len(asked[1])}
 
 
 def test_models_of_plain_parts_are_counted_as_before(chat: ChatServer) -> None:
