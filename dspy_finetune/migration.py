@@ -45,7 +45,7 @@ from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.pairwise import sides
 from dspy_finetune.prompts import PromptFormat
 
-# ---- how the model was made: data, prompt, method, hyperparameters, by journal, manifest and host
+# How the model was made: data, prompt, method, hyperparameters, by journal, manifest and host.
 
 LISTED_JOBS = 1000
 _PORTABLE = ("n_epochs", "beta")
@@ -275,7 +275,7 @@ def _prompt(train: Path) -> PromptFormat | None:
     return PromptFormat.from_dict(manifest.prompt)
 
 
-# ---- the plan on the new host: a model that was tuned from a tuned one is made again from the start, job by job
+# The plan on the new host: a model that was tuned from a tuned one is made again from the start, job by job.
 
 MOST_STEPS = 16
 """Tuned from a tuned model, from a tuned model ...: more than this is a circle."""
@@ -426,7 +426,6 @@ def _in_dialect(path: Path, to: Host, catalog: Catalog, folder: Path) -> Path:
     return convert(path, folder / f"{path.stem}.{wanted}.jsonl", to=wanted).path
 
 
-# ---- new against old
 NEW, OLD = "new", "old"
 """What the two are called in the report."""
 

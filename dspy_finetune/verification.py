@@ -170,9 +170,6 @@ def verify(
     )
 
 
-# ---- what is asked
-
-
 def _own_host(model: str | FinetunedModel, host: Host | None) -> tuple[Host, str]:
     if isinstance(model, FinetunedModel):
         return host or model.host, model.id
@@ -302,9 +299,6 @@ def _margin(reply: _Reply) -> float:
     """By how much the first choice leads the second, in nats; without log-probabilities nobody knows: much."""
     first, second = (*sorted((reply.beliefs or {}).values(), reverse=True), -math.inf, -math.inf)[:2]
     return first - second if first > -math.inf else math.inf
-
-
-# ---- what differs
 
 
 def _findings(

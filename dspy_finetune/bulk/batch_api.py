@@ -240,7 +240,7 @@ def _row_line(row: InputRow) -> bytes:
     return dump_json(saved) + b"\n"
 
 
-# ---- The folder of a run: what was cut, what came back, and what is still missing
+# The folder of a run: what was cut, what came back, and what is still missing.
 
 MAX_ATTEMPTS = 3
 """Batches for one part; those refused because the queue was full are not counted."""
@@ -386,7 +386,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-# ---- How far the batches of a run are. They are answered in bursts, so that the rate is that since this run began to
+# How far the batches of a run are. They are answered in bursts, so that the rate is that since this run began to
 # look. The cost is that of the answers that are here, and of the tokens that the host has counted for others: never an
 # estimate.
 
@@ -456,7 +456,7 @@ class BatchProgress:
         return self._folder.n_rows * n_requests / self._folder.n_requests
 
 
-# ---- Every part sent as a batch, looked at and collected, across crashes, full queues and expiry. The journal says
+# Every part sent as a batch, looked at and collected, across crashes, full queues and expiry. The journal says
 # uploaded, creating, created, not_created, ended, collected, each written before the next step. At most one batch is
 # under way for a part: a request to create one whose fate is unknown is settled by the host's own list, where a batch
 # carries its part's name.

@@ -38,7 +38,7 @@ from dspy_finetune.bulk.run import BulkProgress, BulkResult, Checkpoint, Run
 from dspy_finetune.errors import UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
-# ---- A coroutine brought to its end from code that does not wait for coroutines. It runs in an event loop of its own,
+# A coroutine brought to its end from code that does not wait for coroutines. It runs in an event loop of its own,
 # in this thread or, beside a loop that runs already (a notebook), in another. Ctrl-C there, or a cancelled `await`
 # elsewhere, ends it: nothing goes on asking, and paying, behind the caller's back.
 
@@ -119,9 +119,6 @@ def in_thread(function: Callable[P, T], *, name: str, doc: str) -> Callable[P, A
     call.__name__ = call.__qualname__ = name
     call.__doc__ = doc
     return call
-
-
-# ---- What a bulk run asks and where it writes: the same for every way of asking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +208,6 @@ def _n_total(examples: Any, marks: Mapping[str, Any], limit: int | None) -> int 
     if found is None:
         return None
     return found if limit is None else min(found, limit)
-
-
-# ---- The run
 
 
 def predict(

@@ -322,9 +322,6 @@ class Budget:
         )
 
 
-# ---- What the headers say
-
-
 def backoff_seconds(n_failures: int, generator: random.Random) -> float:
     """How long to wait after so many failures in a row: half to all of 0.5, 1, 2, ... 60 s."""
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(n_failures, 30), LONGEST_PAUSE_SECONDS)

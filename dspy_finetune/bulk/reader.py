@@ -341,7 +341,7 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-# ---- The output file. Parquet needs the extra `data`; its columns are those that any row has, each of the type that
+# The output file. Parquet needs the extra `data`; its columns are those that any row has, each of the type that
 # fits all rows, read in two passes of bounded memory.
 
 _BLOCK = 8192

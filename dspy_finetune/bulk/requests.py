@@ -113,7 +113,7 @@ def read_completions(
     return predictor._read(answers[0]) if predictor.n_samples == 1 else predictor._read_samples(answers)
 
 
-# ---- One pooled HTTP connection to a host. The key travels in a header and stands nowhere else. The `openai` client
+# One pooled HTTP connection to a host. The key travels in a header and stands nowhere else. The `openai` client
 # spends most of its time on types that bulk use does not need; here a reply is bytes until a predictor reads it.
 # aiohttp, whose parser is written in C, works beside any version of the `openai` package.
 
@@ -212,9 +212,6 @@ class HttpFailure(Exception):
         self.status_code = reply.status
         self.body = body
         self.request_id = reply.headers.get("x-request-id")
-
-
-# ---- Asking
 
 
 class RowFailedError(Exception):

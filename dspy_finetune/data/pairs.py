@@ -22,7 +22,7 @@ from dspy_finetune.data.items import check_rows, input_names, item_key, pair_bas
 from dspy_finetune.errors import DataError, RowError, RowsError, UsageError
 from dspy_finetune.values import Unparseable, load_bool, load_number
 
-# ---- The two sides of a pair row: which one is preferred, however it is spelled
+# The two sides of a pair row: which one is preferred, however it is spelled.
 # The preference stands under `preferred`, `preference` or `preferred_title`, as a side ("A", "b", "title_a"), as the
 # text of the preferred side, or as a word for a tie.
 
@@ -127,9 +127,6 @@ def _turned(value: Any, base: str) -> Any:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---- Pairs from labelled items
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -413,9 +410,6 @@ def _written(
         row = dspy.Example({**fields, **pair.extra}).with_inputs(f"{text}_a", f"{text}_b")
         written += [row, swap(row, text=text)] if both_orders else [row]
     return written
-
-
-# ---- The way back: items from pairs
 
 
 def items_from_pairs(

@@ -40,8 +40,6 @@ from dspy_finetune._optional import require
 from dspy_finetune.data.fields import MarkedRow
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, UsageError
 
-# ---- Bytes as numbered lines of text
-
 Row = tuple[int, "dict[str, Any] | RowError"]
 """A line number and the row that begins there, or the reason why it cannot be read."""
 
@@ -82,7 +80,7 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
     )
 
 
-# ---- CSV and TSV
+# CSV and TSV:
 # RFC 4180: double quotes around a cell that holds the delimiter or a line end, a quote inside it doubled. A row that
 # cannot be read is a RowError in its place; a header that cannot be trusted, or a quote that never closes, is raised.
 
@@ -261,7 +259,7 @@ def _wrong_count(cells: list[str], header: list[str], name: str, line: int) -> R
     return RowError(problem, path=name, line=line, value=cells, remedy=remedy)
 
 
-# ---- JSON and JSONL
+# JSON and JSONL:
 # A fault after which no further row can be trusted is raised. JSONL is read line by line, a JSON file whole.
 
 
@@ -462,7 +460,7 @@ class _JsonFile:
         return RowError(problem, path=self.name, line=self._line_now(), value=value, remedy=remedy)
 
 
-# ---- Parquet, data frames, Arrow tables, Hugging Face datasets
+# Parquet, data frames, Arrow tables, Hugging Face datasets:
 # Missing values (NaN, NaT, NA, null) are None. Parquet is read batch by batch, a data set from the hub is streamed.
 
 _BATCH_ROWS = 1024
@@ -755,8 +753,6 @@ def _quiet(datasets: Any) -> Iterator[None]:
         if was_on:
             datasets.utils.logging.enable_progress_bar()
 
-
-# ---- Any source by its name or its kind
 
 Format = Literal["json", "jsonl", "csv", "tsv", "parquet"]
 

@@ -207,8 +207,6 @@ def _check_sides(
             )
 
 
-# ---- Items that stand in two sets
-
 _SHOWN = 5
 
 

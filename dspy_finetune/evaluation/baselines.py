@@ -5,8 +5,11 @@ name and returns a `dspy.Prediction` with the label field, like any program. Lab
 for yes/no labels, otherwise of the label returned) and `probabilities` (every label's share). They are deterministic
 and can be pickled; all but the encoder's need no model and no network. The strength of each linear model, and whether
 it answers numbers on a logarithmic scale, are chosen by cross-validation on the training rows, with rows that share a
-text in one fold. `usual` gives all that fit a task. Not covered: baselines that ask a generating model
-(model_baselines.py).
+text in one fold. `usual` gives all that fit a task.
+
+Others ask an untuned model: with the tuned model's prompt, with the nearest examples, or with an optimized prompt. What
+they cost is what their prompts cost: examples in the prompt are paid for at every question, training is paid for once.
+Not covered: searching long for a prompt (DSPy's own optimizers; `optimized` takes any of them).
 
     >>> import dspy
     >>> from dspy_finetune.evaluation import baselines
@@ -46,13 +49,6 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
-
-# ----------------------------------------------------------------------------------------------------
-# Baselines that ask an untuned model: with the tuned model's prompt, the nearest examples, or an optimized prompt.
-#
-# In: training examples, a prompt or a signature, a model. Out: programs. What they cost is what their prompts cost:
-# examples in the prompt are paid for at every question, training is paid for once. Not covered: baselines without a
-# model (baselines.py), searching long for a prompt (DSPy's own optimizers; `optimized` takes any of them).
 
 
 def predictor_for(prompt: PromptFormat, model: str | FinetunedModel, *, host: Host | None = None) -> FinetunedPredictor:
@@ -251,7 +247,6 @@ class _Accepts:
             return False
 
 
-# ----------------------------------------------------------------------------------------------------
 __all__ = [
     "HostEmbedder",
     "LabelBaseline",
@@ -335,9 +330,6 @@ BATCH = 128
 """Texts in one request for vectors."""
 
 
-# ---- texts to numbers
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tfidf:
     """Words and word pairs, weighed by TF-IDF."""
@@ -413,9 +405,6 @@ def _features(features: Features, rows: Sequence[tuple[str, ...]], is_difference
 
 def _fit(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Features:
     return features.fitted([one for row in rows for one in row] if is_difference else ["\n".join(row) for row in rows])
-
-
-# ---- the programs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,9 +503,6 @@ class NearestAnswer:
         return dspy.Prediction(**{self.label: self.answers[int(closeness[:, 0].argmax())]})
 
 
-# ---- without looking
-
-
 def majority(train: Sequence[Any], *, label: str) -> LabelBaseline:
     """Always the label that is most frequent in training, with the labels' shares as probabilities.
 
@@ -545,9 +531,6 @@ def median(train: Sequence[Any], *, label: str) -> NumberBaseline:
     """
     middle = statistics.median(read_number(value) for value in _column(train, label))
     return NumberBaseline(name="median", label=label, constant=float(middle))
-
-
-# ---- TF-IDF
 
 
 def nearest_answer(
@@ -605,9 +588,6 @@ def tfidf_ridge(train: Sequence[Any], *, text: Sequence[str] | None = None, labe
     return _fit_numbers(train, _text_fields(train, label, text), label, Tfidf(), name="TF-IDF + ridge regression")
 
 
-# ---- an encoder
-
-
 def encoder_linear(
     train: Sequence[Any],
     *,
@@ -658,9 +638,6 @@ def encoder_linear(
 def _encoder_name(embed: Any) -> str:
     model = getattr(embed, "model", None)
     return model if isinstance(model, str) else "encoder"
-
-
-# ---- fitting, and what cross-validation chooses
 
 
 def _fit_labels(
@@ -860,9 +837,6 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     if name not in row:
         raise UsageError(f'the baseline reads the field "{name}", but there is only: {", ".join(map(str, row.keys()))}')
     return row[name]
-
-
-# ---- all that fit a task
 
 
 def usual(

@@ -185,7 +185,7 @@ def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     return f"{digest}-{seen[digest]}"
 
 
-# ---- how an answer is read: by one codec for all programs, so that a baseline that answers in text is read kindly too
+# How an answer is read: by one codec for all programs, so that a baseline that answers in text is read kindly too.
 
 
 def reader_of(
@@ -260,8 +260,6 @@ def with_parse_failures(answers: Sequence[Answer], name: str) -> tuple[Answer, .
         for answer in answers
     )
 
-
-# ---- many items, with threads and a checkpoint
 
 FORMAT = 1
 """Version of the checkpoint file."""
@@ -464,8 +462,6 @@ def _read(log: HeldLog, kept: _Checkpoint) -> None:
                 remedy="name another file, or delete this one to ask everything anew",
             ) from error
 
-
-# ---- the same questions asked twice, past DSPy's cache
 
 AGAIN = " (asked again)"
 """What a program's name ends in where its second answers stand."""

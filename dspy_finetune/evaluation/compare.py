@@ -549,7 +549,7 @@ def _holds_tuned(part: Any) -> bool:
     return isinstance(lm, dspy.BaseLM) and parse_model_id(str(lm.model)).is_tuned
 
 
-# ---- cards: what the items were and how each program was asked, as facts beside the numbers
+# Cards: what the items were and how each program was asked, as facts beside the numbers.
 
 
 def _cards(

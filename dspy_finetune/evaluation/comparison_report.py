@@ -1,8 +1,11 @@
 """`ComparisonReport`: a comparison that says its verdict, prints its table, and writes itself as HTML, Markdown, JSON.
 
 In: a `Comparison`, a title, cards of facts about the data and the prompts. Out: texts and files, by blocks that
-`report/` renders. Not covered: how the figures came about (compare.py), details beside the tables
-(comparison_details.py).
+`report/` renders. Beside its tables it shows confusion, position, length and price bias, probabilities, numbers and
+items. A number is *near* within a share of the true one or a fixed distance of it, whichever is wider, *fair* within
+twice that, and *far* beyond. By default that is 20 % or 40 and 40 % or 80, as usual for prices in dollars. Points of
+ROC, precision-recall and calibration curves are scikit-learn's. Not covered: how the figures came about (compare.py,
+result.py), how pictures are drawn (report/plots.py).
 """
 
 from __future__ import annotations
@@ -44,15 +47,6 @@ from dspy_finetune.report.plots import Training, loss_curves
 from dspy_finetune.report.text import MISSING, as_text, count, figure, markdown, p_text, with_interval
 from dspy_finetune.values import label_text, read_number, same_label
 
-# ----------------------------------------------------------------------------------------------------
-# What a comparison shows beside its tables: confusion, position, length and price bias, probabilities, numbers,
-# items.
-#
-# In: a `Comparison`. Out: tables, plots and item lists for its report. A number is *near* within a share of the true
-# one or a fixed distance of it, whichever is wider, *fair* within twice that, and *far* beyond. By default that is 20
-# % or 40 and 40 % or 80, as usual for prices in dollars. Points of ROC, precision-recall and calibration curves are
-# scikit-learn's. Not covered: the figures of the metrics (result.py), how pictures are drawn (report/plots.py).
-
 Band: TypeAlias = Literal["near", "fair", "far"]
 """How far off a number is."""
 
@@ -78,9 +72,6 @@ def answer_text(answer: Answer, field: str | None) -> str:
         # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
         return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
     return str(value if value is not None else ", ".join(f"{name}: {one}" for name, one in answer.outputs.items()))
-
-
-# ---- labels
 
 
 def confusion(comparison: Comparison) -> Table | None:
@@ -150,9 +141,6 @@ def _pair_fields(comparison: Comparison) -> tuple[str, str] | None:
     names = list(comparison.items[0].inputs)
     stems = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names and name[:-2] != "price"]
     return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
-
-
-# ---- numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +221,6 @@ def scatter(comparison: Comparison, program: str, name: str, near: tuple[float, 
     ]
     field = comparison.number_field or ""
     return plots.scatter(name, dots, (f"true {field}", f"predicted {field}"))
-
-
-# ---- probabilities
 
 
 def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
@@ -344,9 +329,6 @@ def calibration(comparison: Comparison, name: str) -> str | None:
     """How often the positive label was true, against the candidate's probability, in bins of equal width."""
     pairs = probabilities(comparison).get(comparison.candidate, [])
     return plots.reliability_diagram(name, reliability(pairs), f"mean probability of {comparison.positive}")
-
-
-# ---- pictures
 
 
 def pictures(comparison: Comparison, near: tuple[float, float]) -> tuple[Plot, ...]:
@@ -510,9 +492,6 @@ def _spending(comparison: Comparison) -> Iterator[Plot]:
     )
 
 
-# ---- items
-
-
 def item_list(comparison: Comparison, near: tuple[float, float] = NEAR) -> ItemList:
     """The items with all answers, those on which the programs disagree first."""
     field = comparison.field
@@ -582,7 +561,6 @@ def errors(comparison: Comparison) -> list[str]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
     """The outcome of `compare`: numbers, a verdict, and the ways to show them."""

@@ -9,7 +9,10 @@ the simplest form that falls ever slower, as error does with data (Hestness et a
 two doublings that a sweep measures, the two cannot be told apart, and a power law's three numbers cannot be had from
 three points). The interval of a change is the wider of two: the bootstrap, which knows the test items, and Student's t
 from the runs' distances to the line, which knows the noise between trainings and a line that does not fit. With as many
-runs as the line has numbers, only the first exists. Not covered: the values and their pages (curve_result.py).
+runs as the line has numbers, only the first exists.
+
+The `LearningCurve` is frozen values: what each training size gave, what it cost, what more examples would bring; the
+table, the sentences and the picture of them as text, HTML, Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -54,12 +57,6 @@ from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import Plot, Plots, Section, Table, Text
 from dspy_finetune.report.text import MISSING, as_text, figure, markdown, with_interval
 from dspy_finetune.values import label_text
-
-# ----------------------------------------------------------------------------------------------------
-# `LearningCurve`: what each training size gave, what it cost, and what more examples would bring, and its pages.
-#
-# In: JSON, or what learning_curve.py computes. Out: frozen values; the table, the sentences and the picture of them, as
-# text, HTML, Markdown and JSON. Not covered: running the jobs and the extrapolation (learning_curve.py).
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -385,7 +382,6 @@ def _errors(curve: LearningCurve) -> list[str]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One run's score."""
@@ -465,7 +461,7 @@ def extrapolate_largest(runs: Sequence[Measured]) -> float | None:
     return float(values.mean() + slope * (math.log(largest) - sizes.mean()))
 
 
-# ---- the jobs: nested parts of the data, one budget, and every job followed to its end
+# The jobs: nested parts of the data, one budget, and every job followed to its end.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -691,8 +687,6 @@ class Trainer:
             break
         tell("done" if one.error is None else one.error)
 
-
-# ---- the curve
 
 MORE_ROWS = 100
 """The step whose value is told: the next hundred examples."""

@@ -28,7 +28,7 @@ from dspy_finetune.values import (
     same_label,
 )
 
-# ---- how a metric reads an example and a prediction; what a text reads as, values.py says
+# How a metric reads an example and a prediction; what a text reads as, values.py says.
 
 _ROUNDING = 1e-6
 """So much beyond 0 or 1 a sum of shares may come to."""
@@ -122,7 +122,6 @@ def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
     raise UsageError(f"which label is the positive one? Name it with positive=...; the labels are {sorted(seen)[:10]}")
 
 
-# ---- the two kinds
 Reads: TypeAlias = Literal["answer", "label", "number", "probability", "item"]
 """What a metric looks at.
 

@@ -207,7 +207,7 @@ def _check_fields(part: Any, state: Mapping[str, Any], path: str | os.PathLike[s
         )
 
 
-# ---- answers that were given before, as a program: what a model said while it still answered
+# Answers that were given before, as a program: what a model said while it still answered.
 
 
 class StoredAnswers:

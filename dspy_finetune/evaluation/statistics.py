@@ -399,7 +399,7 @@ def items_needed(difference: float, deviation: float, *, alpha: float = 0.05, po
     return math.ceil((quantiles * deviation / abs(difference)) ** 2)
 
 
-# ---- items that share a group (clusters): what is alike within a group is no new evidence
+# Items that share a group (clusters): what is alike within a group is no new evidence.
 #
 # The sandwich variance of a mean over clusters (Liang and Zeger 1986) with G / (G - 1), as statsmodels has it (tests
 # compare them); Wilson's interval at the design-effective number of items (Korn and Graubard 1998 do so with Clopper

@@ -37,8 +37,6 @@ from dspy_finetune.jobs.records import event as read_event
 from dspy_finetune.jobs.records import job_facts as read_job
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
 
-# ---- One look at a job
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
@@ -174,8 +172,6 @@ def _eta(facts: JobFacts, steps: Sequence[Event], step: int | None, total: int |
     done = step - int(first.data["step"])
     return (total - step) * (now - first.created_at) / done if done > 0 else None
 
-
-# ---- The job
 
 logger = logging.getLogger(__name__)
 

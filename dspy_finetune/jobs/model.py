@@ -159,8 +159,6 @@ class FinetunedModel:
             pause = min(pause * 2, 30.0)
 
 
-# ---- How long a model still answers
-
 WARN_DAYS = 60
 
 

@@ -1,7 +1,7 @@
 """A tuned model taken out of its host: files in a folder, or a repository on the Hugging Face hub.
 
 In: a model of a host that gives models away (the local one does). Out: an `ExportedModel`: a folder that appears whole
-or not at all, with a card, and the lines that serve it.
+or not at all, with a card, the lines that serve it, and for Ollama a Modelfile.
 
     peft     the LoRA adapter: PeftModel.from_pretrained, vLLM's --lora-modules
     merged   the whole model as safetensors with tokenizer and chat template
@@ -10,7 +10,8 @@ or not at all, with a card, and the lines that serve it.
     hub      one of the others, pushed to a repository
     head     a linear head and a loader of twenty lines, for models that are no chat models
 
-Not covered: the conversion itself (the local host does it), and whether a server answers as the model does (verify.py).
+Not covered: the conversion itself (the local host does it), and whether a server answers as the model does
+(verification.py).
 """
 
 from __future__ import annotations
@@ -37,12 +38,6 @@ from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.options import journal_of
 from dspy_finetune.jobs.records import job_facts
-
-# ----------------------------------------------------------------------------------------------------
-# What goes with an exported model: its card, the lines that serve it, and Ollama's Modelfile. Texts alone.
-#
-# In: the facts of an export and of the model's making. Out: Markdown, commands, a Modelfile.
-# Not covered: fetching the files (model_export.py).
 
 MOST_LABELS = 64
 """With more different answers than this, a model does not choose among labels."""
@@ -139,9 +134,6 @@ def _lora_rank(rank: int) -> int:
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
-# ---- Ollama
-
-
 def modelfile(gguf: str, facts: Mapping[str, Any], system: str | None) -> str:
     """Ollama's description of a model: the very template that it was trained with, in Go's words.
 
@@ -193,9 +185,6 @@ def _quoted(text: str) -> str:
     if '"""' in text:
         raise UsageError('the system prompt holds """, which a Modelfile cannot hold; export the model as gguf')
     return f'"""{text}"""'
-
-
-# ---- the card
 
 
 def model_card(
@@ -371,7 +360,6 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-# ----------------------------------------------------------------------------------------------------
 ModelFormat = Literal["peft", "merged", "gguf", "ollama", "hub", "head"]
 Weights = Literal["peft", "merged", "gguf", "head"]
 
@@ -564,9 +552,6 @@ def _whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-# ---- how it was made
-
-
 def _making(
     model: Mapping[str, Any],
     host: Host,
@@ -658,9 +643,6 @@ def _saved_report(given: Any) -> Mapping[str, Any] | None:
     if not isinstance(found, Mapping) or "programs" not in found:
         raise UsageError(f'the report holds no "comparison" with "programs"; {remedy}')
     return found
-
-
-# ---- the hub
 
 
 def _check_license(name: str | None) -> None:

@@ -113,8 +113,6 @@ def _refused(path: Path, report: CheckReport) -> DataError:
     )
 
 
-# ---- The plan
-
 logger = logging.getLogger(__name__)
 
 

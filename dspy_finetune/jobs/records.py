@@ -201,8 +201,6 @@ def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-# ---- A job's metrics as a table
-
 Row = dict[str, int | float | str | None]
 
 
@@ -263,7 +261,7 @@ def _number(value: str | list[str] | None) -> int | float | str | None:
     return int(number) if is_whole else number
 
 
-# ---- The journal: what was written down before and after each step that costs money
+# The journal: what was written down before and after each step that costs money.
 
 SCHEMA_VERSION = 2
 """1: paths as they were given, so that a process in another folder could not find the files. 2: whole paths, and in the
@@ -335,9 +333,6 @@ class Journal:
             event=str(values.get("event") or ""),
             facts=facts,
         )
-
-
-# ---- Notebooks
 
 
 def facts_table(title: str, facts: Mapping[str, object], remarks: Iterable[str] = ()) -> str:

@@ -7,6 +7,10 @@ template, how it writes each turn, the tokens that end an answer, and the base.
 A chain of adapters becomes one: its rank is the sum of theirs, and it computes the same.
 The conversion runs as `python -m dspy_finetune.local.export_model FOLDER`, so that it can neither stop the server nor
 keep its memory; the exports are gone when the server starts anew.
+GGUF is the one file that llama.cpp and Ollama read, with weights, tokenizer and chat template; it is written with the
+`gguf` package. Architectures: Llama (SmolLM2 and Mistral among them), Qwen2 and Qwen3, with byte-level BPE tokenizers;
+numbers in 32 or 16 bits, or 8 (q8_0). Any other model is refused by name: llama.cpp's own converter reads the merged
+export.
 Not covered: the card and the Modelfile (the client knows the prompt).
 """
 
@@ -172,9 +176,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
-
-
-# ---- the child process
 
 
 def run_export(folder: Path) -> None:
@@ -407,8 +408,6 @@ def _write_head(task: Mapping[str, Any], base: Path, adapters: Sequence[Path], f
     }
 
 
-# ---- how a chat template writes each turn
-
 _MARKS = {"system": "\ue000s\ue001", "user": "\ue000u\ue001", "assistant": "\ue000a\ue001"}
 
 
@@ -464,13 +463,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     run_export(Path(sys.argv[1]))
 
-
-# ----------------------------------------------------------------------------------------------------
-# A model in memory -> one GGUF file, as llama.cpp and Ollama read it; written with the `gguf` package.
-#
-# In: a merged causal model of transformers and its tokenizer. Out: a file with weights, tokenizer and chat template.
-# Architectures: Llama (SmolLM2 and Mistral among them), Qwen2 and Qwen3, with byte-level BPE tokenizers; numbers in
-# 32 or 16 bits, or 8 (q8_0). Any other model is refused by name: llama.cpp's own converter reads the merged export.
 
 GgufPrecision = Literal["f32", "f16", "bf16", "q8_0"]
 

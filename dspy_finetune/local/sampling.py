@@ -3,6 +3,12 @@
 In: the rows' logits and each request's settings. Out: chosen tokens with log-probabilities and the most likely others.
 Log-probabilities are those of the model itself: temperature, top_p, biases, penalties and a form that the answer must
 keep to change the choice, never the reported figures. Where a row cannot be answered, the others are.
+
+Answers can be held to a form: any JSON object, a JSON schema, or the call of a tool, as OpenAI's API has them. A
+`Grammar` is checked before the model is asked, and says, while an answer grows, which tokens may come next. llguidance
+enforces it; it has no dependencies and one wheel for each platform (3 MB). JSON is written without spaces between its
+parts, and objects have the properties that their schema names: a small model would otherwise add blanks and keys
+without end.
 """
 
 from __future__ import annotations
@@ -18,14 +24,6 @@ from typing import Any
 import torch
 
 from dspy_finetune.local.schemas import ApiError
-
-# ----------------------------------------------------------------------------------------------------
-# Answers that keep to a form: any JSON object, a JSON schema, or the call of a tool. Enforced by llguidance.
-#
-# In: JSON schemas and tools as OpenAI's API has them. Out: a grammar, checked before the model is asked; and, while
-# an answer grows, the tokens that may come next. llguidance has no dependencies and one wheel for each platform (3
-# MB). JSON is written without spaces between its parts, and objects have the properties that their schema names: a
-# small model would otherwise add blanks and keys without end.
 
 CALL_OPENS, CALL_CLOSES = "<tool_call>", "</tool_call>"
 """Around a tool's call where the answer may be text as well, as Qwen and Hermes models were trained to write it."""
@@ -148,7 +146,6 @@ class Guide:
             self._matcher.consume_token(token)
 
 
-# ----------------------------------------------------------------------------------------------------
 GREEDY = 1e-5
 """A temperature or top_p below this leaves the most likely token alone."""
 LOWEST_LOGPROB = -9999.0

@@ -4,6 +4,16 @@ In: JSON from a client or from the store. Out: typed values, OpenAI's own object
 JSON is read strictly in one place, `strict_json`: what no later code could live with (NaN, half a character, nesting
 without end) is refused there, for bodies, uploaded lines and batch lines alike.
 Not covered: chat requests (completions.py), what a training file may hold (scheduler.py).
+
+What "auto" means on this host is one rule for each hyperparameter, without torch, since the scheduler asks too:
+
+- n_epochs: OpenAI's published rule: 3, more where that would show fewer than 100 examples, fewer above 25,000.
+- batch_size: 4 up to 2,000 examples, else 8: small models on few steps want small batches.
+- learning_rate_multiplier: 1, times the base rate: 1e-3 (LoRA r=8 on all linear layers of a 135M
+  model, batches of 4: 540 titles twice gave 0.97 on held-out ones at 1e-3; 300 titles at 2e-3 in batches of 8 under a
+  system prompt of 75 tokens stayed at chance, and at 3e-4 nothing was learned in three epochs of 200. DPO on 100
+  explained pairs wrote whole sentences at 1e-3, and loops or nothing at 5e-4).
+- beta: 0.1.
 """
 
 from __future__ import annotations
@@ -556,18 +566,6 @@ class JobRecord(BaseModel):
             "error": self.error,
         }
 
-
-# ----------------------------------------------------------------------------------------------------
-# What "auto" means on the local host: one rule for each hyperparameter. No torch, since the scheduler asks too.
-#
-# In: the method, what the request gave, the number of examples. Out: numbers, with nothing left to choose.
-# - n_epochs: OpenAI's published rule: 3, more where that would show fewer than 100 examples, fewer above 25,000.
-# - batch_size: 4 up to 2,000 examples, else 8: small models on few steps want small batches.
-# - learning_rate_multiplier: 1, times the base rate: 1e-3 (LoRA r=8 on all linear layers of a 135M
-#   model, batches of 4: 540 titles twice gave 0.97 on held-out ones at 1e-3; 300 titles at 2e-3 in batches of 8 under a
-#   system prompt of 75 tokens stayed at chance, and at 3e-4 nothing was learned in three epochs of 200. DPO on 100
-#   explained pairs wrote whole sentences at 1e-3, and loops or nothing at 5e-4).
-# - beta: 0.1.
 
 BASE_LEARNING_RATE: dict[Method, float] = {"sft": 1e-3, "dpo": 1e-3}
 """The optimizer's rate at learning_rate_multiplier 1."""

@@ -520,7 +520,7 @@ class _DropTruncationWarning(logging.Filter):
 logging.getLogger("dspy.clients.lm").addFilter(_DropTruncationWarning())
 
 
-# ---- Settings of a module that DSPy saves: weights, thresholds, fitted coefficients. DSPy saves a program's parameters
+# Settings of a module that DSPy saves: weights, thresholds, fitted coefficients. DSPy saves a program's parameters
 # and nothing else; what a plain module keeps in its own attributes is lost without a word. A `SavedSettings` held by a
 # module is saved and loaded with it, nested or not.
 

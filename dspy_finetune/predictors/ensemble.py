@@ -39,7 +39,7 @@ from dspy_finetune.predictors.ask import (
 from dspy_finetune.predictors.base import SavedSettings
 from dspy_finetune.values import BOOL, NUMBER, LabelSet, NumberFormat, bare_label, is_yes_no, match_label
 
-# ---- How the answers of several members become one: shares, votes, the middle number. Every rule is deterministic and
+# How the answers of several members become one: shares, votes, the middle number. Every rule is deterministic and
 # does not depend on the order in which answers arrive.
 
 
@@ -143,7 +143,7 @@ def weighted_median(votes: Sequence[Vote]) -> float:
     return float(rank[-1].answer)
 
 
-# ---- A fitted combiner of several members: of labels a logistic regression on their log-odds, of numbers a regression
+# A fitted combiner of several members: of labels a logistic regression on their log-odds, of numbers a regression
 # without negative weights (Breiman 1996, "Stacked regressions"). scikit-learn fits; applying needs nothing. A member
 # that gives no probability enters as 0.9 on its answer, a member that did not answer with its mean in fitting: the
 # regression finds out what either is worth.
@@ -262,8 +262,6 @@ def _means(rows: Sequence[Sequence[float | None]]) -> list[float]:
 def _filled(row: Sequence[float | None], means: Sequence[float]) -> list[float]:
     return [mean if value is None else value for value, mean in zip(row, means, strict=True)]
 
-
-# ---- The ensemble
 
 logger = logging.getLogger(__name__)
 

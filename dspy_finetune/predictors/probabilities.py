@@ -156,8 +156,6 @@ def _begun(token: str, rests: Mapping[str, bytes], cased: Set[str], is_start: bo
     return found
 
 
-# ---- The distribution of a number
-
 _DIGIT = re.compile(r"\d")
 
 

@@ -38,7 +38,7 @@ from dspy_finetune.predictors.ask import (
 from dspy_finetune.predictors.pairwise import ItemScorePredictor, sides
 from dspy_finetune.values import match_label
 
-# ---- Scores from comparisons (Bradley-Terry with a term for the first place), and which pair to ask next
+# Scores from comparisons (Bradley-Terry with a term for the first place), and which pair to ask next.
 #
 # In: who stood first, who second, and the probability that the first is preferred. Out: `Fit`: scores with their
 # covariance. The model (Bradley and Terry, 1952; Davidson and Beaver, 1977, for the place):
@@ -144,7 +144,7 @@ def next_pairs(
     return pairs
 
 
-# ---- How sure a ranking is: scores and their deviations given the comparisons, with the spread of the scores unknown.
+# How sure a ranking is: scores and their deviations given the comparisons, with the spread of the scores unknown.
 #
 # In: comparisons, and the `Fit` to start from. Out: `Posterior`. The curvature at the fitted scores, the usual way to
 # an interval, fails here: pairs are chosen where the fit is in doubt, so a spread that was fitted too wide is never
@@ -253,8 +253,6 @@ def _polya_gamma(numpy: Any, generator: Any, weight: float, odds: Any) -> Any:
     rest = weight / _TERMS  # the sum of weight / place**2 over the places that were left out
     return (terms.sum(axis=0) + rest) / (2.0 * math.pi**2)
 
-
-# ---- The ranking
 
 FORMAT = 1
 """Version of the checkpoint file."""

@@ -1,8 +1,25 @@
-"""`replace`: put a tuned predictor in the place of a `dspy.Predict` of an optimized program, and back.
+"""`replace`: put a tuned predictor in the place of a `dspy.Predict` of an optimized program, and back; `DecisionLM`.
 
 In: a program, the name of one of its modules as DSPy writes it ("generate", "inner.generate", "steps[1]",
 "named['third']"), what to put there. Out: what was there. The program is changed in place.
 Not covered: programs whose `forward` reads what only dspy.Predict has, such as `demos`.
+
+Importing this module lets three questions of DSPy know tuned predictors; the hooks call DSPy's own code wherever none
+is concerned, and its other questions need no help:
+
+- `program.get_lm()`, which BestOfN, Refine and SIMBA ask for the language model to sample from: a tuned part is not
+  part of the question, as it cannot be given another model. DSPy would count its model as one more.
+- `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
+  as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
+  Listening to one of several outputs of a tuned predictor, whose answer is one text, is a UsageError.
+- SIMBA writes what a program gave as JSON, and gives a candidate up where a key is no text: the probabilities of a
+  prediction are by label, so by True and False.
+
+`DecisionLM` is a tuned predictor as the `lm` of a plain `dspy.Predict` whose outputs are decisions, which DSPy calls a
+decision-request client: `dspy.Predict` hands it the inputs and asks for probabilities, and DSPy's own types (`Noul`,
+`Choice`, or a plain bool or Literal), its thresholds and its weights do the rest. What is sent is the trained prompt;
+instructions and demos of the program are not. Not covered: `Score` outputs, several outputs, and streaming, which DSPy
+has not got here. DSPy calls the hook experimental.
 """
 
 from __future__ import annotations
@@ -118,21 +135,6 @@ def _unknown(program: Any, name: str, names: list[str]) -> UsageError:
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# What DSPy asks of a whole program, answered for one that holds tuned parts: its one LM, and its streamed fields.
-#
-# In: importing this module. Out: three questions of DSPy know tuned predictors.
-#
-# - `program.get_lm()`, which BestOfN, Refine and SIMBA ask for the language model to sample from: a tuned part is not
-#   part of the question, as it cannot be given another model. DSPy would count its model as one more.
-# - `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
-#   as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
-# - SIMBA writes what a program gave as JSON, and gives a candidate up where a key is no text: the probabilities of a
-#   prediction are by label, so by True and False.
-#
-# Not covered: listening to one of several outputs of a tuned predictor, whose answer is one text (UsageError); DSPy's
-# other questions need no help. The hooks call DSPy's own code wherever no tuned predictor is concerned.
-
 # `dspy.streaming.streamify` is the function; the module of that name is hidden behind it.
 _streamify: Any = importlib.import_module("dspy.streaming.streamify")
 _dspy_get_lm = dspy.Module.get_lm
@@ -216,15 +218,6 @@ def install() -> None:
     _streamify.find_predictor_for_stream_listeners = _find
     _simba.recursive_mask = _mask  # it calls itself by this name
 
-
-# ----------------------------------------------------------------------------------------------------
-# `DecisionLM`: a tuned predictor as the `lm` of a plain `dspy.Predict` whose outputs are decisions.
-#
-# In: a tuned predictor with labels. Out: what DSPy calls a decision-request client: `dspy.Predict` hands it the
-# inputs and asks for probabilities, and DSPy's own types (`Noul`, `Choice`, or a plain bool or Literal), its
-# thresholds and its weights do the rest. What is sent is the trained prompt; instructions and demos of the program
-# are not. Not covered: `Score` outputs, several outputs, and streaming, which DSPy has not got here. DSPy calls the
-# hook experimental.
 
 logger = logging.getLogger(__name__)
 

@@ -356,9 +356,6 @@ def paint_by_size(axes: Any, lines: Sequence[SizedLine], axis: str, colours: Seq
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=1)
 
 
-# ---- losses
-
-
 @runtime_checkable
 class HasMetrics(Protocol):
     """A `Job`, or whatever tells the figures of a training."""
