@@ -107,8 +107,8 @@ RUBRIC = load_rubric()
 #
 # In: the untuned model, training examples. Out: programs that take the same inputs as the tuned predictors.
 
-N_TRIED = 16
-"""Training examples that the optimizer may try for demonstrations."""
+N_TRIED = 8
+"""Training examples that the optimizer may try for demonstrations: each took three seconds of processor time."""
 MAX_ANSWER_TOKENS = 32
 """DSPy's layout of one short field takes 21; a small model that has lost the thread is cut off here."""
 
@@ -129,7 +129,7 @@ def few_shot(
     Args:
         signature: What is predicted.
         instructions: What the tuned model reads as its instructions.
-        train: Labelled examples; the first 16 are tried.
+        train: Labelled examples; the first 8 are tried.
         lm: The untuned model.
         on_try: Is told how many examples have been tried.
     """
@@ -211,6 +211,8 @@ class Size:
     """Titles to train the binary model on."""
     n_pairs: int
     """Pairs to train the pairwise model on."""
+    n_tuned_pairs: int
+    """Of these, the pairs on which weights are tuned before preferences: one costs a second of processor time."""
     n_explained: int
     """Explained pairs to train the DPO model on."""
     n_test_titles: int
@@ -228,7 +230,8 @@ SIZES = {
         name="full",
         n_titles=440,
         n_pairs=320,
-        n_explained=100,
+        n_tuned_pairs=160,
+        n_explained=64,
         n_test_titles=150,
         n_test_pairs=80,
         binary_epochs=2,
@@ -238,7 +241,8 @@ SIZES = {
         name="small",
         n_titles=260,
         n_pairs=80,
-        n_explained=24,
+        n_tuned_pairs=40,
+        n_explained=16,
         n_test_titles=40,
         n_test_pairs=20,
         binary_epochs=2,
@@ -459,7 +463,8 @@ def run(
     if "pairwise" in recipes and host.kind.has_recipes:
         # Preferences train weights, and heads leave them as they were: 24 explained pairs alone, from the untuned
         # model, taught nothing (0.35). From it, pairs have to be shown twice before anything is learned.
-        datasets["weights"] = datasets["pairwise"]
+        tuned_pairs = material.train_pairs[: size.n_tuned_pairs]
+        datasets["weights"] = export_sft(tuned_pairs, prompts["pairwise"], folder / "weights.jsonl", seed=seed)
         lora = {"recipe": "lora", "n_epochs": 2 * size.pairwise_epochs}
         tune("weights", "Tuning the weights on the pairs", base_model, hyperparameters=lora)
         start = models["weights"]

@@ -19,6 +19,7 @@ TINY = Size(
     name="tiny",
     n_titles=40,
     n_pairs=12,
+    n_tuned_pairs=12,
     n_explained=10,
     n_test_titles=12,
     n_test_pairs=6,
