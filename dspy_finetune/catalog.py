@@ -51,6 +51,17 @@ class Prices(_Facts):
     """Answer tokens in the batch interface."""
 
 
+class HostPrices(Prices):
+    """Prices of one model on one host, by what is trained; a figure that is not there is unknown, not the next one."""
+
+    training_dpo: NonNegativeFloat | None = None
+    """Per million training tokens of preference pairs."""
+    training_full: NonNegativeFloat | None = None
+    """Per million training tokens where all weights are trained."""
+    training_full_dpo: NonNegativeFloat | None = None
+    """The same, of preference pairs."""
+
+
 class BasePrices(_Facts):
     """USD per million tokens on the untuned base model, for comparison; None where unknown."""
 
@@ -124,6 +135,12 @@ class HostFacts(_Facts):
     """Of one image."""
     methods: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """Model -> methods where they differ from the model's own list."""
+    trains: tuple[str, ...] = ()
+    """Methods that it offers for models whose own list nobody recorded; empty: unknown."""
+    prices: Mapping[str, HostPrices] = Field(default_factory=dict)
+    """Model -> its prices here; a tuned model's tokens are billed as the base model's where both are served."""
+    serving: str = ""
+    """What has to happen before a tuned model answers, and how that is billed."""
     names_all_models: bool = False
     """Whether the catalog names every model that it trains; another name is then taken for a mistake."""
     is_billed: bool = True
@@ -174,7 +191,17 @@ class Catalog:
         name = facts.id if facts is not None else strip_model_id(model)
         if at_host is not None and name in at_host.methods:
             return at_host.methods[name]
-        return facts.methods if facts is not None and facts.host == host else None
+        if facts is not None and facts.host == host:
+            return facts.methods
+        return at_host.trains or None if at_host is not None else None
+
+    def prices(self, model: str, host: str) -> Prices | None:
+        """A model's prices on a host; None when nobody recorded them."""
+        facts, at_host = self.model(model), self.hosts.get(host)
+        name = facts.id if facts is not None else strip_model_id(model)
+        if at_host is not None and name in at_host.prices:
+            return at_host.prices[name]
+        return facts.prices if facts is not None and facts.host == host else None
 
     def trained(self, host: str) -> tuple[str, ...]:
         """The models that a host is known to train, by name.
@@ -207,7 +234,7 @@ class ModelId:
     """A model's name taken apart.
 
     `ft:{base}:{organisation}:{suffix}:{id}[:ckpt-step-{N}]` on OpenAI and the hosts that follow it (the suffix may be
-    empty), `{base}.ft-{hex}` on Azure; anything else is a base model.
+    empty), `{base}.ft-{hex}` on Azure, `{base}-LoRa:{suffix}-{id}` on Nebius; anything else is a base model.
     """
 
     base: str
@@ -227,6 +254,7 @@ class ModelId:
         return self.id is not None or self.organisation is not None
 
 
+_NEBIUS = re.compile(r"(?P<base>.+)-LoRa:(?P<suffix>.+)-(?P<id>[A-Za-z0-9]+)")
 _AZURE = re.compile(r"(?P<base>.+?)\.ft-(?P<id>[0-9a-fA-F]+)(?P<rest>[-:].*)?")
 _STEP = re.compile(r"ckpt-step-(\d+)")
 
@@ -253,6 +281,8 @@ def parse_model_id(model: str) -> ModelId:
         return ModelId(base=base, organisation=organisation or None, suffix=suffix or None, id=own or None, step=step)
     if found := _AZURE.fullmatch(name):
         return ModelId(base=found.group("base"), id=found.group("id"))
+    if found := _NEBIUS.fullmatch(name):
+        return ModelId(base=found.group("base"), suffix=found.group("suffix"), id=found.group("id"))
     return ModelId(base=name)
 
 

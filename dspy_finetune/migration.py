@@ -248,7 +248,7 @@ def _validation_file(
 
 def _fetch(file_id: str, host: Host, folder: Path) -> Path:
     with host.talking(f"fetch the file {file_id}"):
-        content: bytes = host.client().files.content(file_id).content
+        content = host.api().content(file_id)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"fetched-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
     with atomic_writer(path) as stream:
@@ -550,7 +550,7 @@ class Migration:
             return
         try:
             with old.host.talking(f"ask for the model {old.model}"):
-                old.host.client().models.retrieve(old.model)
+                old.host.api().model(old.model)
         except HostError as error:
             if error.status != 404:
                 raise

@@ -220,7 +220,7 @@ def _rows_of_job(model: str, host: Host) -> list[Any]:
     if file_id is None:
         raise UsageError(f"no prompts for {model}: {host.name} lists no job that made it; name rows with --data FILE")
     with host.talking(f"fetch the file {file_id}"):
-        content: bytes = host.client().files.content(file_id).content
+        content = host.api().content(file_id)
     return [json.loads(line) for line in content.splitlines() if line.strip()]
 
 

@@ -129,6 +129,12 @@ class FakeOpenAI:
     def count(self, route: str) -> int:
         return sum(1 for name, _ in self.requests if name == route)
 
+    def own_answer(
+        self, command: str, path: list[str], body: Any, query: dict[str, list[str]]
+    ) -> tuple[int, Any] | None:
+        """What a host with an API of its own answers (fake_hosts.py); None leaves it to this one."""
+        return None
+
     # ---- what the routes do
 
     def upload(self, name: str, purpose: str, content: bytes) -> dict[str, Any]:
@@ -366,6 +372,9 @@ class _Handler(BaseHTTPRequestHandler):
         fake = self.fake
         if fake.key and self.headers.get("Authorization") != f"Bearer {fake.key}":
             return _refuse(401, f"Incorrect API key provided: {self.headers.get('Authorization')}", "invalid_api_key")
+        own = fake.own_answer(self.command, path, body, query)
+        if own is not None:
+            return own
         if route == "POST /files":
             return 200, fake.upload(body["filename"], body["purpose"].decode(), body["file"])
         if route == "GET /files":
@@ -405,7 +414,7 @@ class _Handler(BaseHTTPRequestHandler):
             if job["_hidden"] > 0:
                 job["_hidden"] -= 1
                 continue
-            metadata = job["metadata"] or {}
+            metadata = job.get("metadata") or {}
             if not self.fake.filters_metadata or all(metadata.get(name) == value for name, value in wanted.items()):
                 shown.append(_public(job))
         return _page(shown, query)
@@ -442,6 +451,16 @@ class _Handler(BaseHTTPRequestHandler):
 def _route(command: str, path: list[str]) -> str:
     fixed = {"files", "fine_tuning", "jobs", "models", "chat", "completions"}
     fixed |= {"content", "events", "checkpoints", "cancel", "pause", "resume"}
+    fixed |= {
+        "v0",
+        "fine-tunes",
+        "upload",
+        "endpoints",
+        "datasets",
+        "supervisedFineTuningJobs",
+        "dpoJobs",
+        "deployments",
+    }
     return f"{command} /" + "/".join(part if part in fixed else "*" for part in path)
 
 

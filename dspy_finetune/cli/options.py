@@ -30,7 +30,7 @@ from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
 
 HostText = Annotated[
-    str, typer.Option("--host", help="openai, azure, local, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
+    str, typer.Option("--host", help="openai, azure, local, nebius, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
 ]
 RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
 EnvPath = Annotated[Path | None, typer.Option("--env-file", help="Read keys from this file instead of ./.env.")]
@@ -97,8 +97,8 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
     Host.compatible('https://llm.example.com/v1')
 
     Args:
-        text: openai, azure, local, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for a server
-            of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
+        text: openai, azure, local, nebius, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for
+            a server of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
         root: The embedded server's folder.
 
     Raises:
@@ -109,22 +109,27 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
         return Host.openai()
     if name == "azure":
         return Host.azure(address or None)
+    if text == "nebius":
+        return Host.nebius()
     if name == "local":
         return Host.local(address or None, root=root)
     if text.startswith(("http://", "https://")):
         return Host.compatible(text)
     if name.replace("-", "").isalnum() and address.startswith(("http://", "https://")):
         return Host.compatible(address, name=name)
-    raise UsageError(f"--host {text}: expected openai, azure, local, an address, or NAME=ADDRESS")
+    raise UsageError(f"--host {text}: expected openai, azure, local, nebius, an address, or NAME=ADDRESS")
 
 
 def host_option(host: Host) -> str:
     """The options that name a host again, for a command that is shown to be copied."""
     facts = host.to_dict()
     url, name = facts.get("base_url"), facts["name"]
-    text = {"openai": "openai", "azure": f"azure={url}", "local": f"local={url}" if url else "local"}.get(
-        facts["kind"], f"{name}={url}" if name != "compatible" else str(url)
-    )
+    text = {
+        "openai": "openai",
+        "nebius": "nebius",
+        "azure": f"azure={url}",
+        "local": f"local={url}" if url else "local",
+    }.get(facts["kind"], f"{name}={url}" if name != "compatible" else str(url))
     root = f" --root {facts['root']}" if "root" in facts else ""
     return f"--host {text}{root}"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id
+from dspy_finetune.catalog import Catalog, HostPrices, ModelFacts, Prices, load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.dataset import TrainingFile
 from dspy_finetune.export.formats import from_any
@@ -107,6 +107,7 @@ def training_cost(
     n_tokens: int | None = None,
     n_epochs: int | None = None,
     n_hours: float | None = None,
+    is_full: bool = False,
     host: str = "openai",
     catalog: Catalog | None = None,
 ) -> TrainingCost:
@@ -120,7 +121,8 @@ def training_cost(
         n_tokens: Without a file: billed tokens of one epoch.
         n_epochs: None takes the host's own rule.
         n_hours: Hours of reinforcement training, where the method is billed so.
-        host: Whose bill it is. The prices known are OpenAI's; on your own machine nothing is billed.
+        is_full: All weights are trained, and not an adapter, where the host bills the two apart.
+        host: Whose bill it is; on your own machine nothing is billed.
         catalog: Prices; None loads the packaged ones and the user's over them.
 
     Raises:
@@ -142,7 +144,8 @@ def training_cost(
     epochs = default_epochs(n_rows) if n_epochs is None else n_epochs
     facts = catalog.model(base_model)
     by_hour = method == "rft"
-    price, unknown = _price(facts, "training_hour" if by_hour else "training", base_model, host, catalog)
+    name = "training_hour" if by_hour else _training_field(catalog.prices(base_model, host), method, is_full)
+    price, unknown = _price(facts, name, base_model, host, catalog)
     amount = n_hours if by_hour else n_tokens
     if amount is None and price:
         unknown = "the hours of training are unknown" if by_hour else f"the tokens are not counted for {base_model}"
@@ -318,6 +321,13 @@ def _row_tokens(
     return asked, counter.messages(answer) - counter.messages([blank] * len(answer))
 
 
+def _training_field(prices: Prices | None, method: str, is_full: bool) -> str:
+    """Which of a host's prices is meant; where a host has one price for all, that one."""
+    if not isinstance(prices, HostPrices):
+        return "training"
+    return "training" + ("_full" if is_full else "") + ("_dpo" if method == "dpo" else "")
+
+
 def _price(
     facts: ModelFacts | None, name: str, model: str, host: str, catalog: Catalog
 ) -> tuple[float | None, str | None]:
@@ -325,6 +335,12 @@ def _price(
     at_host = catalog.host(host)
     if at_host is not None and not at_host.is_billed:
         return 0.0, None
+    table, _, field_name = name.rpartition(":")
+    here = catalog.prices(model, host)
+    if at_host is not None and isinstance(here, HostPrices):
+        price = getattr(here, field_name)
+        words = f'the {field_name.replace("_", " ")} price of "{strip_model_id(model)}" on {host} is unknown'
+        return price, None if price is not None else f"{words}; add it to a catalog of your own"
     if facts is None:
         return None, f'no price of "{model}" is known; add it to a catalog file of your own (see docs/export.md)'
     if facts.host != host:
@@ -332,7 +348,6 @@ def _price(
             None,
             f'no price of "{facts.id}" on {host} is known (only on {facts.host}); add it to a catalog of your own',
         )
-    table, _, field_name = name.rpartition(":")
     price = getattr(facts.base_prices if table else facts.prices, field_name, None)
     if price is None:
         return (

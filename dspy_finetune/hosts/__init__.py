@@ -7,6 +7,7 @@
 """
 
 from dspy_finetune.catalog import Catalog, ModelFacts, load_catalog, parse_model_id, strip_model_id
-from dspy_finetune.hosts.host import Host, HostKind
+from dspy_finetune.hosts.host import Host
+from dspy_finetune.hosts.protocol import HostKind
 
 __all__ = ["Catalog", "Host", "HostKind", "ModelFacts", "load_catalog", "parse_model_id", "strip_model_id"]

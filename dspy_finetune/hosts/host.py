@@ -1,9 +1,9 @@
 """A host: where jobs run and models answer, as a small value that holds no client and shows no key.
 
 In: an address, or the wish for the embedded server. Out: an `openai.OpenAI` client, a `dspy.LM`, this library's errors.
-Every host speaks OpenAI's wire format; what differs stands in `KINDS`. Keys are read from the environment when they
-are needed; a key given as an argument stays in memory alone: it is in no repr, dict, pickle or file, so after
-unpickling the environment must supply it.
+Chat is OpenAI's on every host; what differs stands in `KINDS`, and in a file for each API of its own (protocol.py).
+Keys are read from the environment when they are needed; a key given as an argument stays in memory alone: it is in no
+repr, dict, pickle or file, so after unpickling the environment must supply it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import re
 import shlex
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dspy_finetune.errors import HostError, UsageError
@@ -32,6 +31,9 @@ from dspy_finetune.hosts.embedded import (
     stop_server,
 )
 from dspy_finetune.hosts.failures import describe_failure, redact, scrub
+from dspy_finetune.hosts.nebius import KIND as NEBIUS
+from dspy_finetune.hosts.nebius import NebiusApi
+from dspy_finetune.hosts.protocol import HostApi, HostKind, KindName, OpenAIApi
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -82,58 +84,25 @@ def deployment_command(
 
 
 # ----------------------------------------------------------------------------------------------------
-# ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has. What a
-# host's models can do and cost, and what it asks of a file, stands in the catalog.
-
-KindName = Literal["openai", "azure", "local", "compatible"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostKind:
-    """The facts that hold for every host of one kind."""
-
-    name: KindName
-    """The kind's name, as it stands in saved files."""
-    key_variables: tuple[str, ...]
-    """Environment variables that may hold the key, in the order in which they are tried."""
-    listing_lag_seconds: float
-    """A job that is not listed this long after its creation does not exist."""
-    needs_deployment: bool
-    """A tuned model answers only after a deployment outside this API."""
-    lists_models: bool
-    """GET /models/{id} tells whether a tuned model answers yet."""
-    has_structured_output: bool
-    """It can hold answers to a JSON schema (`response_format`)."""
-    poll_seconds: tuple[float, float]
-    """The first and the longest pause between two looks at a job."""
-    has_recipes: bool
-    """It takes the hyperparameter `recipe`: a linear head, a LoRA adapter, or both."""
-    base_model: str | None
-    """A model that it tunes, for whoever has no wish of their own; None where only the user can know."""
-
+# ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has; and the
+# translation of each API that is not OpenAI's. What a host's models can do and cost, and what it asks of a file, stands
+# in the catalog.
 
 KINDS: dict[KindName, HostKind] = {
     "openai": HostKind(
         name="openai",
         key_variables=("OPENAI_API_KEY",),
+        url_variable="OPENAI_BASE_URL",
         # Nobody publishes a bound; a minute is far above what was seen.
         listing_lag_seconds=60.0,
-        needs_deployment=False,
         lists_models=True,
-        has_structured_output=True,
-        poll_seconds=(5.0, 60.0),
-        has_recipes=False,
         base_model="gpt-4.1-mini-2025-04-14",
     ),
     "azure": HostKind(
         name="azure",
         key_variables=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
-        listing_lag_seconds=60.0,
         needs_deployment=True,
-        lists_models=False,
-        has_structured_output=True,
         poll_seconds=(10.0, 60.0),
-        has_recipes=False,
         base_model="gpt-4.1-mini-2025-04-14",
     ),
     "local": HostKind(
@@ -141,29 +110,23 @@ KINDS: dict[KindName, HostKind] = {
         key_variables=("DSPY_FINETUNE_LOCAL_API_KEY",),
         # The embedded server stores a job before it answers; the seconds are for a request still in its socket.
         listing_lag_seconds=5.0,
-        needs_deployment=False,
         lists_models=True,
         has_structured_output=False,
         poll_seconds=(0.5, 2.0),
         has_recipes=True,
         base_model="smollm2-135m-instruct",
+        gives_weights=True,
     ),
-    "compatible": HostKind(
-        name="compatible",
-        key_variables=(),
-        listing_lag_seconds=60.0,
-        needs_deployment=False,
-        lists_models=False,
-        has_structured_output=True,
-        poll_seconds=(5.0, 60.0),
-        has_recipes=False,
-        base_model=None,
-    ),
+    "compatible": HostKind(name="compatible", key_variables=()),
+    "nebius": NEBIUS,
 }
+
+_APIS: dict[str, Callable[[OpenAI], HostApi]] = {"nebius": NebiusApi}
+"""Kind -> its own API; every other kind speaks OpenAI's."""
 
 
 class Host:
-    """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.local()` or `.compatible()`.
+    """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.nebius()`, `.local()` and others.
 
     >>> Host.openai()
     Host.openai()
@@ -200,7 +163,7 @@ class Host:
         self._clients: dict[str, OpenAI] = {}
         self._server: Server | None = None
 
-    # ---- the four ways to name a host
+    # ---- the ways to name a host
 
     @classmethod
     def openai(cls, api_key: str | None = None) -> Host:
@@ -278,6 +241,16 @@ class Host:
         variable = api_key_variable or f"{(name or 'compatible').upper().replace('-', '_')}_API_KEY"
         return cls("compatible", base_url=base_url, api_key=api_key, name=name, key_variable=variable)
 
+    @classmethod
+    def nebius(cls, api_key: str | None = None, *, base_url: str | None = None) -> Host:
+        """Nebius Token Factory; the key is NEBIUS_API_KEY.
+
+        Args:
+            api_key: Kept in memory only.
+            base_url: Another address than NEBIUS_BASE_URL or Nebius's own: of a gateway, for one.
+        """
+        return cls("nebius", api_key=api_key, base_url=base_url)
+
     # ---- what it is
 
     @property
@@ -293,9 +266,9 @@ class Host:
     @property
     def base_url(self) -> str | None:
         """The address of its API; None for OpenAI's own, and for an embedded server that has not been needed yet."""
-        if self._kind == "openai":
-            gateway = os.environ.get("OPENAI_BASE_URL")
-            return redact(gateway).rstrip("/") if gateway else None
+        if self._url is None and self.kind.url_variable is not None:
+            gateway = os.environ.get(self.kind.url_variable)
+            return redact(gateway).rstrip("/") if gateway else self.kind.base_url
         if self._url is None and self._server is not None:
             return self._server.url
         return self._url
@@ -471,6 +444,10 @@ class Host:
                 self._clients[name] = client
             return client
 
+    def api(self) -> HostApi:
+        """Files, jobs and models of this host, in OpenAI's shapes whatever its own are."""
+        return _APIS.get(self._kind, OpenAIApi)(self.client())
+
     def close(self) -> None:
         """Close the clients, and stop the embedded server if this process started it."""
         with self._lock:
@@ -529,7 +506,7 @@ class Host:
         """
         if self._kind == "openai":
             return self.base_url or ""
-        return f"{self._kind}:{self._url or self.root}"
+        return f"{self._kind}:{self._url or self.root or self.base_url}"
 
     # ---- errors
 

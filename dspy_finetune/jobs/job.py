@@ -243,7 +243,7 @@ class Job:
             HostError: It does not know the job, or does not answer.
         """
         with self.host.talking(f"ask for the job {self.id}"):
-            self._facts = read_job(self.host.client().fine_tuning.jobs.retrieve(self.id))
+            self._facts = read_job(self.host.api().job(self.id))
         return self._facts
 
     @property
@@ -263,7 +263,7 @@ class Job:
         fresh: list[Event] = []
         with self.host.talking(f"list the events of {self.id}"):
             # The host lists the newest first.
-            for value in self.host.client().fine_tuning.jobs.list_events(self.id, limit=100):
+            for value in self.host.api().events(self.id):
                 event = read_event(value)
                 if event.id in self._events:
                     break
@@ -284,7 +284,7 @@ class Job:
         """The figures of the training, one row per step: from the result file, else from the events."""
         for file_id in self.facts.result_files:
             with self.host.talking(f"read the result file {file_id}"):
-                rows = parse_metrics(self.host.client().files.content(file_id).content)
+                rows = parse_metrics(self.host.api().content(file_id))
             if rows:
                 return rows
         return metrics_from_events(self.events())
@@ -292,8 +292,7 @@ class Job:
     def checkpoints(self) -> list[Checkpoint]:
         """The models from before the end, as the host lists them."""
         with self.host.talking(f"list the checkpoints of {self.id}"):
-            listed = self.host.client().fine_tuning.jobs.checkpoints.list(self.id, limit=100)
-            return [read_checkpoint(value) for value in listed]
+            return [read_checkpoint(value) for value in self.host.api().checkpoints(self.id)]
 
     # ---- steering
 
@@ -304,7 +303,7 @@ class Job:
             HostError: The host refused: the job had ended, for one.
         """
         with self.host.talking(f"cancel the job {self.id}"):
-            self._facts = read_job(self.host.client().fine_tuning.jobs.cancel(self.id))
+            self._facts = read_job(self.host.api().steer(self.id, "cancel"))
         return self._facts
 
     def pause(self) -> JobFacts:
@@ -314,7 +313,7 @@ class Job:
             HostError: The host refused.
         """
         with self.host.talking(f"pause the job {self.id}"):
-            self._facts = read_job(self.host.client().fine_tuning.jobs.pause(self.id))
+            self._facts = read_job(self.host.api().steer(self.id, "pause"))
         return self._facts
 
     def resume(self) -> JobFacts:
@@ -324,7 +323,7 @@ class Job:
             HostError: The host refused.
         """
         with self.host.talking(f"resume the job {self.id}"):
-            self._facts = read_job(self.host.client().fine_tuning.jobs.resume(self.id))
+            self._facts = read_job(self.host.api().steer(self.id, "resume"))
         return self._facts
 
     # ---- following
@@ -455,7 +454,14 @@ class Job:
     def _cost(self, facts: JobFacts, trained_tokens: int | None) -> float | None:
         catalog = load_catalog()
         name = catalog_name(self.host, catalog)
-        return billed_cost(strip_model_id(facts.model), facts.method, trained_tokens, name, catalog)
+        return billed_cost(
+            strip_model_id(facts.model),
+            facts.method,
+            trained_tokens,
+            name,
+            catalog,
+            is_full=facts.hyperparameters.get("lora") is False,
+        )
 
     def _note_end(self, facts: JobFacts) -> None:
         if self._journal is None or self._intent is None or not facts.is_final:
@@ -532,9 +538,8 @@ def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = 
         HostError: The host does not list jobs, or does not answer.
     """
     found: list[Job] = []
-    options: dict[str, Any] = {"metadata": metadata} if metadata else {}
     with host.talking("list the jobs"):
-        for value in host.client().fine_tuning.jobs.list(limit=min(limit, 100), **options):
+        for value in host.api().jobs(metadata, limit=min(limit, 100)):
             facts = read_job(value)
             if metadata and any(facts.metadata.get(name) != text for name, text in metadata.items()):
                 continue  # a host may not know the filter

@@ -16,6 +16,7 @@ from typing import Any
 from dspy_finetune.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.protocol import HostModel
 from dspy_finetune.jobs.model_export import ExportedModel, ModelFormat, Weights, export_model
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.records import CLOCK
@@ -147,7 +148,7 @@ class FinetunedModel:
         while True:
             try:
                 with host.talking(f"ask for the model {self.id}"):
-                    host.client().models.retrieve(self.id)
+                    host.api().model(self.id)
                 return True
             except HostError as error:
                 if error.status != 404 and not error.retryable:
@@ -176,7 +177,7 @@ def ask_shutdown_date(model: str, host: Host) -> date | None:
     """
     try:
         with host.talking(f"ask for the model {model}"):
-            answer: Any = host.client().models.retrieve(model)
+            answer = host.api().model(model)
     except HostError as error:
         if error.status in {404, 405}:
             return None
@@ -184,11 +185,9 @@ def ask_shutdown_date(model: str, host: Host) -> date | None:
     return _told_date(answer)
 
 
-def _told_date(model: Any) -> date | None:
-    # The field is in OpenAI's description and not yet in the client's types.
-    text = getattr(model, "shutdown_date", None)
+def _told_date(model: HostModel) -> date | None:
     try:
-        return date.fromisoformat(text) if isinstance(text, str) else None
+        return date.fromisoformat(model.shutdown_date) if model.shutdown_date else None
     except ValueError:
         return None
 
@@ -278,17 +277,18 @@ def list_models(
     name = catalog_name(host, catalog)
     found = []
     with host.talking("list the models"):
-        for value in host.client().models.list():
+        for value in host.api().models():
             named = parse_model_id(value.id)
-            if tuned_only and not named.is_tuned:
+            is_tuned = named.is_tuned or value.base is not None
+            if tuned_only and not is_tuned:
                 continue
             ends = _told_date(value) or shutdown_date(value.id, name, catalog)
             found.append(
                 ListedModel(
                     id=value.id,
-                    base=named.base,
-                    is_tuned=named.is_tuned,
-                    created_at=value.created,
+                    base=value.base or named.base,
+                    is_tuned=is_tuned,
+                    created_at=value.created_at,
                     shutdown_date=ends,
                     warnings=tuple(lifetime_warnings(value.id, name, ends=ends, catalog=catalog, today=today)),
                 )

@@ -567,13 +567,13 @@ def _making(
     if job_id:
         try:
             with host.talking(f"ask for the job {job_id}"):
-                facts = job_facts(host.client().fine_tuning.jobs.retrieve(str(job_id)))
+                facts = job_facts(host.api().job(str(job_id)))
             told = {name: getattr(facts, name) for name in ("method", "trained_tokens", "hyperparameters", "seed")}
             known.update({name: value for name, value in told.items() if value}, job_id=facts.id)
             content = b""
             if facts.training_file:
                 with host.talking("fetch the training file"):
-                    content = host.client().files.content(facts.training_file).content
+                    content = host.api().content(facts.training_file)
             known["data_sha256"] = known.get("data_sha256") or hashlib.sha256(content).hexdigest()
             rows = [json.loads(line) for line in content.splitlines() if line.strip()]
         except (HostError, ValueError) as error:

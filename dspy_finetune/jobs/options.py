@@ -20,6 +20,7 @@ from dspy_finetune.export.cost import default_epochs, training_cost
 from dspy_finetune.export.tokens import TokenCounter, load_encoding
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home, tokenizer_file
+from dspy_finetune.hosts.protocol import TAG_CHARS, HostKind
 from dspy_finetune.jobs.records import Journal
 from dspy_finetune.jobs.submit import RESERVED_KEYS
 
@@ -29,7 +30,7 @@ MOST_SEED = 2_147_483_647
 
 @dataclass(frozen=True, kw_only=True)
 class WandB:
-    """Where the host reports a job's figures to; its key is registered in the host's dashboard, never here."""
+    """Where the host reports a job's figures to; its key is in the host's dashboard, or in WANDB_API_KEY."""
 
     project: str
     """The project's name."""
@@ -46,21 +47,33 @@ class WandB:
         if len(self.tags) > 50 or any(not 0 < len(tag) <= 64 for tag in self.tags):
             raise UsageError("wandb takes up to 50 tags of 1 to 64 characters each")
 
-    def wire(self) -> dict[str, Any]:
-        """As the create request wants it."""
-        named = {"name": self.name, "entity": self.entity, "tags": list(self.tags) or None}
+    def wire(self, *, needs_key: bool = False) -> dict[str, Any]:
+        """As the create request wants it; with the key on hosts that know none.
+
+        Raises:
+            UsageError: The key is not in the environment.
+        """
+        named: dict[str, Any] = {"name": self.name, "entity": self.entity, "tags": list(self.tags) or None}
+        if needs_key:
+            key = os.environ.get("WANDB_API_KEY", "").strip()
+            if not key:
+                raise UsageError("this host reports to Weights & Biases by a key of each job; set WANDB_API_KEY")
+            named["api_key"] = key
         given = {key: value for key, value in named.items() if value is not None}
         return {"type": "wandb", "wandb": {"project": self.project, **given}}
 
 
-def check_suffix(suffix: str | None, host: HostFacts | None, host_name: str) -> str | None:
+def check_suffix(suffix: str | None, facts: HostFacts | None, host: Host) -> str | None:
     """A suffix that the host takes; an empty one is none."""
     if not suffix:
         return None
-    most = (host.max_suffix_chars if host is not None else None) or 64
+    host_name = host.name
+    most = (facts.max_suffix_chars if facts is not None else None) or 64
+    if not host.kind.has_metadata:
+        most -= TAG_CHARS  # the intent's digest stands behind it
     if len(suffix) > most:
         raise UsageError(f"suffix {suffix!r} has {len(suffix)} characters; {host_name} takes up to {most}")
-    forbidden = (host.suffix_forbidden if host is not None else "") + ":"
+    forbidden = (facts.suffix_forbidden if facts is not None else "") + ":"
     bad = sorted(set(suffix) & set(forbidden))
     if bad or not suffix.isprintable() or any(character.isspace() for character in suffix):
         shown = " ".join(repr(character) for character in bad) or "space or a character that cannot be printed"
@@ -93,7 +106,7 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 Method = Literal["sft", "dpo"]
 Recipe = Literal["auto", "head", "lora", "head+lora"]
-Value = int | float | Recipe
+Value = int | float | bool | Recipe
 Origin = Literal["given", "rule", "host default"]
 
 NAMES: dict[Method, tuple[str, ...]] = {
@@ -103,6 +116,10 @@ NAMES: dict[Method, tuple[str, ...]] = {
 RECIPE = "recipe"
 RECIPES: tuple[Recipe, ...] = ("auto", "head", "lora", "head+lora")
 """What a supervised job of the local host trains; "auto" looks at the rows."""
+RATES = ("learning_rate_multiplier", "learning_rate")
+"""A factor on the host's own rate, and the rate itself: a host takes one of the two."""
+LIKELY_ABSOLUTE = 0.01
+"""A factor so far below 1 is most likely a rate that was meant absolutely."""
 WIRE_METHOD: dict[Method, str] = {"sft": "supervised", "dpo": "dpo"}
 
 _RANGES: dict[str, tuple[bool, float, float, str]] = {
@@ -110,6 +127,8 @@ _RANGES: dict[str, tuple[bool, float, float, str]] = {
     "n_epochs": (True, 1, 50, "a whole number from 1 to 50"),
     "batch_size": (True, 1, 256, "a whole number from 1 to 256"),
     "learning_rate_multiplier": (False, 0, float("inf"), "a number above 0"),
+    "learning_rate": (False, 0, 1, "a number above 0, up to 1"),
+    "lora_rank": (True, 1, 1024, "a whole number from 1 to 1024"),
     "beta": (False, 0, 2, "a number above 0, up to 2"),
 }
 
@@ -138,7 +157,9 @@ def resolve(
         UsageError: An unknown name, or a value outside its range; says what is accepted.
     """
     given = dict(given or {})
-    names = NAMES[method]
+    kind = host.kind if host is not None else None
+    names = names_of(method, kind)
+    _check_rate(given, host)
     if RECIPE in given and (method != "sft" or host is None or not host.kind.has_recipes):
         who = f'method "{method}"' if method != "sft" else f"the host {host.name if host else 'given'}"
         raise UsageError(f'{who} has no hyperparameter "{RECIPE}"; supervised jobs of the local host have it')
@@ -151,9 +172,16 @@ def resolve(
     settled = []
     for name in names:
         if given.get(name) is not None:
-            settled.append(Hyperparameter(name=name, value=_checked(name, given[name]), origin="given"))
+            value = _checked(name, given[name], kind)
+            if name == "lora" and value is False and kind is not None and not kind.has_full:
+                raise UsageError(f"lora=False: {host.name if host else 'the host'} trains adapters alone")
+            settled.append(Hyperparameter(name=name, value=value, origin="given"))
         elif name == "n_epochs":
-            settled.append(Hyperparameter(name=name, value=default_epochs(n_rows), origin="rule"))
+            most = (kind.bounds or {}).get(name, (1, 50))[1] if kind is not None else 50
+            settled.append(Hyperparameter(name=name, value=min(default_epochs(n_rows), int(most)), origin="rule"))
+        elif name == "lora":
+            # Said, since some hosts train all weights without it.
+            settled.append(Hyperparameter(name=name, value=True, origin="rule"))
         else:
             settled.append(Hyperparameter(name=name, value="auto", origin="host default"))
     if recipe is not None:
@@ -174,10 +202,58 @@ def wire_method(method: Method, settled: Sequence[Hyperparameter]) -> dict[str, 
     return {"type": name, name: {"hyperparameters": sent} if sent else {}}
 
 
-def _checked(name: str, value: Any) -> Value:
+def names_of(method: Method, kind: HostKind | None) -> tuple[str, ...]:
+    """The hyperparameters that a method has on hosts of a kind; None: as on OpenAI.
+
+    >>> names_of("sft", None)
+    ('n_epochs', 'batch_size', 'learning_rate_multiplier')
+    """
+    if kind is None:
+        return NAMES[method]
+    rate = RATES[0] if kind.takes_rate == "multiplier" else RATES[1]
+    names = tuple(rate if name in RATES else name for name in NAMES[method])
+    return (*names, "lora", "lora_rank") if kind.has_adapters else names
+
+
+def _check_rate(given: Mapping[str, Any], host: Host | None) -> None:
+    """A rate by the other name is the most expensive of mistakes: 2e-5 as a factor trains nothing at all."""
+    if host is None:
+        return
+    taken = RATES[0] if host.kind.takes_rate == "multiplier" else RATES[1]
+    for name in RATES:
+        if given.get(name) is None or name == taken:
+            continue
+        if taken == "learning_rate":
+            raise UsageError(
+                f"{host.name} takes an absolute learning_rate, such as 1e-5, and no {name}={given[name]}: elsewhere"
+                " that is a factor on a rate that the host chooses (Nebius's examples write the one and mean the other)"
+            )
+        raise UsageError(
+            f"{host.name} takes a learning_rate_multiplier, a factor on a rate of its own such as 2.0, and no"
+            f" {name}={given[name]}"
+        )
+
+
+def rate_warnings(settled: Sequence[Hyperparameter]) -> list[str]:
+    """What is said of a factor that looks like a rate."""
+    return [
+        f"{one}: a factor on the host's own rate, not the rate itself; 1.0 keeps the host's"
+        for one in settled
+        if one.name == RATES[0] and isinstance(one.value, float) and one.value < LIKELY_ABSOLUTE
+    ]
+
+
+def _checked(name: str, value: Any, kind: HostKind | None = None) -> Value:
+    if name == "lora":
+        if not isinstance(value, bool):
+            raise UsageError(f"hyperparameter lora={value!r}: expected True (an adapter) or False (all weights)")
+        return value
     if value == "auto":
         return "auto"
     is_whole, least, most, words = _RANGES[name]
+    if kind is not None and kind.bounds is not None and name in kind.bounds:
+        least, most = kind.bounds[name]
+        words = f"a {'whole ' if is_whole else ''}number from {least:g} to {most:g} on {kind.name}"
     fits_type = isinstance(value, int) if is_whole else isinstance(value, (int, float))
     if isinstance(value, bool) or not fits_type or not (least <= value <= most) or value == 0 or value != value:
         raise UsageError(f'hyperparameter {name}={value!r}: expected {words}, or "auto"')
@@ -203,13 +279,22 @@ def catalog_name(host: Host, catalog: Catalog) -> str:
     return next((name for name in (host.name, host.kind.name) if catalog.host(name) is not None), host.name)
 
 
-def billed_cost(base: str, method: str, trained_tokens: int | None, host: str, catalog: Catalog) -> float | None:
+def billed_cost(
+    base: str, method: str, trained_tokens: int | None, host: str, catalog: Catalog, *, is_full: bool = False
+) -> float | None:
     """What a finished job cost: the tokens that the host counted, all epochs, times the price; None where unknown."""
     if method not in {"sft", "dpo"}:
         return None
     kind: Literal["sft", "dpo"] = "dpo" if method == "dpo" else "sft"
     cost = training_cost(
-        base_model=base, method=kind, n_rows=1, n_tokens=trained_tokens, n_epochs=1, host=host, catalog=catalog
+        base_model=base,
+        method=kind,
+        n_rows=1,
+        n_tokens=trained_tokens,
+        n_epochs=1,
+        is_full=is_full,
+        host=host,
+        catalog=catalog,
     )
     return cost.cost_usd
 

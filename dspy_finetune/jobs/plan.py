@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +35,7 @@ from dspy_finetune.jobs.options import (
     estimate_seconds,
     journal_of,
     local_tokens,
+    rate_warnings,
     resolve,
     wire_method,
 )
@@ -126,6 +127,8 @@ class Plan:
     """What is measured on; None without."""
     base_model: str
     """What is asked for: a base model, or a tuned model that is trained on."""
+    base: str
+    """The base model, also where a tuned model is trained on."""
     method: Method
     """sft or dpo."""
     host: Host
@@ -270,7 +273,7 @@ class Plan:
         if self.seed is not None:
             body["seed"] = self.seed
         if self.wandb is not None:
-            body["integrations"] = [self.wandb.wire()]
+            body["integrations"] = [self.wandb.wire(needs_key=self.host.kind.wandb_key)]
         if extra := self.host.training_options():
             body["extra_body"] = extra
         metadata = {**self.metadata, DATA_KEY: self.train.sha256}
@@ -281,6 +284,7 @@ class Plan:
             host=self.host,
             train=_upload(self.train),
             validation=_upload(self.validation) if self.validation else None,
+            base=self.base,
             body=body,
             metadata=metadata,
             notes={
@@ -340,7 +344,7 @@ def plan(
     """
     catalog = catalog or load_catalog()
     asked = _asked_model(base_model, host, catalog)
-    base = strip_model_id(asked)
+    base = base_model.base if isinstance(base_model, FinetunedModel) else strip_model_id(asked)
     chosen = _method(method, train)
     dialect = catalog_name(host, catalog)
     _check_method(chosen, base, dialect, catalog)
@@ -354,8 +358,12 @@ def plan(
     n_once, remark = file.n_billed_tokens, ""
     if n_once is None:
         n_once, remark = local_tokens(file.path, host, base)
+    if held_out is not None and host.kind.bills_validation and n_once is not None:
+        # Measured on once an epoch, and billed like trained tokens.
+        n_once += held_out.n_billed_tokens or 0
     n_tokens = n_once * n_epochs if n_once is not None else None
     notes = [*file.warnings, *(held_out.warnings if held_out else ()), *([remark] if remark else [])]
+    notes += _host_notes(host, settled, seed, metadata)
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
     if not is_known:
@@ -368,6 +376,7 @@ def plan(
         n_rows=file.n_rows,
         n_tokens=n_once,
         n_epochs=n_epochs,
+        is_full=any(one.name == "lora" and one.value is False for one in settled),
         host=dialect,
         catalog=catalog,
     )
@@ -377,10 +386,11 @@ def plan(
         train=file,
         validation=held_out,
         base_model=asked,
+        base=base,
         method=chosen,
         host=host,
         hyperparameters=settled,
-        suffix=check_suffix(suffix, host_facts, host.name),
+        suffix=check_suffix(suffix, host_facts, host),
         seed=check_seed(seed),
         metadata=check_metadata(metadata),
         wandb=WandB(project=wandb) if isinstance(wandb, str) else wandb,
@@ -390,6 +400,18 @@ def plan(
         eta_seconds=estimate_seconds(journal_of(host), host, base, n_tokens, catalog),
         warnings=tuple(notes),
     )
+
+
+def _host_notes(
+    host: Host, settled: Sequence[Hyperparameter], seed: int | None, metadata: Mapping[str, str] | None
+) -> list[str]:
+    """What of a plan the host does not take, or takes otherwise than it reads."""
+    notes = rate_warnings(settled)
+    if seed is not None and not host.kind.has_seed:
+        notes.append(f"seed={seed}: {host.name} takes no seed; two runs differ")
+    if metadata and not host.kind.has_metadata:
+        notes.append(f"{host.name} keeps no metadata; yours is not sent")
+    return notes
 
 
 def unknown_price(model: str, host: Host, max_usd: float | None) -> BudgetError:

@@ -26,6 +26,7 @@ from typing import Any
 from dspy_finetune._appendlog import AppendLog, process_lock
 from dspy_finetune.errors import JobError
 from dspy_finetune.hosts.failures import redact
+from dspy_finetune.hosts.protocol import plain
 
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})
@@ -118,14 +119,6 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return self.model
-
-
-def plain(value: Any) -> dict[str, Any]:
-    """The dict behind a client's object, fields it does not know included."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    dump = getattr(value, "model_dump", None)
-    return dict(dump(mode="python", warnings=False)) if callable(dump) else {}
 
 
 def job_facts(value: Any) -> JobFacts:

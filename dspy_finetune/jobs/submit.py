@@ -28,12 +28,11 @@ from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import never_sent
+from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY
 from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
 
 logger = logging.getLogger(__name__)
 
-INTENT_KEY = "dspy_finetune_intent"
-ATTEMPT_KEY = "dspy_finetune_attempt"
 PROMPT_KEY = "dspy_finetune_prompt"
 DATA_KEY = "dspy_finetune_data"
 RESERVED_KEYS = (INTENT_KEY, ATTEMPT_KEY, PROMPT_KEY, DATA_KEY)
@@ -78,6 +77,8 @@ class Order:
     """The training file."""
     validation: Upload | None
     """The validation file."""
+    base: str
+    """The base model, also of a tuned model that is trained on."""
     body: dict[str, Any]
     """The create request, but for the files and the metadata."""
     metadata: dict[str, str]
@@ -130,7 +131,7 @@ class Submission:
             return None
         try:
             with self._host.talking(f"ask for the job {job_id}"):
-                return job_facts(self._host.client().fine_tuning.jobs.retrieve(job_id))
+                return job_facts(self._host.api().job(job_id))
         except HostError as error:
             if error.status != 404:
                 raise
@@ -152,7 +153,7 @@ class Submission:
     def _list(self, wanted: dict[str, str]) -> list[JobFacts]:
         found: list[JobFacts] = []
         with self._host.talking("list the jobs"):
-            for job in self._host.client().fine_tuning.jobs.list(limit=100, metadata=wanted):
+            for job in self._host.api().jobs(wanted):
                 found.append(job_facts(job))
                 if len(found) >= LISTED_JOBS:
                     break
@@ -198,7 +199,7 @@ class Submission:
         since = creating.at - CLOCK_SKEW_SECONDS
         found = []
         with self._host.talking("list the jobs"):
-            for number, job in enumerate(self._host.client().fine_tuning.jobs.list(limit=100)):
+            for number, job in enumerate(self._host.api().jobs()):
                 facts = job_facts(job)
                 if number >= LISTED_JOBS or (facts.created_at or since) < since:
                     break
@@ -232,9 +233,9 @@ class Submission:
             creating = self._write("creating", attempt=attempt, **files)
             try:
                 with self._host.talking("create the job"):
-                    # The SDK's own retry would ask a second time without knowing what became of the first.
-                    client = self._host.client(max_retries=0, timeout=CREATE_SECONDS)
-                    job = job_facts(client.fine_tuning.jobs.create(**body))
+                    api = self._host.api()
+                    made = api.create_job(body, base=self._order.base, timeout_seconds=CREATE_SECONDS)
+                    job = job_facts(made)
             except HostError as error:
                 found = self._after_failure(error, creating, attempt)
                 if found is not None:
@@ -264,10 +265,10 @@ class Submission:
         self._write("uploading", sha256=upload.sha256)
         try:
             with open(upload.path, "rb") as stream, self._host.talking(f"upload {upload.path}"):
-                sent = self._host.client().files.create(file=(upload.name, stream), purpose="fine-tune")
+                sent = self._host.api().upload(upload.name, stream)
         except OSError as error:
             raise file_error(error, upload.path, "upload") from error
-        self._await_file(sent.id, str(sent.status))
+        self._await_file(sent.id, sent.status)
         self._write("uploaded", sha256=upload.sha256, file_id=sent.id)
         return sent.id
 
@@ -278,21 +279,22 @@ class Submission:
             for entry in self._journal.entries()
             if entry.event == "uploaded" and entry.facts.get("sha256") == upload.sha256
         ]
-        client = self._host.client()
+        api = self._host.api()
         for file_id in reversed(noted[-3:]):
             try:
                 with self._host.talking(f"ask for the file {file_id}"):
-                    seen = client.files.retrieve(file_id)
+                    seen = api.file(file_id)
             except HostError as error:
                 if error.status in {400, 403, 404}:
                     continue  # of another host or project, or deleted
                 raise
-            if seen.bytes == upload.size_bytes and seen.status != "error":
+            if seen.size_bytes in {None, upload.size_bytes} and seen.status != "error":
                 return file_id
         try:
             with self._host.talking("list the files"):
-                for number, seen in enumerate(client.files.list(purpose="fine-tune", limit=1000)):
-                    if seen.filename == upload.name and seen.bytes == upload.size_bytes and seen.status != "error":
+                for number, seen in enumerate(api.files()):
+                    is_same = seen.name == upload.name and seen.size_bytes in {None, upload.size_bytes}
+                    if is_same and seen.status != "error":
                         self._write("uploaded", sha256=upload.sha256, file_id=seen.id, found=True)
                         return seen.id
                     if number >= LISTED_JOBS:
@@ -308,7 +310,7 @@ class Submission:
             # OpenAI says "processed" at once; Azure takes its time, and refuses a job before that.
             CLOCK.sleep(2.0)
             with self._host.talking(f"ask for the file {file_id}"):
-                status = str(self._host.client().files.retrieve(file_id).status)
+                status = self._host.api().file(file_id).status
         if status == "error":
             raise HostError(
                 f"{self._host.name}: refused the file {file_id} while reading it; check it and upload again"

@@ -15,8 +15,8 @@ import pytest
 
 from dspy_finetune.errors import HostError, JobCancelledError, JobFailedError, ModelGoneError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.protocol import INTENT_KEY
 from dspy_finetune.jobs import JobProgress, attach, list_jobs, plan, sft_then_dpo
-from dspy_finetune.jobs.submit import INTENT_KEY
 from tests.cassettes import FOLDER, recorder
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft
 from tests.local.toy import build_toy_model

@@ -15,8 +15,8 @@ import pytest
 
 from dspy_finetune.errors import AmbiguousJobError, BudgetError, HostError, TrainingClosedError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY
 from dspy_finetune.jobs import Journal, Plan, plan, submit
-from dspy_finetune.jobs.submit import ATTEMPT_KEY, INTENT_KEY
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime
 

@@ -1,0 +1,270 @@
+"""What the package asks of a host: files, jobs, events, models; and how a host that speaks OpenAI's API answers.
+
+In: a client with the host's address and key. Out: jobs, events and checkpoints in OpenAI's shapes (jobs/records.py
+reads them), files and models as small values. A host with an API of its own translates here and nowhere else
+(nebius.py, together.py, fireworks.py); the rest of the package sees none of it. Chat is OpenAI's on every host (lm.py);
+prices, limits and end dates stand in the catalog.
+
+Some hosts keep no metadata with a job. There the digest of the intent goes into the job's suffix or id, as a tag that
+is found again after a crash: `tag_of` and `metadata_of`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+KindName = Literal["openai", "azure", "local", "compatible", "nebius", "together", "fireworks"]
+
+INTENT_KEY = "dspy_finetune_intent"
+ATTEMPT_KEY = "dspy_finetune_attempt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostKind:
+    """The facts that hold for every host of one kind."""
+
+    name: KindName
+    """The kind's name, as it stands in saved files."""
+    key_variables: tuple[str, ...]
+    """Environment variables that may hold the key, in the order in which they are tried."""
+    listing_lag_seconds: float = 60.0
+    """A job that is not listed this long after its creation does not exist."""
+    needs_deployment: bool = False
+    """A tuned model answers only after a deployment, which is billed by the hour, so that a person decides."""
+    lists_models: bool = False
+    """GET /models/{id} tells whether a tuned model answers yet."""
+    has_structured_output: bool = True
+    """It can hold answers to a JSON schema (`response_format`)."""
+    poll_seconds: tuple[float, float] = (5.0, 60.0)
+    """The first and the longest pause between two looks at a job."""
+    has_recipes: bool = False
+    """It takes the hyperparameter `recipe`: a linear head, a LoRA adapter, or both."""
+    base_model: str | None = None
+    """A model that it tunes, for whoever has no wish of their own; None where only the user can know."""
+    base_url: str | None = None
+    """The address of its API; None where each host of the kind has its own."""
+    url_variable: str | None = None
+    """The environment variable that holds another address: of a gateway, for one."""
+    has_metadata: bool = True
+    """It keeps pairs of names and texts with a job; without them the intent's digest goes into suffix or id."""
+    has_seed: bool = True
+    """It takes a random seed."""
+    takes_rate: Literal["multiplier", "absolute"] = "multiplier"
+    """What it calls the learning rate: a factor on a rate of its own, or the rate itself."""
+    has_adapters: bool = False
+    """It takes `lora` (an adapter, or all weights where false) and `lora_rank`."""
+    has_full: bool = False
+    """It trains all weights, too: `lora=False`."""
+    bounds: Mapping[str, tuple[float, float]] | None = None
+    """Hyperparameter -> least and most, where they are narrower than OpenAI's."""
+    bills_validation: bool = False
+    """The tokens of the validation file are billed, once for each evaluation."""
+    gives_weights: bool = False
+    """A tuned model can be downloaded."""
+    wandb_key: bool = False
+    """Reporting to Weights & Biases needs its key in each job (WANDB_API_KEY); elsewhere it lies in the dashboard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFile:
+    """A file on a host."""
+
+    id: str
+    """The host's id."""
+    name: str
+    """As it was uploaded."""
+    size_bytes: int | None
+    """None where the host does not say."""
+    status: str
+    """processed, error, or another word while the host reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostModel:
+    """A model that a host offers."""
+
+    id: str
+    """The name to ask it by."""
+    created_at: int | None = None
+    """Seconds since 1970."""
+    shutdown_date: str | None = None
+    """By the host, as it writes it; None where it does not say."""
+    base: str | None = None
+    """What it was tuned from, where the host says so; None also for a base model."""
+
+
+class HostApi(Protocol):
+    """What is asked of a host. Each call may raise what the client raises; `Host.talking` makes errors of it."""
+
+    def upload(self, name: str, stream: BinaryIO) -> HostFile:
+        """Send a training file."""
+
+    def file(self, file_id: str) -> HostFile:
+        """One file, by its id."""
+
+    def files(self) -> Iterator[HostFile]:
+        """The training files that are there."""
+
+    def content(self, file_id: str) -> bytes:
+        """What a file holds."""
+
+    def create_job(self, body: Mapping[str, Any], *, base: str, timeout_seconds: float) -> Mapping[str, Any]:
+        """Start a job; asked once, never again by itself. `body` is OpenAI's, `base` the base of a tuned model."""
+
+    def job(self, job_id: str) -> Mapping[str, Any]:
+        """One job."""
+
+    def jobs(self, metadata: Mapping[str, str] | None = None, *, limit: int = 100) -> Iterator[Mapping[str, Any]]:
+        """The jobs, newest first; those with this metadata where the host can tell. `limit` is of one page."""
+
+    def steer(self, job_id: str, step: Literal["cancel", "pause", "resume"]) -> Mapping[str, Any]:
+        """Cancel, pause or resume a job."""
+
+    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+        """A job's events, newest first."""
+
+    def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+        """Models from before the end of a job."""
+
+    def model(self, model: str) -> HostModel:
+        """One model; an error of status 404 where it does not answer."""
+
+    def models(self) -> Iterator[HostModel]:
+        """The models that are offered."""
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """The dict behind a client's object, fields it does not know included."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    dump = getattr(value, "model_dump", None)
+    return dict(dump(mode="python", warnings=False)) if callable(dump) else {}
+
+
+# ---- Hosts that speak OpenAI's API
+
+
+class OpenAIApi:
+    """Files, jobs and models by OpenAI's own client."""
+
+    def __init__(self, client: OpenAI) -> None:
+        self._client = client
+
+    def upload(self, name: str, stream: BinaryIO) -> HostFile:
+        """Send a training file."""
+        return _file(self._client.files.create(file=(name, stream), purpose="fine-tune"))
+
+    def file(self, file_id: str) -> HostFile:
+        """One file, by its id."""
+        return _file(self._client.files.retrieve(file_id))
+
+    def files(self) -> Iterator[HostFile]:
+        """The training files that are there."""
+        return (_file(one) for one in self._client.files.list(purpose="fine-tune", limit=1000))
+
+    def content(self, file_id: str) -> bytes:
+        """What a file holds."""
+        content: bytes = self._client.files.content(file_id).content
+        return content
+
+    def create_job(self, body: Mapping[str, Any], *, base: str, timeout_seconds: float) -> Mapping[str, Any]:
+        """Start a job; the base of a tuned model is in its name."""
+        # The SDK's own retry would ask a second time without knowing what became of the first.
+        client = self._client.with_options(max_retries=0, timeout=timeout_seconds)
+        return plain(client.fine_tuning.jobs.create(**body))
+
+    def job(self, job_id: str) -> Mapping[str, Any]:
+        """One job."""
+        return plain(self._client.fine_tuning.jobs.retrieve(job_id))
+
+    def jobs(self, metadata: Mapping[str, str] | None = None, *, limit: int = 100) -> Iterator[Mapping[str, Any]]:
+        """The jobs, newest first; with this metadata where the host knows the filter."""
+        options: dict[str, Any] = {"metadata": dict(metadata)} if metadata else {}
+        return (plain(one) for one in self._client.fine_tuning.jobs.list(limit=limit, **options))
+
+    def steer(self, job_id: str, step: Literal["cancel", "pause", "resume"]) -> Mapping[str, Any]:
+        """Cancel, pause or resume a job."""
+        return plain(getattr(self._client.fine_tuning.jobs, step)(job_id))
+
+    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+        """A job's events, newest first."""
+        return (plain(one) for one in self._client.fine_tuning.jobs.list_events(job_id, limit=100))
+
+    def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+        """Models from before the end of a job."""
+        return (plain(one) for one in self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=100))
+
+    def model(self, model: str) -> HostModel:
+        """One model."""
+        return _model(self._client.models.retrieve(model))
+
+    def models(self) -> Iterator[HostModel]:
+        """The models that are offered."""
+        return (_model(one) for one in self._client.models.list())
+
+
+def _file(value: Any) -> HostFile:
+    # Nebius and others leave the status out once a file is read.
+    return HostFile(
+        id=value.id, name=str(value.filename), size_bytes=value.bytes, status=str(value.status or "processed")
+    )
+
+
+def _model(value: Any) -> HostModel:
+    # The date is in OpenAI's description and not yet in the client's types.
+    ends = getattr(value, "shutdown_date", None)
+    return HostModel(id=value.id, created_at=value.created, shutdown_date=ends if isinstance(ends, str) else None)
+
+
+# ---- A job's intent without metadata
+
+_TAG = re.compile(r"df([0-9a-f]{12})x(\d+)")
+TAG_CHARS = 20
+"""What a tag takes of a suffix, its hyphen among them."""
+
+
+def tag_of(metadata: Mapping[str, str]) -> str:
+    """The intent's digest and the attempt, in letters and digits.
+
+    >>> tag_of({INTENT_KEY: "0123456789abcdef", ATTEMPT_KEY: "2"})
+    'df0123456789abx2'
+    """
+    return f"df{metadata[INTENT_KEY][:12]}x{metadata.get(ATTEMPT_KEY, '1')}"
+
+
+def metadata_of(text: str, wanted: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The metadata that a tagged suffix, name or id stands for; empty without a tag.
+
+    A tag holds a part of the digest: it is completed from what is looked for, if that begins so.
+
+    >>> metadata_of("titles-df0123456789abx2", {INTENT_KEY: "0123456789abcdef"})
+    {'dspy_finetune_intent': '0123456789abcdef', 'dspy_finetune_attempt': '2'}
+    """
+    found = _TAG.search(text)
+    if found is None:
+        return {}
+    intent = (wanted or {}).get(INTENT_KEY, "")
+    return {INTENT_KEY: intent if intent.startswith(found[1]) else found[1], ATTEMPT_KEY: found[2]}
+
+
+def tagged_suffix(body: Mapping[str, Any]) -> str:
+    """The suffix of a job's body with its tag behind it."""
+    return "-".join(part for part in (body.get("suffix"), tag_of(body["metadata"])) if part)
+
+
+def method_and_settings(body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """("sft" or "dpo", the hyperparameters) of a job's body in OpenAI's shape.
+
+    >>> method_and_settings({"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}})
+    ('sft', {'n_epochs': 3})
+    """
+    method = body["method"]
+    settings = dict(method.get(method["type"], {}).get("hyperparameters", {}))
+    settings = {name: value for name, value in settings.items() if value != "auto"}
+    return ("dpo" if method["type"] == "dpo" else "sft"), settings
