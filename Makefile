@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 SECOND := $(VENV)/openai-2
 CLIENTS := $(VENV)/clients
 SOAK := $(VENV)/soak
+INTEGRATIONS := $(VENV)/integrations
 # How long the local host is fuzzed, and how many requests it then answers.
 MINUTES ?= 20
 REQUESTS ?= 10000
 # Threads of one test process: the machine is shared between the workers.
 TEST_WORKERS ?= 2
 
-.PHONY: help install quickstart test test-fast test-ray test-openai-2 record check format docs bench clean
+.PHONY: help install quickstart test test-fast test-ray test-openai-2 test-integrations test-matrix clients soak record check format docs bench clean
 
 help:
 	@echo "make quickstart   set up and run the main job (SIZE=small for the short one)"
@@ -24,6 +25,8 @@ help:
 	@echo "make docs         the documentation site, in build/site"
 	@echo "make record       record the local host's answers anew that tests play"
 	@echo "make clients      other people's clients against the local host, in an environment of their own"
+	@echo "make test-integrations  MLflow and Weights & Biases, in an environment of their own"
+	@echo "make test-matrix  the tests on each Python and at the lowest and newest versions of dspy and openai"
 	@echo "make soak         the local host under fuzzing and thousands of requests (MINUTES=20, REQUESTS=10000)"
 	@echo "make bench        the benchmarks, as ratios measured side by side"
 	@echo "make clean        remove the environment and build results"
@@ -77,6 +80,21 @@ $(CLIENTS)/.installed: $(STAMP) Makefile
 	$(CLIENTS)/bin/python -m pip install --quiet langchain-openai instructor "pydantic-ai-slim[openai]" llm
 	@mkdir -p $(CLIENTS)/npm && if command -v npm >/dev/null; then cd $(CLIENTS)/npm && npm install --silent openai zod; fi
 	@touch $@
+
+# MLflow pins versions below those of the tests, and wandb brings a service: an environment of their own, without torch.
+test-integrations: $(INTEGRATIONS)/.installed
+	PYTHONPATH=. $(INTEGRATIONS)/bin/python -m pytest tests/test_integrations.py
+
+$(INTEGRATIONS)/.installed: pyproject.toml Makefile
+	@rm -rf $(INTEGRATIONS)
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(INTEGRATIONS)/bin/python -m pip install --quiet ".[cli,data,eval,report,mlflow,wandb,polars]" pytest pytest-timeout hypothesis
+	@touch $@
+
+# One environment for each cell under .venv/matrix; CELLS="3.13 lowest" runs some of them.
+test-matrix:
+	$(PYTHON) tests/matrix.py --folder $(VENV)/matrix $(CELLS)
 
 # Half an hour: schemathesis over the host's own description, mixed requests with faults, and jobs in any order.
 soak: $(SOAK)/.installed

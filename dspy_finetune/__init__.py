@@ -41,6 +41,9 @@ if TYPE_CHECKING:
         hosts as hosts,
     )
     from dspy_finetune import (
+        integrations as integrations,
+    )
+    from dspy_finetune import (
         jobs as jobs,
     )
     from dspy_finetune import (
@@ -155,6 +158,7 @@ _SUBPACKAGES = {
     "evaluation": "ComparisonReport advise baselines compare learning_curve load_optimized metrics",
     "export": "CheckReport TrainingFile check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
+    "integrations": "",
     "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",
     "migration": "Migration migrate",
     "optimizers": "FinetuneProvider PreferenceFinetune",

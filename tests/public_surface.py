@@ -26,8 +26,8 @@ from tests.json_keys import json_keys
 
 FILE = Path(__file__).with_suffix(".json")
 SUBPACKAGES = [
-    "bulk", "data", "errors", "evaluation", "export", "hosts", "jobs", "migration", "optimizers", "predictors",
-    "prompts", "report", "verification",
+    "bulk", "data", "errors", "evaluation", "export", "hosts", "integrations", "jobs", "migration", "optimizers",
+    "predictors", "prompts", "report", "verification",
 ]  # fmt: skip
 
 

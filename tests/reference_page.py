@@ -35,6 +35,7 @@ MODULES = {
     "metrics": "dspy_finetune.evaluation.metrics",
     "baselines": "dspy_finetune.evaluation.baselines",
     "errors": "dspy_finetune.errors",
+    "integrations": "dspy_finetune.integrations",
 }
 
 
