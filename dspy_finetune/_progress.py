@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, ClassVar, Protocol, TextIO, cast
 
 MANY = 50
 """More than this many items are shown from the first on."""
@@ -24,6 +25,11 @@ EVERY_SECONDS = 15.0
 
 REDRAW_SECONDS = 0.1
 """Between two drawings on a terminal."""
+
+
+def is_quiet() -> bool:
+    """Whether the environment asks for no progress."""
+    return os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
 
 
 class Progress(Protocol):
@@ -50,6 +56,9 @@ class ProgressBar:
         waits: Whether what is short stays unseen. A command shows each step at once.
     """
 
+    n_open: ClassVar[int] = 0
+    """How many bars stand on a terminal."""
+
     def __init__(self, stream: TextIO | None = None, *, waits: bool = True) -> None:
         self._stream = stream
         self._waits = waits
@@ -58,7 +67,7 @@ class ProgressBar:
         self._created = self._began = time.monotonic()
         self._shown_at: float | None = None
         self._first: tuple[float, int] | None = None
-        self.is_quiet = os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
+        self.is_quiet = is_quiet()
         """Whether nothing will be shown, so that nothing need be found out for it."""
 
     def show(self, label: str, n_done: int | None = None, n_total: int | None = None, note: str = "") -> None:
@@ -87,6 +96,17 @@ class ProgressBar:
             stream.write(" ".join(parts) + (f", {note}" if note else "") + "\n")
             stream.flush()
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self.is_quiet:
+            return
+        stream = self._stream or sys.stderr
+        if self._bar is not None:
+            self._bar.write(line, file=stream)
+        else:
+            stream.write(f"{line}\n")
+            stream.flush()
+
     def tell(self, progress: Progress, note: str = "") -> None:
         """The same, of what a callback is given."""
         self.show(progress.label, progress.n_done, progress.n_total, note)
@@ -97,6 +117,7 @@ class ProgressBar:
             from tqdm import tqdm
 
             counts = "{l_bar}{bar}{r_bar}" if n_done is not None else "{desc}{postfix} [{elapsed}]"
+            ProgressBar.n_open += 1
             self._bar = tqdm(
                 desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True, bar_format=counts
             )
@@ -118,6 +139,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+            ProgressBar.n_open -= 1
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -126,3 +148,79 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+
+
+class Heartbeat:
+    """Says that a command is at work where it shows nothing for two seconds: on a terminal in a line that goes again.
+
+    In a log it is a line after five seconds of silence, and one every fifteen.
+
+    Args:
+        label: The command.
+    """
+
+    FIRST_IN_A_LOG_SECONDS = 5.0
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._began = self._last = time.monotonic()
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._is_drawn = False
+        self._streams: tuple[Any, Any] = (None, None)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        if not is_quiet():
+            self._streams = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = (cast("TextIO", _Heard(one, self)) for one in self._streams)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._streams[0] is not None:
+            self._ended.set()
+            self._thread.join()
+            self.heard()
+            sys.stdout, sys.stderr = self._streams
+
+    def heard(self) -> None:
+        """Something is about to be written."""
+        with self._lock:
+            if self._is_drawn:
+                self._streams[1].write("\r\x1b[K")
+                self._streams[1].flush()
+            self._is_drawn = False
+            self._last = time.monotonic()
+
+    def _beat(self) -> None:
+        stream = self._streams[1]
+        is_terminal = stream.isatty()
+        pause = SHORT_SECONDS if is_terminal else self.FIRST_IN_A_LOG_SECONDS
+        while not self._ended.wait(0.25):
+            with self._lock:
+                now = time.monotonic()
+                # A bar that stands there is a sign of life, and tqdm keeps its place.
+                if ProgressBar.n_open or now - self._last < pause:
+                    continue
+                text = f"{self._label}: at work, {now - self._began:.0f} s"
+                stream.write(f"\r{text}\x1b[K" if is_terminal else f"{text}\n")
+                stream.flush()
+                self._is_drawn = is_terminal
+                if not is_terminal:
+                    self._last, pause = now, EVERY_SECONDS
+
+
+class _Heard:
+    """A stream that tells of each text before it is written."""
+
+    def __init__(self, stream: Any, heartbeat: Heartbeat) -> None:
+        self._stream = stream
+        self._heartbeat = heartbeat
+
+    def write(self, text: str) -> int:
+        self._heartbeat.heard()
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

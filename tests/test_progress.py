@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
+import threading
+import time
 from typing import Any
 
 import dspy
@@ -122,3 +126,47 @@ def test_compare_tells_of_more_than_fifty_items(n_items: int, capsys: pytest.Cap
         programs, rows, [ft.metrics.accuracy("liked")], running=ft.evaluation.RunOptions(on_progress=lambda look: None)
     )
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_silent_command_says_that_it_is_at_work(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the line goes when something else is written; in a log it stays, without control codes."""
+    stream: io.StringIO = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(_progress, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(_progress.Heartbeat, "FIRST_IN_A_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with _progress.Heartbeat("advise"):
+        deadline = time.monotonic() + 10
+        while "at work" not in stream.getvalue() and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        print("done", file=sys.stderr)
+    assert sys.stderr is stream
+    said = stream.getvalue()
+    assert said.rstrip("\r\x1b[K").endswith("done\n")
+    if is_terminal:
+        assert said.startswith("\radvise: at work, 0 s")
+        assert "\r\x1b[Kdone" in said
+    else:
+        assert re.fullmatch(r"(advise: at work, \d+ s\n)+done\n", said)
+
+
+def test_quiet_silences_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPY_FINETUNE_QUIET", "1")
+    before = sys.stderr
+    with _progress.Heartbeat("advise"), ProgressBar(stream := io.StringIO(), waits=False) as bar:
+        assert sys.stderr is before
+        bar.show("training", 1, 2)
+        bar.say("validated")
+    assert stream.getvalue() == ""
+
+
+def test_a_line_that_stays_stands_above_the_bar(clock: Seconds) -> None:
+    stream = Terminal()
+    with ProgressBar(stream, waits=False) as bar:
+        bar.show("training", 1, 2)
+        bar.say("validated")
+        clock.now = 1.0
+        bar.show("training", 2, 2)
+    lines = stream.getvalue().replace("\r", "\n").split("\n")
+    assert "validated" in lines
+    assert ProgressBar.n_open == 0

@@ -51,6 +51,8 @@ class FileOptions:
     """From the name in the source to the name wanted."""
     format: Format | None = None
     """Of the source, where its name does not tell."""
+    delimiter: str | None = None
+    """Between the cells of a CSV file; None reads it off the first line."""
     split: str | None = None
     """Of a data set with several."""
     limit: int | None = None
@@ -175,7 +177,7 @@ class Rows:
         self.output_fields: tuple[str, ...] = tuple(getattr(signature, "output_fields", None) or ())
         types = {name: one.annotation for name, one in fields.items()} if fields else None
         self._plan = RowPlan(inputs=self.input_fields, rename=files.rename, types=types, signature=None)
-        self._source = open_source(source, format=files.format, split=files.split)
+        self._source = open_source(source, format=files.format, split=files.split, delimiter=files.delimiter)
         self._limit = files.limit
         self._prefix = prefix
         self._keep: tuple[str, ...] | None = None if isinstance(keep, str) else tuple(keep)

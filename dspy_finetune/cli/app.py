@@ -15,8 +15,10 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from dspy_finetune._files import json_text, read_text
+from dspy_finetune._progress import is_quiet
 from dspy_finetune.errors import DataError, FinetuneError, UsageError
 
 if sys.version_info >= (3, 11):
@@ -43,19 +45,61 @@ COMMANDS: tuple[str, ...] = (
 """Modules of this package, in the order in which `--help` shows their commands."""
 
 
+GROUPS = {
+    "The rows": "--data --train --validation --test --examples --label --number --pairs --text --field --signature"
+    " --delimiter --format --split --rename --limit --fractions --group-by --stratify-by --skip-bad --dedupe --keep"
+    " --prefix --evaluate",
+    "The prompt": "--preset --prompt --rubric --both-orders",
+    "The model and its training": "--model --base-model --method --epochs --batch-size --learning-rate-multiplier"
+    " --beta --recipe --suffix --seed --metadata --wandb --allow-unknown-model --sizes --dialect --size",
+    "Where it runs": "--host --root --env-file --from --to --lm --judge-host --threads --concurrency --jobs-at-once"
+    " --timeout",
+    "What it may cost": "--max-usd --allow-unknown-price --batch --calls --dry-run --new --no-wait --retry-failed",
+    "What it is compared by": "--program --metric --judge --judge-rubric --embedder --encoder --reference --margin"
+    " --subgroup --noise-floor --stored --no-compare",
+    "What is written": "--out --save --html --markdown --plot --json --json-to --checkpoint --overwrite --folder --show"
+    " --fix",
+}
+"""The options of a command by what they are about, as `--help` shows them where there are many."""
+FEW_OPTIONS = 7
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help has its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """As click's, with a heading for each group."""
+        records: dict[str, list[tuple[str, str]]] = {heading: [] for heading in ("Arguments", *GROUPS, "Options")}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            heading = next((one for one, names in GROUPS.items() if set(names.split()) & set(param.opts)), "Options")
+            records["Arguments" if param.param_type_name == "argument" else heading].append(record)
+        if sum(map(len, records.values())) - len(records["Arguments"]) <= FEW_OPTIONS:
+            few = [one for heading in (*GROUPS, "Options") for one in records[heading]]
+            records = {"Arguments": records["Arguments"], "Options": few}
+        for heading, found in records.items():
+            if found:
+                with formatter.section(heading):
+                    formatter.write_dl(found)
+
+
 def build_app() -> typer.Typer:
     """The whole command-line application."""
     app = typer.Typer(
         name="dspy-finetune",
         help="From labelled DSPy examples to a fine-tuned model inside a DSPy program, and an honest verdict.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        epilog="--debug, anywhere on the line, shows the whole traceback of an error.",
+        epilog="Anywhere on the line: --quiet for no progress and no remarks; --debug for the traceback of an error.",
     )
     for name in COMMANDS:
         importlib.import_module(f"dspy_finetune.cli.{name}").register(app)
+    for group in (app, *(found.typer_instance for found in app.registered_groups)):
+        for command in group.registered_commands if group is not None else ():
+            command.cls = GroupedCommand
     return app
 
 
@@ -118,8 +162,8 @@ def print_json(value: Any) -> None:
 
 
 def talk() -> Console:
-    """Where progress and remarks go: stderr, so that stdout holds results alone."""
-    return Console(stderr=True)
+    """Where progress and remarks go: stderr, so that stdout holds results alone; nowhere with --quiet."""
+    return Console(stderr=True, quiet=is_quiet())
 
 
 def out() -> Console:
@@ -129,6 +173,6 @@ def out() -> Console:
 
 def warn(notes: Sequence[str]) -> None:
     """Remarks, on stderr."""
-    console = talk()
+    console = Console(stderr=True)  # warnings are no remarks: --quiet leaves them
     for note in notes:
         console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)

@@ -42,7 +42,10 @@ def check_command(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Report every issue of a training file at once. Exits with 1 if there is an error."""
+    """Report every issue of a training file at once. Exits with 1 if there is an error.
+
+    Example: dspy-finetune check train.jsonl --method sft --fix fixed.jsonl
+    """
     with _file(file) as path:
         if fix_to is not None:
             fixed = fix(path, fix_to, method=method, base_model=model, host=host)

@@ -14,6 +14,7 @@ from dspy_finetune.cli.app import print_json, talk
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.options import (
     AsJson,
+    CellDelimiter,
     Embedder,
     EnvPath,
     HostText,
@@ -22,6 +23,7 @@ from dspy_finetune.cli.options import (
     JudgeRubric,
     Judging,
     RootPath,
+    delimiter_of,
     host_named,
     load_env,
     metrics_named,
@@ -68,6 +70,7 @@ def curve_command(
     embedder: Embedder = None,
     judge_host: JudgeHost = "openai",
     field: Annotated[str | None, typer.Option(help="The output to score; default: the prompt's label.")] = None,
+    delimiter: CellDelimiter = None,
     folder: Annotated[Path | None, typer.Option(help="Keep training files and answers here.")] = None,
     n_concurrent: Annotated[int, typer.Option("--jobs-at-once", min=1, help="Concurrent jobs on the host.")] = 4,
     num_threads: Annotated[int, typer.Option("--threads", min=1, help="Concurrent requests.")] = 8,
@@ -81,6 +84,8 @@ def curve_command(
     """One job per training size, model and number of epochs; then the value of the next 100 examples.
 
     All jobs are priced before the first is started. The same command again finds the same jobs and answers.
+
+    Example: dspy-finetune curve train.jsonl --test test.jsonl --preset binary --host local
     """
     if html is not None or plot is not None:
         require("matplotlib", "report", "a picture")  # missed only at the end, it would be missed after hours
@@ -93,12 +98,12 @@ def curve_command(
     try:
         with ProgressBar(waits=False) as bar:
             curve = learning_curve(
-                load_examples(train, signature=form.signature),
+                load_examples(train, signature=form.signature, delimiter=delimiter_of(train, delimiter)),
                 sizes=_numbers(sizes),
                 models=model or [where.base_model],
                 epochs=epochs or None,
                 host=where,
-                test=load_examples(test, signature=form.signature),
+                test=load_examples(test, signature=form.signature, delimiter=delimiter_of(test, delimiter)),
                 prompt=form,
                 metric=measured,
                 max_usd=max_usd,

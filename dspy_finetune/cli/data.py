@@ -16,6 +16,7 @@ import typer
 
 from dspy_finetune._files import atomic_writer, write_json
 from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.options import CellDelimiter
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Task(dspy.Signature):
 
 def main() -> None:
     # The rows; each value is read as its field's type, and a row that cannot be read is named by its line.
-    examples = ft.load_examples({path!r}, signature=Task)
+    examples = ft.load_examples({path!r}, signature=Task{delimiter})
     # No item stands on two sides, duplicates included.
     train, validation, test = ft.split(examples{stratify})
 
@@ -107,6 +108,7 @@ def advise_command(
         str,
         typer.Option(help="The sentence encoder of one baseline; auto: minilm-l6 if installed; none: leave it out."),
     ] = "auto",
+    delimiter: CellDelimiter = None,
     seed: Annotated[int, typer.Option(help="Random seed of the folds and of the sample.")] = 0,
     json_to: Annotated[Path | None, typer.Option("--json-to", help="Write the figures as JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -118,7 +120,7 @@ def advise_command(
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
     from dspy_finetune.evaluation import advise
 
-    rows = load_examples(data, inputs=text or None, signature=signature)
+    rows = load_examples(data, inputs=text or None, signature=signature, delimiter=delimiter)
     found = advise(rows, signature, label=label, encoder=None if encoder == "none" else encoder, seed=seed)
     if json_to is not None:
         write_json(json_to, found.to_dict())
@@ -140,6 +142,7 @@ def split(
     stratify_by: Annotated[
         str | None, typer.Option("--stratify-by", help="Spread this column's values evenly over the three files.")
     ] = None,
+    delimiter: CellDelimiter = None,
     seed: Annotated[int, typer.Option(help="Random seed: another seed gives another split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print paths and row counts as JSON.")] = False,
 ) -> None:
@@ -156,16 +159,17 @@ def split(
     except ValueError as error:
         raise UsageError(f"--fractions {fractions}: write three numbers, such as 0.8,0.1,0.1") from error
     by = None if not group_by else group_by[0] if len(group_by) == 1 else tuple(group_by)
-    parts = split_examples(load_examples(data), shares, group_by=by, stratify_by=stratify_by, seed=seed)
+    rows = load_examples(data, delimiter=delimiter)
+    parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, seed=seed)
     to.mkdir(parents=True, exist_ok=True)
     written = {}
-    for name, rows in zip(("train", "validation", "test"), parts, strict=True):
-        if not rows:  # a fraction of 0 asks for no such file
+    for name, part in zip(("train", "validation", "test"), parts, strict=True):
+        if not part:  # a fraction of 0 asks for no such file
             continue
         path = to / f"{name}.jsonl"
         with atomic_writer(path) as file:
-            file.writelines(json.dumps(dict(row), ensure_ascii=False, default=str).encode() + b"\n" for row in rows)
-        written[name] = {"path": str(path), "rows": len(rows)}
+            file.writelines(json.dumps(dict(row), ensure_ascii=False, default=str).encode() + b"\n" for row in part)
+        written[name] = {"path": str(path), "rows": len(part)}
     if as_json:
         print_json(written)
         return
@@ -181,6 +185,7 @@ def init(
         str | None, typer.Option(help="The label's column, where it cannot be told from the rows.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="An input column; may be repeated.")] = None,
+    delimiter: CellDelimiter = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the files and what was guessed as JSON.")] = False,
 ) -> None:
     """Write a commented project for your own file: a script that trains and compares, and settings.
@@ -194,8 +199,8 @@ def init(
     for path in files:
         if path.exists():
             raise UsageError(f"{path} is there already; choose another folder with --out, or delete it")
-    columns = guess_columns(load_examples(data), label=label, inputs=text or None)
-    files[to / "finetune.py"] = script(columns, data.resolve())
+    columns = guess_columns(load_examples(data, delimiter=delimiter), label=label, inputs=text or None)
+    files[to / "finetune.py"] = script(columns, data.resolve(), delimiter)
     for path, content in files.items():
         with atomic_writer(path) as file:
             file.write(content.encode())
@@ -211,7 +216,7 @@ def init(
     )
 
 
-def script(columns: Columns, data: Path) -> str:
+def script(columns: Columns, data: Path, delimiter: str | None = None) -> str:
     """The script for a task, as Python source."""
     prompt, predictor, metric = _PRESETS[columns.task]
     fields = [f"    {name}: str = dspy.InputField()" for name in columns.inputs]
@@ -220,6 +225,7 @@ def script(columns: Columns, data: Path) -> str:
     return _SCRIPT.format(
         name=data.name,
         path=str(data),
+        delimiter="" if delimiter is None else f", delimiter={delimiter!r}",
         instructions=_INSTRUCTIONS[columns.task].format(label=columns.label.replace("_", " ")),
         fields="\n".join(fields),
         imports="from typing import Literal\n\n" if columns.task in ("labels", "pairs") else "",

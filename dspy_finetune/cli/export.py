@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.options import CellDelimiter
 
 if TYPE_CHECKING:
     from dspy_finetune.export import TrainingFile
@@ -46,6 +47,7 @@ def export(
         Literal["json", "jsonl", "csv", "tsv", "parquet"] | None,
         typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
     ] = None,
+    delimiter: CellDelimiter = None,
     limit: Annotated[int | None, typer.Option(help="Maximum number of rows.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
     both_orders: Annotated[
@@ -53,7 +55,10 @@ def export(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
 ) -> None:
-    """Write a training file from labelled rows, check it, and put a manifest beside it."""
+    """Write a training file from labelled rows, check it, and put a manifest beside it.
+
+    Example: dspy-finetune export sft titles.csv --preset binary --signature "headline -> liked: bool" --out train.jsonl
+    """
     # Loading and exporting bring dspy; --help must not wait for it.
     from dspy_finetune.data import iter_examples
     from dspy_finetune.export import export_dpo, export_sft
@@ -64,6 +69,7 @@ def export(
         rename=renames(rename or []),
         signature=form.signature,
         format=file_format,
+        delimiter=delimiter,
         split=split,
         limit=limit,
         on_error="skip" if skip_bad else "raise",
@@ -97,7 +103,10 @@ def convert(
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the report as JSON.")] = False,
 ) -> None:
-    """Write a copy of a training file in another host's format."""
+    """Write a copy of a training file in another host's format.
+
+    Example: dspy-finetune convert train.jsonl together.jsonl --to together
+    """
     # Imported here: --help must not wait for the tokenizer and the checks.
     from dspy_finetune.export import convert as convert_file
 

@@ -44,7 +44,10 @@ def export_model(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model for vLLM, transformers, llama.cpp or Ollama, or push it to the Hugging Face hub."""
+    """Write a model for vLLM, transformers, llama.cpp or Ollama, or push it to the Hugging Face hub.
+
+    Example: dspy-finetune export-model predictor.json --out model/ --format gguf
+    """
     load_env(env_file)
     options: dict[str, Any] = {"format": format, "weights": weights}
     if format not in get_args(ModelFormat):
@@ -98,7 +101,10 @@ def verify(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a server and the model's own host the same prompts; exit 1 where something else answers."""
+    """Ask a server and the model's own host the same prompts; exit 1 where something else answers.
+
+    Example: dspy-finetune verify predictor.json --at http://127.0.0.1:8000/v1
+    """
     load_env(env_file)
     own, other = host_named(host, root=root), host_named(at)
     try:

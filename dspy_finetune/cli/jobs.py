@@ -1,24 +1,23 @@
 """`dspy-finetune jobs` and `models`: list, look at, follow and steer jobs, whoever started them; what they made.
 
 `follow_job` shows a job on the terminal: status, steps, loss curve, time left, cost so far; Ctrl-C leaves the job
-alive. Everything shown goes to stderr. Where nothing can be redrawn, each change is a line.
+alive. Everything shown goes to stderr.
 """
 
 from __future__ import annotations
 
 import datetime
 import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
 from dspy_finetune.hosts import Host
@@ -35,8 +34,6 @@ JobId = Annotated[str, typer.Argument(help="The host's id of the job.")]
 
 _BARS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 24
-BAR_WIDTH = 24
-QUIET_SECONDS = 15.0
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +52,10 @@ def list_(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """The host's jobs, newest first, whoever started them."""
+    """The host's jobs, newest first, whoever started them.
+
+    Example: dspy-finetune jobs list --host local
+    """
     load_env(env_file)
     where = host_named(host, root=root)
     try:
@@ -76,7 +76,10 @@ def list_(
 def show(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """All that the host says of a job."""
+    """All that the host says of a job.
+
+    Example: dspy-finetune jobs show ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         _tell(job.facts, as_json=as_json)
 
@@ -89,7 +92,10 @@ def follow(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job until it ends; Ctrl-C leaves it alive."""
+    """Show a job until it ends; Ctrl-C leaves it alive.
+
+    Example: dspy-finetune jobs follow ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         tell_model(follow_job(job, job.host, talk(), timeout), as_json=as_json)
 
@@ -97,7 +103,10 @@ def follow(
 def events(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """What the host said while the job ran, oldest first."""
+    """What the host said while the job ran, oldest first.
+
+    Example: dspy-finetune jobs events ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         found = job.events()
     if as_json:
@@ -110,7 +119,10 @@ def events(
 def metrics(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """The figures of the training, one row per step."""
+    """The figures of the training, one row per step.
+
+    Example: dspy-finetune jobs metrics ftjob-123 --json
+    """
     with _attached(job_id, host, root, env_file) as job:
         rows = job.metrics()
     if as_json:
@@ -133,7 +145,10 @@ def metrics(
 def checkpoints(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """The models from before the end of the training."""
+    """The models from before the end of the training.
+
+    Example: dspy-finetune jobs checkpoints ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         found = job.checkpoints()
     if as_json:
@@ -146,7 +161,10 @@ def checkpoints(
 def cancel(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """Stop a job for good; tokens trained until then are billed."""
+    """Stop a job for good; tokens trained until then are billed.
+
+    Example: dspy-finetune jobs cancel ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         facts = job.cancel()
     trained = (
@@ -159,7 +177,10 @@ def cancel(
 def pause(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """Stop a job for a while."""
+    """Stop a job for a while.
+
+    Example: dspy-finetune jobs pause ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         _tell(job.pause(), as_json=as_json)
 
@@ -167,7 +188,10 @@ def pause(
 def resume(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """Let a paused job go on."""
+    """Let a paused job go on.
+
+    Example: dspy-finetune jobs resume ftjob-123
+    """
     with _attached(job_id, host, root, env_file) as job:
         _tell(job.resume(), as_json=as_json)
 
@@ -219,7 +243,10 @@ def models(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """The tuned models of a host, with the day on which each is shut down."""
+    """The tuned models of a host, with the day on which each is shut down.
+
+    Example: dspy-finetune models --host openai
+    """
     load_env(env_file)
     where = host_named(host, root=root)
     try:
@@ -247,22 +274,20 @@ def follow_job(job: Job | SequenceJob, host: Host, console: Console, timeout_sec
         KeyboardInterrupt: Ctrl-C; how to go on has been printed.
         JobError: As `Job.wait`.
     """
-    live = Live(console=console, transient=False, refresh_per_second=4) if console.is_terminal else None
-    told = _Told()
-
-    def show(look: JobProgress) -> None:
-        for line in told.news(look):
-            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
-        if live is not None:
-            live.update(Text(summary(look)))
-        elif told.is_due(look):
-            console.print(summary(look), highlight=False, soft_wrap=True)
-
+    seen: set[str] = set()
     try:
-        if live is not None:
-            with live:
-                return job.wait(timeout_seconds, show)
-        return job.wait(timeout_seconds, show)
+        with ProgressBar(waits=False) as bar:
+
+            def show(look: JobProgress) -> None:
+                for event in look.events:
+                    # The bar shows the figures of single steps.
+                    if event.id not in seen and (event.type != "metrics" or "candidate" in event.data):
+                        bar.say(f"  {event.message}")
+                    seen.add(event.id)
+                n_done = (look.step or 0) if look.total_steps and not look.facts.is_final else None
+                bar.show(f"{look.facts.id} {look.status}", n_done, look.total_steps, summary(look))
+
+            return job.wait(timeout_seconds, show)
     except KeyboardInterrupt:
         if host.stops_with_process():
             how = "the local host stops with this command; start it again, and its job goes on, with"
@@ -289,20 +314,17 @@ def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
 
 
 def summary(look: JobProgress) -> str:
-    """One look in one line."""
-    parts = [look.facts.id, look.status]
-    if look.fraction is not None:
-        done = round(look.fraction * BAR_WIDTH)
-        parts.append(f"{'━' * done}{'─' * (BAR_WIDTH - done)} {look.step or 0}/{look.total_steps or '?'}")
+    """The figures of one look."""
+    parts = []
     if look.losses:
         parts.append(f"loss {look.losses[-1][1]:.3f} {curve([loss for _, loss in look.losses])}")
-    if look.eta_seconds:
+    if look.eta_seconds and not look.step:  # from the first step on the bar tells it
         parts.append(f"about {duration(look.eta_seconds)} left")
-    elif look.elapsed_seconds:
+    elif look.elapsed_seconds and look.facts.is_final:
         parts.append(f"after {duration(look.elapsed_seconds)}")
     if look.cost_usd:
         parts.append(f"${look.cost_usd:,.2f} so far")
-    return "  ".join(parts)
+    return ", ".join(parts)
 
 
 def curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
@@ -331,25 +353,3 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // below} {smaller}"
     return f"{whole} s"
-
-
-class _Told:
-    """What was printed last, so that a log holds changes and a sign of life now and then."""
-
-    def __init__(self) -> None:
-        self._status = ""
-        self._at = 0.0
-        self._seen: set[str] = set()
-
-    def news(self, look: JobProgress) -> list[str]:
-        """What the host said since the last look, without the figures of single steps: the bar shows those."""
-        fresh = [event for event in look.events if event.id not in self._seen]
-        self._seen.update(event.id for event in fresh)
-        return [event.message for event in fresh if event.type != "metrics" or "candidate" in event.data]
-
-    def is_due(self, look: JobProgress) -> bool:
-        now = time.monotonic()
-        if look.status == self._status and now - self._at < QUIET_SECONDS:
-            return False
-        self._status, self._at = look.status, now
-        return True

@@ -8,11 +8,14 @@ written as its escape, so that `--json` stays the same JSON.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+
+from dspy_finetune._progress import Heartbeat
 
 INTERRUPTED = 130
 _DRAWN = {**dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)), "━": "=", "─": "-", "✓": "+"}
@@ -30,9 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("DSPY_FINETUNE_DEBUG") == "1"
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    was_quiet = os.environ.get("DSPY_FINETUNE_QUIET", "")
+    if "--quiet" in arguments:
+        os.environ["DSPY_FINETUNE_QUIET"] = "1"
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--quiet")]
     try:
-        code = _run(arguments, debug=debug)
+        # A process of its own: who calls this function with arguments has streams of his own to look after.
+        with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if argv is None else contextlib.nullcontext():
+            code = _run(arguments, debug=debug)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -40,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         # The reader of a pipe (head, less) has gone: not an error of ours, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    finally:
+        os.environ["DSPY_FINETUNE_QUIET"] = was_quiet
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     sys.exit(code)
@@ -99,7 +109,10 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except SystemExit as error:
-        # The commands never do this: it is how typer ends where the reader of a pipe has gone.
+        # The commands never do this: it is how typer ends what a shell asks to complete a line, and where the reader of
+        # a pipe has gone.
+        if "_DSPY_FINETUNE_COMPLETE" in os.environ:
+            return int(error.code or 0)
         raise BrokenPipeError from error
     except wrong_usage as error:
         print(_usage_line(error), file=sys.stderr)

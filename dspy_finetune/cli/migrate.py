@@ -11,7 +11,7 @@ from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.jobs import follow_job, tell_model
-from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, CellDelimiter, EnvPath, RootPath, host_named, load_env
 from dspy_finetune.cli.train import BatchSize, Beta, Epochs, Multiplier, Seed, Suffix, hyperparameters, show
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
@@ -44,6 +44,7 @@ def migrate(
     examples: Annotated[
         str | None, typer.Option("--examples", help="Labelled rows to compare on; without: the validation file.")
     ] = None,
+    delimiter: CellDelimiter = None,
     stored: Annotated[
         Path | None, typer.Option("--stored", help="The old model's answers: a report that `compare --json-to` wrote.")
     ] = None,
@@ -74,6 +75,8 @@ def migrate(
     """Train a tuned model again elsewhere, from the same data, prompt and hyperparameters, and compare new with old.
 
     The same command again finds the same job. Exits as `compare` does: 3 if undecided, 4 if the new one is worse.
+
+    Example: dspy-finetune migrate predictor.json --to local
     """
     load_env(env_file)
     if html is not None:
@@ -111,7 +114,7 @@ def migrate(
         if no_compare:
             tell_model(moved, as_json=as_json)
             return
-        report = _compared(made, moved, examples, stored, margin)
+        report = _compared(made, moved, examples, delimiter, stored, margin)
     finally:
         target.close()
         made.plan.old.host.close()
@@ -129,7 +132,12 @@ def migrate(
 
 
 def _compared(
-    made: Migration, moved: FinetunedModel, data: str | None, stored: Path | None, margin: float | None
+    made: Migration,
+    moved: FinetunedModel,
+    data: str | None,
+    delimiter: str | None,
+    stored: Path | None,
+    margin: float | None,
 ) -> ComparisonReport:
     rows: Any = None
     if data is not None:
@@ -138,7 +146,7 @@ def _compared(
                 f"--examples needs the prompt, and {made.plan.old.train.name} has no manifest with it; name a saved"
                 " predictor's file instead of the model"
             )
-        rows = load_examples(data, signature=made.old_predictor.prompt.signature)
+        rows = load_examples(data, signature=made.old_predictor.prompt.signature, delimiter=delimiter)
     with ProgressBar(waits=False) as bar:
 
         def tell(progress: CompareProgress) -> None:

@@ -34,6 +34,14 @@ HostText = Annotated[
 ]
 RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
 EnvPath = Annotated[Path | None, typer.Option("--env-file", help="Read keys from this file instead of ./.env.")]
+CellDelimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        help="Between the cells of a CSV file, such as ; or tab; read off its first line without.",
+        callback=lambda given: "\t" if given in ("tab", "\\t") else given,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 
 JUDGED = ("rubric_preference", "rubric_score")
@@ -88,6 +96,15 @@ def load_env(path: Path | None = None) -> None:
     for name, value in dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False).items():
         if value is not None:  # a line without `=`
             os.environ.setdefault(name, value)
+
+
+def delimiter_of(path: str, delimiter: str | None) -> str | None:
+    """The delimiter for one of several files: it is for those that are tables of cells.
+
+    >>> delimiter_of("train.jsonl", ";"), delimiter_of("test.csv", ";")
+    (None, ';')
+    """
+    return None if path.lower().endswith((".json", ".jsonl", ".ndjson", ".parquet")) else delimiter
 
 
 def host_named(text: str, *, root: Path | None = None) -> Host:

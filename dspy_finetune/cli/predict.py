@@ -12,7 +12,7 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.bulk import BulkProgress, FileOptions
 from dspy_finetune.cli.app import out, print_json, talk
 from dspy_finetune.cli.export import renames
-from dspy_finetune.cli.options import EnvPath, load_env
+from dspy_finetune.cli.options import CellDelimiter, EnvPath, load_env
 from dspy_finetune.predictors import load_predictor
 
 
@@ -30,6 +30,7 @@ def predict(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the prediction's fields.")] = "",
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
+    delimiter: CellDelimiter = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 64,
     batch: Annotated[
@@ -43,11 +44,13 @@ def predict(
     """Ask a saved predictor about every row; the same command after a crash goes on where it was.
 
     Exits with 0 when the output is complete, rows without an answer in it or not.
+
+    Example: dspy-finetune predict predictor.json titles.csv --out answers.jsonl
     """
     load_env(env_file)
     predictor = load_predictor(saved)
     kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
-    files = FileOptions(rename=renames(rename or []), limit=limit)
+    files = FileOptions(rename=renames(rename or []), limit=limit, delimiter=delimiter)
     try:
         with ProgressBar(waits=False) as bar:
 

@@ -34,7 +34,10 @@ def quickstart(
     rubric: Annotated[Path | None, typer.Option(help="With --data: a text file with the reader's taste.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Split, pair, export, tune three models, use them in DSPy, compare, report: the main job."""
+    """Split, pair, export, tune three models, use them in DSPy, compare, report: the main job.
+
+    Example: dspy-finetune quickstart --size small
+    """
     # Imported here: `dspy-finetune --help` shall not wait for DSPy.
     from dspy_finetune.hosts import Host
     from dspy_finetune.quickstart import read_titles, run, size_of

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspy_finetune.cli.app import build_app, print_json, talk
+from dspy_finetune.cli.options import CellDelimiter
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run(
     to: Annotated[Path | None, typer.Option("--out", help="The folder for all files; a new one in runs/.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to tune; the host's usual one without.")] = None,
     host: Annotated[str, typer.Option(help="local, openai, azure, an address, or NAME=ADDRESS.")] = "local",
+    delimiter: CellDelimiter = None,
     fractions: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0,0.2",
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the split and the training.")] = 0,
@@ -77,18 +79,30 @@ def run(
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:
         raise UsageError("give one of --label, --number and --pairs: each names the label's column")
-    columns = guess_columns(load_examples(data), label=chosen[0] if chosen else None, inputs=text or None)
+    columns = guess_columns(
+        load_examples(data, delimiter=delimiter), label=chosen[0] if chosen else None, inputs=text or None
+    )
     if number is not None:
         columns = replace(columns, task="number", labels=())
     if pairs is not None and columns.task != "pairs":
         raise UsageError(f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it")
     folder = to or _new_folder(data.stem)
-    split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()))
+    cells = () if delimiter is None else ("--delimiter", delimiter)
+    split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()), *cells)
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
     training += ["--host", host, *(("--root", str(folder / "host")) if host == "local" else ()), "--seed", str(seed)]
     has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])
     steps = [
-        *plan_steps(columns, data, folder, rubric=rubric, split=split, training=training, has_validation=has_validation)
+        *plan_steps(
+            columns,
+            data,
+            folder,
+            rubric=rubric,
+            split=split,
+            training=training,
+            has_validation=has_validation,
+            cells=cells,
+        )
     ]
     if as_json:
         print_json({"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]})
@@ -126,6 +140,7 @@ def plan_steps(
     split: Sequence[str],
     training: Sequence[str],
     has_validation: bool,
+    cells: Sequence[str] = (),
 ) -> Iterator[Step]:
     """The commands, in order."""
     rows, train = folder / "data", folder / "train.jsonl"
@@ -133,7 +148,16 @@ def plan_steps(
     told = [part for name in columns.inputs for part in ("--text", name)]
     yield Step(
         title="Is it worth it?",
-        arguments=("advise", str(data), "--label", columns.label, *told, "--json-to", str(folder / "advice.json")),
+        arguments=(
+            "advise",
+            str(data),
+            "--label",
+            columns.label,
+            *told,
+            *cells,
+            "--json-to",
+            str(folder / "advice.json"),
+        ),
     )
     stratify = ("--stratify-by", columns.label) if columns.task in ("binary", "labels") else ()
     yield Step(

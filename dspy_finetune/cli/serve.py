@@ -39,6 +39,8 @@ def register(app: typer.Typer) -> None:
         """Run the local host: OpenAI's API, with real training and serving of a small open model.
 
         Prints one JSON line with its url and runs until Ctrl-C.
+
+        Example: dspy-finetune serve --port 8377
         """
         # Serving needs the extra "local"; the other commands must not.
         from dspy_finetune.errors import UsageError

@@ -86,7 +86,10 @@ def plan(
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the files and show tokens, epochs, cost and warnings; nothing is uploaded."""
+    """Check the files and show tokens, epochs, cost and warnings; nothing is uploaded.
+
+    Example: dspy-finetune plan train.jsonl --host local
+    """
     load_env(env_file)
     made = settle(
         train,
@@ -144,6 +147,8 @@ def train(
     """Train: plan, start at most one paid job, follow it. The same command again finds the same job.
 
     Ctrl-C leaves the job alive and prints the command that follows it again.
+
+    Example: dspy-finetune train train.jsonl --host local --save predictor.json
     """
     load_env(env_file)
     prompt = _prompt_of(train) if save is not None else None

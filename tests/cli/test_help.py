@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from dspy_finetune.cli.app import build_app
+from dspy_finetune.cli.app import GROUPS, build_app
 from dspy_finetune.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,39 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
         main([*name.split(), "--help"])
     assert stop.value.code == 0
     assert f"dspy-finetune {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_the_command_line_takes(name: str) -> None:
+    found = re.search(r"^Example: dspy-finetune (.*)$", COMMANDS[name].help, flags=re.MULTILINE)
+    assert found is not None
+    assert found[1].startswith(name)
+    COMMANDS[name].make_context(name, shlex.split(found[1].removeprefix(name)))
+
+
+def test_options_are_grouped_and_each_stands_in_one_group() -> None:
+    grouped = [option for names in GROUPS.values() for option in names.split()]
+    assert len(grouped) == len(set(grouped))
+    known = set().union(*map(options, COMMANDS.values()))
+    assert set(grouped) <= known
+
+
+def test_help_shows_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    places = [said.index(f"{heading}:") for heading in ("Arguments", "The rows", "Where it runs", "What it may cost")]
+    assert places == sorted(places)
+    assert said.index("The rows:") < said.index("--validation") < said.index("The model and its training:")
+
+
+def test_a_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_DSPY_FINETUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "dspy-finetune quic")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        main(["quic"])
+    assert capsys.readouterr().out.split() == ["quickstart"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

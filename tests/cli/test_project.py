@@ -102,3 +102,26 @@ def test_doctor_never_shows_a_key_and_names_what_is_missing(
     absent = [one for one in examine(offline=True) if one.area == "keys"]
     assert [one.level for one in absent] == ["warning"]
     assert "export OPENAI_API_KEY" in absent[0].remedy
+
+
+def test_quiet_leaves_results_and_errors(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("split", str(titles), "--out", "data", "--quiet") == 0
+    said = capsys.readouterr()
+    assert "data/train.jsonl: 32 rows" in said.out
+    assert said.err == ""
+    assert run("split", str(titles), "--out", "data") == 0
+    assert capsys.readouterr().err != ""
+    assert run("--quiet", "split", "gone.csv", "--out", "data") == 1
+    assert "gone.csv: no such file" in capsys.readouterr().err
+
+
+def test_a_delimiter_can_be_given_wherever_a_table_is_read(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commas in the header hide that another character parts the cells."""
+    text = titles.read_text(encoding="utf-8").replace(",", "\t").replace("headline", "headline, in full")
+    titles.with_suffix(".txt").write_text(text, encoding="utf-8")
+    assert run("split", "titles.txt", "--out", "data", "--delimiter", "tab") == 0
+    assert set(json.loads(Path("data/test.jsonl").read_text().splitlines()[0])) == {"id", "headline, in full", "liked"}
+    assert run("init", "titles.txt", "--delimiter", "tab", "--label", "liked") == 0
+    assert "signature=Task, delimiter='\\t')" in Path("finetune-project/finetune.py").read_text(encoding="utf-8")
+    assert run("run", "titles.txt", "--delimiter", ";;", "--dry-run") == 2
+    assert "give the one character between cells" in capsys.readouterr().err
