@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dspy_finetune"
 LAYERS = [
-    "data", "prompts", "export", "hosts", "jobs", "optimizers", "predictors", "verification", "bulk", "report",
+    "report", "data", "prompts", "export", "hosts", "jobs", "optimizers", "predictors", "verification", "bulk",
     "evaluation", "migration", "integrations", "cli",
 ]  # fmt: skip
 SHARED = {"errors", "_optional", "_files", "_appendlog", "_jsonl", "_progress", "values", "catalog"}

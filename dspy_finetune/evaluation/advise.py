@@ -31,6 +31,7 @@ from dspy_finetune.evaluation import baselines
 from dspy_finetune.evaluation.metrics import Embed
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table
+from dspy_finetune.report.page import Reported
 from dspy_finetune.report.text import as_text
 from dspy_finetune.values import is_label, label_text, read_number
 
@@ -69,7 +70,7 @@ class CurveStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class Advice(Reported):
     """What the rows say about fine-tuning on them."""
 
     recommendation: Recommendation
@@ -112,11 +113,6 @@ class Advice:
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-safe."""
         return asdict(self)
-
-    def _repr_html_(self) -> str:
-        from dspy_finetune.report.page import fragment  # here: jinja2 belongs to the extra "report"
-
-        return fragment(self.section())
 
     def section(self) -> Section:
         """The blocks of a report: verdict, reasons, tables."""

@@ -44,7 +44,7 @@ from dspy_finetune.report.blocks import (
     Text,
 )
 from dspy_finetune.report.plots import Training, loss_curves
-from dspy_finetune.report.text import MISSING, as_text, count, figure, markdown, p_text, with_interval
+from dspy_finetune.report.text import MISSING, as_text, count, figure, p_text, with_interval
 from dspy_finetune.values import label_text, read_number, same_label
 
 Band: TypeAlias = Literal["near", "fair", "far"]
@@ -562,7 +562,7 @@ def errors(comparison: Comparison) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonReport:
+class ComparisonReport(page.Reported):
     """The outcome of `compare`: numbers, a verdict, and the ways to show them."""
 
     comparison: Comparison
@@ -659,10 +659,6 @@ class ComparisonReport:
             not_checked=self.comparison.not_checked,
         )
 
-    def markdown(self) -> str:
-        """The report as Markdown: all numbers, and the first items on which the programs disagree."""
-        return markdown(self.section())
-
     def html(self, *, training: Training | None = None) -> str:
         """The report as one HTML page, by default with its own loss curves.
 
@@ -675,10 +671,6 @@ class ComparisonReport:
     def to_html(self, path: str | os.PathLike[str], *, training: Training | None = None) -> None:
         """Write one self-contained HTML file. Raises FileError, and as `html`."""
         page.write_text(path, self.html(training=training))
-
-    def to_markdown(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as Markdown. Raises FileError."""
-        page.write_text(path, self.markdown())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with every item and answer."""
@@ -726,9 +718,6 @@ class ComparisonReport:
             return cls.from_dict(_parse(text))
         except DataError as error:
             raise DataError(f"{os.fspath(path)}: {error}") from error
-
-    def _repr_html_(self) -> str:
-        return page.fragment(self.section())
 
 
 def _parse(text: str) -> Any:

@@ -53,9 +53,10 @@ from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs import FinetunedModel, Job, Plan, plan
 from dspy_finetune.jobs.plan import unknown_price
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report import page, plots
+from dspy_finetune.report import plots
 from dspy_finetune.report.blocks import Plot, Plots, Section, Table, Text
-from dspy_finetune.report.text import MISSING, as_text, figure, markdown, with_interval
+from dspy_finetune.report.page import Reported
+from dspy_finetune.report.text import MISSING, as_text, figure, with_interval
 from dspy_finetune.values import label_text
 
 FORMAT = 1
@@ -142,7 +143,7 @@ class MarginalValue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningCurve:
+class LearningCurve(Reported):
     """All of a sweep."""
 
     metric: MetricFacts
@@ -220,10 +221,6 @@ class LearningCurve:
     def __str__(self) -> str:
         return "\n".join([self.table(), *(["", *self.sentences] if self.sentences else []), *_errors(self)])
 
-    def markdown(self) -> str:
-        """Table, marginal values and what was not checked, as Markdown."""
-        return markdown(self.section())
-
     def svg(self, name: str = "curve") -> str | None:
         """The picture as an `<svg>` element for a page, its ids beginning with `name`; None without a point."""
         if not self.points:
@@ -273,18 +270,6 @@ class LearningCurve:
             not_checked=self.not_checked,
         )
 
-    def html(self) -> str:
-        """One self-contained HTML page. Raises MissingExtraError without the extra `report`."""
-        return page.render([self.section()], title=self.section().title)
-
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the page. Raises FileError, and MissingExtraError without the extra `report`."""
-        page.write_text(path, self.html())
-
-    def to_markdown(self, path: str | os.PathLike[str]) -> None:
-        """Write the Markdown. Raises FileError."""
-        page.write_text(path, self.markdown())
-
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON; `from_json` reads it back. Raises FileError."""
         write_json(path, {"sentences": list(self.sentences), "curve": self.to_dict()})
@@ -308,7 +293,7 @@ class LearningCurve:
 
     def _repr_html_(self) -> str:
         # With the picture, which a notebook shows as the page does.
-        return page.fragment(self.section()) + (self.svg() or "")
+        return super()._repr_html_() + (self.svg() or "")
 
 
 def _interval(values: Mapping[str, Any] | None) -> Interval | None:

@@ -28,7 +28,6 @@ from dspy_finetune.jobs.records import (
     JobFacts,
     Journal,
     Row,
-    facts_table,
     metrics_from_events,
     parse_metrics,
 )
@@ -36,6 +35,8 @@ from dspy_finetune.jobs.records import checkpoint as read_checkpoint
 from dspy_finetune.jobs.records import event as read_event
 from dspy_finetune.jobs.records import job_facts as read_job
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
+from dspy_finetune.report.blocks import Bullets, Facts, Section
+from dspy_finetune.report.page import fragment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,22 +218,26 @@ class Job:
         # The last look: showing a job must neither wait for the host nor fail with it.
         facts = self._facts
         if facts is None:
-            return facts_table(f"Job {self.id}", {"host": self.host.name}, ["not looked at yet: job.refresh() does"])
-        return facts_table(
-            f"Job {self.id}: {facts.status}",
-            {
-                "host": self.host.name,
-                "method": facts.method,
-                "base model": facts.model,
-                "tuned model": facts.fine_tuned_model,
-                "trained tokens": None if facts.trained_tokens is None else f"{facts.trained_tokens:,}",
-                "hyperparameters": ", ".join(f"{name}={value}" for name, value in facts.hyperparameters.items())
-                or None,
-                "seed": facts.seed,
-                "error": facts.error_message,
-            },
-            () if facts.is_final else ("as of the last look; job.refresh() asks again",),
-        )
+            title, known = f"Job {self.id}", {"host": self.host.name}
+            remarks: tuple[str, ...] = ("not looked at yet: job.refresh() does",)
+        else:
+            title, known = f"Job {self.id}: {facts.status}", self._told(facts)
+            remarks = () if facts.is_final else ("as of the last look; job.refresh() asks again",)
+        return fragment(Section(title=title, blocks=(Facts(facts=known), Bullets(lines=remarks))))
+
+    def _told(self, facts: JobFacts) -> dict[str, str]:
+        settings = ", ".join(f"{name}={value}" for name, value in facts.hyperparameters.items())
+        told = {
+            "host": self.host.name,
+            "method": facts.method,
+            "base model": facts.model,
+            "tuned model": facts.fine_tuned_model,
+            "trained tokens": None if facts.trained_tokens is None else f"{facts.trained_tokens:,}",
+            "hyperparameters": settings or None,
+            "seed": None if facts.seed is None else str(facts.seed),
+            "error": facts.error_message,
+        }
+        return {name: value for name, value in told.items() if value is not None}
 
     # ---- looking
 

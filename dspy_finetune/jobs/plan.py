@@ -39,8 +39,10 @@ from dspy_finetune.jobs.options import (
     resolve,
     wire_method,
 )
-from dspy_finetune.jobs.records import CLOCK, Journal, facts_table
+from dspy_finetune.jobs.records import CLOCK, Journal
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, Order, Submission, Upload
+from dspy_finetune.report.blocks import Bullets, Facts, Section
+from dspy_finetune.report.page import Reported
 
 Source = TrainingFile | str | os.PathLike[str]
 """What an export gave, or the path of a JSONL file."""
@@ -118,7 +120,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Reported):
     """A job that has not been started."""
 
     train: TrainingFile
@@ -242,19 +244,26 @@ class Plan:
             f" {self.n_epochs} epoch{'s' if self.n_epochs != 1 else ''}, {tokens}, {cost}"
         )
 
-    def _repr_html_(self) -> str:
-        return facts_table(
-            str(self),
-            {
-                "training file": self.train.path,
-                "validation file": self.validation.path if self.validation else None,
-                "hyperparameters": ", ".join(map(str, self.hyperparameters)),
-                "suffix": self.suffix,
-                "seed": self.seed,
-                "cost": None if self.cost_usd is None else f"${self.cost_usd:,.2f}",
-                "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s",
-            },
-            self.warnings,
+    def section(self) -> Section:
+        """The blocks of a report: what the job does and costs, and what should be known before."""
+        facts = {
+            "training file": str(self.train.path),
+            "validation file": None if self.validation is None else str(self.validation.path),
+            "rows": f"{self.train.n_rows:,}",
+            "hyperparameters": ", ".join(map(str, self.hyperparameters)),
+            "suffix": self.suffix,
+            "seed": None if self.seed is None else str(self.seed),
+            "tokens": None if self.n_tokens is None else f"{self.n_tokens:,} in {self.n_epochs} epochs",
+            "cost": None if self.cost_usd is None else f"${self.cost_usd:,.2f}",
+            "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s",
+        }
+        return Section(
+            title=f"Plan of a job on {self.host.name}",
+            verdict=str(self),
+            blocks=(
+                Facts(facts={name: value for name, value in facts.items() if value is not None}),
+                *((Bullets(lines=self.warnings),) if self.warnings else ()),
+            ),
         )
 
     def _check_budget(self, max_usd: float | None, allow_unknown_price: bool) -> None:

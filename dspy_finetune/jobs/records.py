@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -326,21 +325,6 @@ class Journal:
             event=str(values.get("event") or ""),
             facts=facts,
         )
-
-
-def facts_table(title: str, facts: Mapping[str, object], remarks: Iterable[str] = ()) -> str:
-    """Show what is known: facts that are None are left out.
-
-    >>> facts_table("a <job>", {"status": "running", "model": None}, ["soon gone"])
-    '<p><b>a &lt;job&gt;</b></p><table><tbody><tr><th>status</th><td>running</td></tr></tbody></table><p>soon gone</p>'
-    """
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
-        for name, value in facts.items()
-        if value is not None
-    )
-    told = "".join(f"<p>{escape(one)}</p>" for one in remarks)
-    return f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>{told}"
 
 
 # Time, in one place, so that tests need not wait.

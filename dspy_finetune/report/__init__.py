@@ -13,11 +13,12 @@
     | majority | 0.667 |
     <BLANKLINE>
 
-What `compare`, `learning_curve` and others return says which blocks it is; `write_html` puts several on one page.
+What `compare`, `learning_curve`, `plan`, `check` and others return is `Reported`: it says which blocks it is, and so
+has `to_html`, `to_markdown` and a notebook's view; `write_html` puts several on one page.
 """
 
 from dspy_finetune.report.blocks import Bullets, Facts, Heading, ItemList, Plot, Plots, Section, Table, Text
-from dspy_finetune.report.page import write_html
+from dspy_finetune.report.page import Reported, write_html
 from dspy_finetune.report.text import as_text, markdown
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ItemList",
     "Plot",
     "Plots",
+    "Reported",
     "Section",
     "Table",
     "Text",

@@ -46,6 +46,8 @@ class Table:
     """The name of the row that stands out."""
     shares: tuple[tuple[float, ...], ...] | None = None
     """For a confusion table: the share of its row that each figure is, which shades the cell."""
+    holds_text: bool = False
+    """Whether the cells are words rather than figures: written to the left, and broken over lines on the page."""
     has_long_names: bool = False
     """Whether the column names may be broken on paper."""
 

@@ -20,7 +20,19 @@ from dspy_finetune._files import atomic_writer
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
 from dspy_finetune.report import plots, text
-from dspy_finetune.report.blocks import Block, ItemList, Plot, Plots, Section, Shown, Table
+from dspy_finetune.report.blocks import (
+    Block,
+    Bullets,
+    Facts,
+    Heading,
+    ItemList,
+    Plot,
+    Plots,
+    Section,
+    Shown,
+    Table,
+    Text,
+)
 from dspy_finetune.report.plots import Training, loss_curves
 
 MAX_ITEMS = 2000
@@ -102,11 +114,57 @@ def render(sections: Sequence[Section], *, title: str, training: Training | None
     return page
 
 
+class Reported:
+    """A result that says which blocks it is, and so writes itself as a page, as Markdown, and in a notebook."""
+
+    def section(self) -> Section:
+        """The blocks that it consists of, for a page of several."""
+        raise NotImplementedError
+
+    def markdown(self) -> str:
+        """The whole as Markdown."""
+        return text.markdown(self.section())
+
+    def html(self) -> str:
+        """One self-contained HTML page. Raises MissingExtraError without the extra `report`."""
+        section = self.section()
+        return render([section], title=section.title)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the page. Raises FileError, and MissingExtraError without the extra `report`."""
+        write_text(path, self.html())
+
+    def to_markdown(self, path: str | os.PathLike[str]) -> None:
+        """Write the Markdown. Raises FileError."""
+        write_text(path, self.markdown())
+
+    def _repr_html_(self) -> str:
+        return fragment(self.section())
+
+
 def fragment(section: Section) -> str:
-    """A heading, the verdict and the first table, for a notebook."""
-    table = next((one for one in section.blocks if isinstance(one, Table)), None)
+    """A heading, the verdict and the first table, for a notebook; without figures in a table, all that is words."""
+    table = next((one for one in section.blocks if isinstance(one, Table) and not one.holds_text), None)
     verdict = "" if section.verdict is None else f"<p>{html.escape(section.verdict)}</p>"
-    return f"<h3>{html.escape(section.title)}</h3>{verdict}{'' if table is None else _html_table(table)}"
+    if table is not None:
+        shown = _html_table(table)
+    else:
+        shown = "".join(map(_html_block, section.blocks)) + _html_block(Bullets(lines=section.not_checked))
+    return f"<h3>{html.escape(section.title)}</h3>{verdict}{shown}"
+
+
+def _html_block(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h4>{html.escape(block.text)}</h4>"
+    if isinstance(block, Text):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Bullets):
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in block.lines)
+        return f"<ul>{lines}</ul>" if lines else ""
+    if isinstance(block, Facts):
+        rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in block.facts.items())
+        return f"<table><tbody>{''.join(rows)}</tbody></table>"
+    return _html_table(block) if isinstance(block, Table) else ""
 
 
 def _html_table(table: Table) -> str:

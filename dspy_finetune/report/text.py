@@ -70,11 +70,14 @@ def p_text(value: float | None) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Aligned columns: names to the left, figures to the right."""
+    """Aligned columns: names and words to the left, figures to the right."""
     cells = [table.head, *table.rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.head))]
     lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        "  ".join(
+            cell.rjust(width) if column and not table.holds_text else cell.ljust(width)
+            for column, (cell, width) in enumerate(pairs)
+        )
         for pairs in (zip(row, widths, strict=True) for row in cells)
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))
@@ -83,7 +86,11 @@ def as_text(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A Markdown table; bars and markup in names are escaped."""
-    lines = [table.head, tuple(":--" if not column else "--:" for column in range(len(table.head))), *table.rows]
+    lines = [
+        table.head,
+        tuple("--:" if column and not table.holds_text else ":--" for column in range(len(table.head))),
+        *table.rows,
+    ]
     return "\n".join(
         "| " + " | ".join(cell if number == 1 else escape_markdown(cell) for cell in line) + " |"
         for number, line in enumerate(lines)

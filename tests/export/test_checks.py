@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import pickle
 import random
@@ -212,9 +213,23 @@ def test_the_report_prints_escapes_and_survives(tmp_path: Path) -> None:
     report = check(write(tmp_path / "<b>.jsonl", [row]), validation=GOOD / "chat.jsonl")
     assert "<script>" in str(report)
     assert "<script>" not in report._repr_html_()
-    assert "<b>" not in report._repr_html_().replace("<p><b>", "").replace("</b>", "")
+    assert "<b>" not in report._repr_html_()
     assert json.loads(json.dumps(report.to_dict()))["ok"] is False
     assert pickle.loads(pickle.dumps(report)) == report
+
+
+def test_a_report_is_written_as_a_page_and_as_markdown(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}
+    report = check(write(tmp_path / "train.jsonl", [row] * 12), validation=GOOD / "chat.jsonl")
+    report.to_html(tmp_path / "check.html")
+    report.to_markdown(tmp_path / "check.md")
+    page, text = (tmp_path / "check.html").read_text(), (tmp_path / "check.md").read_text()
+    assert {"weight-invalid", "duplicate-row"} <= report.codes
+    for code, _, issue in report.by_code():
+        assert code in page
+        assert issue.remedy in html.unescape(page)
+        assert f"| {code} | {issue.severity} |" in text
+    assert str(GOOD / "chat.jsonl") in page
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:

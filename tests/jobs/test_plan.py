@@ -269,6 +269,17 @@ def test_a_notebook_shows_the_plan_with_its_texts_escaped(sft_file: Path, host: 
     assert "<script>" not in strange._repr_html_()
 
 
+def test_a_plan_is_written_as_a_page_and_as_markdown(sft_file: Path, host: Host, tmp_path: Path) -> None:
+    made = replace(plan(sft_file, base_model=BASE, host=host), warnings=("a <b> remark",))
+    made.to_html(tmp_path / "plan.html")
+    made.to_markdown(tmp_path / "plan.md")
+    page, text = (tmp_path / "plan.html").read_text(), (tmp_path / "plan.md").read_text()
+    assert str(made) in page
+    assert f"<dt>cost</dt><dd>${made.cost_usd:,.2f}</dd>" in page
+    assert "a &lt;b&gt; remark" in page
+    assert f"- cost: ${made.cost_usd:,.2f}" in text
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -1,18 +1,19 @@
 """What a check found: `Issue`, the figures of the file, and the `CheckReport` that holds both.
 
-In: issues one at a time, through `IssueLog`. Out: frozen values that print as a short table, as HTML and as JSON.
+In: issues one at a time, through `IssueLog`. Out: frozen values that print as a short table, as JSON, and as a page.
 Not covered: finding the issues (rules.py, across.py, shortcuts.py) and their texts (codes.py).
 """
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dspy_finetune.export.checks.codes import CODES, Severity
+from dspy_finetune.report.blocks import Block, Facts, Heading, Section, Table
+from dspy_finetune.report.page import Reported
 
 KEPT_PER_CODE = 1000
 """Issues kept of one code; the rest are counted, so that a wholly broken 500 MB file does not fill the memory."""
@@ -49,7 +50,7 @@ class Issue:
         }
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (f"line {self.line}" if self.line else "", self.path) if part)
+        place = _place(self)
         return f"{self.severity} [{self.code}] {place + ': ' if place else ''}{self.message}; {self.remedy}"
 
 
@@ -114,7 +115,7 @@ class CheckStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckReport:
+class CheckReport(Reported):
     """Everything that one check found."""
 
     path: str | None
@@ -193,7 +194,7 @@ class CheckReport:
     def __str__(self) -> str:
         lines = [self.head()]
         for code, count, issue in self.by_code():
-            place = " ".join(part for part in (f"line {issue.line}" if issue.line else "", issue.path) if part)
+            place = _place(issue)
             more = f" (and {count - 1:,} more)" if count > 1 else ""
             lines.append(f"  {issue.severity:<7} {code:<24} {place + ': ' if place else ''}{issue.message}{more}")
             lines.append(f"  {'':<7} {'':<24} -> {issue.remedy}")
@@ -202,30 +203,50 @@ class CheckReport:
             lines.append(str(self.validation))
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{html.escape(str(cell))}</td>"
-                for cell in (
-                    issue.severity,
-                    code,
-                    count,
-                    "" if issue.line is None else issue.line,
-                    issue.path,
-                    issue.message,
-                    issue.remedy,
-                )
-            )
-            + "</tr>"
-            for code, count, issue in self.by_code()
+    def section(self) -> Section:
+        """The blocks of a report: the verdict, a line per code, the figures of the file, and the validation file's."""
+        blocks: list[Block] = [self._table(), Facts(facts=self._figures())]
+        not_checked = list(self.not_checked)
+        if self.validation is not None:
+            held_out = self.validation
+            blocks += [Heading(text=held_out.head()), held_out._table(), Facts(facts=held_out._figures())]
+            not_checked += [f"{held_out.path}: {reason}" for reason in held_out.not_checked]
+        return Section(
+            title=f"Check of {self.path or 'the rows'}",
+            verdict=self.head(),
+            outcome="equivalent" if self.ok else "worse",
+            blocks=tuple(blocks),
+            not_checked=tuple(not_checked),
         )
-        head = "".join(f"<th>{name}</th>" for name in ("severity", "code", "n", "line", "path", "message", "remedy"))
-        rest = "".join(f"<p>not checked: {html.escape(reason)}</p>" for reason in self.not_checked)
-        # _repr_html_ is the name that notebooks call; the validation file's table follows below its own heading.
-        validation = self.validation._repr_html_() if self.validation is not None else ""
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>" if cells else ""
-        return f"<p><b>{html.escape(self.head())}</b></p>{table}{rest}{validation}"
+
+    def _table(self) -> Table:
+        return Table(
+            head=("code", "severity", "n", "first at", "found", "remedy"),
+            rows=tuple(
+                (code, issue.severity, f"{n:,}", _place(issue), issue.message, issue.remedy)
+                for code, n, issue in self.by_code()
+            ),
+            label="Issues, the gravest first",
+            holds_text=True,
+        )
+
+    def _figures(self) -> dict[str, str]:
+        tokens, labels = self.stats.tokens, self.stats.labels
+        figures = {
+            "method": self.method,
+            "host": self.host,
+            "base model": self.base_model,
+            "bytes": f"{self.stats.size_bytes:,}",
+            "tokens per row": tokens
+            and f"{tokens.min:,} to {tokens.max:,}, mean {tokens.mean:,.1f}, p95 {tokens.p95:,}",
+            "labels": labels and ", ".join(f"{label}: {n:,}" for label, n in labels.items()),
+            "messages": ", ".join(f"{role}: {n:,}" for role, n in self.stats.roles.items()),
+        }
+        return {name: value for name, value in figures.items() if value}
+
+
+def _place(issue: Issue) -> str:
+    return " ".join(part for part in (f"line {issue.line}" if issue.line else "", issue.path) if part)
 
 
 @dataclass
