@@ -193,7 +193,7 @@ class Catalog:
             return at_host.methods[name]
         if facts is not None and facts.host == host:
             return facts.methods
-        return at_host.trains or None if at_host is not None else None
+        return (at_host.trains or None) if at_host is not None and facts is None else None
 
     def prices(self, model: str, host: str) -> Prices | None:
         """A model's prices on a host; None when nobody recorded them."""

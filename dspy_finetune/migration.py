@@ -35,7 +35,7 @@ from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import NAMES, RECIPE, Method, catalog_name, journal_of
+from dspy_finetune.jobs.options import NAMES, RECIPE, Method, catalog_name, journal_of, names_of
 from dspy_finetune.jobs.plan import Plan, plan
 from dspy_finetune.jobs.records import JobFacts, Journal
 from dspy_finetune.jobs.sequence import SequenceJob, together
@@ -387,6 +387,9 @@ def plan_migration(
         settled = recipe.hyperparameters | dict(hyperparameters or {} if recipe is recipes[-1] else {})
         if RECIPE in recipe.hyperparameters and not to.kind.has_recipes and RECIPE not in (hyperparameters or {}):
             notes.append(f"{RECIPE}={settled.pop(RECIPE)}: {to.name} has no recipes, and trains as it does")
+        for name in sorted(set(settled) - {RECIPE} - set(names_of(recipe.method, to.kind))):
+            if name not in (hyperparameters or {}):
+                notes.append(f"{name}={settled.pop(name)}: {to.name} has no such setting, and chooses its own")
         plans.append(
             plan(
                 _in_dialect(recipe.train, to, catalog, folder),
@@ -409,7 +412,11 @@ def _path(given: str | Path | None) -> Path | None:
 
 def _same_base(recipe: Recipe, to: Host, catalog: Catalog) -> str:
     """The base that the old model had, where the new host trains it; else the new host's usual one."""
-    offered = catalog.methods(recipe.base_model, catalog_name(to, catalog))
+    name = catalog_name(to, catalog)
+    at_host = catalog.host(name)
+    if at_host is not None and at_host.trains and recipe.base_model not in catalog.trained(name):
+        return to.base_model  # it trains more than the catalog names, and this one may be another host's
+    offered = catalog.methods(recipe.base_model, name)
     is_offered = recipe.method in offered if offered is not None else to.kind is recipe.host.kind
     return recipe.base_model if is_offered else to.base_model
 

@@ -28,9 +28,14 @@ from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.protocol import KindName
 
 HostText = Annotated[
-    str, typer.Option("--host", help="openai, azure, local, nebius, an address, or NAME=ADDRESS (key in NAME_API_KEY).")
+    str,
+    typer.Option(
+        "--host",
+        help="openai, azure, local, nebius, together, fireworks, an address, or NAME=ADDRESS (key in NAME_API_KEY).",
+    ),
 ]
 RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
 EnvPath = Annotated[Path | None, typer.Option("--env-file", help="Read keys from this file instead of ./.env.")]
@@ -107,6 +112,10 @@ def delimiter_of(path: str, delimiter: str | None) -> str | None:
     return None if path.lower().endswith((".json", ".jsonl", ".ndjson", ".parquet")) else delimiter
 
 
+OWN_APIS: tuple[KindName, ...] = ("nebius", "together", "fireworks")
+"""Hosts that are named without an address; the key is in NEBIUS_API_KEY and so on."""
+
+
 def host_named(text: str, *, root: Path | None = None) -> Host:
     """A host by the name that `--host` takes.
 
@@ -114,8 +123,9 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
     Host.compatible('https://llm.example.com/v1')
 
     Args:
-        text: openai, azure, local, nebius, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for
-            a server of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
+        text: openai, azure, local, nebius, together, fireworks, or an address; `azure=ADDRESS` for a resource of
+            Azure, `local=ADDRESS` for a server of this package, `NAME=ADDRESS` for another host with a name, whose key
+            is then in NAME_API_KEY.
         root: The embedded server's folder.
 
     Raises:
@@ -126,27 +136,29 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
         return Host.openai()
     if name == "azure":
         return Host.azure(address or None)
-    if text == "nebius":
-        return Host.nebius()
+    for kind in OWN_APIS:
+        if name == kind:
+            return Host(kind, base_url=address or None)
     if name == "local":
         return Host.local(address or None, root=root)
     if text.startswith(("http://", "https://")):
         return Host.compatible(text)
     if name.replace("-", "").isalnum() and address.startswith(("http://", "https://")):
         return Host.compatible(address, name=name)
-    raise UsageError(f"--host {text}: expected openai, azure, local, nebius, an address, or NAME=ADDRESS")
+    raise UsageError(
+        f"--host {text}: expected openai, azure, local, nebius, together, fireworks, an address, or NAME=ADDRESS"
+    )
 
 
 def host_option(host: Host) -> str:
     """The options that name a host again, for a command that is shown to be copied."""
     facts = host.to_dict()
     url, name = facts.get("base_url"), facts["name"]
-    text = {
-        "openai": "openai",
-        "nebius": "nebius",
-        "azure": f"azure={url}",
-        "local": f"local={url}" if url else "local",
-    }.get(facts["kind"], f"{name}={url}" if name != "compatible" else str(url))
+    kind = facts["kind"]
+    if kind == "compatible":
+        text = f"{name}={url}" if name != "compatible" else str(url)
+    else:
+        text = f"{kind}={url}" if url else kind
     root = f" --root {facts['root']}" if "root" in facts else ""
     return f"--host {text}{root}"
 

@@ -31,9 +31,13 @@ from dspy_finetune.hosts.embedded import (
     stop_server,
 )
 from dspy_finetune.hosts.failures import describe_failure, redact, scrub
+from dspy_finetune.hosts.fireworks import KIND as FIREWORKS
+from dspy_finetune.hosts.fireworks import FireworksApi
 from dspy_finetune.hosts.nebius import KIND as NEBIUS
 from dspy_finetune.hosts.nebius import NebiusApi
 from dspy_finetune.hosts.protocol import HostApi, HostKind, KindName, OpenAIApi
+from dspy_finetune.hosts.together import KIND as TOGETHER
+from dspy_finetune.hosts.together import TogetherApi
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -119,9 +123,15 @@ KINDS: dict[KindName, HostKind] = {
     ),
     "compatible": HostKind(name="compatible", key_variables=()),
     "nebius": NEBIUS,
+    "together": TOGETHER,
+    "fireworks": FIREWORKS,
 }
 
-_APIS: dict[str, Callable[[OpenAI], HostApi]] = {"nebius": NebiusApi}
+_APIS: dict[str, Callable[[OpenAI], HostApi]] = {
+    "nebius": NebiusApi,
+    "together": TogetherApi,
+    "fireworks": FireworksApi,
+}
 """Kind -> its own API; every other kind speaks OpenAI's."""
 
 
@@ -250,6 +260,26 @@ class Host:
             base_url: Another address than NEBIUS_BASE_URL or Nebius's own: of a gateway, for one.
         """
         return cls("nebius", api_key=api_key, base_url=base_url)
+
+    @classmethod
+    def together(cls, api_key: str | None = None, *, base_url: str | None = None) -> Host:
+        """Together AI; the key is TOGETHER_API_KEY.
+
+        Args:
+            api_key: Kept in memory only.
+            base_url: Another address than TOGETHER_BASE_URL or Together's own.
+        """
+        return cls("together", api_key=api_key, base_url=base_url)
+
+    @classmethod
+    def fireworks(cls, api_key: str | None = None, *, base_url: str | None = None) -> Host:
+        """Fireworks AI; the key is FIREWORKS_API_KEY, the account FIREWORKS_ACCOUNT_ID or the first that the key sees.
+
+        Args:
+            api_key: Kept in memory only.
+            base_url: Another address than FIREWORKS_BASE_URL or Fireworks' own, with `/inference/v1`.
+        """
+        return cls("fireworks", api_key=api_key, base_url=base_url)
 
     # ---- what it is
 

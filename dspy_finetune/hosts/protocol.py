@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -145,6 +146,18 @@ def plain(value: Any) -> dict[str, Any]:
         return dict(value)
     dump = getattr(value, "model_dump", None)
     return dict(dump(mode="python", warnings=False)) if callable(dump) else {}
+
+
+def seconds_of(text: Any) -> int | None:
+    """Seconds since 1970 of a date as hosts write it; None where it is none.
+
+    >>> seconds_of("2026-11-26T18:00:00Z"), seconds_of(None)
+    (1795716000, None)
+    """
+    try:
+        return int(datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(text)).replace("Z", "+00:00")).timestamp())
+    except ValueError:
+        return None
 
 
 # ---- Hosts that speak OpenAI's API

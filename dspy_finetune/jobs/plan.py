@@ -465,7 +465,9 @@ def _check_known(base: str, dialect: str, catalog: Catalog, is_allowed: bool) ->
         UsageError: It does not, and that was not allowed.
     """
     host = catalog.host(dialect)
-    if host is None or not host.names_all_models or catalog.methods(base, dialect) is not None:
+    facts = catalog.model(base)
+    is_elsewhere = host is not None and bool(host.trains) and facts is not None and facts.host != dialect
+    if host is None or not (host.names_all_models or is_elsewhere) or catalog.methods(base, dialect) is not None:
         return True
     if is_allowed:
         return False
