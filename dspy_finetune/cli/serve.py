@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -33,7 +35,19 @@ def register(app: typer.Typer) -> None:
         die_with: Annotated[int | None, typer.Option(help="Stop when the process of this number is gone.")] = None,
         device: Annotated[str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")] = None,
         threads: Annotated[int | None, typer.Option(help="Threads for computing.", min=1)] = None,
-        dtype: Annotated[str, typer.Option(help="Serving in float32 (exact) or bfloat16.")] = "float32",
+        dtype: Annotated[
+            str, typer.Option(help="Serving in float32 (exact), bfloat16 or float16; auto: float32 on a CPU.")
+        ] = "auto",
+        training_dtype: Annotated[
+            str, typer.Option(help="Training in float32, bfloat16 or float16; auto: what the device multiplies fast.")
+        ] = "auto",
+        memory_gb: Annotated[
+            float | None, typer.Option(help="Memory that a job may take; default: what is free.", min=0.1)
+        ] = None,
+        processes: Annotated[int, typer.Option(help="Processes that train together: one for each GPU.", min=1)] = 1,
+        launch_config: Annotated[
+            Path | None, typer.Option(help="A file of `accelerate config` that says how jobs are started.")
+        ] = None,
         max_models: Annotated[int, typer.Option(help="Models kept in memory.", min=1)] = 4,
     ) -> None:
         """Run the local host: OpenAI's API, with real training and serving of a small open model.
@@ -48,8 +62,11 @@ def register(app: typer.Typer) -> None:
         from dspy_finetune.local.server import ServeOptions, default_root
         from dspy_finetune.local.server import serve as run
 
-        if dtype not in ("float32", "bfloat16"):
-            raise UsageError(f"--dtype {dtype} is not one of float32, bfloat16")
+        for option, given in (("--dtype", dtype), ("--training-dtype", training_dtype)):
+            if given not in DTYPES:
+                raise UsageError(f"{option} {given} is not one of {', '.join(DTYPES)}")
+        if launch_config is not None and not launch_config.is_file():
+            raise UsageError(f"--launch-config {launch_config}: no such file; `accelerate config` writes one")
         run(
             ServeOptions(
                 root=root or default_root(),
@@ -62,6 +79,10 @@ def register(app: typer.Typer) -> None:
                 device=device,
                 n_threads=threads,
                 dtype=dtype,
+                training_dtype=training_dtype,
+                memory_gb=memory_gb,
+                n_processes=processes,
+                launch_config=launch_config,
                 max_models=max_models,
             )
         )

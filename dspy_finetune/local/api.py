@@ -54,7 +54,7 @@ class Host:
         base_models: Sequence[str],
         api_key: str | None = None,
         open_bases: bool = True,
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_models: int = 4,
         names: frozenset[str] | None = LOOPBACK_NAMES,
     ) -> None:

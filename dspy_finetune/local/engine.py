@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import math
+import os
 import queue
 import threading
 import time
@@ -28,6 +29,7 @@ from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn
 from dspy_finetune.local.features import Reader, View
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
+from dspy_finetune.local.hardware import THREADS_SECONDS, Threads, fast_dtype
 from dspy_finetune.local.heads import Head
 from dspy_finetune.local.models import PACKAGED_ENCODER, check_base, is_encoder, load_model, load_tokenizer
 from dspy_finetune.local.sampling import (
@@ -234,13 +236,14 @@ class Engine:
         find: Callable[[str], Source],
         *,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_models: int = 4,
         n_threads: int | None = None,
     ) -> None:
         self.find = find
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = dtype
+        # On a CPU half precision moves log-probabilities; on a GPU it is what everybody serves in.
+        self.dtype = ("float32" if self.device == "cpu" else fast_dtype(self.device)) if dtype == "auto" else dtype
         self.max_models = max_models
         self.n_threads = n_threads
         self._loaded: OrderedDict[str, _Loaded | _LoadedHead | _LoadedEncoder] = OrderedDict()
@@ -293,10 +296,15 @@ class Engine:
     def _loop(self) -> None:
         if self.n_threads:
             torch.set_num_threads(self.n_threads)
+        threads = Threads() if self.n_threads is None and "OMP_NUM_THREADS" not in os.environ else None
+        until = 0.0
         while True:
             requests = self._gather()
             if requests is None:
                 return
+            if threads is not None and time.monotonic() >= until:
+                torch.set_num_threads(threads.now())
+                until = time.monotonic() + THREADS_SECONDS
             while not self._forgotten.empty():
                 gone = self._forgotten.get()
                 for name in (gone, f"{gone}{VECTORS}"):

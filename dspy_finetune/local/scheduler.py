@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,36 @@ STOP_SECONDS = 20.0
 """How long a worker may take to stop between two steps before it is killed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How jobs are trained, as the server was asked."""
+
+    dtype: str = "auto"
+    """The number format of products; "auto": what is fast on the device."""
+    memory_bytes: int | None = None
+    """What a job may take; None: what is free."""
+    n_processes: int = 1
+    """Processes that train one job together: one for each GPU."""
+    launch_config: Path | None = None
+    """A file of `accelerate config`, which says how to start them; None: on this machine."""
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether `accelerate launch` starts the workers."""
+        return self.n_processes > 1 or self.launch_config is not None
+
+    def command(self, module: str, folder: Path) -> list[str]:
+        """The command that runs the job of a folder."""
+        worker = ["-m", module, os.fspath(folder)]
+        if not self.is_launched:
+            return [sys.executable, *worker]
+        how = ["--config_file", os.fspath(self.launch_config)] if self.launch_config else [
+            "--multi_gpu", "--num_processes", str(self.n_processes), "--num_machines", "1", "--main_process_port", "0",
+            "--mixed_precision", "no", "--dynamo_backend", "no",
+        ]  # fmt: skip
+        return [sys.executable, "-m", "accelerate.commands.launch", *how, *worker]
+
+
 class Scheduler:
     """One thread that moves jobs along, every `tick_seconds`."""
 
@@ -131,12 +162,14 @@ class Scheduler:
         *,
         device: str | None = None,
         n_threads: int | None = None,
+        training: Training | None = None,
         worker_module: str = "dspy_finetune.local.worker",
         tick_seconds: float = 0.1,
     ) -> None:
         self.store = store
         self.device = device
         self.n_threads = n_threads
+        self.training = training or Training()
         self.worker_module = worker_module
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._orphans: set[str] = set()  # jobs whose worker was started by an earlier server and still lives
@@ -312,6 +345,8 @@ class Scheduler:
             "seed": job.seed,
             "device": self.device,
             "n_threads": self.n_threads,
+            "dtype": self.training.dtype,
+            "memory_bytes": self.training.memory_bytes,
         }
         with self.store.lock:
             if self.store.job(job.id).status != "queued":
@@ -328,7 +363,7 @@ class Scheduler:
             with open(folder / "worker.log", "ab") as log:
                 # A session of its own: Ctrl-C in the terminal must reach the server alone, which stops its workers.
                 self._children[job.id] = subprocess.Popen(
-                    [sys.executable, "-m", self.worker_module, os.fspath(folder)],
+                    self.training.command(self.worker_module, folder),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -465,7 +500,8 @@ class Scheduler:
             text = (self.store.job_folder(job.id) / "worker.json").read_bytes() if child is None else b"{}"
             pid = child.pid if child is not None else int(json.loads(text).get("pid", 0))
             if pid > 1:
-                os.kill(pid, number)
+                # A launcher that is killed leaves its workers alone; asked to end, it ends them.
+                os.kill(pid, signal.SIGTERM if self.training.is_launched else number)
 
     def _why_gone(self, job: JobRecord, code: int | None) -> tuple[str, str]:
         """(code, message) for a worker that ended without a result."""

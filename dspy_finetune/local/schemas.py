@@ -161,6 +161,10 @@ class TrainSpec:
     """"cpu", "cuda" or "cuda:N"."""
     n_threads: int | None
     """Threads for torch on the CPU; None leaves torch's own choice."""
+    dtype: str = "auto"
+    """What is multiplied in: float32, bfloat16 or float16; "auto": what is fast on the device."""
+    memory_bytes: int | None = None
+    """What the run may take; None: what is free."""
     recipe: Recipe = "lora"
     """What is trained; "auto" has been settled by now."""
     base: str = ""

@@ -49,9 +49,17 @@ class ServeOptions:
     device: str | None = None
     """None: the GPU where there is one."""
     n_threads: int | None = None
-    """None: what OMP_NUM_THREADS says, else as many as the affinity and a container's quota allow."""
-    dtype: str = "float32"
-    """Serving's number format."""
+    """None: what OMP_NUM_THREADS says, else as many as the affinity, a container's quota and other programs leave."""
+    dtype: str = "auto"
+    """Serving's number format; "auto": float32 on a CPU, half precision on a GPU."""
+    training_dtype: str = "auto"
+    """The number format of training's products; "auto": what is fast on the device."""
+    memory_gb: float | None = None
+    """What a job may take, in units of 1e9 bytes; None: what is free."""
+    n_processes: int = 1
+    """Processes that train one job together: one for each GPU."""
+    launch_config: Path | None = None
+    """A file of `accelerate config` that says how to start them; None: on this machine."""
     max_models: int = 4
     """Models in memory at the same time."""
     worker_module: str = "dspy_finetune.local.worker"
@@ -90,7 +98,7 @@ def serve(options: ServeOptions) -> None:
     # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
     from dspy_finetune.local.api import Host, create_app
     from dspy_finetune.local.guards import LOOPBACK_NAMES
-    from dspy_finetune.local.scheduler import Scheduler
+    from dspy_finetune.local.scheduler import Scheduler, Training
     from dspy_finetune.local.store import Store
 
     store = Store(options.root.expanduser().resolve())
@@ -101,8 +109,18 @@ def serve(options: ServeOptions) -> None:
         )
     _clear_incoming(store.root / "incoming")
     listener = _bind(options.host, options.port)
-    n_threads = options.n_threads or (None if "OMP_NUM_THREADS" in os.environ else quota_threads())
-    scheduler = Scheduler(store, device=options.device, n_threads=n_threads, worker_module=options.worker_module)
+    scheduler = Scheduler(
+        store,
+        device=options.device,
+        n_threads=options.n_threads,
+        training=Training(
+            dtype=options.training_dtype,
+            memory_bytes=None if options.memory_gb is None else round(options.memory_gb * 1e9),
+            n_processes=options.n_processes,
+            launch_config=options.launch_config,
+        ),
+        worker_module=options.worker_module,
+    )
     host = Host(
         store,
         scheduler,
@@ -158,25 +176,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def quota_threads(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Threads that a container's quota of processors can feed; None where there is no quota below what is there.
-
-    OpenMP knows the affinity but no quota: a container with two of 64 processors would start 64 threads, which then
-    wait for one another. Control groups of version 2 and 1.
-    """
-    quotas = []
-    for limit, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = (root / limit).read_text().split()
-            quota, per = int(words[0]), int(words[1] if period is None else (root / period).read_text())
-        except (OSError, ValueError, IndexError):
-            continue  # no such file, or the word "max"
-        if quota > 0 < per:
-            quotas.append(max(1, round(quota / per)))
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min((one for one in quotas if one < allowed), default=None)
 
 
 def _clear_incoming(folder: Path) -> None:

@@ -91,6 +91,9 @@ def is_no_space(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
+        # safetensors and torch tell what the system said in a text of their own.
+        if any(text in str(error) for text in ("No space left on device", "Disk quota exceeded", "(os error 28)")):
+            return True
         error = error.__cause__
     return False
 

@@ -19,21 +19,24 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.local import features
+from dspy_finetune._optional import require
+from dspy_finetune.local import features, memory
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
+from dspy_finetune.local.hardware import fast_dtype, free_memory
 from dspy_finetune.local.heads import Head, fit, folds_of, rows_of, task_of
+from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
+from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
-LORA_RANK = 8
 LORA_ALPHA = 16
 LORA_DROPOUT = 0.05
 WARMUP_SHARE = 0.1
@@ -46,8 +49,8 @@ CHECKPOINTING = (
 )
 
 
-def prepare(spec: TrainSpec) -> tuple[Any, Any]:
-    """Load (model, tokenizer) for training, with threads and seeds set."""
+def load_tokenizer(spec: TrainSpec) -> Any:
+    """The tokenizer of a run, with threads and seeds set."""
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(spec.seed)
     if spec.n_threads:
@@ -55,15 +58,93 @@ def prepare(spec: TrainSpec) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(spec.model_folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # float32: on processors without bfloat16 units half precision is slower and loses small updates.
-    model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=torch.float32, attn_implementation="sdpa")
-    return model, tokenizer
+    return tokenizer
+
+
+def plan(spec: TrainSpec, rows: Rows, emit: Emit) -> Setup:
+    """How the run computes, told as an event.
+
+    Raises:
+        MemoryShortError: It would not fit into the memory that is free.
+        MissingExtraError: It would fit in four bits, and bitsandbytes is not installed.
+    """
+    dtype = fast_dtype(spec.device) if spec.dtype == "auto" else spec.dtype
+    on_gpu = spec.device != "cpu"
+    plain = Setup(dtype=dtype, is_cast=on_gpu)
+    setups = [plain, replace(plain, is_checkpointed=True)]
+    free = torch.cuda.mem_get_info(spec.device)[0] if on_gpu else free_memory()
+    if on_gpu:
+        setups.append(replace(plain, is_checkpointed=True, is_four_bit=True))
+    sizes = Sizes.of(spec.model_folder)
+    batch_size = math.ceil(spec.batch_size / world_size())
+    fitting = fit_memory(sizes, rows, batch_size=batch_size, setups=setups, free=may_take(spec.memory_bytes, free))
+    if fitting.setup.is_four_bit:
+        require("bitsandbytes", "qlora", f"a base of {megabytes(weight_bytes(sizes, plain))} on this GPU")
+    how = "four-bit weights, " if fitting.setup.is_four_bit else ""
+    emit({"message": f"Training on {spec.device} in {how}{dtype}. {fitting.found}"})
+    return fitting.setup
+
+
+def load(spec: TrainSpec, setup: Setup) -> Any:
+    """The model to train on."""
+    options: dict[str, Any] = {"attn_implementation": "sdpa", "use_safetensors": True}
+    dtype = getattr(torch, setup.dtype)
+    if setup.is_four_bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        options["device_map"] = {"": spec.device}
+    # Where it is not all cast: the sums between the layers stay in float32, and so do small updates.
+    kept = dtype if setup.is_cast or setup.is_four_bit else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=kept, **options)
+    if setup.is_four_bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if dtype != kept:
+        # Frozen weights of products: cast once what autocast would cast in each step, to the same numbers.
+        for module in model.base_model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data = module.weight.data.to(dtype)
+    return model
+
+
+def world_size() -> int:
+    """How many processes train together, as `accelerate launch` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def in_any_process(flag: bool, device: Any) -> bool:
+    """Whether it is so in one of the processes that train together: they stop at the same step, or wait for ever."""
+    if world_size() == 1:
+        return flag
+    told = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return bool(told > 0)
+
+
+class AveragedGradients:
+    """Part of a trainer: several processes train as one would on all of their rows.
+
+    The losses go past the wrapper that would average gradients by itself, since they need the plain model's layers.
+    """
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One process's loss and gradients, averaged over all."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]  # the trainer stands behind
+        if world_size() > 1:
+            trainer: Any = self
+            gradients = [one.grad for one in trainer.model.parameters() if one.grad is not None]
+            flat = torch.cat([one.flatten() for one in gradients])
+            torch.distributed.all_reduce(flat)
+            flat /= world_size()
+            for gradient, part in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return loss
 
 
 def adapter() -> LoraConfig:
     """The low-rank adapter on all linear layers."""
     return LoraConfig(
-        r=LORA_RANK,
+        r=memory.LORA_RANK,
         lora_alpha=LORA_ALPHA,
         lora_dropout=LORA_DROPOUT,
         target_modules="all-linear",
@@ -71,12 +152,12 @@ def adapter() -> LoraConfig:
     )
 
 
-def settings(spec: TrainSpec, *, is_validated: bool, keeps_best: bool = False) -> dict[str, Any]:
+def settings(spec: TrainSpec, setup: Setup, *, is_validated: bool, keeps_best: bool = False) -> dict[str, Any]:
     """The keyword arguments that SFTConfig and DPOConfig share."""
     return {
         "output_dir": os.fspath(spec.output_folder),
         "num_train_epochs": spec.n_epochs,
-        "per_device_train_batch_size": spec.batch_size,
+        "per_device_train_batch_size": math.ceil(spec.batch_size / world_size()),
         "per_device_eval_batch_size": max(spec.batch_size, 8),
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": "linear",
@@ -85,8 +166,10 @@ def settings(spec: TrainSpec, *, is_validated: bool, keeps_best: bool = False) -
         "seed": spec.seed,
         "data_seed": spec.seed,
         "use_cpu": spec.device == "cpu",
-        "bf16": False,
-        CHECKPOINTING: False,
+        "bf16": setup.dtype == "bfloat16",
+        "fp16": setup.dtype == "float16",
+        CHECKPOINTING: setup.is_checkpointed,
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False} if setup.is_checkpointed else None,
         "logging_strategy": "steps",
         "logging_steps": 1,
         "eval_strategy": "epoch" if is_validated else "no",
@@ -145,7 +228,7 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop, with a checkpoint, as soon as somebody asks for it."""
-        if self.should_stop():
+        if in_any_process(self.should_stop(), args.device):
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
@@ -186,7 +269,8 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
     done = checkpoints(spec.output_folder)
     trainer.train(resume_from_checkpoint=os.fspath(done[-1][1]) if done else None)
     folder = spec.output_folder / "adapter"
-    trainer.model.save_pretrained(folder)
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder)
     state = trainer.state
     steps = state.global_step
     if state.best_model_checkpoint and trainer.args.load_best_model_at_end and not reporter.stopped:
@@ -213,9 +297,6 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
 # the same in each row that passes through it. The tree's nodes stand in one row; node i attends to its ancestors
 # alone, and its position is its depth. On a processor without an accelerator the cost of a step is its number of
 # tokens: eight titles under a rubric of 80 tokens are 330 nodes instead of 980 tokens.
-
-HEAD_CHUNK = 1024
-"""How many positions are projected onto the vocabulary at a time: 1,024 x 49,152 floats are 200 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +339,18 @@ def choices_of(answers: Sequence[Sequence[int]]) -> Choices:
     return {beginning: sorted(tokens) for beginning, tokens in found.items()}
 
 
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of booleans as what is added to attention's scores.
+
+    Attention would make this of booleans itself, once in each layer, and keep all of them for the backward pass: at
+    1,000 nodes and 30 layers 120 MB.
+    """
+    kind = mask.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
 def score_rows(
     model: Any,
     input_ids: torch.Tensor,
@@ -280,7 +373,7 @@ def score_rows(
     backbone = model.base_model(
         input_ids=torch.tensor([tree.tokens], device=device),
         position_ids=torch.tensor([tree.depths], device=device),
-        attention_mask=tree.attention_mask().to(device),
+        attention_mask=_additive(tree.attention_mask().to(device), model.dtype),
         use_cache=False,
     )
     targets = labels[:, 1:]  # (B, L - 1): the token at position t is predicted from the hidden state at t - 1
@@ -350,7 +443,7 @@ MIN_HELD_OUT_ROWS = 100
 """From so many rows on, some are held out to find the best epoch, unless a validation file is given."""
 
 
-class PrefixTreeSFTTrainer(SFTTrainer):
+class PrefixTreeSFTTrainer(AveragedGradients, SFTTrainer):
     """An SFTTrainer whose loss goes over the batch's prefix tree."""
 
     choices: Choices | None = None
@@ -362,7 +455,8 @@ class PrefixTreeSFTTrainer(SFTTrainer):
         """The mean negative log-likelihood of the trained tokens."""
         assert not return_outputs
         plain = self.accelerator.unwrap_model(model).get_base_model()
-        scores = score_rows(plain, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.choices)
+        with self.accelerator.autocast():
+            scores = score_rows(plain, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], self.choices)
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["mean_token_accuracy"].append(scores.accuracy())
         if scores.among_choices is None:
@@ -377,17 +471,18 @@ def load_rows(tokenizer: Any, path: Path) -> Dataset:
 
 def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
     """Train one adapter on chat lines: `TrainSpec` says what is given, `TrainResult` what comes back."""
-    model, tokenizer = prepare(spec)
+    tokenizer = load_tokenizer(spec)
     rows = load_rows(tokenizer, spec.train_file)
+    setup = plan(spec, Rows.of([(row["input_ids"], n_trained(row["labels"])) for row in rows]), emit)
     held_out = load_rows(tokenizer, spec.validation_file) if spec.validation_file else None
     # With one epoch there is nothing to choose from, and every row is worth more as a row to learn from.
     if held_out is None and len(rows) >= MIN_HELD_OUT_ROWS and spec.n_epochs > 1:
         rows, held_out = _held_out(rows, spec.seed)
     reporter = Reporter(emit, should_stop)
     keeps_best = held_out is not None and spec.n_epochs > 1
-    options = settings(spec, is_validated=held_out is not None, keeps_best=keeps_best)
+    options = settings(spec, setup, is_validated=held_out is not None, keeps_best=keeps_best)
     trainer = PrefixTreeSFTTrainer(
-        model=model,
+        model=load(spec, setup),
         args=SFTConfig(**options, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=rows,
         eval_dataset=held_out,
@@ -400,6 +495,11 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     if task.kind == "labels":
         trainer.choices = choices_of([encode_completion(tokenizer, label) for label in task.labels])
     return run(trainer, spec, reporter, n_tokens=sum(len(ids) for ids in rows["input_ids"]))
+
+
+def n_trained(labels: Sequence[int]) -> int:
+    """How many tokens of a row are trained."""
+    return sum(label != IGNORED for label in labels)
 
 
 def _held_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -421,7 +521,7 @@ def _held_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 # given preferred and rejected explanations keeps saying "A" alone. The second term teaches the form.
 
 
-class PrefixTreeDPOTrainer(DPOTrainer):
+class PrefixTreeDPOTrainer(AveragedGradients, DPOTrainer):
     """A DPOTrainer over rows of token ids, whose loss goes over the batch's prefix tree.
 
     A preferred and a rejected answer share their question, and all questions share their system prompt.
@@ -439,8 +539,9 @@ class PrefixTreeDPOTrainer(DPOTrainer):
         tuned = self.accelerator.unwrap_model(model)
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         rows = (inputs["input_ids"], inputs["attention_mask"], labels)
-        scores = score_rows(tuned.get_base_model(), *rows)
-        with torch.no_grad(), tuned.disable_adapter():
+        with self.accelerator.autocast():
+            scores = score_rows(tuned.get_base_model(), *rows)
+        with torch.no_grad(), tuned.disable_adapter(), self.accelerator.autocast():
             reference = score_rows(tuned.get_base_model(), *rows)
         # The collator puts the preferred answers first, then the rejected ones: (2B, L - 1) -> two times (B,).
         rewards = self.beta * (scores.log_probs - reference.log_probs).sum(dim=1)
@@ -470,14 +571,21 @@ def load_dpo_rows(tokenizer: Any, path: Path) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def _as_one(row: dict[str, list[int]]) -> tuple[list[int], int]:
+    """A preference row as (token ids, how many are trained): the question is computed once, and both answers."""
+    answers = row["chosen_ids"] + row["rejected_ids"]
+    return row["prompt_ids"] + answers, len(answers)
+
+
 def train_dpo(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
     """Train one adapter on preference lines: `TrainSpec` says what is given, `TrainResult` what comes back."""
-    model, tokenizer = prepare(spec)
+    tokenizer = load_tokenizer(spec)
     rows = load_dpo_rows(tokenizer, spec.train_file)
+    setup = plan(spec, Rows.of([_as_one(row) for row in rows]), emit)
     reporter = Reporter(emit, should_stop)
     trainer = PrefixTreeDPOTrainer(
-        model=model,
-        args=DPOConfig(**settings(spec, is_validated=spec.validation_file is not None), beta=spec.beta),
+        model=load(spec, setup),
+        args=DPOConfig(**settings(spec, setup, is_validated=spec.validation_file is not None), beta=spec.beta),
         train_dataset=rows,
         eval_dataset=load_dpo_rows(tokenizer, spec.validation_file) if spec.validation_file else None,
         processing_class=tokenizer,
@@ -570,7 +678,8 @@ class Joint:
     """The first layers with an adapter, and the head on top, trained together."""
 
     def __init__(self, spec: TrainSpec, reader: Any, view: View, head: Head, values: torch.Tensor) -> None:
-        self.model, _ = prepare(spec)
+        load_tokenizer(spec)  # sets threads and seeds
+        self.model = load(spec, Setup())
         self.model = get_peft_model(self.model, adapter())
         self.plain = self.model.get_base_model()
         self.layers = features.layer_numbers(self.plain.config.get_text_config().num_hidden_layers)

@@ -4,6 +4,7 @@ In: JOB_FOLDER/task.json, written by the scheduler. Out: events appended to even
 result.csv's content inside it; the exit code says nothing that result.json does not.
 The server hands it the lock on worker.lock, held as long as this process lives: how a restarted server knows.
 It stops between two steps when JOB_FOLDER/control appears, or on SIGTERM; the recipe then leaves a checkpoint to go on.
+Of several processes that `accelerate launch` starts, the first one tells and writes; all of them train.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import AppendLog
+from dspy_finetune._appendlog import AppendLog, process_lock
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
+from dspy_finetune.local.hardware import THREADS_SECONDS, Threads
 from dspy_finetune.local.schemas import Recipe, Trainer, TrainResult, TrainSpec
-from dspy_finetune.local.store import append_event, derived_id
+from dspy_finetune.local.store import append_event, derived_id, is_no_space
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file."""
@@ -46,6 +49,8 @@ class Metrics:
 
     def emit(self, metrics: dict[str, Any]) -> None:
         """Record one step's figures and tell them as an event in OpenAI's words."""
+        if not is_first():
+            return
         if "message" in metrics:
             append_event(
                 self.folder, metrics["message"], event_id=derived_id("ftevent-", self.folder.name, *metrics.values())
@@ -95,7 +100,14 @@ def run_job(folder: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: stop_signals.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal is the server's to handle
 
+    threads = Threads() if task["n_threads"] is None and "OMP_NUM_THREADS" not in os.environ else None
+    threads_until = 0.0
+
     def should_stop() -> bool:
+        nonlocal threads_until
+        if threads is not None and time.monotonic() >= threads_until:
+            _set_threads(threads.now())
+            threads_until = time.monotonic() + THREADS_SECONDS
         return bool(stop_signals) or (folder / "control").exists()
 
     metrics = Metrics(folder)
@@ -103,14 +115,16 @@ def run_job(folder: Path) -> None:
         result = _train(folder, task, metrics, should_stop)
     except FinetuneError as error:
         blame = "training_file" if isinstance(error, DataError | UsageError) else None
+        blame = "hyperparameters.batch_size" if isinstance(error, MemoryError) else blame
         _fail(folder, _code(error), str(error), blame)
-    except OSError as error:
-        _fail(folder, "no_space" if error.errno == 28 else "server_error", f"Training failed: {error}", None)
     except Exception as error:  # whatever a recipe raises must become the job's error, or the client waits for ever
         traceback.print_exc()
         message = " ".join(str(error).split())[:500]
-        _fail(folder, "server_error", f"Training failed with {type(error).__name__}: {message}", None)
+        code = "no_space" if is_no_space(error) else "server_error"
+        _fail(folder, code, f"Training failed with {type(error).__name__}: {message}", None)
     else:
+        if result is None or not is_first():
+            return
         outcome = {
             "stopped": result.stopped,
             "trained_tokens": result.trained_tokens,
@@ -126,18 +140,24 @@ def run_job(folder: Path) -> None:
         write_json(folder / "result.json", outcome)
 
 
-def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult:
+def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult | None:
+    """Train; None for a process that has nothing to do beside the first one."""
+    if not is_first() and task.get("recipe", "lora").startswith("head"):
+        return None
+    device = choose_gpu(task["device"]) or _device()
     # torch and the recipes are imported here, after a wrong task has had its chance to fail quickly.
     from dspy_finetune.local.models import base_folder, merged_folder, packaged_encoder
 
     work = folder / "work"
 
     def say(text: str) -> None:
-        append_event(folder, text, event_id=derived_id("ftevent-", folder.name, text))
+        if is_first():
+            append_event(folder, text, event_id=derived_id("ftevent-", folder.name, text))
 
     start = base_folder(task["base"], progress=say)
     if task["adapters"]:
-        start = merged_folder(start, [Path(path) for path in task["adapters"]], work / "start")
+        with process_lock(work / "start.lock"):
+            start = merged_folder(start, [Path(path) for path in task["adapters"]], work / "start")
     spec = TrainSpec(
         method=task["method"],
         model_folder=start,
@@ -149,16 +169,30 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         learning_rate=task["learning_rate"],
         beta=task["beta"],
         seed=task["seed"],
-        device=task["device"] or _device(),
+        device=device,
         n_threads=task["n_threads"],
+        dtype=task.get("dtype", "auto"),
+        memory_bytes=task.get("memory_bytes"),
         recipe=task.get("recipe", "lora"),
         base=task["base"],
         encoder_folder=packaged_encoder(),
     )
     spec.output_folder.mkdir(parents=True, exist_ok=True)
     result = trainer(task["method"], spec.recipe)(spec, emit=metrics.emit, should_stop=should_stop)
-    shutil.rmtree(work / "start", ignore_errors=True)
+    if is_first():
+        shutil.rmtree(work / "start", ignore_errors=True)
     return result
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _set_threads(n_threads: int) -> None:
+    torch = sys.modules.get("torch")  # a recipe without it has no threads to set
+    if torch is not None and torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)
 
 
 def trainer(method: str, recipe: Recipe) -> Trainer:
@@ -181,9 +215,25 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def choose_gpu(device: str | None) -> str | None:
+    """One GPU for one process, which it then calls "cuda"; said before torch is imported, which looks once.
+
+    The trainer would spread over all GPUs that it sees, by a way that our losses do not go.
+    """
+    if "LOCAL_RANK" in os.environ:  # accelerate gives each process its own
+        return f"cuda:{os.environ['LOCAL_RANK']}" if device != "cpu" and _device() == "cuda" else "cpu"
+    if device != "cpu":
+        seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+        number = int(device.partition(":")[2] or 0) if device else 0
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[number] if number < len(seen) else str(number)
+    return device and device.partition(":")[0]
+
+
 def _code(error: FinetuneError) -> str:
     if isinstance(error, FileError):
-        return "no_space" if "no space" in str(error) else "server_error"
+        return "no_space" if is_no_space(error) else "server_error"
+    if isinstance(error, MemoryError):
+        return "insufficient_memory"
     return "invalid_training_file" if isinstance(error, DataError | UsageError) else "server_error"
 
 

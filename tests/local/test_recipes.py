@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspy_finetune.local import training
 from dspy_finetune.local.chat import encode_completion, encode_prompt
+from dspy_finetune.local.memory import Rows, Setup, Sizes, needed_bytes
 from dspy_finetune.local.schemas import TrainResult, TrainSpec
 
 # TRL still reads names that transformers is about to drop; its business, not ours.
@@ -56,6 +57,7 @@ def spec(toy: Path, folder: Path, method: Any, rows: list[dict[str, Any]], **opt
         "learning_rate": 0.05,
         "beta": 0.1,
         "seed": 0,
+        "dtype": "float32",  # the same numbers on every processor
         **options,
     }
     return TrainSpec(
@@ -67,6 +69,10 @@ def spec(toy: Path, folder: Path, method: Any, rows: list[dict[str, Any]], **opt
         n_threads=1,
         **settings,
     )
+
+
+def steps_of(told: list[dict[str, Any]]) -> list[int]:
+    return [row["step"] for row in told if "step" in row]
 
 
 def answer_probability(toy: Path, result: TrainResult | None, messages: list[dict[str, Any]], answer: str) -> float:
@@ -124,6 +130,7 @@ def test_dpo_moves_the_preference_and_starts_at_the_reference(toy_model: Path, t
     likelihood = -sum(
         math.log(answer_probability(toy_model, None, question(f"B {i}"), "A")) for i in range(12)
     ) / 12  # fmt: skip
+    told = [row for row in told if "train_loss" in row]
     assert told[0]["train_rewards_margins"] == pytest.approx(0.0, abs=1e-6)
     assert told[0]["train_loss"] > math.log(2)
     assert told[0]["train_loss"] < math.log(2) + 2 * likelihood + 5
@@ -137,12 +144,43 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(toy_model: Path, tmp_path: Pa
     """Stopped after step 5 and started again, it takes the steps that were left and no other."""
     first: list[dict[str, Any]] = []
     job = spec(toy_model, tmp_path, "sft", chat_rows(), n_epochs=3)
-    stopped = training.train(job, emit=first.append, should_stop=lambda: len(first) >= 5)
+    stopped = training.train(job, emit=first.append, should_stop=lambda: len(steps_of(first)) >= 4)
     assert stopped.stopped
+    # The pause left a checkpoint to go on from, in the middle of an epoch: it is no model that anybody asked for.
+    assert [step for step, _ in training.checkpoints(job.output_folder)] == [3, 5]
+    assert [step for step, _ in stopped.checkpoints] == [3]
     rest: list[dict[str, Any]] = []
     result = training.train(job, emit=rest.append, should_stop=lambda: False)
     assert not result.stopped
-    assert [row["step"] for row in first + rest] == list(range(1, 10))
+    assert steps_of(first + rest) == list(range(1, 10))
+    assert [step for step, _ in result.checkpoints] == [3, 6, 9]
+
+
+def test_a_run_paused_at_its_first_step_publishes_no_checkpoint(toy_model: Path, tmp_path: Path) -> None:
+    job = spec(toy_model, tmp_path, "sft", chat_rows(), n_epochs=1)
+    paused = training.train(job, emit=lambda told: None, should_stop=lambda: True)
+    assert (paused.stopped, paused.steps, paused.checkpoints) == (True, 1, ())
+    assert [step for step, _ in training.checkpoints(job.output_folder)] == [1]
+
+
+def test_half_precision_and_less_memory_take_nearly_the_same_steps(toy_model: Path, tmp_path: Path) -> None:
+    """bfloat16 has three significant digits; what is computed again instead of kept is the same."""
+    losses = []
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    ids = [row["input_ids"] for row in training.load_rows(tokenizer, write(tmp_path / "rows.jsonl", chat_rows()))]
+    largest = Rows.of([(one, 2) for one in ids]).largest(4)
+    short = needed_bytes(Sizes.of(toy_model), *largest, Setup()) - 1
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "half": {"dtype": "bfloat16"}, "frugal": {"memory_bytes": short}}
+    for name, changes in runs.items():
+        told: list[dict[str, Any]] = []
+        job = spec(toy_model, tmp_path / name, "sft", chat_rows(), n_epochs=1, **changes)
+        training.train(job, emit=told.append, should_stop=lambda: False)
+        losses.append([row["train_loss"] for row in told if "train_loss" in row])
+        message = told[0]["message"]
+        assert ("bfloat16" in message, "computed again" in message) == (name == "half", name == "frugal")
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    assert losses[2] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) -> None:
@@ -154,7 +192,7 @@ def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) ->
             emit=told.append,
             should_stop=lambda: False,
         )
-        losses.append([row["train_loss"] for row in told])
+        losses.append([row["train_loss"] for row in told if "train_loss" in row])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 

@@ -31,7 +31,7 @@ class ToyServer:
 
     def stop(self) -> int:
         self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(120)  # a worker may take 20 seconds to stop, and a busy machine its time
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()

@@ -79,7 +79,7 @@ def main() -> int:
             path = Path(folder) / "openapi.json"
             path.write_text(json.dumps(described))
             command = [given.schemathesis, "run", str(path), "--url", base, "--checks", "not_a_server_error"]
-            command += ["--max-time", str(int(given.minutes * 60)), "--continue-on-failure", "--workers", "2"]
+            command += ["--max-time", str(int(given.minutes * 60)), "--continue-on-failure", "--workers", "1"]
             command += ["--seed", str(given.seed), "--request-timeout", "120", "--suppress-health-check", "all"]
             command += ["--generation-database", "none", "--no-color"]
             started = time.monotonic()
