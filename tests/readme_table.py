@@ -1,0 +1,76 @@
+"""README's one table on real data, made from benchmarks/results/real_data.md: methods by data sets.
+
+`python -m tests.readme_table --write` writes it anew; tests/test_readme.py compares. A method or a data set that the
+results do not hold has no line or no column; where a data set was measured several times, the last one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "real_data.md"
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- real data -->\n)(.*?)(<!-- end -->)", re.S)
+SETS = {"hn": "Hacker News titles", "upworthy": "Upworthy pairs", "pric": "prices"}
+"""How a section's name begins: what README calls the set."""
+METHODS = {
+    "majority": "majority",
+    "median": "median",
+    "TF-IDF": "TF-IDF + linear model",
+    "encoder": "sentence encoder + linear model",
+    "few-shot": "DSPy few-shot",
+    "optimized": "DSPy optimized",
+    "SetFit": "SetFit",
+    "LoRA": "tuned: LoRA",
+    "head": "**tuned: the default**",
+}
+"""What a method's name in the results holds (the first that fits): what README calls it. In README's order."""
+
+
+def measured() -> dict[str, dict[str, list[str]]]:
+    """By README's names of set and method: the value and the seconds, as the results have them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for section in RESULTS.read_text(encoding="utf-8").split("\n### ")[1:]:
+        title = section.splitlines()[0]
+        name = next((shown for start, shown in SETS.items() if title.startswith(start)), None)
+        if name is None:
+            continue
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+        header, rows = lines[0], lines[2:]
+        n_train, n_test = re.findall(r"(\d[\d,]*) t", title)
+        column = f"{name}, {header[2].replace('MAE', 'error')} ({n_train} + {n_test})"
+        for row in rows:
+            method = next((shown for part, shown in METHODS.items() if part in row[0]), None)
+            if method is not None:
+                found.setdefault(column, {})[method] = [row[2], row[header.index("seconds")]]
+    last = {column.split(",")[0]: column for column in found}
+    return {column: found[column] for name, column in last.items() if name in SETS.values()}
+
+
+def text() -> str:
+    """The table."""
+    sets = measured()
+    head = [cell for column in sets for cell in (column, "seconds")]
+    lines = [f"| method | {' | '.join(head)} |", f"| --- |{' --- |' * len(head)}"]
+    for method in METHODS.values():
+        if any(method in rows for rows in sets.values()):
+            cells = [cell for rows in sets.values() for cell in rows.get(method, ["", ""])]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Show the table, or write it into README."""
+    asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    asked.add_argument("--write", action="store_true")
+    if asked.parse_args().write:
+        README.write_text(BLOCK.sub(rf"\g<1>{text()}\g<3>", README.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(text())
+
+
+if __name__ == "__main__":
+    main()
