@@ -25,7 +25,7 @@ from dspy_finetune.evaluation import ComparisonReport, compare
 from dspy_finetune.evaluation import metrics as all_metrics
 from dspy_finetune.evaluation.baselines import usual_metric
 from dspy_finetune.evaluation.collect import Program
-from dspy_finetune.evaluation.metric import AnyMetric
+from dspy_finetune.evaluation.metrics import AnyMetric
 from dspy_finetune.evaluation.saved_programs import StoredAnswers, stored_answers
 from dspy_finetune.export import convert
 from dspy_finetune.export.dataset import Manifest

@@ -74,12 +74,11 @@ def test_each_call_passes_the_files_that_the_page_names(tmp_path: Path, openai: 
     model = plan.start(max_usd=5).wait()
     tuned = ft.OpenAIPredictor(prompt, model, host=host)
     entered["OpenAIPredictor.forward"], _ = files_entered(lambda: tuned(title="On bees, part 3"))
-
-    def compared() -> None:
-        report = ft.compare({"tuned": tuned}, rows, [ft.metrics.accuracy("is_favorite")], train=rows, num_threads=1)
-        report.to_html(tmp_path / "report.html")
-
-    entered["compare"], _ = files_entered(compared)
+    metrics = [ft.metrics.accuracy("is_favorite")]
+    entered["compare"], text = files_entered(
+        lambda: str(ft.compare({"tuned": tuned, "again": tuned}, rows, metrics, num_threads=1))
+    )
+    assert "again" in text
     other = ft.Host.compatible("https://llm.example.com/v1", name="example")
 
     def moved() -> None:

@@ -1,46 +1,633 @@
 """`predict`: every row of a source asked, many at a time, into one file, across any number of crashes.
 
-In: a program and rows. Out: one output row for each input row, in order. Memory does not grow with the rows: at most
-`checkpoint.WINDOW` rows lie between the oldest one that has no answer and the newest one that has.
+In: a program and rows. Out: one output row for each input row, in order, and a `BulkResult`. Prices are the catalog's;
+where one is unknown, the cost is None. Memory does not grow with the rows: at most `WINDOW` rows lie between the oldest
+one that has no answer and the newest one that has.
+
+Every answer is in the `Checkpoint` as soon as it is there, so that a killed run never asks for it again: one file with
+a line of JSON that says which run it is, then a line for each row in the order of answering: index, digest, status,
+requests, input, cached and output tokens, the output row; separated by tabs, which JSON escapes. `flush` hands lines to
+the system, where they outlive the process; a line torn by a crash is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import hashlib
+import json
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 import dspy
 
-from dspy_finetune.bulk.rate_limit import DEFAULT_RETRY, RetryPolicy
+from dspy_finetune._appendlog import AppendLog
+from dspy_finetune._files import file_error
+from dspy_finetune.bulk import rate_limit
+from dspy_finetune.bulk.rate_limit import (
+    DEFAULT_RETRY,
+    AdaptiveRateLimiter,
+    Budget,
+    CircuitBreaker,
+    ConcurrencyLimiter,
+    Prices,
+    RetryPolicy,
+)
 from dspy_finetune.bulk.reader import (
     DEFAULT_FILES,
+    STATUSES,
     FileOptions,
+    InputRow,
+    Outcome,
     OutputFormat,
     Rows,
+    Tokens,
     dump_json,
     fingerprint,
     load_json,
     output_format,
     write_output,
 )
-from dspy_finetune.bulk.requests import known_bodies
-from dspy_finetune.bulk.run import BulkProgress, BulkResult, Checkpoint, Run
-from dspy_finetune.errors import UsageError
+from dspy_finetune.bulk.requests import HostRequester, ProgramRequester, Transport, is_wired, known_bodies
+from dspy_finetune.errors import DataError, FileError, UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
 
-# A coroutine brought to its end from code that does not wait for coroutines. It runs in an event loop of its own,
-# in this thread or, beside a loop that runs already (a notebook), in another. Ctrl-C there, or a cancelled `await`
-# elsewhere, ends it: nothing goes on asking, and paying, behind the caller's back.
+VERSION = 2
+WINDOW = 10_000
+"""How far ahead of the oldest unanswered row another may be answered."""
+
+_N_FIELDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An answered row as the checkpoint holds it."""
+
+    index: int
+    """Which row of the input."""
+    digest: str
+    """Of the row that was asked."""
+    status: str
+    """See `Outcome`."""
+    tokens: Tokens
+    """See `Outcome`."""
+    row: bytes
+    """The output row, as JSON."""
+
+
+class Checkpoint:
+    """The file of one run, held by one process at a time.
+
+    Args:
+        path: Where.
+        run: What the run is: JSON values, all of which must be the same when it is taken up again.
+
+    Raises:
+        FileError: The file cannot be written, or another process is at work on it.
+        UsageError: It belongs to another run; says in what it differs.
+        DataError: It is no checkpoint.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+        self.path = path
+        self._log = AppendLog(path, "checkpoint").hold()
+        self.is_new = self._log.is_new
+        try:
+            if self.is_new:
+                self._log.append({"checkpoint": VERSION, **run})
+            else:
+                self._check(run)
+            self._log.write(b"")  # the torn end of a killed run goes
+        except BaseException:
+            self.close()
+            raise
+        self._lines: list[bytes] = []
+        self._ahead: dict[int, Entry] = {}
+        self._earlier = self._entries(self._log.size_bytes)
+        self._furthest = -1
+
+    def find(self, index: int) -> Entry | None:
+        """The row's answer from an earlier run, or None. Rows must be asked for in rising order."""
+        while index not in self._ahead and self._furthest <= index + WINDOW:
+            entry = next(self._earlier, None)
+            if entry is None:
+                break
+            self._furthest = max(self._furthest, entry.index)
+            if entry.index >= index:
+                self._ahead[entry.index] = entry
+        return self._ahead.pop(index, None)
+
+    def is_used_up(self) -> bool:
+        """Whether every answer of earlier runs was found."""
+        if not self._ahead and (entry := next(self._earlier, None)) is not None:
+            self._furthest = max(self._furthest, entry.index)
+            self._ahead[entry.index] = entry
+        return not self._ahead
+
+    def add(self, row: InputRow, outcome: Outcome, output: bytes) -> None:
+        """Keep an answer, with the next `flush`."""
+        used = outcome.tokens
+        numbers = (used.n_requests, used.n_input, used.n_cached, used.n_output)
+        head = "\t".join(map(str, (row.index, row.digest, outcome.status, *numbers)))
+        self._lines.append(head.encode("ascii") + b"\t" + output + b"\n")
+
+    def flush(self) -> None:
+        """Hand the lines to the system: when this returns, they outlive the process. Raises FileError."""
+        lines, self._lines = self._lines, []
+        self._log.write(b"".join(lines))
+
+    def sync(self) -> None:
+        """Bring all of it to the disk, where it outlives the machine. Raises FileError."""
+        self._log.sync()
+
+    def entries(self) -> Iterator[Entry]:
+        """All answers in the order of answering."""
+        return self._entries(self._log.size_bytes)
+
+    def in_order(self) -> Iterator[Entry]:
+        """All answers in the input's order. Raises DataError where one is missing."""
+        wanted, ahead = 0, {}
+        for entry in self.entries():
+            ahead[entry.index] = entry
+            while wanted in ahead:
+                yield ahead.pop(wanted)
+                wanted += 1
+        if ahead:
+            raise DataError(f"{self.path}: the answer to row {wanted + 1} is missing; remove the file and start afresh")
+
+    def close(self) -> None:
+        """Let go of the file; it stays."""
+        self._log.close()
+
+    def remove(self) -> None:
+        """The run is complete: the file goes."""
+        self._log.remove()
+
+    def _check(self, run: Mapping[str, Any]) -> None:
+        with open(self.path, "rb") as stream:
+            line = stream.readline()
+        try:
+            found = json.loads(line)
+            version = found.pop("checkpoint")
+        except (ValueError, AttributeError, KeyError) as error:
+            raise DataError(
+                f"{self.path} is not a checkpoint; choose another checkpoint=, or remove the file"
+            ) from error
+        if version != VERSION:
+            raise DataError(
+                f"{self.path} was written by another release (version {version}); remove it to start afresh"
+            )
+        for name, value in run.items():
+            if found.get(name) != value:
+                raise UsageError(
+                    f"{self.path} holds the answers of another run: its {name} is {_short(found.get(name))}, here it "
+                    f"is {_short(value)}; finish that run, choose another output, or remove the file to start afresh"
+                )
+
+    def _entries(self, size: int) -> Iterator[Entry]:
+        try:
+            with open(self.path, "rb", buffering=1 << 18) as stream:
+                stream.readline()
+                while stream.tell() < size:
+                    yield self._entry(stream)
+        except OSError as error:
+            raise file_error(error, self.path, "read the checkpoint") from error
+
+    def _entry(self, stream: BinaryIO) -> Entry:
+        parts = stream.readline()[:-1].split(b"\t", _N_FIELDS - 1)
+        try:
+            index, digest, status, *numbers, row = parts
+            n_requests, n_input, n_cached, n_output = map(int, numbers)
+            return Entry(
+                index=int(index),
+                digest=digest.decode("ascii"),
+                status=status.decode("ascii"),
+                tokens=Tokens(n_requests=n_requests, n_input=n_input, n_cached=n_cached, n_output=n_output),
+                row=row,
+            )
+        except ValueError as error:
+            raise DataError(
+                f"{self.path} is damaged at byte {stream.tell()}; remove the file to start afresh"
+            ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+SYNC_SECONDS = 5.0
+"""Answers outlive the process at once, and the machine after this time."""
+LOOK_SECONDS = 0.5
+"""Between two calls of `on_progress`."""
+DRAIN_SECONDS = 60.0
+"""So long the requests under way may end when a run ends early: they are paid for."""
+
+
+class Run:
+    """One call of `predict` under way."""
+
+    def __init__(
+        self,
+        *,
+        program: Callable[..., Any],
+        rows: Rows,
+        kept: Checkpoint,
+        n_total: int | None,
+        concurrency: int,
+        policy: RetryPolicy,
+        max_usd: float | None,
+        on_progress: Callable[[BulkProgress], None] | None,
+    ) -> None:
+        self._program = program
+        self._rows = rows
+        self._kept = kept
+        self._concurrency = concurrency
+        self._timeout_seconds = policy.timeout_seconds
+        self._on_progress = on_progress
+        timing = rate_limit.SYSTEM_TIMING
+        prices = Prices(program)
+        earlier = Tokens()
+        self.has_answers = False
+        if not kept.is_new:
+            earlier = self._earlier()
+        self._budget = Budget(max_usd, prices, earlier)
+        self._meter = Meter(n_total=n_total, cost=prices.usd, clock=timing.clock)
+        rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
+        self._limiter = ConcurrencyLimiter(rate, timing, policy)
+        self._breaker = CircuitBreaker()
+        self._source = iter(rows)
+        self._gaps: deque[InputRow] = deque()
+        self._n_taken = 0
+        self._oldest = 0
+        self._ended: set[int] = set()  # rows with an outcome beyond the oldest that has none
+        self._moved = asyncio.Event()
+        self._is_over = False
+        self._is_flushing = False
+        self._write_error: FileError | None = None
+
+    async def answer_all(self) -> None:
+        """Give every row an outcome, in the checkpoint."""
+        # A million traces and histories would fill the memory, and nobody reads them.
+        with dspy.context(disable_history=True, trace=None):
+            self._take_up()
+            async with contextlib.AsyncExitStack() as stack:
+                requester: HostRequester | ProgramRequester
+                if is_wired(self._program):
+                    assert isinstance(self._program, FinetunedPredictor)
+                    assert self._program.host is not None
+                    transport = await stack.enter_async_context(
+                        Transport(
+                            self._program.host,
+                            max_connections=self._concurrency,
+                            timeout_seconds=self._timeout_seconds,
+                        )
+                    )
+                    requester = HostRequester(self._program, transport, self._limiter, self._budget)
+                else:
+                    requester = ProgramRequester(self._program, self._limiter)
+                housekeeping = asyncio.ensure_future(self._keep_house())
+                try:
+                    await self._work(requester)
+                finally:
+                    housekeeping.cancel()
+                    await asyncio.gather(housekeeping, return_exceptions=True)
+                    self._kept.flush()
+                    self._tell()
+        if self._write_error is not None:
+            raise self._write_error
+        self._kept.sync()
+
+    def result(self, output: Path, seconds: float) -> BulkResult:
+        """What was done."""
+        return BulkResult.of(
+            self._meter,
+            output,
+            n_retries=self._limiter.n_retries,
+            seconds=seconds,
+        )
+
+    def _earlier(self) -> Tokens:
+        total = Tokens()
+        for entry in self._kept.entries():
+            total += entry.tokens
+            self.has_answers = self.has_answers or entry.status != "bad_row"
+        return total
+
+    async def _work(self, requester: HostRequester | ProgramRequester) -> None:
+        workers = [asyncio.ensure_future(self._worker(requester)) for _ in range(self._concurrency)]
+        try:
+            ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            if errors:
+                # What is under way is paid for: it may end, but nothing new begins.
+                self._is_over = True
+                self._moved.set()
+                await asyncio.wait(workers, timeout=DRAIN_SECONDS)
+                raise errors[0]
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _worker(self, requester: HostRequester | ProgramRequester) -> None:
+        while (row := await self._next_row()) is not None:
+            outcome = await requester.ask(row)
+            self._record(row, outcome)
+            self._breaker.check(outcome)
+            # A program that answers without ever waiting would keep the loop from writing what it has answered.
+            await asyncio.sleep(0)
+
+    def _take_up(self) -> None:
+        """Find the rows that earlier runs answered, before anything is asked: if one is another, nothing may be."""
+        while not self._kept.is_used_up():
+            row = next(self._source, None)
+            if row is None:
+                raise DataError(
+                    f"{self._rows.name} has {self._n_taken} rows, and {self._kept.path} holds answers to more: it is "
+                    "not the input that was begun with; bring that back, or remove the checkpoint to start afresh"
+                )
+            self._n_taken += 1
+            entry = self._kept.find(row.index)
+            if entry is None:
+                self._gaps.append(row)  # no more than WINDOW of them: see `Checkpoint`
+            else:
+                self._reuse(row, entry)
+
+    async def _next_row(self) -> InputRow | None:
+        """The next row that is to be asked; bad ones are done with on the way."""
+        n_passed = 0
+        while not self._has_ended():
+            row = self._gaps.popleft() if self._gaps else None
+            while row is None and self._n_taken >= self._oldest + WINDOW and not self._has_ended():
+                self._moved.clear()
+                await self._moved.wait()
+            if self._has_ended():
+                break  # a row from beyond the window could not be found again
+            if row is None:
+                row = next(self._source, None)
+                self._n_taken += 1
+            if row is None:
+                self._is_over = True
+                self._moved.set()
+                return None
+            if row.problem is None:
+                return row
+            self._record(row, Outcome(status="bad_row", error=row.problem))
+            n_passed += 1
+            if n_passed % 256 == 0:
+                await asyncio.sleep(0)  # others have answers to read meanwhile
+        return None
+
+    def _has_ended(self) -> bool:
+        """Whether nothing new may begin; another worker may have seen to that during any await."""
+        return self._is_over
+
+    def _reuse(self, row: InputRow, entry: Entry) -> None:
+        if entry.digest != row.digest:
+            raise DataError(
+                f"{row.place} is not the row that was asked before ({self._kept.path} holds the answers): the input "
+                "or its order has changed; bring the old one back, or remove the checkpoint to start afresh"
+            )
+        self._meter.count(entry.status, entry.tokens, is_reused=True)
+        self._end(row.index)
+
+    def _record(self, row: InputRow, outcome: Outcome) -> None:
+        if self._write_error is not None:
+            raise self._write_error
+        self._kept.add(row, outcome, self._rows.output(row, outcome))
+        if not self._is_flushing:
+            # The answers that came in the same turn of the loop are written together: a write can cost more than all
+            # the rest of an answer.
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        self.has_answers = self.has_answers or outcome.status != "bad_row"
+        self._meter.count(outcome.status, outcome.tokens)
+        self._end(row.index)
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        try:
+            self._kept.flush()
+        except FileError as error:
+            self._write_error = error  # for the next row; nothing more is asked for
+
+    def _end(self, index: int) -> None:
+        self._ended.add(index)
+        while self._oldest in self._ended:
+            self._ended.remove(self._oldest)
+            self._oldest += 1
+        self._moved.set()
+
+    async def _keep_house(self) -> None:
+        synced_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._tell()
+            if time.monotonic() - synced_at >= SYNC_SECONDS:
+                await asyncio.to_thread(self._kept.sync)
+                synced_at = time.monotonic()
+
+    def _look(self) -> BulkProgress:
+        rate = self._limiter.rate
+        return self._meter.look(
+            n_in_flight=rate.n_in_flight, concurrency=int(rate.limit), n_retries=self._limiter.n_retries
+        )
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._look())
+
+
+_RATE_SECONDS = 60.0
+"""The rate shown is that of the last minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkProgress:
+    """How far a run is."""
+
+    n_done: int
+    """Rows with an outcome, those of an earlier run among them."""
+    n_total: int | None
+    """Rows of the input; None where that cannot be known beforehand. Lines of a text file, so an estimate for CSV."""
+    n_errors: int
+    """Rows without an answer: failed and bad ones, and those whose answer is none or cannot be read."""
+    n_reused: int
+    """Rows that an earlier run had answered."""
+    rows_per_second: float | None
+    """Over the last minute; None until there are two looks."""
+    eta_seconds: float | None
+    """Time left at this rate; None where rate or total is unknown."""
+    cost_usd: float | None
+    """Of all answers so far, earlier runs among them; None where a price is unknown."""
+    n_in_flight: int
+    """Requests under way."""
+    concurrency: int
+    """Requests that may be under way at the moment."""
+    n_retries: int
+    """Requests that were sent again."""
+
+    @property
+    def label(self) -> str:
+        """What is being done."""
+        return "asking"
+
+    def __str__(self) -> str:
+        """One line for people.
+
+        >>> print(BulkProgress(n_done=500, n_total=2000, n_errors=3, n_reused=0, rows_per_second=50.0, eta_seconds=30.0,
+        ...                cost_usd=0.0123, n_in_flight=8, concurrency=8, n_retries=1))
+        500/2000 rows, 3 errors, 50.0 rows/s, 30 s left, $0.0123
+        """
+        parts = [f"{self.n_done}/{self.n_total} rows" if self.n_total else f"{self.n_done} rows"]
+        if self.n_errors:
+            parts.append(f"{self.n_errors} errors")
+        if self.rows_per_second is not None:
+            parts.append(f"{self.rows_per_second:,.1f} rows/s")
+        if self.eta_seconds is not None:
+            parts.append(f"{self.eta_seconds:,.0f} s left")
+        if self.cost_usd is not None:
+            parts.append(f"${self.cost_usd:,.4f}")
+        return ", ".join(parts)
+
+
+class Meter:
+    """Counts outcomes and tells the progress."""
+
+    def __init__(
+        self, *, n_total: int | None, cost: Callable[[Tokens], float | None], clock: Callable[[], float]
+    ) -> None:
+        self.n_total = n_total
+        self.counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+        self.n_reused = 0
+        self.tokens = Tokens()
+        self._cost = cost
+        self._clock = clock
+        self._looks: deque[tuple[float, int]] = deque([(clock(), 0)])
+
+    def count(self, status: str, tokens: Tokens, *, is_reused: bool = False) -> None:
+        """Take in a row's outcome."""
+        self.counts[status] += 1
+        self.n_reused += is_reused
+        self.tokens += tokens
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Of all answers so far; None where a price is unknown."""
+        return self._cost(self.tokens)
+
+    def look(self, *, n_in_flight: int, concurrency: int, n_retries: int) -> BulkProgress:
+        """How far it is now."""
+        now, n_done = self._clock(), sum(self.counts.values())
+        n_fresh = n_done - self.n_reused
+        rate = None
+        while len(self._looks) > 1 and now - self._looks[0][0] > _RATE_SECONDS:
+            self._looks.popleft()
+        since, n_before = self._looks[0]
+        if now > since and n_fresh > n_before:
+            rate = (n_fresh - n_before) / (now - since)
+        self._looks.append((now, n_fresh))
+        left = None if rate is None or self.n_total is None else max(self.n_total - n_done, 0) / rate
+        return BulkProgress(
+            n_done=n_done,
+            n_total=self.n_total,
+            n_errors=n_done - self.counts["answered"],
+            n_reused=self.n_reused,
+            rows_per_second=rate,
+            eta_seconds=left,
+            cost_usd=self.cost_usd,
+            n_in_flight=n_in_flight,
+            concurrency=concurrency,
+            n_retries=n_retries,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkResult:
+    """What a finished run did."""
+
+    output: Path
+    """The file."""
+    n_rows: int
+    """Its rows: those of the input."""
+    n_answered: int
+    """Rows with a prediction."""
+    n_parse_failures: int
+    """Rows whose answer cannot be read."""
+    n_no_answer: int
+    """Rows whose model refused, was cut off or only reasoned; `error` says which."""
+    n_failed: int
+    """Rows for which no completion came."""
+    n_bad_rows: int
+    """Rows of the input that could not be asked."""
+    n_reused: int
+    """Rows that an earlier run, which did not finish, had answered."""
+    n_requests: int
+    """Answered requests, those of earlier runs among them."""
+    n_retries: int
+    """Requests of this run that were sent again."""
+    n_input_tokens: int
+    """Prompt tokens, as the host counted them."""
+    n_output_tokens: int
+    """Answer tokens."""
+    cost_usd: float | None
+    """Of all of it; None where a price is unknown."""
+    seconds: float
+    """This run took so long."""
+
+    @classmethod
+    def of(cls, meter: Meter, output: Path, *, n_retries: int, seconds: float) -> BulkResult:
+        """What the meter has counted."""
+        counts, tokens = meter.counts, meter.tokens
+        return cls(
+            output=output,
+            n_rows=sum(counts.values()),
+            n_answered=counts["answered"],
+            n_parse_failures=counts["parse_failure"],
+            n_no_answer=counts["no_answer"],
+            n_failed=counts["failed"],
+            n_bad_rows=counts["bad_row"],
+            n_reused=meter.n_reused,
+            n_requests=tokens.n_requests,
+            n_retries=n_retries,
+            n_input_tokens=tokens.n_input,
+            n_output_tokens=tokens.n_output,
+            cost_usd=meter.cost_usd,
+            seconds=seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "output": os.fspath(self.output)}
+
+    def __str__(self) -> str:
+        """A line for people."""
+        parts = [f"{self.output}: {self.n_answered} of {self.n_rows} rows answered"]
+        parts += [f"{n} {what}" for n, what in self._errors() if n]
+        if self.n_reused:
+            parts.append(f"{self.n_reused} from an earlier run")
+        if self.cost_usd is not None:
+            parts.append(f"${self.cost_usd:,.4f}")
+        return ", ".join(parts)
+
+    def _errors(self) -> list[tuple[int, str]]:
+        return [
+            (self.n_parse_failures, "parse failures"),
+            (self.n_no_answer, "without an answer (refused, cut off or only reasoned)"),
+            (self.n_failed, "failed"),
+            (self.n_bad_rows, "bad rows"),
+        ]
+
 
 T = TypeVar("T")
 P = ParamSpec("P")

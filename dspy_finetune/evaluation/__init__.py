@@ -31,20 +31,18 @@ from dspy_finetune.evaluation.learning_curve import (
     MarginalValue,
     learning_curve,
 )
-from dspy_finetune.evaluation.result import (
+from dspy_finetune.evaluation.saved_programs import load_optimized
+from dspy_finetune.evaluation.scoring import (
     Comparison,
     Difference,
     Item,
     MetricFacts,
     NoiseFloor,
+    PairwiseBias,
     ProgramRow,
+    StatisticsOptions,
     SubgroupRow,
     Verdict,
-)
-from dspy_finetune.evaluation.saved_programs import load_optimized
-from dspy_finetune.evaluation.scoring import (
-    PairwiseBias,
-    StatisticsOptions,
     in_both_orders,
     pairwise_bias,
     swap_agreement,

@@ -42,8 +42,7 @@ from dspy_finetune._optional import require
 from dspy_finetune.data.items import connected_rows, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.collect import Program, jsonable
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.metrics import Embed, accuracy, token_f1, within
+from dspy_finetune.evaluation.metrics import AnyMetric, Embed, Metric, SetMetric, accuracy, token_f1, within
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor

@@ -2,7 +2,7 @@
 
 In: programs by name, labelled examples, metrics. Out: a `ComparisonReport`. Here stand the order of the work, which
 differences are tested and how they are corrected together. Not covered: asking (collect.py), scores and tests
-(scoring.py, statistics.py), the rule of the verdict (result.py), which baselines fit (baselines.py), showing
+(scoring.py, statistics.py), the rule of the verdict (scoring.py), which baselines fit (baselines.py), showing
 (comparison_report.py).
 
 Which difference decides: the *candidate* (by default the first program given) minus the *reference*. The reference is
@@ -51,21 +51,19 @@ from dspy_finetune.evaluation.collect import (
     with_parse_failures,
 )
 from dspy_finetune.evaluation.comparison_report import ComparisonReport
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric, positive_label
-from dspy_finetune.evaluation.result import (
+from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric, positive_label
+from dspy_finetune.evaluation.scoring import (
     Comparison,
     Difference,
+    InBothOrders,
     Item,
     MetricFacts,
     ProgramRow,
-    decide,
-    n_more_items,
-)
-from dspy_finetune.evaluation.scoring import (
-    InBothOrders,
     Resampling,
     Scored,
     StatisticsOptions,
+    decide,
+    n_more_items,
     parts_of,
     subgroup_rows,
 )

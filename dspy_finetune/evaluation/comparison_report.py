@@ -5,7 +5,7 @@ In: a `Comparison`, a title, cards of facts about the data and the prompts. Out:
 items. A number is *near* within a share of the true one or a fixed distance of it, whichever is wider, *fair* within
 twice that, and *far* beyond. By default that is 20 % or 40 and 40 % or 80, as usual for prices in dollars. Points of
 ROC, precision-recall and calibration curves are scikit-learn's. Not covered: how the figures came about (compare.py,
-result.py), how pictures are drawn (report/plots.py).
+scoring.py), how pictures are drawn (report/plots.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from dspy_finetune._files import read_text, write_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
-from dspy_finetune.evaluation.metric import read_probability
-from dspy_finetune.evaluation.result import Comparison, Difference, ProgramRow, Verdict
-from dspy_finetune.evaluation.scoring import PairwiseBias, pairwise_bias
+from dspy_finetune.evaluation.metrics import read_probability
+from dspy_finetune.evaluation.scoring import Comparison, Difference, PairwiseBias, ProgramRow, Verdict, pairwise_bias
 from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import (
     Block,

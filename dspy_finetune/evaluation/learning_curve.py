@@ -43,9 +43,8 @@ from dspy_finetune.errors import (
 from dspy_finetune.evaluation import scoring, statistics
 from dspy_finetune.evaluation.baselines import predictor_for
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, RunOptions, collect, jsonable
-from dspy_finetune.evaluation.metric import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.result import MetricFacts
-from dspy_finetune.evaluation.scoring import Resampling, Scored, StatisticsOptions
+from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, Scored, StatisticsOptions
 from dspy_finetune.evaluation.statistics import Floats, Interval
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host

@@ -27,7 +27,7 @@ import dspy
 from dspy_finetune._files import read_json
 from dspy_finetune.errors import AnswerError, DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.evaluation.collect import Answer, jsonable
-from dspy_finetune.evaluation.result import Comparison
+from dspy_finetune.evaluation.scoring import Comparison
 from dspy_finetune.predictors import FinetunedPredictor, replace
 from dspy_finetune.predictors.base import predictor_of
 

@@ -5,7 +5,7 @@ interval excludes zero exactly where the p-value is at most one minus the confid
 Sources: Wilson 1927; Newcombe 1998 (Stat. Med. 17:2635, method 10) for paired proportions; McNemar 1947 in the exact
 binomial form; sign-flip permutation (Pitman 1937); percentile bootstrap (Efron 1979); Holm 1979; the t interval of a
 bounded mean on a transformed scale by the delta method (Oehlert 1992, Am. Stat. 46:27).
-Not covered: what the numbers mean for the user (result.py).
+Not covered: what the numbers mean for the user (scoring.py).
 """
 
 from __future__ import annotations

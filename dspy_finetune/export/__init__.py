@@ -31,8 +31,8 @@ from dspy_finetune.export.preferences import (
     preferences_from_mistakes,
     preferences_from_program,
 )
-from dspy_finetune.export.rows import export_dpo, export_sft
 from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
+from dspy_finetune.export.writer import export_dpo, export_sft
 
 __all__ = [
     "CheckReport",

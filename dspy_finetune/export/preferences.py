@@ -1,7 +1,7 @@
 """Preferences: one prompt, the better answer and the worse one, from labels, corrections and model mistakes.
 
 In: examples with what is known of their answers. Out: `Preference` values, which `export_dpo` writes.
-Not covered: writing them (rows.py).
+Not covered: writing them (writer.py).
 """
 
 from __future__ import annotations

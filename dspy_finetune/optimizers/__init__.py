@@ -7,8 +7,7 @@
 """
 
 from dspy_finetune.optimizers.preference import PreferenceFinetune, PreferenceOptions, PreferenceTuning
-from dspy_finetune.optimizers.provider import FinetuneProvider
-from dspy_finetune.optimizers.serving import attach_adapter, load_program
+from dspy_finetune.optimizers.provider import FinetuneProvider, attach_adapter, load_program
 
 __all__ = [
     "FinetuneProvider",

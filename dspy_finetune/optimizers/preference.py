@@ -35,8 +35,14 @@ from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.plan import Plan
 from dspy_finetune.jobs.sequence import SequencePlan
-from dspy_finetune.optimizers.provider import FinetuneProvider, systems_of
-from dspy_finetune.optimizers.serving import TunedPredict, attach_adapter, prompt_of, tuned_lm
+from dspy_finetune.optimizers.provider import (
+    FinetuneProvider,
+    TunedPredict,
+    attach_adapter,
+    prompt_of,
+    systems_of,
+    tuned_lm,
+)
 
 logger = logging.getLogger(__name__)
 

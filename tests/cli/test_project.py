@@ -11,7 +11,7 @@ import dspy_finetune as ft
 from dspy_finetune.cli import data
 from dspy_finetune.cli.doctor import examine
 from dspy_finetune.cli.main import main
-from dspy_finetune.evaluation.metric import Metric
+from dspy_finetune.evaluation.metrics import Metric
 
 
 def run(*arguments: str) -> int:

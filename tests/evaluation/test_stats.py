@@ -9,8 +9,7 @@ import pytest
 import scipy.stats
 
 from dspy_finetune.evaluation import statistics
-from dspy_finetune.evaluation.result import decide, n_more_items
-from dspy_finetune.evaluation.scoring import pairwise_bias, swap_agreement
+from dspy_finetune.evaluation.scoring import decide, n_more_items, pairwise_bias, swap_agreement
 from dspy_finetune.evaluation.statistics import Interval, PairedTest
 
 

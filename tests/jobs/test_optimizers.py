@@ -17,7 +17,7 @@ from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, JobF
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import attach
 from dspy_finetune.optimizers import PreferenceFinetune, PreferenceOptions
-from dspy_finetune.optimizers.serving import TunedPredict
+from dspy_finetune.optimizers.provider import TunedPredict
 from dspy_finetune.prompts import PromptFormat, as_adapter, binary
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime

@@ -15,7 +15,7 @@ from dspy.teleprompt import BetterTogether, BootstrapFinetune
 from dspy_finetune.errors import BudgetError, DataError, JobError, JobFailedError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.optimizers import FinetuneProvider, attach_adapter, load_program
-from dspy_finetune.optimizers.serving import TunedLM, TunedPredict
+from dspy_finetune.optimizers.provider import TunedLM, TunedPredict
 from dspy_finetune.prompts import as_adapter, binary
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime
