@@ -1,7 +1,7 @@
-"""A job that was started: look at it, follow it to its end, steer it.
+"""A started job: poll it, wait for its end, read its metrics, pause, resume or cancel it.
 
-In: a job's id and its host; nothing else is needed, so any process on any machine can follow. Out: facts, events,
-figures, and the model. Not covered: creating jobs (plan.py, submit.py).
+In: a job's id and its host; nothing else is needed, so any process on any machine can poll it. Out: facts, events,
+metrics, and the model. Not covered: creating jobs (plan.py, submit.py).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from dspy_finetune.report.page import fragment
 
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
-    """One look at a job."""
+    """A job at one poll."""
 
     facts: JobFacts
     """All that the host says."""
     events: tuple[Event, ...]
     """So far, oldest first."""
     step: int | None
-    """The last training step that was told of."""
+    """The last training step reported."""
     total_steps: int | None
-    """How many there will be."""
+    """The number of training steps."""
     losses: tuple[tuple[int, float], ...]
     """(step, training loss), for a curve."""
     elapsed_seconds: float
@@ -72,12 +72,12 @@ class JobProgress:
 
     @property
     def n_done(self) -> int | None:
-        """The last training step that was told of."""
+        """The last training step reported."""
         return self.step
 
     @property
     def n_total(self) -> int | None:
-        """How many steps there will be."""
+        """The number of training steps."""
         return self.total_steps
 
     @property
@@ -126,7 +126,7 @@ def make_progress(
     cost: Callable[[JobFacts, int | None], float | None],
     now: float,
 ) -> JobProgress:
-    """Draw a look together.
+    """The progress at one poll, from facts and events.
 
     Args:
         facts: What the host says of the job.
@@ -215,14 +215,14 @@ class Job:
         return f"Job({self.id!r}, {self.host!r})"
 
     def _repr_html_(self) -> str:
-        # The last look: showing a job must neither wait for the host nor fail with it.
+        # The last poll: showing a job must neither wait for the host nor fail with it.
         facts = self._facts
         if facts is None:
             title, known = f"Job {self.id}", {"host": self.host.name}
-            remarks: tuple[str, ...] = ("not looked at yet: job.refresh() does",)
+            remarks: tuple[str, ...] = ("not polled yet: job.refresh() does it",)
         else:
             title, known = f"Job {self.id}: {facts.status}", self._told(facts)
-            remarks = () if facts.is_final else ("as of the last look; job.refresh() asks again",)
+            remarks = () if facts.is_final else ("as of the last poll; job.refresh() polls again",)
         return fragment(Section(title=title, blocks=(Facts(facts=known), Bullets(lines=remarks))))
 
     def _told(self, facts: JobFacts) -> dict[str, str]:
@@ -239,8 +239,6 @@ class Job:
         }
         return {name: value for name, value in told.items() if value is not None}
 
-    # ---- looking
-
     def refresh(self) -> JobFacts:
         """Ask the host for the job.
 
@@ -253,12 +251,12 @@ class Job:
 
     @property
     def facts(self) -> JobFacts:
-        """The last look at the job; the first use asks the host."""
+        """The job at the last poll; the first use polls the host."""
         return self._facts or self.refresh()
 
     @property
     def status(self) -> str:
-        """How it stands, in the host's word; asked for now, unless it has ended."""
+        """The job's status in the host's word; polled now, unless it has ended."""
         if self._facts is not None and self._facts.is_final:
             return self._facts.status
         return self.refresh().status
@@ -286,7 +284,7 @@ class Job:
             raise
 
     def metrics(self) -> list[Row]:
-        """The figures of the training, one row per step: from the result file, else from the events."""
+        """The training metrics, one row per step: from the result file, else from the events."""
         for file_id in self.facts.result_files:
             with self.host.talking(f"read the result file {file_id}"):
                 rows = parse_metrics(self.host.api().content(file_id))
@@ -298,8 +296,6 @@ class Job:
         """The models from before the end, as the host lists them."""
         with self.host.talking(f"list the checkpoints of {self.id}"):
             return [read_checkpoint(value) for value in self.host.api().checkpoints(self.id)]
-
-    # ---- steering
 
     def cancel(self) -> JobFacts:
         """Stop the job for good; tokens that were trained until then are billed, as `trained_tokens` tells.
@@ -331,8 +327,6 @@ class Job:
             self._facts = read_job(self.host.api().steer(self.id, "resume"))
         return self._facts
 
-    # ---- following
-
     def wait(
         self,
         timeout_seconds: float | None = None,
@@ -346,8 +340,8 @@ class Job:
 
         Args:
             timeout_seconds: Give up after so long; None waits for ever.
-            on_progress: Is told after each look; without it a line on stderr tells status, step and loss now and then.
-            poll_seconds: The longest pause between two looks; the host's own pace by default.
+            on_progress: Called after each poll; without it a line on stderr shows status, step and loss now and then.
+            poll_seconds: The longest interval between two polls; the host's own by default.
 
         Raises:
             JobFailedError: The host says that it failed; its code, message and param.
@@ -358,11 +352,11 @@ class Job:
         with ProgressBar() as line:
             # Events tell step and loss; where nobody is told, they are not asked for.
             with_events = on_progress is not None or not line.is_quiet
-            for look in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=with_events):
+            for progress in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=with_events):
                 if on_progress is not None:
-                    on_progress(look)
+                    on_progress(progress)
                 else:
-                    line.show(f"{self.id} on {self.host.name}: {look}")
+                    line.show(f"{self.id} on {self.host.name}: {progress}")
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:
@@ -372,7 +366,7 @@ class Job:
     def follow(
         self, timeout_seconds: float | None = None, *, poll_seconds: float | None = None, with_events: bool = True
     ) -> Iterator[JobProgress]:
-        """The same, as a stream of looks, the last one final; raises what the looking raises, not what the job did."""
+        """The same as a stream of progress, the last one final; raises errors of polling, not the job's failure."""
         started = CLOCK.now()
         first, longest = self.host.kind.poll_seconds
         longest = poll_seconds if poll_seconds is not None else longest

@@ -1,4 +1,4 @@
-"""A tuned model, as a value: its id, and everything about its making that later steps need.
+"""A tuned model as a value: its id and its provenance (base, method, job, prompt, data, cost).
 
 In: a finished job. Out: `FinetunedModel`, which is its id wherever a text is wanted, and travels as JSON.
 Not covered: asking it (predictors/).

@@ -47,7 +47,7 @@ UNKNOWN = "not known"
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How a model was made, as far as anybody knows."""
+    """A model's provenance, as far as it is known."""
 
     model: Mapping[str, Any]
     """`FinetunedModel.to_dict()`."""
@@ -125,7 +125,7 @@ _PORTS = {"gguf": 8080, "ollama": 11434}
 
 
 def verify_line(kind: str, model_id: str, name: str) -> str:
-    """The command that holds the server against the model; at the port where the kind's servers listen."""
+    """The command that verifies that the server answers as the model does, at the port where such servers listen."""
     return f"dspy-finetune verify {shlex.quote(model_id)} --at http://127.0.0.1:{_PORTS.get(kind, 8000)}/v1 --as {name}"
 
 
@@ -387,7 +387,7 @@ class ExportedModel:
     serve: tuple[str, ...]
     """The commands that serve it."""
     verify: str | None
-    """The command that holds such a server against the model; None for a head, which no server answers by."""
+    """The command that verifies such a server's answers; None for a head, which no server answers by."""
     url: str | None = None
     """Its page on the hub; None for other formats."""
     warnings: tuple[str, ...] = field(default=())
@@ -503,7 +503,7 @@ class _Export:
                 client.delete(f"/exports/{state['id']}", cast_to=dict[str, Any])
 
     def fetch(self, files: Iterable[Mapping[str, Any]], folder: Path, say: Callable[[str], object]) -> None:
-        """Bring the files into a folder, each held against its hash."""
+        """Download the files into a folder, each verified by its SHA-256."""
         files = list(files)
         needed = sum(int(one["bytes"]) for one in files)
         free = shutil.disk_usage(folder).free

@@ -151,7 +151,7 @@ class Hyperparameter:
 def resolve(
     method: Method, given: Mapping[str, Any] | None, *, n_rows: int, host: Host | None = None
 ) -> tuple[Hyperparameter, ...]:
-    """Settle every hyperparameter of a method. `host` says whether it has recipes; None: it has none.
+    """Resolve every hyperparameter of a method. `host` says whether it has recipes; None: it has none.
 
     Raises:
         UsageError: An unknown name, or a value outside its range; says what is accepted.
@@ -190,7 +190,7 @@ def resolve(
 
 
 def epochs_of(settled: Sequence[Hyperparameter], n_rows: int) -> int:
-    """How often the data will be gone through; the published rule where the host chooses."""
+    """The number of epochs; by the published rule where the host chooses."""
     value = next(one.value for one in settled if one.name == "n_epochs")
     return default_epochs(n_rows) if value == "auto" else int(value)
 

@@ -1,4 +1,4 @@
-"""What a job will do and cost, settled before anything is uploaded; and the one way to start it.
+"""A planned job: validated, counted and priced before anything is uploaded; and the one way to start it.
 
 In: checked files, a base model, a method, a host. Out: a `Plan` whose `start` makes at most one paid job, however often
 it is called and whatever dies when. Not covered: following the job (job.py).
@@ -148,7 +148,7 @@ class Plan(Reported):
     n_tokens: int | None
     """Tokens trained on, all epochs; None where no table for the model is known."""
     n_epochs: int
-    """Times through the data."""
+    """Epochs: passes over the training data."""
     cost_usd: float | None
     """What training costs; None where no price is known, 0 where nothing is billed."""
     eta_seconds: float | None
@@ -328,7 +328,7 @@ def plan(
     allow_unknown_model: bool = False,
     catalog: Catalog | None = None,
 ) -> Plan:
-    """Settle a job without uploading anything: check the files, count, price, and resolve every hyperparameter.
+    """Plan a job without uploading anything: validate files, count tokens, estimate the cost, resolve hyperparameters.
 
     Args:
         train: What an export gave, or a JSONL file.

@@ -1,4 +1,4 @@
-"""What is known of a job: what the host says of it, and the journal of what was meant, sent and answered.
+"""A job's records: facts, events, checkpoints and metrics as the host reports them, and the write-ahead journal.
 
 In: the client's objects, read leniently (unknown statuses, missing and extra fields all pass); events of an intent.
 Out: `JobFacts`, `Event`, `Checkpoint`, metrics as a table; `Journal`, the same from any process, after any crash.
@@ -36,7 +36,7 @@ _METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """One look at a job."""
+    """A job as the host describes it at one poll."""
 
     id: str
     """The host's id."""
@@ -100,7 +100,7 @@ class Event:
     type: str
     """message, metrics, or what else the host says."""
     data: dict[str, Any] = field(default_factory=dict)
-    """Figures of a metrics event."""
+    """The values of a metrics event."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,12 +332,12 @@ class Journal:
 
 @dataclass(kw_only=True)
 class Clock:
-    """The hour, and a way to let it pass."""
+    """The current time, and `sleep`."""
 
     now: Callable[[], float] = time.time
     """Seconds since 1970: for records, and for how long ago something was."""
     sleep: Callable[[float], object] = time.sleep
-    """Lets so many seconds pass."""
+    """Waits for a number of seconds."""
 
     def today(self) -> date:
         """The day, UTC."""

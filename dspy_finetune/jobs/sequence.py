@@ -1,4 +1,4 @@
-"""SFT, then DPO: the recommended order, as one plan with one budget; and any other row of jobs on one model.
+"""SFT, then DPO: the recommended order, as one plan with one budget; and any other chain of jobs on one model.
 
 In: a preference file, or plans. Out: a plan of jobs, each from the model of the one before. Interrupted anywhere, the
 same call goes on where it was: each of the jobs is found again as any plan is.
@@ -78,7 +78,7 @@ class SequencePlan:
 
 
 class SequenceJob:
-    """Jobs on their way, of which each starts from the model of the one before; the first is started here.
+    """A chain of running jobs, each of which starts from the model of the one before; the first is started here.
 
     Raises:
         BudgetError: They cost more than allowed together, or a price is unknown; nothing was uploaded.
@@ -111,7 +111,7 @@ class SequenceJob:
 
         Args:
             timeout_seconds: For each of the jobs.
-            on_progress: Is told after each look.
+            on_progress: Called after each poll.
 
         Raises:
             JobError: As `Job.wait`; BudgetError if one cost so much that the next would go above the budget.

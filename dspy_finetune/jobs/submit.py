@@ -1,4 +1,4 @@
-"""From a plan to exactly one job: write down, upload, create, write down; and after a crash, look before anything else.
+"""Idempotent submission of a plan: a write-ahead journal, an idempotency key in the job, recovery after a crash.
 
 In: an order (what is to be trained, on which host) and the journal. Out: its one job.
 
@@ -9,9 +9,9 @@ In: an order (what is to be trained, on which host) and the journal. Out: its on
     not_created the host's answer says that there is no job
 
 A process that dies after `creating`, or a reply that is lost, leaves a question. It is answered by the host: a job
-carries its intent in `metadata`. One match is the job. None, after the time that a new job may take to be listed, means
-there is none. Two, or a job of the same file whose metadata the host did not keep, cannot be told apart:
-AmbiguousJobError, and never a second job.
+carries its intent, the idempotency key, in `metadata`. One match is the job. None, after the time that a new job may
+take to be listed, means there is none. Two, or a job of the same file whose metadata the host did not keep, cannot be
+told apart: AmbiguousJobError, and never a second job.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Order:
     """All that decides a job."""
 
     intent: str
-    """The hash of the rest."""
+    """The idempotency key: the hash of the rest."""
     host: Host
     """Where."""
     train: Upload
@@ -88,7 +88,7 @@ class Order:
 
 
 class Submission:
-    """One order on its way; `run` brings it to its job."""
+    """The submission of one order; `run` gives its one job, new or found."""
 
     def __init__(self, order: Order, journal: Journal) -> None:
         self._order = order
@@ -122,8 +122,6 @@ class Submission:
                 if found is not None:
                     return self._adopt(found, attempt, is_recorded=_job_id(entries) == found.id)
             return self._create(attempt), True
-
-    # ---- is there a job already?
 
     def _recorded(self, entries: Sequence[Entry]) -> JobFacts | None:
         job_id = _job_id(entries)
@@ -220,8 +218,6 @@ class Submission:
             self._write("adopted", attempt=attempt, job_id=job.id)
         return job, False
 
-    # ---- the one paid request
-
     def _create(self, attempt: int) -> JobFacts:
         self._write("intent", attempt=attempt, **self._order.notes)
         files = {"training_file": self._file(self._order.train)}
@@ -255,8 +251,6 @@ class Submission:
             return None
         logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
         return self._settle(creating, attempt, lost_at=CLOCK.now())
-
-    # ---- files
 
     def _file(self, upload: Upload) -> str:
         known = self._known_file(upload)
@@ -343,7 +337,7 @@ def _made_no_job(error: HostError) -> bool:
 
 
 def _retry_after(error: HostError, number: int, now: float) -> float:
-    """How long to wait: as the host says, in seconds or by a date, up to two minutes; else 1, 2, 4, 8 seconds."""
+    """Seconds until the retry: the host's Retry-After up to two minutes, else exponential backoff (1, 2, 4, 8)."""
     response = getattr(error.__cause__, "response", None)
     given = (response.headers.get("retry-after") if response is not None else None) or ""
     try:

@@ -227,8 +227,6 @@ class PreferenceFinetune(Teleprompter):
         )
         return program
 
-    # ---- the program
-
     def _prepared(self, student: dspy.Module) -> tuple[Any, list[str]]:
         """(a copy whose predictors have LMs of their own and the adapter, the names of those to tune)."""
         program = student.deepcopy()
@@ -277,8 +275,6 @@ class PreferenceFinetune(Teleprompter):
         if "/" in name and not name.startswith("openai/") and not isinstance(lm, HostLM):
             raise UsageError(f"the program asks {name}, which cannot be tuned here; name base_model=...")
         return name.removeprefix("openai/")
-
-    # ---- the pairs
 
     def _need(
         self, n: int, found: Preferences, provider: FinetuneProvider, predictors: Sequence[str] | None = None
@@ -342,8 +338,6 @@ class PreferenceFinetune(Teleprompter):
         dpo = export_dpo(given, prompt, path, on_error="skip", **options)
         return _Training(predictors=names, base_model=base, systems=systems_of(rows), dpo=dpo)
 
-    # ---- the jobs
-
     def _train(
         self, trainings: Sequence[_Training], provider: FinetuneProvider, by_name: Mapping[str, Any]
     ) -> dict[str, FinetunedModel]:
@@ -379,8 +373,6 @@ class PreferenceFinetune(Teleprompter):
                 predictor.lm = served[id(before)]
                 models[predictor_name] = tuned
         return models
-
-    # ---- the verdict
 
     def _mean_score(self, program: Any, examples: Sequence[dspy.Example] | None) -> float | None:
         """The mean metric; a run that ends in an error counts as `parse_failure_score`, or 0."""

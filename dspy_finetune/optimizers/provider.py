@@ -162,8 +162,6 @@ class FinetuneProvider(Provider):
         """
         return self.host.lm(model or self.host.base_model, provider=self, **options)
 
-    # ---- what DSPy calls
-
     def launch(self, lm: Any, launch_kwargs: dict[str, Any] | None = None) -> None:
         """Point a plain dspy.LM at the host, unless it was given an address or a key; BetterTogether calls it first."""
         if isinstance(lm, HostLM) or {"api_base", "base_url", "api_key"} & lm.kwargs.keys():
@@ -205,8 +203,6 @@ class FinetuneProvider(Provider):
         systems = systems_of(rows)
         job.serve = lambda lm: tuned_lm(lm, name, host=self.host, systems=systems, provider=self)
         return self.host.dspy_name(name)
-
-    # ---- the same in steps, for optimizers
 
     def write_rows(
         self, rows: Sequence[dict[str, Any]], method: Method, *, base_model: str
@@ -307,8 +303,6 @@ class FinetuneProvider(Provider):
         name = self.deploy(tuned) if self.deploy is not None else tuned.id
         self._await_answer(name, job)
         return tuned, name
-
-    # ---- inside
 
     def _await_answer(self, name: str, job: Job | SequenceJob) -> None:
         """One token from the model: a program must not be handed a model that is dead."""

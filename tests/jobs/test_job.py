@@ -274,10 +274,10 @@ def test_an_empty_error_is_none(error: object) -> None:
     assert (facts.error_code, facts.error_message, facts.error_param) == (None, None, None)
 
 
-def test_a_notebook_shows_the_last_look_without_asking_again(job: Job, host: Host, fake: FakeOpenAI) -> None:
+def test_a_notebook_shows_the_last_poll_without_polling_again(job: Job, host: Host, fake: FakeOpenAI) -> None:
     before = len(fake.requests)
-    assert "job.refresh() asks again" in job._repr_html_()
-    assert "not looked at yet" in Job("ftjob-<b>", host)._repr_html_()
+    assert "job.refresh() polls again" in job._repr_html_()
+    assert "not polled yet" in Job("ftjob-<b>", host)._repr_html_()
     assert "<b>ftjob" not in Job("ftjob-<b>", host)._repr_html_()
     assert len(fake.requests) == before
     fake.script = ["failed"]
@@ -285,4 +285,4 @@ def test_a_notebook_shows_the_last_look_without_asking_again(job: Job, host: Hos
     shown = job._repr_html_()
     assert f"Job {job.id}: failed" in shown
     assert "<th>error</th>" in shown
-    assert "asks again" not in shown
+    assert "polls again" not in shown
