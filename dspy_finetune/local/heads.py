@@ -343,8 +343,13 @@ class Head:
         low, high = self.interval
         return [(self._value(score + low), self._value(score + high)) for score in self.scores(blocks)[:, 0]]
 
+    def values(self, scores: Wide) -> Wide:
+        """The numbers that scores say, none beyond those of the training rows."""
+        result: Wide = np.clip(_from_scale(scores, self.scale), *self.bounds)
+        return result
+
     def _value(self, score: float) -> float:
-        return float(np.clip(_from_scale(np.array(score), self.scale), *self.bounds))
+        return float(self.values(np.array(score)))
 
     def save(self, folder: Path) -> None:
         """Write head.safetensors and, last, head.json."""
@@ -562,12 +567,12 @@ def _number_candidates(
         asked = values[valid] @ turn
         for scale in scales:
             for index, alpha in enumerate(RIDGES):
-                weights, bias = _ridge(rotated, _to_scale(targets[train], scale), alpha)
+                weights, bias = _ridge(rotated, to_scale(targets[train], scale), alpha)
                 predicted[scale][index, valid] = asked @ weights + bias
     found = []
     for scale in scales:
         measured = np.where(~np.isnan(predicted[scale][0]))[0]
-        wanted = _to_scale(targets[measured], scale)
+        wanted = to_scale(targets[measured], scale)
         shifts = np.median(wanted - predicted[scale][:, measured], axis=1, keepdims=True)
         answers = _from_scale(predicted[scale][:, measured] + shifts, scale)
         errors = np.abs(np.clip(answers, targets.min(), targets.max()) - targets[measured])
@@ -593,9 +598,9 @@ def _ridge(values: Wide, targets: Wide, alpha: float) -> tuple[Wide, float]:
 
 def _fit_numbers(values: Wide, targets: Wide, best: Candidate, out_of_fold: Wide, measured_targets: Wide) -> Head:
     rotated, turn = _rotated(values)
-    weights, bias = _ridge(rotated, _to_scale(targets, best.scale), best.strength)
+    weights, bias = _ridge(rotated, to_scale(targets, best.scale), best.strength)
     measured = ~np.isnan(out_of_fold)
-    residuals = np.sort(_to_scale(measured_targets[measured], best.scale) - out_of_fold[measured])
+    residuals = np.sort(to_scale(measured_targets[measured], best.scale) - out_of_fold[measured])
     shift = float(np.median(residuals))
     residuals = residuals - shift
     middles = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
@@ -616,7 +621,8 @@ def _fit_numbers(values: Wide, targets: Wide, best: Candidate, out_of_fold: Wide
     )
 
 
-def _to_scale(values: Wide, scale: str) -> Wide:
+def to_scale(values: Wide, scale: str) -> Wide:
+    """Numbers on the scale of a fit."""
     result: Wide = np.log1p(values) if scale == "log" else values
     return result
 

