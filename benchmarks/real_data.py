@@ -313,8 +313,10 @@ def prompted(data: Set, train: Sequence[Any], test: Sequence[Any], host: Any, ta
         train[:24], signature, lm=lm, metric=ft.metrics.accuracy(data.label), optimizer=optimizer
     )
     programs = {
-        "DSPy BootstrapFewShot, same base": few,
-        "DSPy nearest few-shot, same base": ft.baselines.nearest_few_shot(train, signature, lm=lm, n_shots=4),
+        "DSPy optimized: BootstrapFewShot, same base, first 60 test rows": few,
+        "DSPy few-shot: 4 nearest, same base, first 60 test rows": ft.baselines.nearest_few_shot(
+            train, signature, lm=lm, n_shots=4
+        ),
     }
     report = ft.compare(programs, test, [ft.metrics.accuracy(data.label)], num_threads=16)
     for row in report.comparison.programs:
@@ -325,7 +327,7 @@ def prompted(data: Set, train: Sequence[Any], test: Sequence[Any], host: Any, ta
 
 def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
     """Prices by LoRA: plain and on the log scale; the text, the median and the mean of the digits' distribution."""
-    name = f"prices, {n_train} training rows, LoRA"
+    name = f"LoRA on prices, {n_train} training rows"
     programs: dict[str, Any] = {}
     train: list[Any] = []
     test: list[Any] = []
@@ -344,7 +346,7 @@ def orders(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> 
     """Pairs by LoRA, each written once, and in both orders: accuracy and position bias."""
     data = load("upworthy", given.data)
     train, test = draw(data, n_train, given.test, 0)
-    lines = [f"### upworthy, {n_train} training pairs, LoRA ({len(test)} test pairs)", ""]
+    lines = [f"### LoRA on upworthy pairs, {n_train} training rows ({len(test)} test pairs)", ""]
     lines += ["| written | accuracy | position bias (± standard error) | seconds |"]
     lines += ["| --- | --- | --- | --- |"]
     for both in (False, True):
@@ -504,7 +506,7 @@ def splits(name: str, n_train: int, given: argparse.Namespace, host: Any, folder
                 figures.seconds.append(seconds)
             print(f"{name}:{n_train} split {seed}: {way}, {seconds:.0f} s. {said}", file=sys.stderr, flush=True)
         if read is not None:
-            programs["stacked: base's head, encoder's head"] = stacked(data, train, test, *read)
+            programs['two stacked (voting="stack")'] = stacked(data, train, test, *read)
         if seed < given.setfit and name in ("titles", "hn"):
             python = setfit_python(given.setfit_env)
             programs["SetFit"], seconds = setfit(data, train, test, python, folder)

