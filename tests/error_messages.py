@@ -104,6 +104,10 @@ CLASSES = {
         "The local host cannot train on the file; the job fails with this text.",
         "run `dspy-finetune check FILE`",
     ),
+    "MemoryShortError": (
+        "The training run does not fit into the memory of the local host; the job fails with this text.",
+        "take the setting that the message names, or a smaller base model",
+    ),
     "RowFailedError": ("One row of a bulk run has no answer.", "run the command again: what has an answer is kept"),
     "JsonError": ("A request's body is no JSON.", "send JSON, as every client of OpenAI's does"),
     "ValueError": ("A value cannot be read; it becomes an error with its place.", "mend the value"),

@@ -31,7 +31,7 @@ TITLES = {
 }
 MODULES = {
     "prompts": "dspy_finetune.prompts.presets",
-    "bulk": "dspy_finetune.bulk.predict",
+    "bulk": "dspy_finetune.bulk.run",
     "metrics": "dspy_finetune.evaluation.metrics",
     "baselines": "dspy_finetune.evaluation.baselines",
     "errors": "dspy_finetune.errors",

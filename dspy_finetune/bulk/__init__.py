@@ -13,8 +13,8 @@
 """
 
 from dspy_finetune.bulk import batch_api, ray
-from dspy_finetune.bulk.predict import BulkProgress, BulkResult, apredict, predict
 from dspy_finetune.bulk.rate_limit import RetryPolicy
 from dspy_finetune.bulk.reader import FileOptions
+from dspy_finetune.bulk.run import BulkProgress, BulkResult, apredict, predict
 
 __all__ = ["BulkProgress", "BulkResult", "FileOptions", "RetryPolicy", "apredict", "batch_api", "predict", "ray"]

@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 from dspy_finetune._files import atomic_writer, read_json, write_json
 from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.bulk.predict import BulkProgress, BulkResult, Meter, Task
 from dspy_finetune.bulk.rate_limit import Prices
 from dspy_finetune.bulk.reader import (
     DEFAULT_FILES,
@@ -41,6 +40,7 @@ from dspy_finetune.bulk.reader import (
     write_output,
 )
 from dspy_finetune.bulk.requests import RowFailedError, is_completion, is_wired, outcome_of
+from dspy_finetune.bulk.run import BulkProgress, BulkResult, Meter, Task
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host

@@ -14,9 +14,9 @@ import dspy_finetune as ft
 from dspy_finetune import bulk
 from dspy_finetune.bulk import batch_api
 from dspy_finetune.bulk.batch_api import BatchLimits
-from dspy_finetune.bulk.predict import BulkProgress
 from dspy_finetune.bulk.rate_limit import Prices
 from dspy_finetune.bulk.reader import Tokens
+from dspy_finetune.bulk.run import BulkProgress
 from dspy_finetune.errors import BudgetError, DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK

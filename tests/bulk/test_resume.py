@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 import dspy_finetune as ft
 from dspy_finetune import bulk
-from dspy_finetune.bulk import predict
-from dspy_finetune.bulk import predict as under_way
+from dspy_finetune.bulk import run
 from dspy_finetune.errors import DataError, HostError
 from tests.bulk.loopback import Loopback
 
@@ -89,8 +88,7 @@ def test_order_and_content_do_not_depend_on_where_a_run_broke(
     n_rows: int, bad: set[int], odd: set[int], stops: list[int], concurrency: int, window: int, seed: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(predict, "WINDOW", window)
-    monkeypatch.setattr(under_way, "WINDOW", window)
+    monkeypatch.setattr(run, "WINDOW", window)
     rows = [{"n": number} if number not in bad else "no row" for number in range(n_rows)]
     answered: Counter[int] = Counter()
     until = 10**9
