@@ -110,13 +110,29 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     assert [link for link in links if not (DOCS / page).parent.joinpath(link).exists()] == []
 
 
+def shown_commands(text: str) -> list[str]:
+    """The commands of a page: in indented blocks, and in fenced ones that are not Python."""
+    command = re.compile(r"^ *(?:\$ )?(?:[A-Z_]+=\S+ )*(dspy-finetune [a-z].*)$", re.MULTILINE)
+    fenced = re.findall(r"^ *```([a-z]*)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    return [
+        *re.findall(r"^ {4,}(?:\$ )?(?:[A-Z_]+=\S+ )*(dspy-finetune [a-z].*)$", text, re.MULTILINE),
+        *(line for language, block in fenced if language != "python" for line in command.findall(block)),
+    ]
+
+
+def test_commands_are_seen_in_every_kind_of_block() -> None:
+    text = "a `dspy-finetune no`\n\n    $ dspy-finetune split a.csv\n\n```bash\nK=1 dspy-finetune doctor  # ok\n```\n"
+    assert shown_commands(text) == ["dspy-finetune split a.csv", "dspy-finetune doctor  # ok"]
+
+
 @pytest.mark.parametrize("page", ["../README.md", "../SKILL.md", *(page for page in PAGES if page != "cli.md")])
 def test_the_command_line_takes_each_command_that_a_page_shows(page: str) -> None:
     text = re.sub(r" *\\\n +", " ", (DOCS / page).read_text(encoding="utf-8"))  # a line that goes on
-    pattern = r"^ {4,}(?:\$ )?(dspy-finetune [a-z].*)$"
-    if page == "../SKILL.md":  # there commands stand in sentences, elsewhere only parts of some
-        pattern = r"`(dspy-finetune [a-z][^`\n]*)`"
-    for line in re.findall(pattern, text, re.MULTILINE):
+    # In the skill commands stand in sentences, elsewhere only parts of some.
+    in_sentences = re.findall(r"`(dspy-finetune [a-z][^`\n]*)`", text)
+    lines = in_sentences if page == "../SKILL.md" else shown_commands(text)
+    assert len(lines) >= {"../README.md": 1, "quickstart.md": 7, "own-model.md": 2}.get(page, 0)
+    for line in lines:
         if "..." in line:
             continue
         words = shlex.split(line, comments=True)[1:]
