@@ -79,8 +79,18 @@ if TYPE_CHECKING:
         preferences_from_program,
     )
     from dspy_finetune.hosts import Host
-    from dspy_finetune.jobs import FinetunedModel, Job, Plan, WandB, attach, list_jobs, plan, sft_then_dpo
-    from dspy_finetune.migration import Migration, migrate
+    from dspy_finetune.jobs import (
+        FinetunedModel,
+        Job,
+        Plan,
+        WandB,
+        advise_host,
+        attach,
+        list_jobs,
+        plan,
+        sft_then_dpo,
+    )
+    from dspy_finetune.migration import migrate
     from dspy_finetune.optimizers import FinetuneProvider, PreferenceFinetune
     from dspy_finetune.predictors import (
         Cascade,
@@ -110,7 +120,6 @@ __all__ = [
     "FinetunedModel",
     "Host",
     "Job",
-    "Migration",
     "OpenAIPredictor",
     "PairwisePredictor",
     "Plan",
@@ -120,6 +129,7 @@ __all__ = [
     "WandB",
     "__version__",
     "advise",
+    "advise_host",
     "attach",
     "baselines",
     "bulk",
@@ -159,8 +169,8 @@ _SUBPACKAGES = {
     "export": "CheckReport TrainingFile check convert export_dpo export_sft fix preferences_from_program",
     "hosts": "Host",
     "integrations": "",
-    "jobs": "FinetunedModel Job Plan WandB attach list_jobs plan sft_then_dpo",
-    "migration": "Migration migrate",
+    "jobs": "FinetunedModel Job Plan WandB advise_host attach list_jobs plan sft_then_dpo",
+    "migration": "migrate",
     "optimizers": "FinetuneProvider PreferenceFinetune",
     "predictors": (
         "Cascade DPOPredictor DecisionLM Ensemble OpenAIPredictor PairwisePredictor calibrate calibrate_interval "

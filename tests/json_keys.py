@@ -42,6 +42,7 @@ RUNS = {
     "jobs metrics": ["ftjob-0001", *HOST],
     "jobs checkpoints": ["ftjob-0001", *HOST],
     "models": HOST,
+    "hosts": ["train.jsonl"],
 }
 """Command -> its arguments, in this order: `train` makes the job that the others look at."""
 

@@ -39,6 +39,7 @@ COMMANDS: tuple[str, ...] = (
     "curve",
     "train",
     "jobs",
+    "hosts",
     "export_model",
     "migrate",
 )
@@ -51,7 +52,8 @@ GROUPS = {
     " --prefix --evaluate",
     "The prompt": "--preset --prompt --rubric --both-orders",
     "The model and its training": "--model --base-model --method --epochs --batch-size --learning-rate-multiplier"
-    " --beta --recipe --suffix --seed --metadata --wandb --allow-unknown-model --sizes --dialect --size",
+    " --learning-rate --lora-rank --full --beta --recipe --suffix --seed --metadata --wandb --allow-unknown-model"
+    " --sizes --dialect --size",
     "Where it runs": "--host --root --env-file --from --to --lm --judge-host --threads --concurrency --jobs-at-once"
     " --timeout",
     "What it may cost": "--max-usd --allow-unknown-price --batch --calls --dry-run --new --no-wait --retry-failed",

@@ -37,6 +37,11 @@ MethodName = Annotated[str | None, typer.Option("--method", help="sft or dpo; wi
 Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
 BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
 Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]
+Rate = Annotated[
+    str | None, typer.Option("--learning-rate", help="The rate itself, on nebius, together and fireworks: 1e-5.")
+]
+LoraRank = Annotated[str | None, typer.Option("--lora-rank", help="Of the adapter, on the same hosts.")]
+Full = Annotated[bool, typer.Option("--full", help="All weights and no adapter, on nebius and together.")]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", help="On the local host: auto (looks at the rows), head, lora, head+lora."),
@@ -70,6 +75,9 @@ def plan(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
+    learning_rate: Rate = None,
+    lora_rank: LoraRank = None,
+    full: Full = False,
     beta: Beta = None,
     recipe: Recipe = None,
     suffix: Suffix = None,
@@ -98,7 +106,10 @@ def plan(
         method=method,
         host=host,
         root=root,
-        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
+        given={
+            **hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
+            **adapter_options(learning_rate, lora_rank, full),
+        },
         suffix=suffix,
         seed=seed,
         metadata=metadata,
@@ -124,6 +135,9 @@ def train(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
+    learning_rate: Rate = None,
+    lora_rank: LoraRank = None,
+    full: Full = False,
     beta: Beta = None,
     recipe: Recipe = None,
     suffix: Suffix = None,
@@ -161,7 +175,10 @@ def train(
         method=method,
         host=host,
         root=root,
-        given=hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
+        given={
+            **hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
+            **adapter_options(learning_rate, lora_rank, full),
+        },
         suffix=suffix,
         seed=seed,
         metadata=metadata,
@@ -278,6 +295,12 @@ def hyperparameters(
         "recipe": recipe,
     }
     return {name: _number(text) for name, text in given.items() if text is not None}
+
+
+def adapter_options(learning_rate: str | None, lora_rank: str | None, full: bool) -> dict[str, Any]:
+    """Those that only hosts with an API of their own have."""
+    given = {"learning_rate": learning_rate, "lora_rank": lora_rank}
+    return {name: _number(text) for name, text in given.items() if text is not None} | ({"lora": False} if full else {})
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:

@@ -39,6 +39,7 @@ KIND = HostKind(
     name="fireworks",
     key_variables=("FIREWORKS_API_KEY",),
     needs_deployment=True,
+    deployment=("firectl", "deployment", "create", "{model}"),
     poll_seconds=(10.0, 60.0),
     base_model="accounts/fireworks/models/qwen3-8b",
     base_url="https://api.fireworks.ai/inference/v1",

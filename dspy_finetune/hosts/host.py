@@ -506,6 +506,8 @@ class Host:
         Raises:
             UsageError: The deployment's name is not one that the host takes.
         """
+        if self.kind.deployment:
+            return shlex.join(word.format(model=model) for word in self.kind.deployment)
         if not self.kind.needs_deployment:
             return ""
         return deployment_command(

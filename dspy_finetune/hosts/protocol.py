@@ -38,6 +38,8 @@ class HostKind:
     """A job that is not listed this long after its creation does not exist."""
     needs_deployment: bool = False
     """A tuned model answers only after a deployment, which is billed by the hour, so that a person decides."""
+    deployment: tuple[str, ...] = ()
+    """The words of the host's own tool that deploy `{model}`, where that is all it needs."""
     lists_models: bool = False
     """GET /models/{id} tells whether a tuned model answers yet."""
     has_structured_output: bool = True

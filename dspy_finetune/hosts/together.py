@@ -10,7 +10,8 @@ from OpenAI:
 - A job keeps no metadata: the intent's digest stands in the suffix.
 - Statuses are other words; events carry no id and no losses, which `GET /fine-tunes/{id}/metrics` has.
 - A tuned model answers on a dedicated endpoint, billed by the minute: `deploy` and `undeploy` make and end one, and
-  nothing here does so unasked. Bases whose name ends in -Reference cannot be hosted so.
+  nothing here does so unasked. They are the description's /endpoints; the client has a newer /v2 of them. Bases whose
+  name ends in -Reference cannot be hosted so.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ KIND = HostKind(
     name="together",
     key_variables=("TOGETHER_API_KEY",),
     needs_deployment=True,
+    deployment=("tg", "endpoints", "deploy", "{model}", "--endpoint", "NAME"),
     poll_seconds=(10.0, 60.0),
     base_model="Qwen/Qwen3-8B",
     base_url="https://api.together.ai/v1",

@@ -13,6 +13,7 @@ With data, the way is `model = plan(dataset, base_model=..., host=...).start(max
 from dspy_finetune.jobs.job import Job, JobProgress, attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel, ListedModel, list_models
 from dspy_finetune.jobs.model_export import ExportedModel
+from dspy_finetune.jobs.offers import HostAdvice, HostOffer, advise_host
 from dspy_finetune.jobs.options import Hyperparameter, WandB
 from dspy_finetune.jobs.plan import Plan, plan
 from dspy_finetune.jobs.records import Checkpoint, Event, JobFacts, Journal
@@ -23,6 +24,8 @@ __all__ = [
     "Event",
     "ExportedModel",
     "FinetunedModel",
+    "HostAdvice",
+    "HostOffer",
     "Hyperparameter",
     "Job",
     "JobFacts",
@@ -33,6 +36,7 @@ __all__ = [
     "SequenceJob",
     "SequencePlan",
     "WandB",
+    "advise_host",
     "attach",
     "list_jobs",
     "list_models",

@@ -33,8 +33,8 @@ from dspy_finetune.jobs.options import (
     check_suffix,
     epochs_of,
     estimate_seconds,
+    estimated_tokens,
     journal_of,
-    local_tokens,
     rate_warnings,
     resolve,
     wire_method,
@@ -366,10 +366,11 @@ def plan(
     n_epochs = epochs_of(settled, file.n_rows)
     n_once, remark = file.n_billed_tokens, ""
     if n_once is None:
-        n_once, remark = local_tokens(file.path, host, base)
+        n_once, remark = estimated_tokens(file.path, host, base, catalog)
     if held_out is not None and host.kind.bills_validation and n_once is not None:
         # Measured on once an epoch, and billed like trained tokens.
-        n_once += held_out.n_billed_tokens or 0
+        held = held_out.n_billed_tokens or estimated_tokens(held_out.path, host, base, catalog)[0] or 0
+        n_once += held
     n_tokens = n_once * n_epochs if n_once is not None else None
     notes = [*file.warnings, *(held_out.warnings if held_out else ()), *([remark] if remark else [])]
     notes += _host_notes(host, settled, seed, metadata)

@@ -1,0 +1,104 @@
+"""`dspy-finetune hosts`: what each host trains, and at what price; with a file, who can train it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dspy_finetune.cli.app import out, print_json, warn
+from dspy_finetune.cli.options import AsJson
+from dspy_finetune.errors import UsageError
+from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("hosts")(hosts)
+
+
+def hosts(
+    file: Annotated[Path | None, typer.Argument(help="A training file: who can train it, and for how much.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="sft or dpo; as the file was exported.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="One base model for all; each one's cheapest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What each host trains, its prices and its end; with a file, who can train it, ready to copy. Nothing is sent.
+
+    Example: dspy-finetune hosts train.jsonl
+    """
+    if file is None and (method is not None or model is not None):
+        raise UsageError("--method and --model are about a file; name it: dspy-finetune hosts train.jsonl")
+    if method not in {None, "sft", "dpo"}:
+        raise UsageError(f"--method {method}: expected sft or dpo")
+    if file is None:
+        _table(as_json)
+        return
+    advice = advise_host(file, method="dpo" if method == "dpo" else "sft" if method else None, base_model=model)
+    if as_json:
+        print_json(advice.to_dict())
+    else:
+        _advice(advice)
+
+
+def _table(as_json: bool) -> None:
+    rows = host_rows()
+    if as_json:
+        print_json([one.to_dict() for one in rows])
+        return
+    table = Table("host", "methods", "base models", box=None, pad_edge=False)
+    for heading in ("training", "asking", "weights", "ends"):
+        table.add_column(heading, no_wrap=True)
+    for one in rows:
+        first = one.base_models[0].rpartition("/")[2] if one.base_models else "ask the host"
+        table.add_row(
+            one.host,
+            ", ".join(one.methods),
+            first + (f" and {len(one.base_models) - 1} more" if one.base_models[1:] else ""),
+            _range(one.training_usd),
+            "unknown" if one.inference_usd is None else "/".join(f"{price:g}" for price in one.inference_usd),
+            "yes" if one.gives_weights else "no",
+            one.ends.isoformat() if one.ends else "",
+        )
+    out().print(table)
+    out().print(
+        "training: USD per million trained tokens; asking: USD per million tokens in and out of the cheapest tuned"
+        f" model; weights: the adapter or the model can be downloaded; figures read {_read(rows)}, told by --json with"
+        " all models and sources",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for one in rows:
+        if one.serving:
+            out().print(f"{one.host}: {one.serving}", highlight=False, soft_wrap=True)
+
+
+def _read(rows: Sequence[HostRow]) -> str:
+    days = sorted(one.as_of.isoformat() for one in rows if one.as_of)
+    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+
+
+def _range(prices: tuple[float, float] | None) -> str:
+    if prices is None:
+        return "unknown"
+    least, most = prices
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
+
+def _advice(advice: HostAdvice) -> None:
+    table = Table("host", "model", "method", "tokens", "cost", "weights", "ends", box=None, pad_edge=False)
+    for one in advice.possible:
+        tokens = "unknown" if one.n_tokens is None else f"{one.n_tokens:,}"
+        ends = one.ends.isoformat() if one.ends else ""
+        weights = "yes" if one.gives_weights else "no"
+        table.add_row(
+            one.host, one.base_model.rpartition("/")[2], one.method, tokens, cost_text(one.cost_usd), weights, ends
+        )
+    out().print(table if advice.possible else "no host takes this file")
+    for one in advice.offers:
+        line = f"{one.host}: {one.reason}" if one.reason else one.command
+        out().print(line, highlight=False, soft_wrap=True)
+    warn(tuple(dict.fromkeys(f"{one.host}: {note}" for one in advice.possible for note in one.warnings)))
