@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,6 +226,14 @@ class Reporter(TrainerCallback):
                 "full_valid_mean_token_accuracy": metrics.get("eval_mean_token_accuracy"),
             }
         )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What an earlier pause left is done with, and would take the place of an epoch among those that are kept."""
+        folder = Path(args.output_dir)
+        epochs = {step for step, _ in epoch_checkpoints(folder)}
+        for step, path in checkpoints(folder)[:-1]:
+            if step not in epochs and state.is_world_process_zero:
+                shutil.rmtree(path, ignore_errors=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop, with a checkpoint, as soon as somebody asks for it."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dspy_finetune.local import worker
 from dspy_finetune.local.scheduler import Scheduler, Supervised, last_step
 from dspy_finetune.local.schemas import JobRecord
 from dspy_finetune.local.store import Store, append_event
@@ -103,6 +105,29 @@ def test_a_worker_without_room_fails_its_job_as_no_space(tmp_path: Path) -> None
     assert jobs._why_gone(job, 1)[0] == "no_space"
     log.write_text("Traceback\nValueError: odd\n")
     assert jobs._why_gone(job, 1)[0] == "server_error"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # What safetensors and torch raise, which are no OSError.
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: No space left on device"),
+    ],
+)
+def test_a_recipe_that_meets_a_full_disk_fails_its_job_as_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def train(*given: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "task.json").write_text('{"n_threads": 1}')
+    worker.run_job(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_bytes())["error"]["code"] == "no_space"
 
 
 def test_the_event_says_from_which_step_a_job_goes_on(tmp_path: Path) -> None:
