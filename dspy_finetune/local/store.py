@@ -21,16 +21,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import math
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
@@ -424,6 +424,7 @@ class Uploads:
         self.folder = store.root / "uploads"
         self.add_file = add_file
         self._lock = threading.Lock()
+        self._ending: set[str] = set()
         for record in store.records(UploadRecord, self.folder, "upload.json"):
             if record.status != "pending" or record.expires_at < time.time():
                 shutil.rmtree(self.folder / record.id, ignore_errors=True)
@@ -464,16 +465,16 @@ class Uploads:
         }
 
     def complete(self, upload_id: str, body: CompleteUpload) -> dict[str, Any]:
-        """Put the parts together in the given order, and keep the file."""
-        with self._lock:
+        """Read the parts as one file in the given order, check it, and keep it."""
+        with self._alone(upload_id):
             record = self._pending(upload_id)
             parts = [self._known_part(record, part_id) for part_id in body.part_ids]
             size = sum(path.stat().st_size for path in parts)
             if size != record.bytes:
                 message = f"The parts have {size} bytes, and the upload was created for {record.bytes}."
                 raise ApiError(400, message, param="part_ids", code="invalid_upload")
-            with tempfile.TemporaryFile(dir=self._folder(record)) as whole:
-                digest = _join(parts, whole)
+            with Joined(parts) as raw, io.BufferedReader(raw, 1 << 20) as whole:
+                digest = _md5(whole) if body.md5 is not None else ""
                 if body.md5 is not None and body.md5.lower() != digest:
                     message = f"The MD5 of the parts is {digest}, not {body.md5}."
                     raise ApiError(400, message, param="md5", code="invalid_checksum")
@@ -484,10 +485,24 @@ class Uploads:
 
     def cancel(self, upload_id: str) -> dict[str, Any]:
         """End an upload without a file."""
-        with self._lock:
+        with self._alone(upload_id):
             cancelled = self._pending(upload_id).model_copy(update={"status": "cancelled"})
             self._end(cancelled)
             return cancelled.wire()
+
+    @contextlib.contextmanager
+    def _alone(self, upload_id: str) -> Iterator[None]:
+        """One request at a time ends an upload; 8 GB of one do not hold up the others."""
+        with self._lock:
+            if upload_id in self._ending:
+                message = f"Upload {upload_id[:100]} is being completed or cancelled by another request."
+                raise ApiError(409, message, param="upload_id", code="invalid_upload")
+            self._ending.add(upload_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ending.discard(upload_id)
 
     def _end(self, record: UploadRecord) -> None:
         self._save(record)
@@ -522,15 +537,62 @@ class Uploads:
         write_json(self._folder(record) / "upload.json", record.model_dump())
 
 
-def _join(parts: list[Path], whole: BinaryIO) -> str:
-    """Copy the parts behind one another; the MD5 of the whole, as OpenAI's API has it."""
+class Joined(io.RawIOBase):
+    """Files behind one another as one stream that is read from its beginning; no copy is made of them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__()
+        self.paths = paths
+        self._next, self._position = 0, 0
+        self._open: io.FileIO | None = None
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """To its beginning."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go back to the beginning, or tell where one is."""
+        if offset or whence == io.SEEK_END:
+            raise io.UnsupportedOperation("only to the beginning")
+        if whence == io.SEEK_SET:
+            self._shut()
+            self._next = self._position = 0
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """As much as the next file has."""
+        while True:
+            try:
+                if self._open is None:
+                    if self._next == len(self.paths):
+                        return 0
+                    self._open = io.FileIO(self.paths[self._next])
+                    self._next += 1
+                if size := self._open.readinto(buffer):
+                    self._position += size
+                    return size
+            except OSError as error:
+                raise file_error(error, self.paths[self._next - 1], "put together the parts of") from error
+            self._shut()
+
+    def close(self) -> None:
+        """Shut what is open."""
+        self._shut()
+        super().close()
+
+    def _shut(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def _md5(stream: BinaryIO) -> str:
+    """The MD5 of the whole, as OpenAI's API has it."""
     digest = hashlib.md5(usedforsecurity=False)
-    for path in parts:
-        try:
-            with open(path, "rb") as source:
-                while block := source.read(1 << 20):
-                    digest.update(block)
-                    whole.write(block)
-        except OSError as error:
-            raise file_error(error, path, "put together the parts of") from error
+    while block := stream.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def job_folder(folder: Path, toy: Path, train_file: Path) -> Path:
-    task = {
+    task: dict[str, Any] = {
         "method": "sft", "base": os.fspath(toy), "adapters": [], "train_file": os.fspath(train_file),
         "validation_file": None, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.05, "beta": 0.1, "recipe": "lora",
         "seed": 0, "device": "cpu", "n_threads": 1, "dtype": "float32",
