@@ -8,7 +8,7 @@ import pytest
 
 from dspy_finetune.bulk import rate_limit
 from dspy_finetune.bulk.rate_limit import Timing
-from tests.bulk.loopback import Loopback
+from tests.loopback import Loopback
 
 
 @pytest.fixture

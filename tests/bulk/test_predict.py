@@ -19,7 +19,7 @@ from dspy_finetune import bulk
 from dspy_finetune.bulk.rate_limit import Timing
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
 from tests.bulk.conftest import FakeTime
-from tests.bulk.loopback import Loopback, refusal
+from tests.loopback import Loopback, refusal
 
 PROMPT = ft.prompts.binary("Likes bees.")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bulk.loopback import Loopback
+from tests.loopback import Loopback
 
 REPOSITORY = Path(__file__).parents[2]
 N_ROWS = 400

@@ -21,7 +21,7 @@ import dspy_finetune as ft
 from dspy_finetune import bulk
 from dspy_finetune.bulk import run
 from dspy_finetune.errors import DataError, HostError
-from tests.bulk.loopback import Loopback
+from tests.loopback import Loopback
 
 REPOSITORY = Path(__file__).parents[2]
 

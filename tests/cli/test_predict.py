@@ -10,7 +10,7 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune.cli.main import main
-from tests.bulk.loopback import Loopback, refusal
+from tests.loopback import Loopback, refusal
 
 
 @pytest.fixture

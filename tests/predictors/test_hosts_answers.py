@@ -30,11 +30,10 @@ def completion(text: str | None, finish: str = "stop", logprobs: Any = None, **m
 
 
 def says(chat: ChatServer, completion: dict[str, Any]) -> None:
-    def reply(body: dict[str, Any]) -> dict[str, Any]:
-        chat.bodies.append(body)
+    def reply(body: dict[str, Any], question: str) -> dict[str, Any]:
         return completion
 
-    chat.reply = reply  # type: ignore[method-assign]  # a test's own server
+    chat.completion = reply  # type: ignore[method-assign]  # a test's own server
 
 
 def told(token: str, logprob: Any, top: Any = ()) -> dict[str, Any]:
@@ -253,10 +252,10 @@ def test_refusals_are_counted_apart_from_what_cannot_be_read(chat: ChatServer) -
     """In `compare` as in bulk: a refusal is no parse failure, and no failed call."""
     replies = {"refused": PROBLEMS["refusal"], "cut": PROBLEMS["length"], "fine": completion("Because.")}
 
-    def reply(body: dict[str, Any]) -> dict[str, Any]:
+    def reply(body: dict[str, Any], question: str) -> dict[str, Any]:
         return replies[body["messages"][-1]["content"].rpartition(" ")[2]]
 
-    chat.reply = reply  # type: ignore[method-assign]  # a test's own server
+    chat.completion = reply  # type: ignore[method-assign]  # a test's own server
     tuned = ft.OpenAIPredictor(ANSWER, "tuned", host=chat.host, cache=False)
     rows = [dspy.Example(question=name, answer="Because.").with_inputs("question") for name in [*replies, "fine"]]
     report = ft.compare(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import http.server
 import json
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,52 +21,21 @@ from dspy_finetune.errors import AnswerError, RowError, RowsError, UsageError
 from dspy_finetune.export import export_dpo
 from dspy_finetune.prompts import PromptFormat, answer, as_adapter, binary, explained_pairwise, number, pairwise
 from dspy_finetune.prompts.adapter import as_dicts
+from tests.fake_openai import FakeOpenAI
 
 
-class Wire:
-    """A host on the loopback interface that keeps what it was sent and answers what it is told."""
+class Wire(FakeOpenAI):
+    """A host that answers what it is told, and the model on it."""
 
     def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
+        super().__init__()
         self.answers: list[str] = []
-        wire = self
+        self.answer = lambda body: self.answers.pop(0)
+        self.lm = dspy.LM("openai/gpt-test", api_base=self.url, api_key="none", cache=False, num_retries=0)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                wire.sent.append(json.loads(body))
-                choice = {
-                    "index": 0,
-                    "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": wire.answers.pop(0)},
-                }
-                usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-                answered = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                payload = json.dumps({**answered, "usage": usage}).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        self.lm = dspy.LM(
-            "openai/gpt-test",
-            api_base=f"http://127.0.0.1:{self.server.server_port}/v1",
-            api_key="none",
-            cache=False,
-            num_retries=0,
-        )
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        return [body for route, body in self.requests if route == "POST /chat/completions"]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A chat host on loopback in a thread of its own: answers by rule, faults on order, and counts of what it was asked."""
+"""A chat host on loopback in a thread of its own: answers by rule, faults on order, and counts of what it was asked.
+
+For load, faults and log-probabilities of one's choice; files, jobs and batches are `fake_openai.FakeOpenAI`'s.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,7 @@ class Loopback:
     def serve(self, request: Any) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         question = body["messages"][-1]["content"]
+        question = question if isinstance(question, str) else json.dumps(question)
         with self.lock:
             self.asked[question] += 1
             self.bodies.append(body)
@@ -81,8 +85,10 @@ class Loopback:
             if status == 0:
                 request.close_connection = True
                 return
-            payload = json.dumps(answer).encode()
+            is_stream = status == 200 and bool(body.get("stream"))
+            payload = as_stream(answer) if is_stream else json.dumps(answer).encode()
             request.send_response(status)
+            request.send_header("Content-Type", "text/event-stream" if is_stream else "application/json")
             for name, value in {"Content-Length": str(len(payload)), **headers}.items():
                 request.send_header(name, value)
             request.end_headers()
@@ -113,6 +119,24 @@ class Loopback:
             ],
             "usage": {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11},
         }
+
+
+def as_stream(completion: dict[str, Any]) -> bytes:
+    """The same answer as server-sent events: a chunk for each token, the end, the usage."""
+    choice = completion["choices"][0]
+    shared = {**{name: completion[name] for name in ("id", "created", "model")}, "object": "chat.completion.chunk"}
+    listed = (choice["logprobs"] or {}).get("content")
+    parts = [[one] for one in listed] if listed else [None]
+    chunks: list[dict[str, Any]] = []
+    for part in parts:
+        text = part[0]["token"] if part else choice["message"]["content"]
+        delta = {"role": "assistant", "content": text}
+        logprobs = {"content": part} if part else None
+        chunks.append({"choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}]})
+    chunks.append({"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]})
+    chunks.append({"choices": [], "usage": completion["usage"]})
+    lines = [json.dumps({**shared, **chunk}) for chunk in chunks] + ["[DONE]"]
+    return "".join(f"data: {line}\n\n" for line in lines).encode()
 
 
 def refusal(status: int, code: str | None = None, **headers: str) -> Fault:
