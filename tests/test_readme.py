@@ -1,4 +1,4 @@
-"""The README's figures are those that a script printed: each table under a mark stands in that script's results."""
+"""Figures in README and docs are those that a script printed: each table under a mark stands in its results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- figures: (?P<source>\S+) -->\n(?P<table>.*?)<!-- end -->", re.S)
 
 
-def test_each_table_of_figures_is_in_the_results_that_it_names() -> None:
-    found = list(MARKED.finditer((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert found
-    for block in found:
+PAGES = {page: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name) for page, text in PAGES.items() if MARKED.search(text)]
+)
+def test_each_table_of_figures_is_in_the_results_that_it_names(page: Path) -> None:
+    for block in MARKED.finditer(PAGES[page]):
         results = (ROOT / block["source"]).read_text(encoding="utf-8")
         rows = [line for line in block["table"].splitlines() if line.startswith("|")]
         assert len(rows) > 3
         assert [row for row in rows if row not in results] == [], block["source"]
+
+
+def test_readme_and_the_page_on_data_size_have_such_tables() -> None:
+    assert {page.name for page, text in PAGES.items() if MARKED.search(text)} >= {"README.md", "data-size.md"}
 
 
 def test_the_table_on_real_data_is_the_one_that_the_results_give() -> None:

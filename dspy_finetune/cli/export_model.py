@@ -84,6 +84,10 @@ def export_model(
     if made.verify:
         console.print("\nsee that it answers as the model does:", highlight=False)
         console.print(f"  {made.verify}", highlight=False, markup=False, soft_wrap=True)
+    else:  # a head
+        console.print("\nas a DSPy module, without a host:", highlight=False)
+        line = f"ft.load_predictor({str(made.folder)!r})"
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     warn(made.warnings)
 
 
