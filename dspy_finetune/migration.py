@@ -35,9 +35,8 @@ from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import NAMES, RECIPE, Method, catalog_name, journal_of, names_of
-from dspy_finetune.jobs.plan import Plan, plan
-from dspy_finetune.jobs.records import JobFacts, Journal
+from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, names_of, plan
+from dspy_finetune.jobs.records import JobFacts, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.sequence import SequenceJob, together
 from dspy_finetune.jobs.submit import DATA_KEY
 from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor

@@ -25,7 +25,7 @@ from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.formats import from_any
 from dspy_finetune.jobs import FinetunedModel, Plan
 from dspy_finetune.jobs import plan as make_plan
-from dspy_finetune.jobs.options import catalog_name
+from dspy_finetune.jobs.records import catalog_name
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat

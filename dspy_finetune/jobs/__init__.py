@@ -14,8 +14,7 @@ from dspy_finetune.jobs.job import Job, JobProgress, attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel, ListedModel, list_models
 from dspy_finetune.jobs.model_export import ExportedModel
 from dspy_finetune.jobs.offers import HostAdvice, HostOffer, advise_host
-from dspy_finetune.jobs.options import Hyperparameter, WandB
-from dspy_finetune.jobs.plan import Plan, plan
+from dspy_finetune.jobs.plan import Hyperparameter, Plan, WandB, plan
 from dspy_finetune.jobs.records import Checkpoint, Event, JobFacts, Journal
 from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
 

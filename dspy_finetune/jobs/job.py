@@ -17,7 +17,6 @@ from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFail
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import billed_cost, catalog_name, journal_of
 from dspy_finetune.jobs.records import (
     CANCELLED,
     CLOCK,
@@ -28,6 +27,9 @@ from dspy_finetune.jobs.records import (
     JobFacts,
     Journal,
     Row,
+    billed_cost,
+    catalog_name,
+    journal_of,
     metrics_from_events,
     parse_metrics,
 )

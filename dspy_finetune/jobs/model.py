@@ -18,8 +18,7 @@ from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import HostModel
 from dspy_finetune.jobs.model_export import ExportedModel, ModelFormat, Weights, export_model
-from dspy_finetune.jobs.options import catalog_name
-from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.records import CLOCK, catalog_name
 
 logger = logging.getLogger(__name__)
 

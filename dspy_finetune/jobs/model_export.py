@@ -36,8 +36,7 @@ from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.errors import DataError, FileError, HostError, UsageError
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs.options import journal_of
-from dspy_finetune.jobs.records import job_facts
+from dspy_finetune.jobs.records import job_facts, journal_of
 
 MOST_LABELS = 64
 """With more different answers than this, a model does not choose among labels."""

@@ -17,8 +17,7 @@ from dspy_finetune.errors import DataError, FinetuneError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import KINDS
 from dspy_finetune.hosts.protocol import KindName
-from dspy_finetune.jobs.options import Method
-from dspy_finetune.jobs.plan import Source, path_of, plan
+from dspy_finetune.jobs.plan import Method, Source, path_of, plan
 from dspy_finetune.jobs.records import CLOCK
 
 HOSTS: tuple[KindName, ...] = ("local", "openai", "azure", "nebius", "together", "fireworks")
@@ -226,9 +225,6 @@ def cost_text(cost_usd: float | None) -> str:
     if cost_usd is None:
         return "price unknown"
     return "nothing is billed" if cost_usd == 0 else f"${cost_usd:,.2f}" if cost_usd >= 0.01 else f"${cost_usd:.4f}"
-
-
-# ---- The hosts as a table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dspy_finetune._appendlog import AppendLog, process_lock
+from dspy_finetune.catalog import Catalog
 from dspy_finetune.errors import JobError
+from dspy_finetune.export.cost import training_cost
+from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import redact
 from dspy_finetune.hosts.protocol import plain
 
@@ -325,6 +329,39 @@ class Journal:
             event=str(values.get("event") or ""),
             facts=facts,
         )
+
+
+def journal_of(host: Host) -> Journal:
+    """Where a host's jobs are written down: in the embedded server's own folder, or in the library's."""
+    if host.root is not None and host.to_dict().get("base_url") is None:
+        return Journal(host.root / "journal.jsonl")
+    return Journal(home() / "journal.jsonl")
+
+
+def catalog_name(host: Host, catalog: Catalog) -> str:
+    """The catalog's name of a host: its own or its kind's if there is such an entry; else its own, for which no limits
+    and prices are known."""
+    return next((name for name in (host.name, host.kind.name) if catalog.host(name) is not None), host.name)
+
+
+def billed_cost(
+    base: str, method: str, trained_tokens: int | None, host: str, catalog: Catalog, *, is_full: bool = False
+) -> float | None:
+    """What a finished job cost: the tokens that the host counted, all epochs, times the price; None where unknown."""
+    if method not in {"sft", "dpo"}:
+        return None
+    kind: Literal["sft", "dpo"] = "dpo" if method == "dpo" else "sft"
+    cost = training_cost(
+        base_model=base,
+        method=kind,
+        n_rows=1,
+        n_tokens=trained_tokens,
+        n_epochs=1,
+        is_full=is_full,
+        host=host,
+        catalog=catalog,
+    )
+    return cost.cost_usd
 
 
 # Time, in one place, so that tests need not wait.

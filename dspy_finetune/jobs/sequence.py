@@ -19,8 +19,7 @@ from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import RECIPE
-from dspy_finetune.jobs.plan import Plan, Source, path_of, plan, unknown_price
+from dspy_finetune.jobs.plan import RECIPE, Plan, Source, path_of, plan, unknown_price
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,8 @@ from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import catalog_name
 from dspy_finetune.jobs.plan import Plan
+from dspy_finetune.jobs.records import catalog_name
 from dspy_finetune.jobs.sequence import SequencePlan
 from dspy_finetune.optimizers.provider import (
     FinetuneProvider,

@@ -36,9 +36,8 @@ from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
 from dspy_finetune.jobs.job import Job, JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.options import Method, catalog_name, journal_of
-from dspy_finetune.jobs.plan import Plan, Source, plan, unknown_price
-from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.plan import Method, Plan, Source, plan, unknown_price
+from dspy_finetune.jobs.records import CLOCK, catalog_name, journal_of
 from dspy_finetune.jobs.sequence import SequenceJob, SequencePlan, sft_then_dpo
 from dspy_finetune.prompts import PromptFormat, as_adapter
 from dspy_finetune.prompts.adapter import PromptAdapter

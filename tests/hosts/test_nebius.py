@@ -12,8 +12,7 @@ from dspy_finetune.errors import HostError, ModelGoneError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import INTENT_KEY
 from dspy_finetune.jobs import Journal, attach, list_jobs, list_models, plan
-from dspy_finetune.jobs.options import journal_of
-from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.records import CLOCK, journal_of
 from dspy_finetune.predictors import OpenAIPredictor
 from dspy_finetune.prompts import PromptFormat
 from tests.fake_hosts import NEBIUS_JOB, FakeNebius, held_to

@@ -19,8 +19,8 @@ from dspy_finetune.export import dataset
 from dspy_finetune.export.checks import checker
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
-from dspy_finetune.jobs.options import estimate_seconds, journal_of
-from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.jobs.plan import estimate_seconds
+from dspy_finetune.jobs.records import CLOCK, journal_of
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_sft
 
