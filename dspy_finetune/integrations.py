@@ -39,8 +39,6 @@ Rows = Literal["items", "scores"]
 
 _NAME = re.compile(r"[^\w./ -]+", re.ASCII)
 
-# ---- Frames
-
 
 def to_pandas(
     result: ComparisonReport | BulkResult | Iterable[dspy.Example], *, rows: Rows = "items"
@@ -104,9 +102,6 @@ def _output(result: BulkResult) -> Iterator[dict[str, Any]]:
         if isinstance(row, RowError):
             raise row
         yield dict(row)
-
-
-# ---- Tracking
 
 
 def figures(report: ComparisonReport) -> dict[str, float]:

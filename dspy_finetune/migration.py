@@ -1,4 +1,4 @@
-"""`migrate`: make a tuned model again on another host, and hold the new one against the old.
+"""`migrate`: train a tuned model again on another host, and compare the new one with the old.
 
 In: a tuned model (its id, its job's, a saved predictor), and where to. Out: a `Migration`: a plan that costs nothing,
 its start, and a report of new against old, by the old one's answers of before or by fresh ones. How the model was made

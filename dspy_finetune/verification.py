@@ -1,7 +1,7 @@
 """`verify`: does a server answer as the tuned model does? Both are asked the same prompts, and their beliefs compared.
 
 In: a tuned model where it was trained, and another server that is said to serve it. Out: a `Verification`: how far the
-log-probabilities of the labels lie apart, held against the noise between two runs of either server, and what differs:
+log-probabilities of the labels lie apart, compared with the noise between two runs of either server, and what differs:
 a missing adapter (the server answers as the base does), another chat template (it reads another number of tokens), or
 other weights. Not covered: whether the answers are right (evaluation/).
 """
@@ -39,7 +39,7 @@ LISTED_JOBS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """One server held against the model's own host."""
+    """One server compared with the model's own host."""
 
     model: str
     """The tuned model, where it was trained."""

@@ -213,7 +213,7 @@ def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
 
 
 def _tell_missing(has_train: bool, has_base_model: bool) -> None:
-    """What the tuned model was not held against: a verdict without it says less."""
+    """Baselines that the comparison lacks: a verdict without them says less."""
     missing = [] if has_train else ["baselines on the same rows (--train)"]
     missing += [] if has_base_model else ["the untuned model (--base-model)"]
     if missing:

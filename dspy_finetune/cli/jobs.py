@@ -119,7 +119,7 @@ def events(
 def metrics(
     job_id: JobId, host: JobHost = None, root: RootPath = None, env_file: EnvPath = None, as_json: AsJson = False
 ) -> None:
-    """The figures of the training, one row per step.
+    """The training metrics, one row per step.
 
     Example: dspy-finetune jobs metrics ftjob-123 --json
     """

@@ -1,4 +1,4 @@
-"""`dspy-finetune migrate`: train a tuned model again on another host, and hold the new one against the old."""
+"""`dspy-finetune migrate`: train a tuned model again on another host, and compare the new one with the old."""
 
 from __future__ import annotations
 

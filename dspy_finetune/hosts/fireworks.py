@@ -79,8 +79,6 @@ class FireworksApi:
         self._root = str(client.base_url).rstrip("/").removesuffix("/inference/v1") + "/v1"
         self._account = ""
 
-    # ---- files
-
     def upload(self, name: str, stream: BinaryIO) -> HostFile:
         """Make a dataset and send its file."""
         content = stream.read()
@@ -114,8 +112,6 @@ class FireworksApi:
         """What a dataset holds; its host signs an address for each of its files."""
         told = self._get(self._url(f"datasets/{file_id.rpartition('/')[2]}:getDownloadEndpoint"))
         return b"".join(self._fetched(url) for url in (told.get("filenameToSignedUrls") or {}).values())
-
-    # ---- jobs
 
     def create_job(self, body: Mapping[str, Any], *, base: str, timeout_seconds: float) -> Mapping[str, Any]:
         """Start a job under an id of its intent."""
@@ -165,8 +161,6 @@ class FireworksApi:
         """None."""
         return iter(())
 
-    # ---- models
-
     def model(self, model: str) -> HostModel:
         """One model, by its whole name `accounts/ACCOUNT/models/NAME`."""
         return _model(self._get(f"{self._root}/{model}"))
@@ -184,8 +178,6 @@ class FireworksApi:
         """A deployment of the tuned model, billed from now on; it goes down to none when nobody asks."""
         body = {"baseModel": model, "acceleratorType": hardware, "minReplicaCount": 0, "maxReplicaCount": 1}
         return self._post(self._url("deployments"), body, once=True)
-
-    # ---- talking
 
     def _url(self, path: str) -> str:
         if not self._account:

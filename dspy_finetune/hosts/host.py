@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from dspy_finetune.hosts.lm import HostLM
 
 
-# ----------------------------------------------------------------------------------------------------
 # What only Azure needs: a tuned model answers after a deployment, made by the control plane and not by this API.
 #
 # In: the resource's address, a tuned model, names. Out: the exact command of Azure's own tool. Nothing is run: a
@@ -87,7 +86,6 @@ def deployment_command(
     return shlex.join(words)
 
 
-# ----------------------------------------------------------------------------------------------------
 # ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has; and the
 # translation of each API that is not OpenAI's. What a host's models can do and cost, and what it asks of a file, stands
 # in the catalog.
@@ -172,8 +170,6 @@ class Host:
         self._lock = threading.RLock()
         self._clients: dict[str, OpenAI] = {}
         self._server: Server | None = None
-
-    # ---- the ways to name a host
 
     @classmethod
     def openai(cls, api_key: str | None = None) -> Host:
@@ -281,8 +277,6 @@ class Host:
         """
         return cls("fireworks", api_key=api_key, base_url=base_url)
 
-    # ---- what it is
-
     @property
     def name(self) -> str:
         """What the host is called in messages and records."""
@@ -367,8 +361,6 @@ class Host:
         except TypeError as error:
             raise UsageError(f"not a host's description: {sorted(description)}") from error
 
-    # ---- pickling and copying: a value without clients and keys
-
     def __getstate__(self) -> dict[str, Any]:
         dropped = {"_given_key", "_lock", "_clients", "_server"}
         return {name: value for name, value in self.__dict__.items() if name not in dropped}
@@ -384,8 +376,6 @@ class Host:
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
         # A value is its own copy; so a program that is copied in memory keeps the key that it was given.
         return self
-
-    # ---- the connection
 
     def api_key(self) -> str:
         """The key: the one given, or the one in the environment now; without white space around it.
@@ -514,8 +504,6 @@ class Host:
             self._url or "", str(model), deployment=deployment, resource_group=resource_group, sku=sku
         )
 
-    # ---- DSPy
-
     def dspy_name(self, model: object) -> str:
         """The model's name for DSPy: always `openai/<id>`, as a bare `ft:` id would take the slow LiteLLM route.
 
@@ -539,8 +527,6 @@ class Host:
         if self._kind == "openai":
             return self.base_url or ""
         return f"{self._kind}:{self._url or self.root or self.base_url}"
-
-    # ---- errors
 
     def error(self, exception: BaseException, doing: str = "") -> HostError:
         """The library's error for a client's exception, chained to it, with keys taken out.

@@ -64,8 +64,6 @@ class Connection(Protocol):
         """The host as JSON values, without a key."""
 
 
-# ---- What a completion says
-
 Position = tuple[str, Mapping[str, float]]
 """The token that the model chose, and the log-probability of each token that the host tells (most often the chosen one
 among them)."""
@@ -158,8 +156,6 @@ def _after(positions: Sequence[Position], n_characters: int) -> Sequence[Positio
     return []
 
 
-# ---- The log-probabilities of an answer's tokens
-
 _KEY = "logprobs"
 """Where a response of these engines holds its positions, as one text among the provider's data. DSPy's history keeps
 10,000 answers, each with some sixty objects for twenty listed tokens: in the response, and once more in what it shows.
@@ -224,7 +220,7 @@ def _is_told(logprob: Any) -> bool:
     return isinstance(logprob, (int, float)) and not isinstance(logprob, bool) and -math.inf < logprob < _ABOVE_ZERO
 
 
-# ---- The engines: DSPy's own wire code, without what it does beside it at every call
+# The engines: DSPy's own wire code, without what it does beside it at every call.
 #
 # They send a Request and read a Response as DSPy's native engine does; the tests compare the bytes. DSPy keeps doing
 # what it does around an engine: cache, retries, history, usage, callbacks.
@@ -436,8 +432,6 @@ def _bare(request: Request) -> Request:
     # DSPy writes openai/<id>; the host knows the id.
     return dataclasses.replace(request, model=request.model.removeprefix("openai/"))
 
-
-# ---- The language model
 
 # dspy/clients/backend_selection.py: client settings that only DSPy's LiteLLM route carries.
 _NOT_NATIVE = frozenset(

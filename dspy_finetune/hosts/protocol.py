@@ -162,9 +162,6 @@ def seconds_of(text: Any) -> int | None:
         return None
 
 
-# ---- Hosts that speak OpenAI's API
-
-
 class OpenAIApi:
     """Files, jobs and models by OpenAI's own client."""
 
@@ -236,8 +233,6 @@ def _model(value: Any) -> HostModel:
     ends = getattr(value, "shutdown_date", None)
     return HostModel(id=value.id, created_at=value.created, shutdown_date=ends if isinstance(ends, str) else None)
 
-
-# ---- A job's intent without metadata
 
 _TAG = re.compile(r"df([0-9a-f]{12})x(\d+)")
 TAG_CHARS = 20

@@ -69,8 +69,6 @@ class TogetherApi:
     def __init__(self, client: OpenAI) -> None:
         self._client = client
 
-    # ---- files
-
     def upload(self, name: str, stream: BinaryIO) -> HostFile:
         """Send a training file."""
         answer: Any = self._client.post(
@@ -94,8 +92,6 @@ class TogetherApi:
         """What a file holds."""
         content: bytes = self._client.files.content(file_id).content
         return content
-
-    # ---- jobs
 
     def create_job(self, body: Mapping[str, Any], *, base: str, timeout_seconds: float) -> Mapping[str, Any]:
         """Start a job; one from a tuned model names that model as its checkpoint."""
@@ -133,8 +129,6 @@ class TogetherApi:
             name = f"{job_id}:{one['step']}"
             yield {"id": name, "fine_tuned_model_checkpoint": name, "step_number": one["step"], "metrics": {}}
 
-    # ---- models
-
     def model(self, model: str) -> HostModel:
         """One model of the list; an error of status 404 where it is not in it."""
         found = next((one for one in self.models() if one.id == model), None)
@@ -160,8 +154,6 @@ class TogetherApi:
         answer: Any = self._client.get("/finetune/download", cast_to=_response(), options={"params": query})
         content: bytes = answer.content
         return content
-
-    # ---- endpoints
 
     def deploy(self, model: str, *, hardware: str, minutes_idle: int = 30) -> dict[str, Any]:
         """A dedicated endpoint, billed from now on until it is stopped; it stops itself when nobody asks."""

@@ -502,7 +502,6 @@ def _shared_words(texts: Sequence[str]) -> str:
     return shared[: shared.rfind(" ") + 1] if " " in shared else shared[: shared.rfind("\n") + 1]
 
 
-# ----------------------------------------------------------------------------------------------------
 # The recipe "head": features of every row, candidates by cross-validation, one small model.
 
 

@@ -52,7 +52,6 @@ MAX_CV_ROWS = 2500
 N_QUANTILES = 20
 """A number's distribution is this many equally likely values."""
 
-# ----------------------------------------------------------------------------------------------------
 # What a training file asks for.
 
 
@@ -207,7 +206,6 @@ def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, 
     return (first[0], second[0]) if len(first) == len(second) == 1 and first != second else None
 
 
-# ----------------------------------------------------------------------------------------------------
 # Folds.
 
 
@@ -262,7 +260,6 @@ def folds_of(
     return [(train, valid) for train, valid in parts if len(train) and len(valid)]
 
 
-# ----------------------------------------------------------------------------------------------------
 # The fit.
 
 

@@ -211,7 +211,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Probabilities held against what was right."""
+    """How well probabilities agree with what was right (reliability)."""
 
     n: int
     """Items."""
@@ -301,7 +301,7 @@ class Calibration:
     n_parse_failures: int = 0
     """Examples left out because the answer could not be read."""
     before: Reliability | None = None
-    """The model's own probabilities held against the examples."""
+    """The reliability of the model's own probabilities on the examples."""
     after: Reliability | None = None
     """The calibrated ones, cross-fitted: each example judged by a curve fitted without it."""
     threshold: float | None = None
