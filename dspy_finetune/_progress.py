@@ -67,6 +67,7 @@ class ProgressBar:
         self._created = self._began = time.monotonic()
         self._shown_at: float | None = None
         self._first: tuple[float, int] | None = None
+        self._position_shown: tuple[int | None, int | None] | None = None
         self.is_quiet = is_quiet()
         """Whether nothing will be shown, so that nothing need be found out for it."""
 
@@ -82,13 +83,14 @@ class ProgressBar:
             self._label, self._began, self._first = label, now, None
         if n_done and self._first is None:
             self._first = (now, n_done)
-        is_last = n_done is not None and n_done == n_total
+        position = (n_done, n_total)
+        is_last = n_done is not None and n_done == n_total and (is_new or position != self._position_shown)
         is_terminal = stream.isatty()
         since = None if self._shown_at is None else now - self._shown_at
         is_due = since is None or since >= (REDRAW_SECONDS if is_terminal else EVERY_SECONDS)
         if not (is_due or is_last or (is_new and not self._waits)):
             return
-        self._shown_at = now
+        self._shown_at, self._position_shown = now, position
         if is_terminal:
             self._draw(stream, n_done, n_total, note)
         else:
@@ -153,7 +155,7 @@ class ProgressBar:
 class Heartbeat:
     """Says that a command is at work where it shows nothing for two seconds: on a terminal in a line that goes again.
 
-    In a log it is a line after five seconds of silence, and one every fifteen.
+    In a log it is a line after five seconds of silence at the start, and later one every thirty.
 
     Args:
         label: The command.
@@ -208,7 +210,8 @@ class Heartbeat:
                 stream.flush()
                 self._is_drawn = is_terminal
                 if not is_terminal:
-                    self._last, pause = now, EVERY_SECONDS
+                    # Longer than between two lines of a bar, so that it does not speak between those.
+                    self._last, pause = now, 2 * EVERY_SECONDS
 
 
 class _Heard:

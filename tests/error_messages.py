@@ -68,7 +68,7 @@ CLASSES = {
     "JobCancelledError": ("The job was cancelled before it made a model.", "start it again with `new=True`"),
     "JobTimeoutError": (
         "Your deadline passed; the job goes on.",
-        "follow it with `dspy-finetune jobs watch ID`, or `ft.attach(ID)`",
+        "follow it with `dspy-finetune jobs follow ID`, or `ft.attach(ID)`",
     ),
     "BudgetError": (
         "It would cost more than was allowed, or its price is not known.",

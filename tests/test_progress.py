@@ -64,6 +64,15 @@ def test_a_log_gets_a_line_now_and_then_and_the_last(clock: Seconds) -> None:
     assert told(io.StringIO(), [3.0, 4.0, 19.0, 20.0], 4, clock) == lines
 
 
+def test_the_end_is_told_once(clock: Seconds) -> None:
+    """A job that has done its steps is still looked at until its model is there."""
+    stream = io.StringIO()
+    with ProgressBar(stream, waits=False) as bar:
+        for clock.now in (0.0, 1.0, 2.0, 20.0):
+            bar.show("running", 3, 3)
+    assert stream.getvalue() == "running 3/3\n" * 2
+
+
 def test_a_terminal_keeps_one_line(clock: Seconds) -> None:
     shown = told(Terminal(), [3.0, 3.05, 4.0], 3, clock)
     assert shown.count("\n") == 1

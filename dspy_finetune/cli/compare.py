@@ -32,6 +32,7 @@ from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOpti
 from dspy_finetune.evaluation.baselines import n_in_training, usual_metric
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, lacks_lm
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
+from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import load_predictor
 
 
@@ -166,7 +167,7 @@ def compare_command(
             baselines=BaselineOptions(
                 base_model=base_model,
                 encoder=encoder,
-                encoder_host=host_named(encoder_host) if encoder is not None else None,
+                encoder_host=_encoder_host(encoder_host, first.host) if encoder is not None else None,
             ),
             statistics=StatisticsOptions(group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor),
             running=RunOptions(checkpoint=checkpoint, on_progress=_shown(bar)),
@@ -183,6 +184,13 @@ def compare_command(
             talk().print(f"wrote {path}", highlight=False, soft_wrap=True)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def _encoder_host(text: str, predictors: Host | None) -> Host:
+    """The local host of a predictor serves the encoder too: another one would load everything once more."""
+    return (
+        predictors if text == "local" and predictors is not None and predictors.kind.has_recipes else host_named(text)
+    )
 
 
 def _named(text: str) -> tuple[str, str]:

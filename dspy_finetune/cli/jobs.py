@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
@@ -89,6 +91,9 @@ def follow(
     host: JobHost = None,
     root: RootPath = None,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Keep one page for a browser, which loads itself anew while it runs.")
+    ] = None,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +102,7 @@ def follow(
     Example: dspy-finetune jobs follow ftjob-123
     """
     with _attached(job_id, host, root, env_file) as job:
-        tell_model(follow_job(job, job.host, talk(), timeout), as_json=as_json)
+        tell_model(follow_job(job, job.host, talk(), timeout, html), as_json=as_json)
 
 
 def events(
@@ -267,8 +272,10 @@ def _row(one: ListedModel) -> tuple[Any, ...]:
     return one.id, one.base, one.shutdown_date.isoformat() if one.shutdown_date else ""
 
 
-def follow_job(job: Job | SequenceJob, host: Host, console: Console, timeout_seconds: float | None) -> FinetunedModel:
-    """Show a job until it ends.
+def follow_job(
+    job: Job | SequenceJob, host: Host, console: Console, timeout_seconds: float | None, html: Path | None = None
+) -> FinetunedModel:
+    """Show a job until it ends, on the terminal and on a page.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; how to go on has been printed.
@@ -284,6 +291,10 @@ def follow_job(job: Job | SequenceJob, host: Host, console: Console, timeout_sec
                     if event.id not in seen and (event.type != "metrics" or "candidate" in event.data):
                         bar.say(f"  {event.message}")
                     seen.add(event.id)
+                if html is not None:
+                    told = [one.message for one in look.events if one.type != "metrics" or "candidate" in one.data]
+                    with atomic_writer(html) as file:
+                        file.write(live_page(look, told).encode())
                 n_done = (look.step or 0) if look.total_steps and not look.facts.is_final else None
                 bar.show(f"{look.facts.id} {look.status}", n_done, look.total_steps, summary(look))
 
@@ -311,6 +322,33 @@ def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
         talk().print(
             f"it answers after a deployment, billed by the hour:\n  {command}", highlight=False, soft_wrap=True
         )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">{refresh}<title>{status}: {job}</title>
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}progress{{width:100%}}
+.loss{{font-size:2rem;letter-spacing:0}}</style></head><body>
+<h1>{model}</h1><p>{job}: <strong>{status}</strong>{position}</p><progress max="1" value="{fraction:.3f}"></progress>
+<p class="loss">{curve}</p><p>{summary}</p><ul>{events}</ul></body></html>
+"""
+REFRESH_SECONDS = 5
+
+
+def live_page(look: JobProgress, told: Sequence[str]) -> str:
+    """A page of one look; a browser loads it anew until the job has ended."""
+    facts = look.facts
+    return _PAGE.format(
+        refresh="" if facts.is_final else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">',
+        status=escape(look.status),
+        job=escape(facts.id),
+        model=escape(facts.fine_tuned_model or facts.model),
+        position=f", step {look.step} of {look.total_steps or '?'}" if look.step else "",
+        fraction=1.0 if facts.is_final else look.fraction or 0.0,
+        curve=curve([loss for _, loss in look.losses], width=60) if look.losses else "",
+        summary=escape(summary(look)),
+        events="".join(f"<li>{escape(line)}</li>" for line in told),
+    )
 
 
 def summary(look: JobProgress) -> str:

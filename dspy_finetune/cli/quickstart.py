@@ -40,13 +40,20 @@ def quickstart(
     """
     # Imported here: `dspy-finetune --help` shall not wait for DSPy.
     from dspy_finetune.hosts import Host
-    from dspy_finetune.quickstart import read_titles, run, size_of
+    from dspy_finetune.quickstart import Step, read_titles, run, size_of
 
     counts = size_of(size)
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)
     place = folder or _new_folder()
     began = time.monotonic()
     with ProgressBar(waits=False) as bar:
+
+        def show(step: Step) -> None:
+            if step.command:
+                bar.say(f"$ {step.command}")
+            else:
+                bar.show(f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note)
+
         bar.show(f"{len(examples)} titles")
         host = Host.local(root=place / "host", base_model=model)
         try:
@@ -58,7 +65,7 @@ def quickstart(
                 base_model=model,
                 host=host,
                 seed=seed,
-                on_step=lambda step: bar.show(f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note),
+                on_step=show,
             )
         finally:
             host.close()

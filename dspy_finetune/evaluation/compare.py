@@ -430,7 +430,7 @@ def _program_row(
 ) -> ProgramRow:
     answers = collected.answers
     answered = [answer for answer in answers if answer.outcome == "answered"]
-    latencies = [answer.latency_ms for answer in answered]
+    latencies = [answer.latency_ms for answer in answered if not answer.is_cached and not answer.is_first]
     p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (None, None)
     sent = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     received = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
@@ -445,6 +445,7 @@ def _program_row(
         seconds=collected.seconds,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
+        n_cached=sum(answer.is_cached for answer in answers),
         prompt_tokens=sum(sent) if sent else None,
         completion_tokens=sum(received) if received else None,
         cost_usd=sum(costs) if costs else None,

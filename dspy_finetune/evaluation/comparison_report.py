@@ -480,7 +480,7 @@ def _spending(comparison: Comparison) -> Iterator[Plot]:
         name="latency",
         draw=partial(latency, comparison),
         caption="Time of one answer: the dot is the median, the line ends at the 95th percentile. Waiting for a busy "
-        "server counts.",
+        "server counts; answers from a cache and each program's first, which may load its model, are left out.",
         alt="; ".join(f"{one.name} {count(one.latency_p50_ms)} ms" for one in rows),
     )
     yield Plot(
@@ -795,6 +795,7 @@ def program_table(comparison: Comparison) -> Table:
         ("seconds", [f"{row.seconds:,.1f}" for row in rows]),
         ("ms p50", [count(row.latency_p50_ms) for row in rows]),
         ("ms p95", [count(row.latency_p95_ms) for row in rows]),
+        *([("from cache", [count(row.n_cached) for row in rows])] if any(row.n_cached for row in rows) else []),
     ]
     if any(row.prompt_tokens is not None for row in rows):
         columns.append(("tokens in", [count(row.prompt_tokens) for row in rows]))

@@ -119,9 +119,11 @@ class ProgramRow:
     seconds: float
     """Wall time for all items, with all threads."""
     latency_p50_ms: float | None
-    """Median time of one call that was answered."""
+    """Median time of one call that was answered, without the first, which may load a model, and the cached."""
     latency_p95_ms: float | None
     """95th percentile of it."""
+    n_cached: int = 0
+    """Answers from DSPy's cache; their times stand in no figure but `seconds`."""
     prompt_tokens: int | None
     """Sum over the items; None where no model reported any."""
     completion_tokens: int | None

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune._files import read_text, write_json
+from dspy_finetune._files import atomic_writer, read_text, write_json
 from dspy_finetune.data import find_leakage, load_examples, make_pairs, split
 from dspy_finetune.errors import DataError, FinetuneError, LeakageError, UsageError
 from dspy_finetune.evaluation import (
+    BaselineOptions,
     CompareProgress,
     ComparisonReport,
     RunOptions,
@@ -195,7 +197,6 @@ class ByScore:
 
 
 # ----------------------------------------------------------------------------------------------------
-# ----------------------------------------------------------------------------------------------------
 # How much of the main job is done: `full` for figures to believe, `small` to see that it runs.
 #
 # In: a name. Out: a `Size`, with every count that the steps use.
@@ -281,6 +282,8 @@ class Step:
     """Of how many; None while that is unknown."""
     note: str = ""
     """The last figure, such as a loss."""
+    command: str = ""
+    """The command that does this step again by hand, with the files that lie in the folder."""
 
 
 OnStep = Callable[[Step], None]
@@ -401,8 +404,10 @@ def run(
     clock = _Clock()
     on_step(Step(number=1, title="Splitting the titles and pairing them"))
     material = prepare(examples, size, seed)
-    on_step(Step(number=2, title="Writing the training files"))
+    title = "Writing the training files"
+    on_step(Step(number=2, title=title))
     taste = rubric or None
+    by_hand = _ByHand(folder, material, rubric, base_model, host, seed)
     # Titles of the user's own seldom come with reasons: then the preference alone is trained and asked for.
     has_reasons = "explanation" in material.explained[0]
     prompts = {
@@ -421,6 +426,10 @@ def run(
         wrong = [issue for issue in dataset.report.issues if issue.severity == "error"]
         if wrong:
             raise DataError(f"{dataset.path}: {wrong[0].message}; {wrong[0].remedy}")
+    on_step(Step(number=2, title=title, command=by_hand.export("sft", "train", "binary", "binary")))
+    on_step(Step(number=2, title=title, command=by_hand.export("sft", "pairs", "pairwise", "pairwise")))
+    preset = "explained_pairwise" if has_reasons else "pairwise"
+    on_step(Step(number=2, title=title, command=by_hand.export("dpo", "explained", preset, "dpo")))
     clock.lap("data")
 
     on_step(Step(number=3, title="Starting the host"))
@@ -431,6 +440,7 @@ def run(
     recipes: dict[str, str] = {}
 
     def tune(name: str, title: str, start: str | FinetunedModel, **options: Any) -> None:
+        on_step(Step(number=4, title=title, command=by_hand.train(name, start, options)))
         job = plan(datasets[name], base_model=start, host=host, suffix=f"taste-{name}", seed=seed, **options).start(
             new=True
         )
@@ -487,7 +497,17 @@ def run(
     for name, predictor in predictors.items():
         predictor.save(saved[name])
     with quiet_dspy():
-        titles, pairs = _compare(material, prompts, predictors, base_model, host, seed, on_step, clock)
+        # The encoder serves on the local host alone.
+        encoder = baselines.ENCODER if host.kind.has_recipes and baselines.has_encoder() else None
+        commands = {
+            "titles": by_hand.compare({"tuned": saved["binary"]}, "train", "test", encoder),
+            "pairs": by_hand.compare(
+                {"pairwise": saved["pairwise"], "dpo": saved["dpo"]}, "pairs", "test_pairs", encoder
+            ),
+        }
+        titles, pairs = _compare(
+            material, prompts, predictors, base_model, host, seed, on_step, clock, by_hand=commands, encoder=encoder
+        )
 
     on_step(Step(number=7, title="Writing the report"))
     page = folder / "report.html"
@@ -546,6 +566,9 @@ def _compare(
     seed: int,
     on_step: OnStep,
     clock: _Clock,
+    *,
+    by_hand: Mapping[str, str],
+    encoder: str | None,
 ) -> tuple[ComparisonReport, ComparisonReport]:
     untuned = {
         "binary": OpenAIPredictor(prompts["binary"], base_model, host=host, cache=False),
@@ -565,7 +588,7 @@ def _compare(
     tuned = predictors["binary"]
     assert isinstance(tuned, OpenAIPredictor)
     reports = []
-    for name, title, programs, items, field_name in (
+    for name, title, programs, train, items, field_name in (
         (
             "titles",
             "Is it a favorite?",
@@ -573,9 +596,8 @@ def _compare(
                 "tuned": tuned,
                 "untuned, same prompt": untuned["binary"],
                 "DSPy few-shot, untuned": few_shots["binary"],
-                "TF-IDF + logistic": baselines.tfidf_logistic(material.train, text=["title"], label="is_favorite"),
-                "majority": baselines.majority(material.train, label="is_favorite"),
             },
+            material.train,
             material.test,
             "is_favorite",
         ),
@@ -588,9 +610,8 @@ def _compare(
                 "tuned, binary scores": ByScore(tuned),
                 "untuned, same prompt": untuned["pairwise"],
                 "DSPy few-shot, untuned": few_shots["pairwise"],
-                "TF-IDF + logistic": baselines.tfidf_pairs(material.train_pairs),
-                "majority": baselines.majority(material.train_pairs, label="preferred"),
             },
+            material.train_pairs,
             material.test_pairs,
             "preferred",
         ),
@@ -600,6 +621,7 @@ def _compare(
             title = f"Asking about {what}: {look.program}"
             on_step(Step(number=6, title=title, n_done=look.n_asked, n_total=look.n_items))
 
+        on_step(Step(number=6, title=f"Asking about {name}", command=by_hand[name]))
         chosen: list[Any] = [metrics.accuracy(field_name)]
         if name == "titles":
             chosen.append(metrics.roc_auc(field_name))
@@ -609,6 +631,8 @@ def _compare(
                 items,
                 chosen,
                 title=title,
+                train=train,
+                baselines=BaselineOptions(encoder=encoder, encoder_host=host),
                 num_threads=N_THREADS,
                 statistics=StatisticsOptions(seed=seed),
                 running=RunOptions(on_progress=tell),
@@ -616,6 +640,56 @@ def _compare(
         )
         clock.lap(f"compare on {name}")
     return reports[0], reports[1]
+
+
+class _ByHand:
+    """The job's steps as commands, and the files that they read: the rows of each side and the rubric."""
+
+    def __init__(self, folder: Path, material: Material, rubric: str, base_model: str, host: Host, seed: int) -> None:
+        self._folder, self._base_model, self._host, self._seed = folder, base_model, host, seed
+        sides = {"train": material.train, "test": material.test, "pairs": material.train_pairs}
+        sides |= {"explained": material.explained, "test_pairs": material.test_pairs}
+        for name, rows in sides.items():
+            with atomic_writer(self._rows(name)) as file:
+                file.writelines(json.dumps(dict(row.items()), ensure_ascii=False).encode() + b"\n" for row in rows)
+        self._rubric: tuple[str, ...] = ()
+        if rubric:
+            with atomic_writer(folder / "rubric.txt") as file:
+                file.write(rubric.encode())
+            self._rubric = ("--rubric", f"@{folder / 'rubric.txt'}")
+
+    def _rows(self, name: str) -> Path:
+        return self._folder / "data" / f"{name}.jsonl"
+
+    def export(self, method: str, rows: str, preset: str, name: str) -> str:
+        """Rows to a training file."""
+        to = ("--seed", str(self._seed), "--out", str(self._folder / f"{name}.jsonl"))
+        return _command("export", method, str(self._rows(rows)), "--preset", preset, *self._rubric, *to)
+
+    def train(self, name: str, start: str | FinetunedModel, options: Mapping[str, Any]) -> str:
+        """A training file to a tuned model and its predictor."""
+        given = options["hyperparameters"]
+        told = ("--epochs", str(given["n_epochs"]), *(("--recipe", given["recipe"]) if "recipe" in given else ()))
+        held_out = options.get("validation")
+        if held_out is not None:
+            told = ("--validation", str(held_out.path), *told)
+        where = ("--host", self._host.kind.name, *(("--root", str(self._host.root)) if self._host.root else ()))
+        return _command(
+            *("train", str(self._folder / f"{name}.jsonl"), "--model", start if isinstance(start, str) else start.id),
+            *told,
+            *(*where, "--suffix", f"taste-{name}", "--seed", str(self._seed)),
+            *("--save", str(self._folder / f"{name}.predictor.json")),
+        )
+
+    def compare(self, programs: Mapping[str, Path], train: str, test: str, encoder: str | None) -> str:
+        """Predictors against each other and the baselines."""
+        told = [part for name, path in programs.items() for part in ("--program", f"{name}={path}")]
+        seen = ("--train", str(self._rows(train)), *(("--encoder", encoder) if encoder else ()))
+        return _command("compare", str(self._rows(test)), *told, *seen, "--base-model", self._base_model)
+
+
+def _command(*words: str) -> str:
+    return f"dspy-finetune {shlex.join(words)}"
 
 
 def _cards(material: Material) -> dict[str, dict[str, str]]:

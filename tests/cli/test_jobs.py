@@ -9,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from dspy_finetune.cli.jobs import curve, duration
+from dspy_finetune.cli.app import talk
+from dspy_finetune.cli.jobs import curve, duration, follow_job
 from dspy_finetune.cli.main import main
 from dspy_finetune.cli.options import host_named, host_option, load_env
 from dspy_finetune.errors import FileError, UsageError
@@ -170,6 +173,35 @@ def test_a_job_of_this_machine_needs_no_host(
     assert "jobs list" in told
     assert run("jobs", "show", "ftjob-9999", "--host", "openai") == 1
     assert "jobs list" in capsys.readouterr().err
+
+
+def test_a_page_shows_a_job_while_it_runs(fake: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file, which loads itself anew until the job has ended."""
+    seen = []
+
+    def wait(timeout: object, show: Callable[[object], None]) -> None:
+        for look in looks:
+            show(look)
+            seen.append(page.read_text())
+
+    job = SimpleNamespace(id="ftjob-1", wait=wait)
+    facts = {"id": "ftjob-1", "model": "base", "fine_tuned_model": None, "is_final": False}
+    shared = {"events": [], "eta_seconds": None, "elapsed_seconds": 60.0, "cost_usd": None, "total_steps": 4}
+    half = {"status": "running", "step": 2, "fraction": 0.5, "losses": [(1, 2.0), (2, 1.0)]}
+    done = {"status": "succeeded", "step": 4, "fraction": 1.0, "losses": [(4, 0.5)]}
+    ended = {**facts, "fine_tuned_model": "ft:<base>", "is_final": True}
+    looks = [
+        SimpleNamespace(facts=SimpleNamespace(**given), **shared, **look)
+        for given, look in ((facts, half), (ended, done))
+    ]
+    page = tmp_path / "job.html"
+    follow_job(cast("Any", job), cast("Any", None), talk(), None, page)
+    assert 'http-equiv="refresh"' in seen[0]
+    assert "step 2 of 4" in seen[0]
+    assert 'value="0.500"' in seen[0]
+    assert "refresh" not in seen[1]
+    assert "ft:&lt;base&gt;" in seen[1]
+    assert "succeeded, loss 0.500" in capsys.readouterr().err
 
 
 def test_models_tells_until_when_they_answer(fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]) -> None:

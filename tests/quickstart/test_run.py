@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import typer
 
 import dspy_finetune as ft
+from dspy_finetune.cli.app import build_app
+from dspy_finetune.cli.main import main
 from dspy_finetune.quickstart import RUBRIC, SIZES, Material, Size, Step, load_titles, prepare, run
 from tests.local.toy import build_toy_model
 
@@ -82,7 +86,9 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     assert "Recipe: lora" in result.recipes["weights"]
     assert jobs[result.models["pairwise"].id].model == result.models["binary"].id
 
-    assert {row.name for row in result.titles.rows} >= {"tuned", "untuned, same prompt", "majority"}
+    fitted = {"minilm-l6 + logistic", "TF-IDF + logistic", "majority"}
+    assert {row.name for row in result.titles.rows} >= {"tuned", "untuned, same prompt", *fitted}
+    assert {row.name for row in result.pairs.rows} >= {"tuned, pairwise", "tuned, DPO", *fitted}
     assert {row.n for row in (*result.titles.rows, *result.pairs.rows)} == {12, 6}
     assert not [row.name for row in (*result.titles.rows, *result.pairs.rows) if row.n_failed]
     page = result.report.read_text(encoding="utf-8")
@@ -90,6 +96,23 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     assert "Which of two is preferred?" in page
     assert json.loads((out / "results.json").read_text())["seconds"]
     assert {step.number for step in told} == {1, 2, 3, 4, 5, 6, 7}
+
+    commands = [shlex.split(step.command)[1:] for step in told if step.command]
+    assert [words[0] for words in commands] == ["export"] * 3 + ["train"] * 4 + ["compare"] * 2
+    for words in commands:
+        # The command line takes each, and the export writes the same file again.
+        typer.main.get_command(build_app()).commands[words[0]].make_context(words[0], words[1:])
+        if words[0] == "export":
+            at = words.index("--out") + 1
+            file, words[at] = Path(words[at]), str(tmp_path / "again.jsonl")
+            with pytest.raises(SystemExit) as stop:
+                main(words)
+            assert stop.value.code == 0
+            assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
+        if words[0] == "compare":
+            assert all(
+                Path(words[at + 1].split("=")[1]).exists() for at, word in enumerate(words) if word == "--program"
+            )
 
     loaded = ft.load_predictor(result.predictors["binary"], host=host)
     assert loaded.model == result.models["binary"].id
