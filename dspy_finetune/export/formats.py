@@ -86,7 +86,7 @@ _MEANING = frozenset({*_OTHER_METHODS, *MEDIA, *WEIGHT_SPELLINGS, "weight", "sys
 PREFERRED = ("preferred_output", "preferred_completion", "preferred", "chosen")
 REJECTED = ("non_preferred_output", "non_preferred_completion", "non_preferred", "rejected")
 
-_ROLES = {
+SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter", "person"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "bing", "bard", "ai", "claude"), "assistant"),
     "system": "system",
@@ -362,7 +362,7 @@ def _message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     if "role" not in message and "from" in message and "value" in message:
-        role = _ROLES.get(str(message["from"]).lower(), str(message["from"]))
+        role = SPEAKERS.get(str(message["from"]).lower(), str(message["from"]))
         rest = {key: item for key, item in message.items() if key not in ("from", "value")}
         message = {"role": role, "content": message["value"], **rest}
     if isinstance(calls := message.get("tool_calls"), list):
@@ -545,9 +545,9 @@ def _sharegpt(given: Row) -> tuple[list[Any], set[str]]:
             raise RowError("a turn is not an object", field=at, value=turn, remedy='{"from": ..., "value": ...}')
         who = "role" if "role" in turn and "from" not in turn else "from"
         what = "content" if "content" in turn and "value" not in turn else "value"
-        role = _ROLES.get(str(turn.get(who)).strip().lower())
+        role = SPEAKERS.get(str(turn.get(who)).strip().lower())
         if role is None:
-            known = ", ".join(sorted(_ROLES))
+            known = ", ".join(sorted(SPEAKERS))
             found = f"{turn.get(who)!r:.40} is not known to speak"
             raise RowError(found, field=at, value=turn, remedy=f"one of {known}")
         rest = {key: item for key, item in turn.items() if key not in (who, what) and item is not None}

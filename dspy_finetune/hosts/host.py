@@ -132,6 +132,9 @@ _APIS: dict[str, Callable[[OpenAI], HostApi]] = {
 }
 """Kind -> its own API; every other kind speaks OpenAI's."""
 
+_AROUND_KEYS = " \t\r\n\v\f\u00a0\"'"
+"""What stands around a key and is none of it: docker's --env-file leaves the quotes."""
+
 
 class Host:
     """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.nebius()`, `.local()` and others.
@@ -378,16 +381,16 @@ class Host:
         return self
 
     def api_key(self) -> str:
-        """The key: the one given, or the one in the environment now; without white space around it.
+        """The key: the one given, or the one in the environment now; without white space and quotes around it.
 
         Raises:
             HostError: There is none, or it holds what no key holds; names the variable.
         """
-        if self._given_key and (key := self._given_key.strip()):
+        if self._given_key and (key := self._given_key.strip(_AROUND_KEYS)):
             return self._checked(key, "the given api_key")
         variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
         for variable in variables:
-            if key := os.environ.get(variable, "").strip():
+            if key := os.environ.get(variable, "").strip(_AROUND_KEYS):
                 return self._checked(key, variable)
         if self._kind == "local":
             server = read_server(self.root) if self.root else None
@@ -397,9 +400,9 @@ class Host:
         raise HostError(f"{self.name}: no key; set {' or '.join(variables)} in the environment", code="no_api_key")
 
     def _checked(self, key: str, place: str) -> str:
-        """A key that can stand in an HTTP header: pasted ones bring blanks, line breaks and zero-width characters."""
+        """A key that can stand in an HTTP header: pasted ones bring zero-width characters, or "Bearer "."""
         for number, character in enumerate(key, start=1):
-            if not " " <= character <= "~":
+            if not "!" <= character <= "~":
                 raise HostError(
                     f"{self.name}: {place} holds a character that no key has (U+{ord(character):04X}, character "
                     f"{number} of {len(key)}); copy the key again",

@@ -142,3 +142,12 @@ def test_fixing_twice_changes_nothing_for_any_json(values: list[Any], method: st
 @given(st.lists(pieces | st.binary(max_size=12), max_size=20).map(b"".join))
 def test_fixing_twice_changes_nothing_for_any_bytes(data: bytes) -> None:
     fixed_twice(data)
+
+
+def test_roles_are_mended_by_the_names_that_data_sets_use(tmp_path: Path) -> None:
+    """In `messages` as in `conversations`."""
+    row = {"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    fix(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    (found,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["role"] for one in found["messages"]] == ["user", "assistant"]

@@ -161,7 +161,7 @@ def test_an_id_goes_to_dspy_with_its_provider_once() -> None:
     assert Host.openai().dspy_name("openai/gpt-4.1") == "openai/gpt-4.1"
 
 
-@pytest.mark.parametrize("key", ["sk-plain\n", "  sk-plain", "sk-plain \t\r\n"])
+@pytest.mark.parametrize("key", ["sk-plain\n", "  sk-plain", "sk-plain \t\r\n", '"sk-plain"', " 'sk-plain' \n"])
 def test_white_space_around_a_key_is_no_part_of_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     assert Host.openai().api_key() == Host.openai(key).api_key() == "sk-plain"
@@ -170,7 +170,7 @@ def test_white_space_around_a_key_is_no_part_of_it(key: str, monkeypatch: pytest
         Host.openai().api_key()
 
 
-@pytest.mark.parametrize("odd", ["\u200b", "\ufeff", "\n", "é"])
+@pytest.mark.parametrize("odd", ["\u200b", "\ufeff", "\n", "é", " "])
 def test_what_no_key_holds_names_the_variable_and_not_the_key(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"sk-{odd}plain")
     with pytest.raises(HostError, match=rf"OPENAI_API_KEY holds .* \(U\+{ord(odd):04X}, character 4 of 9\)") as caught:

@@ -16,7 +16,7 @@ from dspy_finetune._jsonl import MISSING
 from dspy_finetune.errors import RowError
 from dspy_finetune.export.checks.rules import NULLABLE, ROLES, decode_arguments, is_name, needs_reading
 from dspy_finetune.export.dialects import HostRules
-from dspy_finetune.export.formats import PREFERRED, REJECTED, SHARED, WEIGHT_SPELLINGS, as_openai, sniff
+from dspy_finetune.export.formats import PREFERRED, REJECTED, SHARED, SPEAKERS, WEIGHT_SPELLINGS, as_openai, sniff
 
 _FORMAT_CODES = {
     "trl-preference": "trl-preference-format",
@@ -140,7 +140,7 @@ def _mend_role(mended: Mended, message: dict[str, Any], here: str, method: str) 
     if not isinstance(role, str) or role in ROLES[method]:
         return
     plain = role.strip().lower()
-    swapped = {"developer": "system", "system": "developer"}.get(plain, plain)
+    swapped = {"developer": "system", "system": "developer"}.get(plain, SPEAKERS.get(plain, plain))
     new = plain if plain in ROLES[method] else swapped
     if new in ROLES[method]:
         code = {"developer": "role-developer", "system": "role-system"}.get(role, "role-unknown")
