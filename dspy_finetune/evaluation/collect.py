@@ -125,7 +125,7 @@ def ask(program: Program, inputs: Mapping[str, Any]) -> Answer:
     )
 
 
-class _LMCalls(BaseCallback):  # type: ignore[misc]  # DSPy carries no types
+class _LMCalls(BaseCallback):
     """How many questions were put to language models."""
 
     def __init__(self) -> None:

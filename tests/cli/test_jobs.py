@@ -177,7 +177,7 @@ def test_a_job_of_this_machine_needs_no_host(
 
 def test_a_page_shows_a_job_while_it_runs(fake: FakeOpenAI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file, which loads itself anew until the job has ended."""
-    seen = []
+    seen: list[str] = []
 
     def wait(timeout: object, show: Callable[[object], None]) -> None:
         for look in looks:
@@ -186,7 +186,13 @@ def test_a_page_shows_a_job_while_it_runs(fake: FakeOpenAI, tmp_path: Path, caps
 
     job = SimpleNamespace(id="ftjob-1", wait=wait)
     facts = {"id": "ftjob-1", "model": "base", "fine_tuned_model": None, "is_final": False}
-    shared = {"events": [], "eta_seconds": None, "elapsed_seconds": 60.0, "cost_usd": None, "total_steps": 4}
+    shared: dict[str, Any] = {
+        "events": [],
+        "eta_seconds": None,
+        "elapsed_seconds": 60.0,
+        "cost_usd": None,
+        "total_steps": 4,
+    }
     half = {"status": "running", "step": 2, "fraction": 0.5, "losses": [(1, 2.0), (2, 1.0)]}
     done = {"status": "succeeded", "step": 4, "fraction": 1.0, "losses": [(4, 0.5)]}
     ended = {**facts, "fine_tuned_model": "ft:<base>", "is_final": True}

@@ -101,7 +101,8 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     assert [words[0] for words in commands] == ["export"] * 3 + ["train"] * 4 + ["compare"] * 2
     for words in commands:
         # The command line takes each, and the export writes the same file again.
-        typer.main.get_command(build_app()).commands[words[0]].make_context(words[0], words[1:])
+        group: Any = typer.main.get_command(build_app())
+        group.commands[words[0]].make_context(words[0], words[1:])
         if words[0] == "export":
             at = words.index("--out") + 1
             file, words[at] = Path(words[at]), str(tmp_path / "again.jsonl")
