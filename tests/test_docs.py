@@ -4,6 +4,8 @@ A comment on the line before a block says what it needs; without one it needs no
 
     <!-- runs: local -->           the small model, on this machine; titles.jsonl and examples/data lie in the folder
     <!-- runs: openai -->          a small server in OpenAI's place
+    <!-- runs: hosts -->           the same, and doubles of Nebius, Together and Fireworks that hold each request to the
+                                   published description; train.jsonl lies in the folder
     <!-- runs: never: reason -->   it is compiled only, for that reason
 
 `print(...)  # -> text` shows what is printed, with `...` for any text.
@@ -28,14 +30,17 @@ import pytest
 
 import dspy_finetune
 from dspy_finetune.hosts import Host
+from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.quickstart import load_titles
 from tests import reference_page
+from tests.fake_hosts import FakeFireworks, FakeNebius, FakeTogether
 from tests.fake_openai import FakeOpenAI
+from tests.jobs.conftest import write_sft
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 BLOCK = re.compile(r"^(?:<!-- runs: (?P<needs>.*?) -->\n+)?(?P<indent> *)```python\n(?P<code>.*?)^ *```", re.M | re.S)
-NEEDS = {None, "local", "openai"}
+NEEDS = {None, "local", "openai", "hosts"}
 N_TITLES = 50
 MODULES = ["dspy_finetune", *(found.name for found in pkgutil.walk_packages(dspy_finetune.__path__, "dspy_finetune."))]
 
@@ -79,6 +84,22 @@ def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
     server.close()
 
 
+@pytest.fixture
+def own_apis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nebius, Together and Fireworks, whose jobs succeed at once and whose clocks do not wait."""
+    servers = {"NEBIUS": FakeNebius(), "TOGETHER": FakeTogether(), "FIREWORKS": FakeFireworks()}
+    for name, script in (("NEBIUS", "succeeded"), ("TOGETHER", "completed"), ("FIREWORKS", "COMPLETED")):
+        server = servers[name]
+        server.script, server.now = [script], CLOCK.now()
+        url = server.inference_url if isinstance(server, FakeFireworks) else server.url
+        monkeypatch.setenv(f"{name}_BASE_URL", url)
+        monkeypatch.setenv(f"{name}_API_KEY", "k")
+    monkeypatch.setattr(CLOCK, "sleep", lambda seconds: None)
+    yield
+    for server in servers.values():
+        server.close()
+
+
 def write_titles(path: Path) -> None:
     """As many titles of either kind, from the packaged ones."""
     of_kind = [[row for row in load_titles() if row["is_favorite"] is liked] for liked in (True, False)]
@@ -88,11 +109,15 @@ def write_titles(path: Path) -> None:
 
 @pytest.mark.parametrize("page", [marked(page) for page in PAGES if blocks_of(page)])
 def test_every_block_of_a_page_runs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai: FakeOpenAI
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai: FakeOpenAI, request: pytest.FixtureRequest
 ) -> None:
     blocks = blocks_of(page)
     monkeypatch.chdir(tmp_path)
-    if any(block.needs == "openai" for block in blocks):
+    if any(block.needs == "hosts" for block in blocks):
+        request.getfixturevalue("own_apis")
+        write_sft(tmp_path / "train.jsonl")
+        monkeypatch.setenv("DSPY_FINETUNE_HOME", str(tmp_path / "home"))
+    if any(block.needs in {"openai", "hosts"} for block in blocks):
         monkeypatch.setenv("OPENAI_BASE_URL", openai.url)
         monkeypatch.setenv("OPENAI_API_KEY", "k")
     if any(block.needs == "local" for block in blocks):

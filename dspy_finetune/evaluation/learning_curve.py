@@ -518,12 +518,19 @@ class Cell:
     """Of the order they were taken from, and of the job."""
     plan: Plan
     """The job."""
+    is_elsewhere: bool = False
+    """Whether it is trained on another host than the curve's own."""
+
+    @property
+    def base_model(self) -> str:
+        """What is trained; with its host where that is another one."""
+        return f"{self.plan.base_model} on {self.plan.host.name}" if self.is_elsewhere else self.plan.base_model
 
     @property
     def name(self) -> str:
         """For people."""
         epochs = f"{self.plan.n_epochs} epoch{'s' * (self.plan.n_epochs != 1)}"
-        return f"{self.plan.base_model}, {self.n_rows} rows, {epochs}, seed {self.seed}"
+        return f"{self.base_model}, {self.n_rows} rows, {epochs}, seed {self.seed}"
 
 
 @dataclass
@@ -596,7 +603,8 @@ def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_pri
     """Refuse jobs that cost more together than allowed. Raises BudgetError, which tells what each size costs."""
     unknown = sorted({cell.plan.base_model for cell in cells if cell.plan.cost_usd is None})
     if unknown and not allow_unknown_price:
-        raise unknown_price(", ".join(unknown), cells[0].plan.host, max_usd)
+        where = next(cell.plan.host for cell in cells if cell.plan.cost_usd is None)
+        raise unknown_price(", ".join(unknown), where, max_usd)
     total = sum(cell.plan.cost_usd or 0.0 for cell in cells)
     if max_usd is not None and total > max_usd:
         by_size: dict[int, float] = {}
@@ -680,7 +688,7 @@ def learning_curve(
     train: Sequence[Any],
     *,
     sizes: Sequence[int] | None = None,
-    models: str | Sequence[str],
+    models: str | Sequence[str | tuple[str, Host]],
     epochs: Sequence[int] | None = None,
     host: Host,
     test: Sequence[Any],
@@ -699,7 +707,8 @@ def learning_curve(
     Args:
         train: Labelled examples; for `method="dpo"` pairs as `export_dpo` takes them.
         sizes: How many rows to train on; default: 50, 100, 200, ... and all.
-        models: Base models, by the host's names.
+        models: Base models, by the host's names; `(name, another_host)` for one that is trained elsewhere, within the
+            same budget.
         epochs: Times through the rows, each tried; default: what the host chooses.
         host: Where to train and ask.
         test: Labelled examples that every model is asked about; none may stand in `train`.
@@ -737,20 +746,43 @@ def learning_curve(
         how = Resampling.of(options, items)
         place = Path(made.folder) if made.folder is not None else home() / "curves" / _digest(rows, prompt, made.method)
         cells = [
-            _cell(size, seed, file, model, n_epochs, host, made)
+            _cell(size, seed, file, model, n_epochs, where, made, is_elsewhere=where != host)
             for seed, size, file in write_parts(rows, sizes, made.seeds, prompt, made.method, place)
-            for model in ([models] if isinstance(models, str) else models)
+            for model, where in _placed(models, host)
             for n_epochs in (list(epochs) if epochs is not None else [None])
         ]
         check_budget(cells, max_usd, made.allow_unknown_price)
         trained = Trainer(max_usd=max_usd, jobs=made).run(cells)
-        make = made.predictor or (lambda model: predictor_for(prompt, model, host=host))
+
+        def make(one: Trained) -> Any:
+            assert one.model is not None
+            if made.predictor is not None:
+                return made.predictor(one.model)
+            return predictor_for(prompt, one.model, host=one.cell.plan.host)
+
         answers = _ask(trained, items, make, place, num_threads, made.on_progress)
         return _summary(trained, answers, items, metric, how, tuple(made.seeds), num_threads)
 
 
-def _cell(size: int, seed: int, file: Path, model: str, n_epochs: int | None, host: Host, jobs: CurveJobs) -> Cell:
+def _placed(models: str | Sequence[str | tuple[str, Host]], host: Host) -> list[tuple[str, Host]]:
+    """Each model with the host that trains it."""
+    listed = [models] if isinstance(models, str) else models
+    return [(one, host) if isinstance(one, str) else one for one in listed]
+
+
+def _cell(
+    size: int,
+    seed: int,
+    file: Path,
+    model: str,
+    n_epochs: int | None,
+    host: Host,
+    jobs: CurveJobs,
+    *,
+    is_elsewhere: bool = False,
+) -> Cell:
     return Cell(
+        is_elsewhere=is_elsewhere,
         n_rows=size,
         seed=seed,
         plan=plan(
@@ -796,7 +828,7 @@ def _digest(rows: Sequence[Any], prompt: PromptFormat, method: str) -> str:
 def _ask(
     trained: Sequence[Trained],
     items: Sequence[Any],
-    make: MakePredictor,
+    make: Callable[[Trained], Any],
     folder: Path,
     num_threads: int,
     on_progress: Tell | None,
@@ -805,7 +837,7 @@ def _ask(
     # A tuned model's id may come again on another host; with its job's id it does not.
     keys = {place: f"{one.model.id} {one.model.job_id}" for place, one in enumerate(trained) if one.model is not None}
     names = {key: trained[place].cell.name for place, key in keys.items()}
-    programs = {key: make(one.model) for place, key in keys.items() if (one := trained[place]).model is not None}
+    programs = {key: make(trained[place]) for place, key in keys.items()}
 
     def tell(progress: CompareProgress) -> None:
         if on_progress is not None:
@@ -932,7 +964,7 @@ def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured
 
 def _run(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> CurveRun:
     return CurveRun(
-        base_model=one.cell.plan.base_model,
+        base_model=one.cell.base_model,
         n_epochs=one.cell.plan.n_epochs,
         n_rows=one.cell.n_rows,
         seed=one.cell.seed,

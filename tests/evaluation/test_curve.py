@@ -34,6 +34,7 @@ from dspy_finetune.evaluation.learning_curve import (
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
+from tests.fake_hosts import FakeNebius
 from tests.fake_openai import FakeOpenAI
 
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -327,3 +328,27 @@ def test_what_the_test_labels_make_impossible_is_told_before_anything_is_trained
     with pytest.raises(error, match=metric.name):
         curve(fake, host, metric=metric)
     assert fake.jobs == {}
+
+
+def test_several_hosts_are_one_plan_within_one_budget(
+    fake: Learning, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeNebius()
+    other.answer = fake.respond
+    other.script = ["succeeded"]
+    monkeypatch.setenv("NEBIUS_BASE_URL", other.url)
+    monkeypatch.setenv("NEBIUS_API_KEY", "k")
+    nebius = Host.nebius()
+    models = [MODEL, ("meta-llama/Llama-3.1-8B-Instruct", nebius)]
+    with pytest.raises(BudgetError, match="the 6 jobs cost"):
+        curve(fake, host, models=models, max_usd=0.0001)
+    assert not fake.jobs
+    assert not other.jobs
+    found = curve(fake, host, models=models, max_usd=5)
+    nebius.close()
+    other.close()
+    assert (len(fake.jobs), len(other.jobs)) == (3, 3)
+    assert {run.base_model for run in found.runs} == {MODEL, "meta-llama/Llama-3.1-8B-Instruct on nebius"}
+    assert all(run.score is not None for run in found.runs)
+    # Each run's cost is its own host's price: together they are what was held to the budget.
+    assert sum(run.estimated_cost_usd or 0 for run in found.runs) < 5
