@@ -86,7 +86,7 @@ def deployment_command(
     return shlex.join(words)
 
 
-# ---- What differs between hosts, as data: one row per kind, so that no other module asks which kind it has; and the
+# What differs between hosts, as data: one row per kind, so that no other module asks which kind it has; and the
 # translation of each API that is not OpenAI's. What a host's models can do and cost, and what it asks of a file, stands
 # in the catalog.
 
