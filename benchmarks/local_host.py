@@ -8,6 +8,7 @@ work on the machine counts for little. The rows are those of a label task: a rub
 - training: tokens of rows per processor second of `local.training.train` in float32 and in the format that is chosen by
   itself, of TRL's SFTTrainer with the same settings in float32, and with TRL's own defaults (batches of 8, bfloat16,
   layers computed again in the backward pass).
+- precision: one step in bfloat16 against float32, for a small and a larger batch.
 - serving: 32 requests at once to the engine, against `generate` one at a time.
 Not measured: several threads, GPUs (`benchmarks/gpu.sh`).
 """
@@ -144,6 +145,40 @@ def training_rates(base: Path, n_rows: int) -> dict[str, Callable[[Path], float]
     }
 
 
+def precision_rates(base: Path, n_rows: int, length: int) -> dict[str, Callable[[Path], float]]:
+    """Tokens per processor second of one step forward and backward, on rows that share nothing."""
+    import torch
+    from peft import get_peft_model
+
+    from dspy_finetune.local import training
+    from dspy_finetune.local.memory import Setup
+    from dspy_finetune.local.schemas import TrainSpec
+
+    spec = TrainSpec(
+        method="sft", model_folder=base, train_file=base, validation_file=None, output_folder=base, n_epochs=1,
+        batch_size=n_rows, learning_rate=1e-3, beta=0.1, seed=0, device="cpu", n_threads=1,
+    )  # fmt: skip
+
+    def way(dtype: str) -> Callable[[Path], float]:
+        model: Any = get_peft_model(training.load(spec, Setup(dtype=dtype)), training.adapter())
+        model.train()
+        ids = torch.randint(3, 40_000, (n_rows, length), generator=torch.Generator().manual_seed(0))
+        labels = torch.full_like(ids, training.IGNORED)
+        labels[:, -1] = ids[:, -1]
+
+        def step(folder: Path) -> float:
+            started = time.process_time()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != "float32"):
+                loss = training.score_rows(model.get_base_model(), ids, torch.ones_like(ids), labels).loss()
+            loss.backward()
+            model.zero_grad()
+            return n_rows * length / (time.process_time() - started)
+
+        return step
+
+    return {f"{dtype}, {n_rows * length} tokens": way(dtype) for dtype in ("float32", "bfloat16")}
+
+
 def serving_rates(base: Path, n_requests: int) -> dict[str, Callable[[Path], float]]:
     """Requests per processor second."""
     import torch
@@ -180,7 +215,7 @@ def serving_rates(base: Path, n_requests: int) -> dict[str, Callable[[Path], flo
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--rounds", type=int, default=2)
-    asked.add_argument("--part", choices=["training", "serving", "all"], default="all")
+    asked.add_argument("--part", choices=["training", "precision", "serving", "all"], default="all")
     asked.add_argument("--rows", type=int, default=24)
     given = asked.parse_args()
     warnings.simplefilter("ignore")
@@ -192,9 +227,11 @@ def main() -> None:
     torch.set_num_threads(1)
     base = base_folder(PACKAGED_MODEL)
     runs: dict[str, Callable[[Path], float]] = {}
-    if given.part != "serving":
+    if given.part in ("training", "all"):
         runs |= training_rates(base, given.rows)
-    if given.part != "training":
+    if given.part in ("precision", "all"):
+        runs |= precision_rates(base, 4, 45) | precision_rates(base, 8, 80)
+    if given.part in ("serving", "all"):
         runs |= serving_rates(base, 32)
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(given.rounds):
@@ -207,6 +244,8 @@ def main() -> None:
         ("ours, float32", "TRL, same settings"),
         ("ours, chosen format", "TRL, same settings"),
         ("ours, chosen format", "TRL, its defaults"),
+        ("bfloat16, 180 tokens", "float32, 180 tokens"),
+        ("bfloat16, 640 tokens", "float32, 640 tokens"),
         ("engine, all at once", "generate, one at a time"),
     ):
         if name in found:

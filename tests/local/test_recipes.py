@@ -183,6 +183,20 @@ def test_half_precision_and_less_memory_take_nearly_the_same_steps(toy_model: Pa
     assert losses[2] == pytest.approx(losses[0], abs=1e-4)
 
 
+@pytest.mark.parametrize(("n_tokens", "expected"), [(30, "float32"), (300, "bfloat16")])
+def test_half_precision_is_chosen_where_it_is_faster(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_tokens: int, expected: str
+) -> None:
+    """On a processor that has it, and for batches large enough; what is set by hand is taken as it is."""
+    monkeypatch.setattr(training, "fast_dtype", lambda device: "bfloat16")
+    rows = Rows.of([([first, *range(n_tokens)], 1) for first in range(4)])
+    for asked, chosen in (("auto", expected), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        told: list[dict[str, Any]] = []
+        job = spec(toy_model, tmp_path / asked, "sft", chat_rows(), dtype=asked)
+        assert training.plan(job, rows, told.append).dtype == chosen
+        assert told[0]["message"].startswith(f"Training on cpu in {chosen}. Estimated memory: ")
+
+
 def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) -> None:
     losses = []
     for name in ("one", "two"):
