@@ -1,7 +1,7 @@
 """README's one table on real data, made from benchmarks/results/real_data.md: methods by data sets.
 
 `python -m tests.readme_table --write` writes it anew; tests/test_readme.py compares. A method or a data set that the
-results do not hold has no line or no column; where a data set was measured several times, the last one counts.
+results do not hold has no line or no column; of two sections on a set with as many rows, the last one counts.
 """
 
 from __future__ import annotations
@@ -42,22 +42,30 @@ def measured() -> dict[str, dict[str, list[str]]]:
         header, rows = lines[0], lines[2:]
         n_train, n_test = re.findall(r"(\d[\d,]*) t", title)
         column = f"{name}, {header[2].replace('MAE', 'error')} ({n_train} + {n_test})"
+        found[column] = {}
         for row in rows:
             method = next((shown for part, shown in METHODS.items() if part in row[0]), None)
             if method is not None:
-                found.setdefault(column, {})[method] = [row[2], row[header.index("seconds")]]
-    last = {column.split(",")[0]: column for column in found}
-    return {column: found[column] for name, column in last.items() if name in SETS.values()}
+                found[column][method] = [row[2], row[header.index("seconds")]]
+    order = list(SETS.values())
+
+    def place(column: str) -> tuple[int, int]:
+        return order.index(column.split(",")[0]), int(column.rpartition("(")[2].split()[0].replace(",", ""))
+
+    return {column: found[column] for column in sorted(found, key=place)}
 
 
 def text() -> str:
     """The table."""
     sets = measured()
-    head = [cell for column in sets for cell in (column, "seconds")]
+    is_timed = {column: any(seconds for _, seconds in rows.values()) for column, rows in sets.items()}
+    head = [cell for column in sets for cell in (column, "seconds")[: 1 + is_timed[column]]]
     lines = [f"| method | {' | '.join(head)} |", f"| --- |{' --- |' * len(head)}"]
     for method in METHODS.values():
         if any(method in rows for rows in sets.values()):
-            cells = [cell for rows in sets.values() for cell in rows.get(method, ["", ""])]
+            cells = [
+                cell for column, rows in sets.items() for cell in rows.get(method, ["", ""])[: 1 + is_timed[column]]
+            ]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument not in ("--debug", "--quiet")]
     try:
         # A process of its own: who calls this function with arguments has streams of his own to look after.
-        with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if argv is None else contextlib.nullcontext():
+        # A server is silent because nobody asks it anything: its log would fill with lines.
+        is_beating = argv is None and arguments[:1] != ["serve"]
+        with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if is_beating else contextlib.nullcontext():
             code = _run(arguments, debug=debug)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from dspy_finetune._progress import Heartbeat
 from dspy_finetune.cli.app import GROUPS, build_app
 from dspy_finetune.cli.main import main
 
@@ -76,6 +77,25 @@ def test_help_shows_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
     places = [said.index(f"{heading}:") for heading in ("Arguments", "The rows", "Where it runs", "What it may cost")]
     assert places == sorted(places)
     assert said.index("The rows:") < said.index("--validation") < said.index("The model and its training:")
+
+
+@pytest.mark.parametrize(("command", "begun"), [("doctor", ["dspy-finetune doctor"]), ("serve", [])])
+def test_a_server_does_not_say_that_it_is_at_work(
+    command: str, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would do so for as long as it runs."""
+    labels: list[str] = []
+
+    class Silent(Heartbeat):
+        def __init__(self, label: str) -> None:
+            labels.append(label)
+            super().__init__(label)
+
+    monkeypatch.setattr("dspy_finetune.cli.main.Heartbeat", Silent)
+    monkeypatch.setattr("sys.argv", ["dspy-finetune", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert labels == begun
 
 
 def test_a_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
