@@ -52,7 +52,8 @@ def quickstart(
             if step.command:
                 bar.say(f"$ {step.command}")
             else:
-                bar.show(f"{step.number}/7 {step.title}", step.n_done, step.n_total, step.note)
+                n_done = step.n_done if step.n_total else None
+                bar.show(f"{step.number}/7 {step.title}", n_done, step.n_total, step.note)
 
         bar.show(f"{len(examples)} titles")
         host = Host.local(root=place / "host", base_model=model)
