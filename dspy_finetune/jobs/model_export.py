@@ -423,6 +423,11 @@ def export_model(
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already and not empty; name another folder, or remove it")
+    if host.kind.gives_weights and host.kind.name != "local":
+        raise UsageError(
+            f"{host.name} gives its models by a download of its own, which is not made into an export here:"
+            " host.api().weights(...), as docs/hosts.md shows"
+        )
     if host.kind.name != "local":
         raise UsageError(
             f"{host.name} gives its tuned models to nobody; train the same file on a host that does:"

@@ -17,6 +17,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import INTENT_KEY
 from dspy_finetune.hosts.together import TogetherApi
 from dspy_finetune.jobs import Journal, attach, list_jobs, list_models, plan, sft_then_dpo
+from dspy_finetune.jobs.model_export import export_model
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.migration import migrate
 from dspy_finetune.predictors import OpenAIPredictor
@@ -158,6 +159,8 @@ def test_a_job_that_fails_says_why(host: Host, fake: Fake, train: Path) -> None:
 def test_bad_input_is_one_line(host: Host, fake: Fake, train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="absolute learning_rate"):
         plan(train, base_model=host.base_model, host=host, hyperparameters={"learning_rate_multiplier": 2.0})
+    with pytest.raises(UsageError, match="by a download of its own"):
+        export_model({"id": "mine"}, train.parent / "out", host=host)
     with pytest.raises(UsageError, match="is not known to train gpt"):
         plan(train, base_model="gpt-4.1-mini", host=host)
     job = plan(train, base_model=host.base_model, host=host).start(allow_unknown_price=True)
