@@ -110,7 +110,7 @@ def verify(
     host: Host | None = None,
     data: str | os.PathLike[str] | None = None,
     n_prompts: int = 50,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
     n_threads: int = 4,
 ) -> Verification:
     """Ask a server and the model's own host the same prompts, each twice, and compare what they believe.
@@ -122,7 +122,8 @@ def verify(
         host: Where the model was trained; the local host for its own models without it.
         data: Rows in OpenAI's chat or preference format; without it the job's validation file, else its training file.
         n_prompts: Maximum number.
-        tolerance: Nats; as far as that the log-probabilities may be apart because weights were rounded to 16 bits.
+        tolerance: Nats; as far as that the log-probabilities may be apart because weights were rounded to 16 bits
+            (0.004 and 0.065 were measured in bfloat16; a missing adapter was 1.05).
         n_threads: Requests at the same time.
 
     Raises:
@@ -321,7 +322,8 @@ def _findings(
     if not found:
         found.append(
             "both read the same number of tokens, and the server does not answer as the base does: other weights"
-            " (another model or step, or coarse quantization), or a template of the same length; export again"
+            " (another model or step), weights that were rounded further than the tolerance, or a template of the same"
+            " length; export again, with --precision f32 to see whether it was the rounding"
         )
     return tuple(found)
 

@@ -101,7 +101,7 @@ def verify(
         Path | None, typer.Option(help="Rows to ask; the job's validation file, else its training file, without it.")
     ] = None,
     n_prompts: Annotated[int, typer.Option("--prompts", min=1, help="Maximum number.")] = 50,
-    tolerance: Annotated[float, typer.Option(min=0, help="Nats that rounded weights may put between the two.")] = 0.05,
+    tolerance: Annotated[float, typer.Option(min=0, help="Nats that rounded weights may put between the two.")] = 0.1,
     env_file: EnvPath = None,
     as_json: AsJson = False,
 ) -> None:
