@@ -60,10 +60,12 @@ test-ray: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local"
 
-# The same client code on the openai package before its change of HTTP library: one extra folder in front of the path.
+# What goes through the openai client, on that package before its change of HTTP library: one folder in front of the path.
 test-openai-2: $(SECOND)/.installed
 	PYTHONPATH=$(SECOND) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not local" \
-	  tests/hosts tests/jobs tests/predictors tests/bulk tests/local/test_jobs.py tests/local/test_strict_client.py
+	  tests/hosts tests/bulk/test_batch_api.py tests/local/test_jobs.py tests/local/test_strict_client.py \
+	  $(addprefix tests/jobs/test_,job.py journal.py provider.py recorded.py secrets.py submit.py) \
+	  $(addprefix tests/predictors/test_,hosts_answers.py in_programs.py predictors.py)
 
 $(SECOND)/.installed: $(STAMP) Makefile
 	@rm -rf $(SECOND)

@@ -22,7 +22,7 @@ from tests.jobs.conftest import FakeTime
 
 BASE = "gpt-4.1-mini-2025-04-14"
 SHAPED = "sk-planted-4f8c2e71d9aa"
-SHAPELESS = "planted 4f8c2e71d9aa without the shape of a key"
+SHAPELESS = "planted~4f8c2e71d9aa~without~the~shape~of~a~key"
 ORGANISATION = "org-planted4f8c2e71d9aa0b1c"
 PROJECT = "proj_planted4f8c2e71d9aa0b1c"
 COOKIE = "__cf_bm=planted4f8c2e71d9aa"
