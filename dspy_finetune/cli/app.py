@@ -177,4 +177,4 @@ def warn(notes: Sequence[str]) -> None:
     """Remarks, on stderr."""
     console = Console(stderr=True)  # warnings are no remarks: --quiet leaves them
     for note in notes:
-        console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)

@@ -11,7 +11,7 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.app import print_json, talk, warn
 from dspy_finetune.cli.options import (
     CellDelimiter,
     Embedder,
@@ -203,12 +203,7 @@ def _named(text: str) -> tuple[str, str]:
 def _tell_overlap(train: Sequence[Any], examples: Sequence[Any]) -> None:
     n_seen = n_in_training(train, examples)
     if n_seen:
-        talk().print(
-            f"warning: {n_seen} of {len(examples)} rows stand in the training file too; a verdict on them is flattery",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+        warn([f"{n_seen} of {len(examples)} rows stand in the training file too: the verdict on them is too good"])
 
 
 def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
@@ -216,8 +211,7 @@ def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
     for name, given in answers.items():
         errors = Counter(answer.error for answer in given if answer.outcome == "failed")
         for error, n_failed in errors.most_common(1):
-            text = f"warning: {name}: {errors.total()} of {len(given)} calls failed, {n_failed} of them with {error}"
-            talk().print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
+            warn([f"{name}: {errors.total()} of {len(given)} calls failed, {n_failed} of them with {error}"])
 
 
 def _tell_missing(has_train: bool, has_base_model: bool) -> None:

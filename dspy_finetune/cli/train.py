@@ -188,7 +188,12 @@ def train(
     show(made, talk())
     warn(made.warnings)
     try:
-        job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
+        try:
+            job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
+        except KeyboardInterrupt:
+            note = "a job may have begun: the same command goes on with it, and does not start a second one"
+            talk().print(note, highlight=False, soft_wrap=True)
+            raise
         begun = "started" if job.is_new else "found, as this plan was started before"
         talk().print(f"{job.id} {begun}", highlight=False)
         if no_wait:

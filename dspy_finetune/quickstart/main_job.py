@@ -36,7 +36,8 @@ from dspy_finetune.evaluation import (
 )
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, plan
+from dspy_finetune.hosts.protocol import INTENT_KEY
+from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, Plan, list_jobs, plan
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.report import write_html
@@ -441,10 +442,8 @@ def run(
 
     def tune(name: str, title: str, start: str | FinetunedModel, **options: Any) -> None:
         on_step(Step(number=4, title=title, command=by_hand.train(name, start, options)))
-        job = plan(datasets[name], base_model=start, host=host, suffix=f"taste-{name}", seed=seed, **options).start(
-            new=True
-        )
-        models[name] = _follow(job, lambda look: on_step(_training_step(title, look)))
+        made = plan(datasets[name], base_model=start, host=host, suffix=f"taste-{name}", seed=seed, **options)
+        job, models[name] = _follow(made, lambda look: on_step(_training_step(title, look)))
         rows = [(float(row["step"] or 0), float(row["train_loss"])) for row in job.metrics() if row["train_loss"]]
         if rows:  # a linear head is solved, not trained in steps
             losses[name] = rows
@@ -541,14 +540,17 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
-def _follow(job: Job, tell: Callable[[JobProgress], None]) -> FinetunedModel:
+def _follow(made: Plan, tell: Callable[[JobProgress], None]) -> tuple[Job, FinetunedModel]:
     try:
-        return job.wait(on_progress=tell, poll_seconds=1.0)
+        job = made.start(new=True)
+        return job, job.wait(on_progress=tell, poll_seconds=1.0)
     except KeyboardInterrupt:
-        # Left alone the job would go on when the host is started next, for a report that nobody writes. The host may
-        # have been interrupted as well.
+        # Left alone a job would go on when the host is started next, for a report that nobody writes; also one whose
+        # creation was under way. The host may have been interrupted as well.
         with contextlib.suppress(FinetuneError):
-            job.cancel()
+            for begun in list_jobs(host=made.host, metadata={INTENT_KEY: made.intent}):
+                if not begun.facts.is_final:
+                    begun.cancel()
         raise
 
 

@@ -80,7 +80,7 @@ CASES: list[tuple[str, int, str]] = [
     ("check folder", 1, "folder: it is a folder; name a file"),
     ("convert folder new.jsonl --to trl", 1, "folder: it is a folder; name a file"),
     ("export sft folder --preset binary --out new.jsonl", 1, "cannot read folder"),
-    ("compare rows.jsonl --program a=folder", 1, "folder: it is a folder; name a file"),
+    ("compare rows.jsonl --program a=folder", 1, "folder holds no saved predictor"),
     ("plan folder", 1, "folder: it is a folder; name a file"),
     ("plan train.jsonl --env-file folder", 1, "folder: it is a folder; name a file"),
     ("export sft rows.jsonl --preset binary --out folder", 1, "folder: it is a folder; name a file"),
@@ -246,7 +246,7 @@ def test_a_write_that_stops_half_way_leaves_no_file(place: Path) -> None:
         capture_output=True,
         text=True,
         cwd=place,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "DSPY_FINETUNE_QUIET": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
         check=False,
     )
@@ -267,6 +267,7 @@ def test_debug_shows_where_it_happened(place: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
-    line = f"{sys.executable} -m dspy_finetune.cli.main check train.jsonl --show 12 | true; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m dspy_finetune.cli.main check train.jsonl --show 12 --quiet"
+    line = f"{command} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dspy_finetune.cli.main import main
 from dspy_finetune.export import export_sft
+from dspy_finetune.jobs import Plan
 from dspy_finetune.prompts import binary
 from dspy_finetune.quickstart import load_titles
 from tests.local.toy import build_toy_model
@@ -102,7 +104,7 @@ def test_train_leaves_its_job_to_go_on_and_says_how(tmp_path: Path, toy: Path) -
     root = tmp_path / "root"
 
     def began() -> bool:
-        return any(root.glob("jobs/*/worker.json"))
+        return any(root.glob("jobs/*/worker.json")) and " started" in (tmp_path / "stderr").read_text()
 
     options = ["--host", "local", "--root", str(root), "--model", str(toy)]
     code, told = interrupt(["train", str(dataset.path), *options], began, tmp_path)
@@ -115,3 +117,23 @@ def test_train_leaves_its_job_to_go_on_and_says_how(tmp_path: Path, toy: Path) -
     assert not (root / "server.json").exists()
     (job,) = jobs(root)
     assert job["status"] in {"queued", "running"}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_train_interrupted_while_it_starts_says_how_to_go_on(
+    tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(plan: Plan, *args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Plan, "start", start)
+    rows = [{"title": f"A quiet town, part {n}", "is_favorite": n % 2 == 0} for n in range(40)]
+    dataset = export_sft(rows, binary(), tmp_path / "train.jsonl")
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(dataset.path), "--host", "local", "--root", str(tmp_path / "root"), "--model", str(toy)])
+    assert left.value.code == 130
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        "a job may have begun: the same command goes on with it, and does not start a second one",
+        "interrupted",
+    ]

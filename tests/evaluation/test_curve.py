@@ -334,7 +334,7 @@ def test_several_hosts_are_one_plan_within_one_budget(
     fake: Learning, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = FakeNebius()
-    other.answer = fake.respond
+    other.answer = lambda body: str(int(body["messages"][-1]["content"].split()[-1]) % 2 == 0).lower()
     other.script = ["succeeded"]
     monkeypatch.setenv("NEBIUS_BASE_URL", other.url)
     monkeypatch.setenv("NEBIUS_API_KEY", "k")
@@ -350,5 +350,6 @@ def test_several_hosts_are_one_plan_within_one_budget(
     assert (len(fake.jobs), len(other.jobs)) == (3, 3)
     assert {run.base_model for run in found.runs} == {MODEL, "meta-llama/Llama-3.1-8B-Instruct on nebius"}
     assert all(run.score is not None for run in found.runs)
+    assert [run.score.value for run in found.runs if run.score and "nebius" in run.base_model] == [1.0] * 3
     # Each run's cost is its own host's price: together they are what was held to the budget.
     assert sum(run.estimated_cost_usd or 0 for run in found.runs) < 5
