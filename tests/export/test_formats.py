@@ -445,3 +445,26 @@ def test_a_csv_file_is_read_and_fixed_to_jsonl(host: str, codes: set[str], tmp_p
     path.write_bytes(path.read_bytes() + b"a\0b,c,d\n")
     [told] = [issue for issue in check(path, host=host, count=False).issues if issue.code == "csv-row"]
     assert told.line == 14
+
+
+FIELDS = {"prompt": "Is it good?", "completion": "Yes, it is."}
+TEXT = {"text": "Is it good? Yes, it is."}
+
+
+@pytest.mark.parametrize("host", ["together", "nebius", "trl"])
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ([CHAT] * 3 + [FIELDS, CHAT], {4}),
+        ([TEXT, CHAT, TEXT, FIELDS], {2, 4}),
+        ([FIELDS] * 4, set()),
+        ([CHAT] * 4, set()),
+    ],
+)
+def test_a_file_is_in_the_format_of_its_first_row(
+    host: str, rows: list[dict[str, Any]], lines: set[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check(path, host=host, count=False, lint=False)
+    assert {issue.line for issue in report.issues if issue.code == "mixed-formats"} == lines

@@ -114,6 +114,7 @@ class RowChecker:
         self.log = IssueLog()
         self.seen = SeenRows()
         self._shapes: Counter[tuple[str, ...]] = Counter()
+        self._format: str | None = None  # of the first row that is not plain chat, where a host takes several
         self._tokens: Counter[int] = Counter()
         self._labels: dict[str, int] | None = {}
         self._is_table = False
@@ -171,6 +172,8 @@ class RowChecker:
         if plain is None:
             return False
         roles, prompt, output, question, system, answers = plain
+        if self._format not in (None, "chat", "preference"):
+            return False
         if self._has_order and not self._rules.takes_order(roles[: len(roles) - (self._method == "dpo")]):
             return False
         self._shapes[roles] += 1
@@ -195,6 +198,7 @@ class RowChecker:
         method = self._method or "sft"
         found = IssueLog()
         facts = self._check(found, line, row, method)
+        self._check_format(found, line, form, method)
         self._report(found, line, row, method)
         # A row in another spelling is told so, and then read as what it means: its other faults are worth knowing at
         # once.
@@ -211,6 +215,16 @@ class RowChecker:
         if facts is not None:
             self._remember(line, facts)
         return meant
+
+    def _check_format(self, log: IssueLog, line: int, form: str, method: str) -> None:
+        """Where a host takes several formats, all rows of a file are in the format of the first."""
+        own = "preference" if method == "dpo" else "chat"
+        if not self._rules.formats or form not in (own, *self._rules.formats):
+            return
+        if self._format is None:
+            self._format = own if self._shapes else form  # plain rows have come before
+        if form != self._format:
+            log.add(line, "", "mixed-formats", f"the row's format is {form}, that of the first row {self._format}")
 
     def _check(self, log: IssueLog, line: int, row: dict[str, Any], method: str) -> RowFacts | None:
         return check_row(
