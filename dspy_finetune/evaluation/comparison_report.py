@@ -11,7 +11,6 @@ scoring.py), how pictures are drawn (report/plots.py).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections import Counter
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from dspy_finetune._files import read_text, write_json
+from dspy_finetune._files import read_json, write_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
@@ -712,18 +711,11 @@ class ComparisonReport(page.Reported):
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        text = read_text(path)
+        values = read_json(path, "a report", "`compare` writes one by `to_json` or `--json-out`")
         try:
-            return cls.from_dict(_parse(text))
+            return cls.from_dict(values)
         except DataError as error:
             raise DataError(f"{os.fspath(path)}: {error}") from error
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"not JSON ({error})") from error
 
 
 def _blocks(report: ComparisonReport) -> Iterator[Block]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from dspy_finetune._files import atomic_writer, read_text, write_json
+from dspy_finetune._files import atomic_writer, read_json, write_json
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.data import find_leakage
@@ -281,12 +281,8 @@ class LearningCurve(Reported):
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        text = read_text(path)
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{os.fspath(path)}: not JSON ({error})") from error
-        if not isinstance(values, Mapping) or "curve" not in values:
+        values = read_json(path, "a learning curve", "`to_json` writes one")
+        if "curve" not in values:
             raise DataError(f'{os.fspath(path)}: this is not a learning curve: it has no "curve"')
         return cls.from_dict(values["curve"])
 
