@@ -300,7 +300,6 @@ def run(trainer: Any, spec: TrainSpec, reporter: Reporter, n_tokens: int) -> Tra
     )
 
 
-# ----------------------------------------------------------------------------------------------------
 # One forward pass over rows that begin alike: every shared prefix is computed once.
 #
 # In: a batch of token rows of which many begin with the same tokens: the same system prompt and rubric in each
@@ -427,7 +426,6 @@ def score_rows(
     )
 
 
-# ----------------------------------------------------------------------------------------------------
 # Supervised fine-tuning: TRL's SFTTrainer with a LoRA adapter, loss on the assistant's words only.
 #
 # In: a `TrainSpec` whose files hold OpenAI's chat lines. Out: the adapter, checkpoints, and each step told to `emit`.
@@ -524,7 +522,6 @@ def _held_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return rows.select(train.tolist()), rows.select(held_out.tolist())
 
 
-# ----------------------------------------------------------------------------------------------------
 # Direct preference optimisation: TRL's DPOTrainer with a LoRA adapter, starting from any local model.
 #
 # In: a `TrainSpec` whose files hold OpenAI's preference lines. Out: the adapter, checkpoints, each step told to
@@ -612,7 +609,6 @@ def train_dpo(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -
     return run(trainer, spec, reporter, n_tokens=n_tokens)
 
 
-# ----------------------------------------------------------------------------------------------------
 # A head, then an adapter under it: starts where the frozen head stands, and is kept only where it is better.
 #
 # In: a `TrainSpec` whose files hold chat lines with labels or numbers. Out: the frozen head, or the adapter and

@@ -42,7 +42,6 @@ from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPre
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.report import write_html
 
-# ----------------------------------------------------------------------------------------------------
 # The packaged titles: what one reader likes to read, written for this package.
 #
 # In: `titles.jsonl` and `rubric.txt`, which lie beside this module. Out: `dspy.Example`s with `id`, `title` (the
@@ -105,7 +104,6 @@ RUBRIC = load_rubric()
 """The taste rubric, as `load_rubric()` returns it."""
 
 
-# ----------------------------------------------------------------------------------------------------
 # What the tuned models are compared with: DSPy's few-shot program on the untuned model, and titles scored one by one.
 #
 # In: the untuned model, training examples. Out: programs that take the same inputs as the tuned predictors.
@@ -197,7 +195,6 @@ class ByScore:
         )
 
 
-# ----------------------------------------------------------------------------------------------------
 # How much of the main job is done: `full` for figures to believe, `small` to see that it runs.
 #
 # In: a name. Out: a `Size`, with every count that the steps use.
@@ -261,7 +258,6 @@ def size_of(name: str) -> Size:
     return SIZES[name]
 
 
-# ----------------------------------------------------------------------------------------------------
 # Telling how far the main job is: one value for whoever shows it.
 #
 # In: a callback. Out: a `Step` for each sign of progress. Not covered: showing it (the command line does).
@@ -291,7 +287,6 @@ OnStep = Callable[[Step], None]
 """Takes each sign of progress."""
 
 
-# ----------------------------------------------------------------------------------------------------
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, validation, test: a large test side, as a verdict is only as narrow as its test set."""
 
