@@ -335,19 +335,18 @@ def prompted(data: Set, train: Sequence[Any], test: Sequence[Any], host: Any, ta
     """The same base, untuned, in DSPy's prompts: 4 nearest examples, and 2 bootstrapped and 2 labelled ones."""
     lm = host.lm(BASE, max_tokens=32, temperature=0.0)
     signature = data.prompt.signature
-    optimizer = dspy.BootstrapFewShot(
-        metric=ft.metrics.accuracy(data.label), max_bootstrapped_demos=2, max_labeled_demos=4, max_errors=99
-    )
-    few = ft.baselines.optimized(
-        train[:24], signature, lm=lm, metric=ft.metrics.accuracy(data.label), optimizer=optimizer
-    )
+    is_number = data.label == "price"
+    right = ft.metrics.within(data.label, absolute=40, relative=0.2) if is_number else ft.metrics.accuracy(data.label)
+    shown = ft.metrics.mean_absolute_error(data.label) if is_number else right
+    optimizer = dspy.BootstrapFewShot(metric=right, max_bootstrapped_demos=2, max_labeled_demos=4, max_errors=99)
+    few = ft.baselines.optimized(train[:24], signature, lm=lm, metric=right, optimizer=optimizer)
     programs = {
         "DSPy optimized: BootstrapFewShot, same base, first 60 test rows": few,
         "DSPy few-shot: 4 nearest, same base, first 60 test rows": ft.baselines.nearest_few_shot(
             train, signature, lm=lm, n_shots=4
         ),
     }
-    report = ft.compare(programs, test, [ft.metrics.accuracy(data.label)], num_threads=16)
+    report = ft.compare(programs, test, [shown], num_threads=16)
     for row in report.comparison.programs:
         value = next(iter(row.scores.values())).value
         table.setdefault(row.name, Figures()).main.append(math.nan if value is None else value)
