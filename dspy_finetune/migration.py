@@ -35,7 +35,7 @@ from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, names_of, plan
+from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, names_of, plan
 from dspy_finetune.jobs.records import JobFacts, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.sequence import SequenceJob, together
 from dspy_finetune.jobs.submit import DATA_KEY
@@ -355,6 +355,7 @@ def plan_migration(
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
+    allow_unknown_model: bool = False,
 ) -> MigrationPlan:
     """Plan the training of the same model on another host; `dspy_finetune.migrate` documents the arguments.
 
@@ -383,12 +384,8 @@ def plan_migration(
             " on chat messages"
         )
     for recipe in recipes:
-        settled = recipe.hyperparameters | dict(hyperparameters or {} if recipe is recipes[-1] else {})
-        if RECIPE in recipe.hyperparameters and not to.kind.has_recipes and RECIPE not in (hyperparameters or {}):
-            notes.append(f"{RECIPE}={settled.pop(RECIPE)}: {to.name} has no recipes, and trains as it does")
-        for name in sorted(set(settled) - {RECIPE} - set(names_of(recipe.method, to.kind))):
-            if name not in (hyperparameters or {}):
-                notes.append(f"{name}={settled.pop(name)}: {to.name} has no such setting, and chooses its own")
+        given = dict(hyperparameters or {} if recipe is recipes[-1] else {})
+        settled = _carried(recipe, to, given, notes) | given
         plans.append(
             plan(
                 _in_dialect(recipe.train, to, catalog, folder),
@@ -399,10 +396,35 @@ def plan_migration(
                 hyperparameters=settled,
                 suffix=suffix if suffix is not None and recipe is recipes[-1] else recipe.suffix,
                 seed=seed if seed is not None else recipe.seed,
+                allow_unknown_model=allow_unknown_model,
             )
         )
     notes += [note for one in plans for note in one.warnings]
     return MigrationPlan(recipes=tuple(recipes), plans=tuple(plans), warnings=tuple(dict.fromkeys(notes)))
+
+
+def _carried(recipe: Recipe, to: Host, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The recorded hyperparameters that the new host takes; what it does not take is told in `notes`."""
+    names, kept = names_of(recipe.method, to.kind), {}
+    for name, value in recipe.hyperparameters.items():
+        if name in given:
+            continue
+        if name == RECIPE and not to.kind.has_recipes:
+            notes.append(f"{RECIPE}={value}: {to.name} has no recipes, and trains as it does")
+        elif name != RECIPE and name not in names:
+            notes.append(f"{name}={value}: {to.name} has no such setting, and chooses its own")
+        elif name == RECIPE or value is None or _takes(name, value, to):
+            kept[name] = value
+        else:
+            notes.append(f"{name}={value}: {to.name} does not take that value, and another is chosen")
+    return kept
+
+
+def _takes(name: str, value: Any, to: Host) -> bool:
+    try:
+        return not (checked_value(name, value, to.kind) is False and not to.kind.has_full)
+    except UsageError:
+        return False
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -578,6 +600,7 @@ def migrate(
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
+    allow_unknown_model: bool = False,
 ) -> Migration:
     """Plan to train the same model on another host: same data, same prompt, same hyperparameters.
 
@@ -596,6 +619,7 @@ def migrate(
         hyperparameters: To change some of the recorded ones.
         suffix: Another one than the old model's.
         seed: Another one than the old job's.
+        allow_unknown_model: Plan although the catalog does not know that the new host trains `base_model`.
 
     Raises:
         UsageError: Nobody knows how the model was made, or an argument is wrong.
@@ -614,6 +638,7 @@ def migrate(
         hyperparameters=hyperparameters,
         suffix=suffix,
         seed=seed,
+        allow_unknown_model=allow_unknown_model,
     )
     known = prompt or planned.old.prompt
     if predictor is None and known is not None:

@@ -12,7 +12,22 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.jobs import follow_job, tell_model
 from dspy_finetune.cli.options import AsJson, CellDelimiter, EnvPath, RootPath, host_named, load_env
-from dspy_finetune.cli.train import BatchSize, Beta, Epochs, Multiplier, Seed, Suffix, hyperparameters, show
+from dspy_finetune.cli.train import (
+    AllowUnknownModel,
+    BatchSize,
+    Beta,
+    Epochs,
+    Full,
+    LoraRank,
+    Multiplier,
+    New,
+    Rate,
+    Recipe,
+    Seed,
+    Suffix,
+    hyperparameters,
+    show,
+)
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CompareProgress, ComparisonReport, RunOptions
@@ -54,13 +69,19 @@ def migrate(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
+    learning_rate: Rate = None,
+    lora_rank: LoraRank = None,
+    full: Full = False,
     beta: Beta = None,
+    recipe: Recipe = None,
     suffix: Suffix = None,
     seed: Seed = None,
+    allow_unknown_model: AllowUnknownModel = False,
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse what costs more.", min=0.0)] = None,
     allow_unknown_price: Annotated[
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
+    new: New = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; upload nothing.")] = False,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Train, and compare later.")] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
@@ -83,7 +104,16 @@ def migrate(
         # Missed only when the page is written, it would cost the answers.
         require("jinja2", "report", "an HTML report")
         require("matplotlib", "report", "an HTML report")
-    given = hyperparameters(epochs, batch_size, learning_rate_multiplier, beta)
+    given = hyperparameters(
+        n_epochs=epochs,
+        batch_size=batch_size,
+        learning_rate_multiplier=learning_rate_multiplier,
+        learning_rate=learning_rate,
+        lora_rank=lora_rank,
+        lora=False if full else None,
+        beta=beta,
+        recipe=recipe,
+    )
     target = host_named(to, root=root)
     made = migrate_model(
         model,
@@ -95,6 +125,7 @@ def migrate(
         hyperparameters=given,
         suffix=suffix,
         seed=seed,
+        allow_unknown_model=allow_unknown_model,
     )
     for planned in made.plan.plans:
         show(planned, out() if dry_run and not as_json else talk())
@@ -106,7 +137,7 @@ def migrate(
     if not no_compare and examples is None and made.plan.old.validation is None:
         raise UsageError("nothing to compare on: give --examples FILE with labelled rows, or --no-compare")
     try:
-        job = made.start(max_usd, allow_unknown_price=allow_unknown_price)
+        job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
         moved = follow_job(job, target, talk(), timeout)
         if save is not None:
             made.new_predictor(moved).save(save)

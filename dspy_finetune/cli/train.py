@@ -56,6 +56,7 @@ AllowUnknownModel = Annotated[
         "--allow-unknown-model", help="Take a model that the catalog does not know on this host: a newer one."
     ),
 ]
+New = Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")]
 WandbProject = Annotated[str | None, typer.Option("--wandb", help="A project of Weights & Biases to report to.")]
 
 
@@ -106,10 +107,16 @@ def plan(
         method=method,
         host=host,
         root=root,
-        given={
-            **hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
-            **adapter_options(learning_rate, lora_rank, full),
-        },
+        given=hyperparameters(
+            n_epochs=epochs,
+            batch_size=batch_size,
+            learning_rate_multiplier=learning_rate_multiplier,
+            learning_rate=learning_rate,
+            lora_rank=lora_rank,
+            lora=False if full else None,
+            beta=beta,
+            recipe=recipe,
+        ),
         suffix=suffix,
         seed=seed,
         metadata=metadata,
@@ -149,7 +156,7 @@ def train(
     allow_unknown_price: Annotated[
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
-    new: Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")] = False,
+    new: New = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
     save: Annotated[
@@ -175,10 +182,16 @@ def train(
         method=method,
         host=host,
         root=root,
-        given={
-            **hyperparameters(epochs, batch_size, learning_rate_multiplier, beta, recipe),
-            **adapter_options(learning_rate, lora_rank, full),
-        },
+        given=hyperparameters(
+            n_epochs=epochs,
+            batch_size=batch_size,
+            learning_rate_multiplier=learning_rate_multiplier,
+            learning_rate=learning_rate,
+            lora_rank=lora_rank,
+            lora=False if full else None,
+            beta=beta,
+            recipe=recipe,
+        ),
         suffix=suffix,
         seed=seed,
         metadata=metadata,
@@ -284,28 +297,13 @@ def settle(
     )
 
 
-def hyperparameters(
-    epochs: str | None,
-    batch_size: str | None,
-    learning_rate_multiplier: str | None,
-    beta: str | None,
-    recipe: str | None = None,
-) -> dict[str, Any]:
-    """The given ones by their names in the API, as numbers where they are numbers."""
-    given = {
-        "n_epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate_multiplier": learning_rate_multiplier,
-        "beta": beta,
-        "recipe": recipe,
-    }
-    return {name: _number(text) for name, text in given.items() if text is not None}
+def hyperparameters(**given: str | bool | None) -> dict[str, Any]:
+    """The given ones by their names in the API, as numbers where they are numbers.
 
-
-def adapter_options(learning_rate: str | None, lora_rank: str | None, full: bool) -> dict[str, Any]:
-    """Those that only hosts with an API of their own have."""
-    given = {"learning_rate": learning_rate, "lora_rank": lora_rank}
-    return {name: _number(text) for name, text in given.items() if text is not None} | ({"lora": False} if full else {})
+    >>> hyperparameters(n_epochs="3", learning_rate="1e-5", recipe="head", lora=None)
+    {'n_epochs': 3, 'learning_rate': 1e-05, 'recipe': 'head'}
+    """
+    return {name: _number(text) if isinstance(text, str) else text for name, text in given.items() if text is not None}
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:

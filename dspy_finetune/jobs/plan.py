@@ -185,7 +185,7 @@ def resolve(
     settled = []
     for name in names:
         if given.get(name) is not None:
-            value = _checked_value(name, given[name], kind)
+            value = checked_value(name, given[name], kind)
             if name == "lora" and value is False and kind is not None and not kind.has_full:
                 raise UsageError(f"lora=False: {host.name if host else 'the host'} trains adapters alone")
             settled.append(Hyperparameter(name=name, value=value, origin="given"))
@@ -256,7 +256,8 @@ def rate_warnings(settled: Sequence[Hyperparameter]) -> list[str]:
     ]
 
 
-def _checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
+def checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
+    """A hyperparameter's value, if a host of the kind takes it. Raises UsageError, which says what is accepted."""
     if name == "lora":
         if not isinstance(value, bool):
             raise UsageError(f"hyperparameter lora={value!r}: expected True (an adapter) or False (all weights)")
@@ -763,8 +764,8 @@ def _check_known(base: str, dialect: str, catalog: Catalog, is_allowed: bool) ->
     words = f"did you mean {' or '.join(near)}?" if near else f"it trains {', '.join(catalog.trained(dialect))}."
     raise UsageError(
         f"{dialect} is not known to train {base}: {words} For a model newer than the catalog of {catalog.as_of}, add it"
-        " to a catalog of your own ($DSPY_FINETUNE_CATALOG), or give allow_unknown_model=True (plan, train:"
-        " --allow-unknown-model)"
+        " to a catalog of your own ($DSPY_FINETUNE_CATALOG), or give allow_unknown_model=True"
+        " (--allow-unknown-model)"
     )
 
 

@@ -79,3 +79,22 @@ def test_migrate_shows_trains_saves_and_compares(
 
     assert run("migrate", "ft:gpt-4.1-mini-2025-04-14:fake::nobody00", "--to", there) == 2
     assert "nobody knows" in capsys.readouterr().err
+
+
+def test_the_new_hosts_own_settings_are_given_as_for_train(
+    servers: list[FakeOpenAI], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ft.export_sft(ROWS[:20], PROMPT, tmp_path / "train.jsonl", base_model=BASE)
+    assert run("train", "train.jsonl", "--model", BASE) == 0
+    old = capsys.readouterr().out.strip()
+    options = ("--learning-rate", "2e-5", "--lora-rank", "16", "--dry-run", "--json")
+    assert run("migrate", old, "--to", "nebius", *options) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["plans"]
+    given = {one["name"]: one["value"] for one in planned["hyperparameters"] if one["origin"] == "given"}
+    assert given == {"n_epochs": 5, "learning_rate": 2e-5, "lora_rank": 16}
+    assert run("migrate", old, "--to", "nebius", "--full", "--dry-run", "--json") == 0
+    (planned,) = json.loads(capsys.readouterr().out)["plans"]
+    assert {one["name"]: one["value"] for one in planned["hyperparameters"]}["lora"] is False
+    assert run("migrate", old, "--to", "local", "--recipe", "head", "--dry-run", "--json") == 0
+    (planned,) = json.loads(capsys.readouterr().out)["plans"]
+    assert {one["name"]: one["value"] for one in planned["hyperparameters"]}["recipe"] == "head"

@@ -101,6 +101,25 @@ def test_the_recorded_data_prompt_and_hyperparameters_are_used_again(
     assert (again.id, len(other.jobs)) == (moved.id, 1)
 
 
+def test_a_recorded_value_that_the_new_host_refuses_is_told_and_left_to_it(
+    made: Plan, host: Host, time: FakeTime
+) -> None:
+    """30 epochs are no reason to refuse the move to a host that takes 20 at most; given by hand, they are one."""
+    old = (
+        plan(made.train, base_model=BASE, host=host, hyperparameters={"n_epochs": 30, "batch_size": 64}).start().wait()
+    )
+    planned = plan_migration(old, to=Host.nebius())
+    assert planned.plans[0].n_epochs == 5
+    assert {one.name: one.value for one in planned.plans[0].hyperparameters}["batch_size"] == 64
+    assert "n_epochs=30: nebius does not take that value, and another is chosen" in planned.warnings
+    with pytest.raises(UsageError, match="n_epochs=30"):
+        plan_migration(old, to=Host.nebius(), hyperparameters={"n_epochs": 30})
+    with pytest.raises(UsageError, match="is not known to train gpt"):
+        migrate(old, to=Host.nebius(), base_model="gpt-4.1-nano-2025-04-14")
+    newer = migrate(old, to=Host.nebius(), base_model="gpt-4.1-nano-2025-04-14", allow_unknown_model=True)
+    assert newer.plan.plans[0].base_model == "gpt-4.1-nano-2025-04-14"
+
+
 def test_a_job_is_as_good_a_name_as_its_model(
     old: FinetunedModel, new_host: Host, made: Plan, fake: FakeOpenAI, time: FakeTime
 ) -> None:
