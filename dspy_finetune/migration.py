@@ -37,12 +37,14 @@ from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, names_of, plan
 from dspy_finetune.jobs.records import JobFacts, Journal, catalog_name, journal_of
-from dspy_finetune.jobs.sequence import SequenceJob, together
+from dspy_finetune.jobs.sequence import SequenceJob, section_of, together
 from dspy_finetune.jobs.submit import DATA_KEY
 from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.predictors.pairwise import sides
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.report.blocks import Section
+from dspy_finetune.report.page import Reported
 
 # How the model was made: data, prompt, method, hyperparameters, by journal, manifest and host.
 
@@ -281,7 +283,7 @@ MOST_STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class MigrationPlan:
+class MigrationPlan(Reported):
     """A model's making, planned for another host and not started."""
 
     recipes: tuple[Recipe, ...]
@@ -341,7 +343,14 @@ class MigrationPlan:
 
     def __str__(self) -> str:
         steps = "\n".join(f"{number}. {one}" for number, one in enumerate(self.plans, start=1))
-        return f"{self.old.model} of {self.old.host.name} again, on {self.host.name}:\n{steps}"
+        return f"{self._title()}:\n{steps}"
+
+    def section(self) -> Section:
+        """The blocks of a report: each job on the new host, what they cost, and what should be known before."""
+        return section_of(self.plans, title=self._title(), warnings=self.warnings)
+
+    def _title(self) -> str:
+        return f"{self.old.model} of {self.old.host.name} again, on {self.host.name}"
 
 
 def plan_migration(
@@ -459,7 +468,7 @@ NEW, OLD = "new", "old"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Migration:
+class Migration(Reported):
     """A model on its way to another host; nothing has been started."""
 
     plan: MigrationPlan
@@ -571,6 +580,10 @@ class Migration:
 
     def __str__(self) -> str:
         return str(self.plan)
+
+    def section(self) -> Section:
+        """The blocks of a report: those of the plan."""
+        return self.plan.section()
 
     def _need_old(self) -> None:
         old = self.plan.old

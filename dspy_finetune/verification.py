@@ -24,6 +24,8 @@ from dspy_finetune.hosts.lm import positions_on_wire
 from dspy_finetune.jobs import FinetunedModel, list_jobs
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.probabilities import label_masses
+from dspy_finetune.report.blocks import Bullets, Facts, Section
+from dspy_finetune.report.page import Reported
 
 __all__ = ["Verification", "verify"]
 
@@ -38,7 +40,7 @@ LISTED_JOBS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verification:
+class Verification(Reported):
     """One server compared with the model's own host."""
 
     model: str
@@ -76,20 +78,37 @@ class Verification:
         return {**self.__dict__, "ok": self.ok, "labels": list(self.labels), "findings": list(self.findings)}
 
     def __str__(self) -> str:
+        figures = (f"{name}: {told}" for name, told in self._figures().items())
+        return "\n".join([self._head(), *figures, *self.findings])
+
+    def section(self) -> Section:
+        """The blocks of a report: the verdict, the distances, what differs."""
+        asked = {"model": self.model, "prompts": f"{self.n_prompts:,}", "labels": ", ".join(self.labels)}
+        facts = {name: told for name, told in asked.items() if told}
+        return Section(
+            title=f"Does {self.at} serve {self.model}?",
+            verdict=self._head(),
+            outcome="equivalent" if self.ok else "worse",
+            blocks=(Facts(facts=facts | self._figures()), *((Bullets(lines=self.findings),) if self.findings else ())),
+        )
+
+    def _head(self) -> str:
         words = {
             "same": f"answers as the model does: within twice the noise between two runs, or {LEAST_NOISE:g} nats",
             "rounded": "answers as the model does, but for rounded weights",
             "same answers": "gives the same answers where the model is sure (it tells no log-probabilities)",
             "different": "does NOT answer as the model does",
         }
-        lines = [f"{self.served_as} at {self.at} {words[self.verdict]}"]
+        return f"{self.served_as} at {self.at} {words[self.verdict]}"
+
+    def _figures(self) -> dict[str, str]:
+        told = {}
         if self.difference is not None:
-            lines.append(
-                f"log-probabilities: {self.difference:.4f} nats apart on average, {self.largest:.4f} at most;"
+            told["log-probabilities"] = (
+                f"{self.difference:.4f} nats apart on average, {self.largest:.4f} at most;"
                 f" between two runs {self.noise:.4f}"
             )
-        lines.append(f"answers: {self.n_changed} of {self.n_prompts} differ")
-        return "\n".join([*lines, *self.findings])
+        return told | {"answers": f"{self.n_changed} of {self.n_prompts} differ"}
 
 
 @dataclass(frozen=True, kw_only=True)

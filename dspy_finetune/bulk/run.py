@@ -60,6 +60,8 @@ from dspy_finetune.bulk.reader import (
 from dspy_finetune.bulk.requests import HostRequester, ProgramRequester, Transport, is_wired, known_bodies
 from dspy_finetune.errors import DataError, FileError, UsageError
 from dspy_finetune.predictors.base import FinetunedPredictor
+from dspy_finetune.report.blocks import Facts, Section
+from dspy_finetune.report.page import Reported
 
 VERSION = 2
 WINDOW = 10_000
@@ -553,7 +555,7 @@ class Meter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BulkResult:
+class BulkResult(Reported):
     """What a finished run did."""
 
     output: Path
@@ -619,6 +621,16 @@ class BulkResult:
         if self.cost_usd is not None:
             parts.append(f"${self.cost_usd:,.4f}")
         return ", ".join(parts)
+
+    def section(self) -> Section:
+        """The blocks of a report: what became of the rows, and what it took."""
+        facts = {
+            **{what: f"{n:,}" for n, what in self._errors() if n},
+            "requests": f"{self.n_requests:,}, {self.n_retries:,} sent again",
+            "tokens": f"{self.n_input_tokens:,} read, {self.n_output_tokens:,} written",
+            "time": f"{self.seconds:,.1f} s",
+        }
+        return Section(title=f"Predictions in {self.output}", verdict=str(self), blocks=(Facts(facts=facts),))
 
     def _errors(self) -> list[tuple[int, str]]:
         return [

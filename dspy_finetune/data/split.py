@@ -21,6 +21,8 @@ from dspy_finetune.data.fields import check_names
 from dspy_finetune.data.items import By, How, check_how, check_rows, connected_rows, row_items, values_of
 from dspy_finetune.data.quality import label_key
 from dspy_finetune.errors import DataError, LeakageError, UsageError
+from dspy_finetune.report.blocks import Section, Table
+from dspy_finetune.report.page import Reported
 
 _log = logging.getLogger(__name__)
 
@@ -228,7 +230,7 @@ class LeakedItem:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leakage:
+class Leakage(Reported):
     """What two sets share; true if they share anything."""
 
     items: tuple[LeakedItem, ...]
@@ -263,6 +265,20 @@ class Leakage:
         lines += [f"  {item}" for item in self.items[:shown]]
         lines += [f"  ... and {n - shown} more"] * (n > shown)
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def section(self) -> Section:
+        """The blocks of a report: how much is shared, and where each shared item stands."""
+        rows = tuple((item.text, _rows(item.rows_a), _rows(item.rows_b)) for item in self.items)
+        head = ("item", "in the first set", "in the second set")
+        return Section(
+            title="Items on two sides",
+            verdict=self.summary(shown=0).splitlines()[0],
+            outcome="worse" if self.items else "equivalent",
+            blocks=(Table(head=head, rows=rows, label="Shared items", holds_text=True),) if rows else (),
+        )
 
     def raise_if_any(self) -> None:
         """Raise LeakageError with the first offending rows, if anything is shared."""

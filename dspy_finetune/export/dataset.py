@@ -23,6 +23,8 @@ from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.checker import RowChecker, check_file
 from dspy_finetune.export.checks.report import CheckReport, IssueLog
 from dspy_finetune.export.formats import Method
+from dspy_finetune.report.blocks import Facts, Section
+from dspy_finetune.report.page import Reported
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -177,7 +179,7 @@ def now() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFile:
+class TrainingFile(Reported):
     """One checked training file, from the export over the plan to the upload."""
 
     path: Path
@@ -252,6 +254,13 @@ class TrainingFile:
             "prompt_digest": self.prompt_digest,
             "warnings": list(self.warnings),
         }
+
+    def section(self) -> Section:
+        """The blocks of a report: what the file is, and its check."""
+        facts = {"sha256": self.sha256, "prompt": self.prompt_digest or "none: ready messages"}
+        checked = self.report.section()
+        blocks = (Facts(facts=facts), *checked.blocks)
+        return replace(checked, title=f"Training file {self.path}", blocks=blocks)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainingFile:

@@ -38,7 +38,7 @@ from dspy_finetune.jobs.records import event as read_event
 from dspy_finetune.jobs.records import job_facts as read_job
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY
 from dspy_finetune.report.blocks import Bullets, Facts, Section
-from dspy_finetune.report.page import fragment
+from dspy_finetune.report.page import Reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ OUTAGE_SECONDS = 3600.0
 BACKOFF = 1.5
 
 
-class Job:
+class Job(Reported):
     """A fine-tuning job on a host; `attach(job_id, host=...)` gives it from anywhere."""
 
     def __init__(
@@ -216,8 +216,8 @@ class Job:
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.host!r})"
 
-    def _repr_html_(self) -> str:
-        # The last poll: showing a job must neither wait for the host nor fail with it.
+    def section(self) -> Section:
+        """The blocks of a report: the job at the last poll; it neither waits for the host nor fails with it."""
         facts = self._facts
         if facts is None:
             title, known = f"Job {self.id}", {"host": self.host.name}
@@ -225,7 +225,7 @@ class Job:
         else:
             title, known = f"Job {self.id}: {facts.status}", self._told(facts)
             remarks = () if facts.is_final else ("as of the last poll; job.refresh() polls again",)
-        return fragment(Section(title=title, blocks=(Facts(facts=known), Bullets(lines=remarks))))
+        return Section(title=title, blocks=(Facts(facts=known), *((Bullets(lines=remarks),) if remarks else ())))
 
     def _told(self, facts: JobFacts) -> dict[str, str]:
         settings = ", ".join(f"{name}={value}" for name, value in facts.hyperparameters.items())

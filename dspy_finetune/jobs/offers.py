@@ -19,6 +19,8 @@ from dspy_finetune.hosts.host import KINDS
 from dspy_finetune.hosts.protocol import KindName
 from dspy_finetune.jobs.plan import Method, Source, path_of, plan
 from dspy_finetune.jobs.records import CLOCK
+from dspy_finetune.report.blocks import Section, Table
+from dspy_finetune.report.page import Reported
 
 HOSTS: tuple[KindName, ...] = ("local", "openai", "azure", "nebius", "together", "fireworks")
 """Hosts that the catalog knows by name."""
@@ -71,7 +73,7 @@ class HostOffer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostAdvice:
+class HostAdvice(Reported):
     """Every host's offer for a file: those that can first, the cheapest first of those whose price is known."""
 
     path: str
@@ -89,7 +91,7 @@ class HostAdvice:
         return {"path": self.path, "offers": [one.to_dict() for one in self.offers]}
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {len(self.possible)} of {len(self.offers)} hosts can train it"]
+        lines = [self._head()]
         for one in self.offers:
             lines.append(
                 f"  {one.host}: {one.reason or f'{one.method} of {one.base_model}, {cost_text(one.cost_usd)}'}"
@@ -97,6 +99,26 @@ class HostAdvice:
             if one.command:
                 lines.append(f"    {one.command}")
         return "\n".join(lines)
+
+    def section(self) -> Section:
+        """The blocks of a report: a line per host, with its price and its command."""
+        rows = tuple(
+            (
+                one.host,
+                one.base_model,
+                cost_text(one.cost_usd) if one.is_possible else "",
+                "" if one.ends is None else one.ends.isoformat(),
+                one.reason or "; ".join(one.warnings),
+                one.command,
+            )
+            for one in self.offers
+        )
+        head = ("host", "base model", "training costs", "no new job from", "remarks", "command")
+        table = Table(head=head, rows=rows, label="Hosts, the cheapest first", holds_text=True)
+        return Section(title=f"Hosts for {self.path}", verdict=self._head(), blocks=(table,))
+
+    def _head(self) -> str:
+        return f"{self.path}: {len(self.possible)} of {len(self.offers)} hosts can train it"
 
 
 def advise_host(

@@ -20,10 +20,12 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.job import JobProgress
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import RECIPE, Plan, Source, path_of, plan, unknown_price
+from dspy_finetune.report.blocks import Block, Bullets, Heading, Section
+from dspy_finetune.report.page import Reported
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequencePlan:
+class SequencePlan(Reported):
     """Two jobs that have not been started."""
 
     sft: Plan
@@ -54,6 +56,11 @@ class SequencePlan:
     def __str__(self) -> str:
         return f"1. {self.sft}\n2. {self.dpo}"
 
+    def section(self) -> Section:
+        """The blocks of a report: each job, what both cost, and what should be known before."""
+        title = f"Plan of two jobs on {self.sft.host.name}: SFT, then DPO"
+        return section_of((self.sft, self.dpo), title=title, warnings=self.warnings)
+
     def start(
         self,
         max_usd: float | None = None,
@@ -74,6 +81,20 @@ class SequencePlan:
             HostError: As `Plan.start`.
         """
         return SequenceJob((self.sft, self.dpo), max_usd, new=new, allow_unknown_price=allow_unknown_price)
+
+
+def section_of(plans: Sequence[Plan], *, title: str, warnings: Sequence[str]) -> Section:
+    """The blocks of a report on several jobs: each one's plan, what all cost, and what should be known before."""
+    cost = together(plans)
+    blocks: list[Block] = []
+    for number, one in enumerate(plans, start=1):
+        (facts, *_) = one.section().blocks
+        blocks += [Heading(text=f"{number}. {one}"), facts]
+    if warnings:
+        blocks += [Heading(text="Before it is started"), Bullets(lines=tuple(warnings))]
+    jobs = f"{len(plans)} job{'s' if len(plans) != 1 else ''}"
+    price = "price unknown" if cost is None else f"${cost:,.2f}"
+    return Section(title=title, verdict=f"{jobs}, {price}", blocks=tuple(blocks))
 
 
 class SequenceJob:

@@ -36,6 +36,8 @@ from dspy_finetune.predictors.ask import (
     read_shares,
 )
 from dspy_finetune.predictors.pairwise import ItemScorePredictor, sides
+from dspy_finetune.report.blocks import Facts, Section, Table
+from dspy_finetune.report.page import Reported
 from dspy_finetune.values import match_label
 
 # Scores from comparisons (Bradley-Terry with a term for the first place), and which pair to ask next.
@@ -279,7 +281,7 @@ class RankedItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class Ranking(Reported):
     """The items in order, the best first."""
 
     items: tuple[RankedItem, ...]
@@ -301,6 +303,34 @@ class Ranking:
     def order(self) -> list[Any]:
         """The items themselves, best first."""
         return [one.item for one in self.items]
+
+    def __str__(self) -> str:
+        scores = (f"{one.rank}. {one.item} ({one.score:+.2f})" for one in self.items)
+        return "\n".join([*scores, self._head()])
+
+    def section(self) -> Section:
+        """The blocks of a report: the items in order with their scores, and what was asked."""
+        rows = tuple(
+            (str(one.rank), str(one.item), f"{one.score:+.2f}", _ends(one), f"{one.n_comparisons:,}")
+            for one in self.items
+        )
+        head = ("rank", "item", "score, log-odds", f"{self.level:.0%} interval", "comparisons")
+        facts = {"answers that could not be read": f"{self.n_parse_failures:,}", "resumed": f"{self.n_resumed:,}"}
+        if self.position_bias is not None:
+            estimate, low, high = self.position_bias
+            facts["standing first adds"] = f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}] log-odds"
+        return Section(
+            title="Ranking",
+            verdict=self._head(),
+            blocks=(Table(head=head, rows=rows, label="Items, best first", holds_text=True), Facts(facts=facts)),
+        )
+
+    def _head(self) -> str:
+        return f"{len(self.items):,} items, {self.n_comparisons:,} questions, where all pairs are {self.n_pairs:,}"
+
+
+def _ends(one: RankedItem) -> str:
+    return f"{one.low:+.2f} to {one.high:+.2f}" if math.isfinite(one.low) else ""
 
 
 def rank(

@@ -13,7 +13,7 @@
     | majority | 0.667 |
     <BLANKLINE>
 
-What `compare`, `learning_curve`, `plan`, `check` and others return is `Reported`: it says which blocks it is, and so
+What `compare`, `learning_curve`, `plan`, `check` and all others return is `Reported`: it says which blocks it is, so it
 has `to_html`, `to_markdown` and a notebook's view; `write_html` puts several on one page.
 """
 

@@ -299,6 +299,9 @@ def test_a_file_without_its_prompt_is_compared_as_it_stands(
     made = plan(write_sft(tmp_path / "bare.jsonl"), base_model=BASE, host=host)
     migration = migrate(made.start().wait().id, to=new_host)
     assert "has no manifest" in " ".join(migration.plan.warnings)
+    page = migration.markdown()
+    assert str(migration).splitlines()[0].removesuffix(":") in page.replace("\\", "")
+    assert f"1. {migration.plan.plans[0]}" in page
     with pytest.raises(UsageError, match="saved predictor"):
         migration.new_predictor("ft:x")
     with pytest.raises(UsageError, match="nothing to compare on"):

@@ -39,6 +39,15 @@ def test_the_budget_is_for_both(dpo_file: Path, host: Host, fake: FakeOpenAI) ->
     assert not fake.requests
 
 
+def test_a_report_shows_both_jobs_and_what_they_cost(dpo_file: Path, host: Host) -> None:
+    made = sft_then_dpo(dpo_file, base_model=BASE, host=host)
+    text = made.markdown()
+    assert f"2 jobs, ${made.cost_usd:,.2f}" in text
+    assert f"2. {made.dpo}" in text
+    assert made.warnings
+    assert all(f"- {warning}" in text.replace("\\", "") for warning in made.warnings)
+
+
 def test_an_unknown_price_is_refused_before_the_first_job(dpo_file: Path, fake: FakeOpenAI) -> None:
     made = sft_then_dpo(dpo_file, base_model="some-model", host=Host.compatible(fake.url, "k"))
     for budget in (5.0, None):

@@ -26,6 +26,8 @@ from dspy_finetune.export.checks.report import KEPT_PER_CODE, CheckReport, Issue
 from dspy_finetune.export.checks.rules import check_row
 from dspy_finetune.export.dialects import DIALECTS, rules_of
 from dspy_finetune.export.formats import METHOD_OF, sniff
+from dspy_finetune.report.blocks import Block, Facts, Heading, Section, Table
+from dspy_finetune.report.page import Reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,11 @@ class Change:
         return {"line": self.line, "path": self.path, "code": self.code, "message": self.message}
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (f"line {self.line}" if self.line else "file", self.path) if part)
-        return f"{place}: [{self.code}] {self.message}"
+        return f"{_place(self)}: [{self.code}] {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixReport:
+class FixReport(Reported):
     """What a fix did."""
 
     source: str
@@ -92,7 +93,7 @@ class FixReport:
 
     def __str__(self) -> str:
         n = sum(self.counts.values())
-        lines = [f"{self.source} -> {self.out}: {n:,} change{'s' if n != 1 else ''}, {self.n_rows:,} rows"]
+        lines = [self._head()]
         lines += [f"  changed  {change}" for change in self.changes[:50]]
         if n > 50:
             lines.append(f"  changed  ... and {n - 50:,} more")
@@ -101,6 +102,33 @@ class FixReport:
         if len(self.left_out) > 50:
             lines.append(f"  left out ... and {len(self.left_out) - 50:,} more")
         return "\n".join([*lines, str(self.report)])
+
+    def section(self) -> Section:
+        """The blocks of a report: what was changed, kept and left out, and the check of the copy."""
+        blocks: list[Block] = []
+        if self.counts:
+            blocks.append(Facts(facts={code: f"{n:,}" for code, n in self.counts.items()}))
+        kinds = (("changed", self.changes), ("kept", self.kept), ("left out", self.left_out))
+        rows = tuple((what, _place(one), one.code, one.message) for what, done in kinds for one in done[:50])
+        if rows:
+            head = ("what", "where", "code", "message")
+            blocks.append(Table(head=head, rows=rows, label="Changes, at most 50 of each kind", holds_text=True))
+        checked = self.report.section()
+        return Section(
+            title=f"Fix of {self.source}",
+            verdict=self._head(),
+            outcome="equivalent" if self.ok else "worse",
+            blocks=(*blocks, Heading(text=self.report.head()), *checked.blocks),
+            not_checked=checked.not_checked,
+        )
+
+    def _head(self) -> str:
+        n = sum(self.counts.values())
+        return f"{self.source} -> {self.out}: {n:,} change{'s' if n != 1 else ''}, {self.n_rows:,} rows"
+
+
+def _place(change: Change) -> str:
+    return " ".join(part for part in (f"line {change.line}" if change.line else "file", change.path) if part)
 
 
 class _Copy:

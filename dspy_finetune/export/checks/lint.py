@@ -7,8 +7,8 @@ that will be served.
 
 from __future__ import annotations
 
-import html
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,22 @@ from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import FinetuneError, UsageError
 from dspy_finetune.export.checks.across import PairGraph, choice_of
 from dspy_finetune.export.checks.checker import RowChecker
-from dspy_finetune.export.checks.report import Issue
+from dspy_finetune.export.checks.report import Issue, by_code, issue_table
 from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
 from dspy_finetune.export.dataset import Manifest
+from dspy_finetune.report.blocks import Facts, Section
+from dspy_finetune.report.page import Reported
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
 
+_LISTED = ("phrases", "styles")
+"""The figures that are lists: each of their entries is an issue."""
 _LABELS = ("preferred", "preference", "choice", "preferred_title", "label", "answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LintReport:
+class LintReport(Reported):
     """What a lint found."""
 
     path: str | None
@@ -55,7 +59,7 @@ class LintReport:
     def to_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON."""
         figures = {name: getattr(self.figures, name) for name in self.figures.__dataclass_fields__}
-        for name in ("phrases", "styles"):
+        for name in _LISTED:
             figures[name] = [vars(phrase) for phrase in figures[name]]
         return {
             "path": self.path,
@@ -67,14 +71,36 @@ class LintReport:
         }
 
     def __str__(self) -> str:
-        n = len(self.issues)
-        head = f"{self.path or 'examples'}: {self.figures.n_rows:,} rows looked at, {n} issue{'s' if n != 1 else ''}"
-        return "\n".join(
-            [head, *(f"  {found}" for found in self.issues), *(f"  not checked: {r}" for r in self.not_checked)]
+        found = [f"  {issue}" for issue in self.issues]
+        return "\n".join([self._head(), *found, *(f"  not checked: {reason}" for reason in self.not_checked)])
+
+    def section(self) -> Section:
+        """The blocks of a report: the count, a line per code, the figures."""
+        figures = {
+            name.removeprefix("n_").replace("_", " "): value
+            for name, value in vars(self.figures).items()
+            if name not in _LISTED
+        }
+        facts = {
+            **{name: _figure(value) for name, value in figures.items() if value is not None},
+            **({"system prompt": self.system_prompt} if self.system_prompt else {}),
+        }
+        counts = Counter(issue.code for issue in self.issues)
+        return Section(
+            title=f"Lint of {self.path or 'the examples'}",
+            verdict=self._head(),
+            outcome="equivalent" if self.ok else "worse",
+            blocks=(issue_table(by_code(self.issues, counts)), Facts(facts=facts)),
+            not_checked=self.not_checked,
         )
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    def _head(self) -> str:
+        n = len(self.issues)
+        return f"{self.path or 'examples'}: {self.figures.n_rows:,} rows looked at, {n} issue{'s' if n != 1 else ''}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def lint(

@@ -7,7 +7,7 @@ Not covered: finding the issues (rules.py, across.py, shortcuts.py) and their te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,11 +185,7 @@ class CheckReport(Reported):
 
     def by_code(self) -> list[tuple[str, int, Issue]]:
         """(code, how often, its first issue), the gravest first."""
-        first: dict[str, Issue] = {}
-        for issue in self.issues:
-            first.setdefault(issue.code, issue)
-        rows = [(code, self.counts[code], issue) for code, issue in first.items()]
-        return sorted(rows, key=lambda row: (_ORDER[row[2].severity], row[2].line or 0, row[0]))
+        return by_code(self.issues, self.counts)
 
     def __str__(self) -> str:
         lines = [self.head()]
@@ -205,11 +201,11 @@ class CheckReport(Reported):
 
     def section(self) -> Section:
         """The blocks of a report: the verdict, a line per code, the figures of the file, and the validation file's."""
-        blocks: list[Block] = [self._table(), Facts(facts=self._figures())]
+        blocks: list[Block] = [issue_table(self.by_code()), Facts(facts=self._figures())]
         not_checked = list(self.not_checked)
         if self.validation is not None:
             held_out = self.validation
-            blocks += [Heading(text=held_out.head()), held_out._table(), Facts(facts=held_out._figures())]
+            blocks += [Heading(text=held_out.head()), issue_table(held_out.by_code()), Facts(facts=held_out._figures())]
             not_checked += [f"{held_out.path}: {reason}" for reason in held_out.not_checked]
         return Section(
             title=f"Check of {self.path or 'the rows'}",
@@ -217,17 +213,6 @@ class CheckReport(Reported):
             outcome="equivalent" if self.ok else "worse",
             blocks=tuple(blocks),
             not_checked=tuple(not_checked),
-        )
-
-    def _table(self) -> Table:
-        return Table(
-            head=("code", "severity", "n", "first at", "found", "remedy"),
-            rows=tuple(
-                (code, issue.severity, f"{n:,}", _place(issue), issue.message, issue.remedy)
-                for code, n, issue in self.by_code()
-            ),
-            label="Issues, the gravest first",
-            holds_text=True,
         )
 
     def _figures(self) -> dict[str, str]:
@@ -243,6 +228,27 @@ class CheckReport(Reported):
             "messages": ", ".join(f"{role}: {n:,}" for role, n in self.stats.roles.items()),
         }
         return {name: value for name, value in figures.items() if value}
+
+
+def by_code(issues: Iterable[Issue], counts: Mapping[str, int]) -> list[tuple[str, int, Issue]]:
+    """(code, how often, its first issue), the gravest first."""
+    first: dict[str, Issue] = {}
+    for issue in issues:
+        first.setdefault(issue.code, issue)
+    rows = [(code, counts[code], issue) for code, issue in first.items()]
+    return sorted(rows, key=lambda row: (_ORDER[row[2].severity], row[2].line or 0, row[0]))
+
+
+def issue_table(rows: Iterable[tuple[str, int, Issue]]) -> Table:
+    """A line of a report for each code, as `by_code` gives them."""
+    return Table(
+        head=("code", "severity", "n", "first at", "found", "remedy"),
+        rows=tuple(
+            (code, issue.severity, f"{n:,}", _place(issue), issue.message, issue.remedy) for code, n, issue in rows
+        ),
+        label="Issues, the gravest first",
+        holds_text=True,
+    )
 
 
 def _place(issue: Issue) -> str:
