@@ -139,7 +139,8 @@ def job_facts(value: Any) -> JobFacts:
     hyperparameters = {**(inner if isinstance(inner, Mapping) else {}), **_settled(top)}
     return JobFacts(
         id=str(job.get("id") or ""),
-        status=str(job.get("status") or "unknown"),
+        # The local host says so beside a status that all clients' types know; others say it in the status.
+        status="paused" if job.get("paused") is True else str(job.get("status") or "unknown"),
         model=str(job.get("model") or ""),
         method=_METHODS.get(kind, kind),
         fine_tuned_model=_text(job.get("fine_tuned_model")),

@@ -199,7 +199,7 @@ class Trainer(Protocol):
 
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-"""OpenAI's statuses, with the `paused` that its pause call returns."""
+"""OpenAI's statuses, and `paused`: see `JobRecord.wire`."""
 
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 """The statuses that never change again."""
@@ -555,7 +555,10 @@ class JobRecord(BaseModel):
             "model": self.model,
             "fine_tuned_model": self.fine_tuned_model,
             "organization_id": "org-local",
-            "status": self.status,
+            # OpenAI's schema, and every client's types, know no `paused`: one such job would make a strict client refuse
+            # the whole list. It waits, as a queued one does, and the field beside says that it is held.
+            "status": "queued" if self.status == "paused" else self.status,
+            "paused": self.status == "paused",
             "training_file": self.training_file,
             "validation_file": self.validation_file,
             "result_files": self.result_files,

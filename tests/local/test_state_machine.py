@@ -110,7 +110,7 @@ class Jobs(RuleBasedStateMachine):
         while time.monotonic() < deadline:
             jobs = list(self.client.fine_tuning.jobs.list(limit=100))
             for job in jobs:
-                if job.status == "paused":
+                if job.paused:
                     self.client.fine_tuning.jobs.resume(job.id)
             if all(job.status in FINAL for job in jobs):
                 break

@@ -62,6 +62,16 @@ def test_files_models_jobs_and_batches_have_openais_types(server: ToyServer) -> 
     assert client.files.delete(file.id).deleted
 
 
+def test_a_paused_job_has_openais_types_wherever_it_is_seen(server: ToyServer) -> None:
+    """Its status is `queued`, for the types know no `paused`; the field beside tells the two apart."""
+    jobs = strict(server).fine_tuning.jobs
+    job = jobs.create(model="toy", training_file=upload(server.client(), CHAT_ROWS))
+    seen = [jobs.pause(job.id), jobs.retrieve(job.id), next(one for one in jobs.list() if one.id == job.id)]
+    assert [(one.status, one.paused) for one in seen] == [("queued", True)] * 3
+    assert not jobs.resume(job.id).paused
+    assert not jobs.cancel(job.id).paused
+
+
 def test_chats_and_their_streams_have_openais_types(server: ToyServer) -> None:
     client = strict(server)
     whole = client.chat.completions.create(**ASK, logprobs=True, top_logprobs=3)
