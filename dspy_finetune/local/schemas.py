@@ -555,7 +555,7 @@ class JobRecord(BaseModel):
             "model": self.model,
             "fine_tuned_model": self.fine_tuned_model,
             "organization_id": "org-local",
-            # OpenAI's schema, and every client's types, know no `paused`: one such job would make a strict client refuse
+            # OpenAI's schema and the types of its clients know no `paused`: one such job made a strict client refuse
             # the whole list. It waits, as a queued one does, and the field beside says that it is held.
             "status": "queued" if self.status == "paused" else self.status,
             "paused": self.status == "paused",
