@@ -132,6 +132,8 @@ def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
     else:
         tokens = "" if manifest.n_tokens is None else f", {manifest.n_tokens:,} tokens"
         lines = [f"{dataset.path}: {manifest.n_rows_out:,} rows{tokens} ({manifest.dialect} {manifest.method})"]
+        if manifest.both_orders:
+            lines.append("  every pair stands in both orders")
         lines += [f"  left out: {n:,} x {reason}" for reason, n in manifest.skipped.items()]
         lines += [f'  left behind: the key "{key}" of {n:,} rows' for key, n in manifest.left_behind.items()]
         # Not the console: it would wrap the lines of a report that is piped into a file.

@@ -25,6 +25,7 @@ from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.metrics import read_probability
 from dspy_finetune.evaluation.scoring import Comparison, Difference, PairwiseBias, ProgramRow, Verdict, pairwise_bias
+from dspy_finetune.evaluation.statistics import Interval, mcnemar, mean_interval
 from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import (
     Block,
@@ -56,6 +57,12 @@ MAX_POINTS = 2000
 
 MAX_LABELS = 8
 """Labels that a confusion table holds at most."""
+
+POSITION_BIAS = "position_bias"
+"""The field in which a prediction that was asked in both orders says what the first place added."""
+MIN_POSITION_BIAS = 0.01
+"""A smaller one moves no answer that is worth a word; a linear head's is 0 but for rounding."""
+_BOTH_ORDERS = "export_sft(..., both_orders=True), or `dspy-finetune export --both-orders`"
 
 # Shapes, so that the bands can be told apart without colour.
 _LOOKS: dict[Band, tuple[str, str]] = {"near": (plots.GOOD, "o"), "fair": (plots.FAIR, "^"), "far": (plots.BAD, "x")}
@@ -124,14 +131,83 @@ def bias_table(comparison: Comparison) -> Table | None:
     found = {"(the labels)": measured([item.labels.get(field) for item in comparison.items])}
     for name, answers in comparison.answers.items():
         found[name] = measured([answer.outputs.get(field) for answer in answers])
+    added = first_place_adds(comparison)
     rows = []
     for name, one in found.items():
         cells = [name, with_interval(one.prefers_first), with_interval(one.prefers_longer)]
         if has_prices:
             cells.append(MISSING if one.prefers_more_expensive is None else with_interval(one.prefers_more_expensive))
+        if added:
+            cells.append(with_interval(added[name], sign=True) if name in added else MISSING)
         rows.append(tuple(cells))
-    head = ("program", "prefers the first", "prefers the longer", *(["prefers the higher price"] if has_prices else []))
+    head = (
+        "program",
+        "prefers the first",
+        "prefers the longer",
+        *(["prefers the higher price"] if has_prices else []),
+        *(["first place adds"] if added else []),
+    )
     return Table(head=head, rows=tuple(rows), label="Bias", marked=comparison.candidate)
+
+
+def first_place_adds(comparison: Comparison) -> dict[str, Interval]:
+    """For each program that was asked in both orders what the first place adds to a text's probability, on average."""
+    found = {}
+    for name, answers in comparison.answers.items():
+        values = _position_biases(answers)
+        if len(values) > 1:
+            found[name] = mean_interval(values, comparison.confidence)
+    return found
+
+
+def position_findings(comparison: Comparison) -> dict[str, str]:
+    """For each pairwise program whose answers depend on the place of a text, a sentence that says so and what helps.
+
+    Asked in one order: the exact McNemar test of the choices against the labels, which may prefer a side themselves.
+    Asked in both: whether the interval of what the first place adds leaves out 0. Both corrected by Bonferroni.
+    """
+    field = comparison.field
+    if field is None or _pair_fields(comparison) is None:
+        return {}
+    added = first_place_adds(comparison)
+    limit = (1 - comparison.confidence) / max(len(comparison.answers), 1)
+    wanted = [label_text(item.labels.get(field)) == "a" for item in comparison.items]
+    findings = {}
+    for name, answers in comparison.answers.items():
+        if name in added:
+            one = mean_interval(_position_biases(answers), 1 - limit)
+            if one.value is None or one.low is None or one.high is None or abs(one.value) < MIN_POSITION_BIAS:
+                continue
+            if one.low * one.high > 0:
+                findings[name] = (
+                    f"{name} gives the {'first' if one.value > 0 else 'second'} text {abs(one.value):.3f} more for its "
+                    "place. Asking in both orders averages that away; to train it away, write both orders "
+                    f"({_BOTH_ORDERS}) or compare scores of single items (PairwisePredictor.from_scores)."
+                )
+            continue
+        said = [(label_text(answer.outputs.get(field)), right) for answer, right in zip(answers, wanted, strict=True)]
+        said = [(side, right) for side, right in said if side in ("a", "b")]
+        to_first = sum(side == "a" and not right for side, right in said)
+        to_second = sum(side == "b" and right for side, right in said)
+        p = mcnemar(to_first, to_second)
+        if p < limit:
+            share, own = (sum(values) / len(said) for values in ([s == "a" for s, _ in said], [r for _, r in said]))
+            findings[name] = (
+                f"{name} prefers the first text in {share:.0%} of {len(said):,} pairs, the labels in {own:.0%} "
+                f"(p {_p(p)}): a position bias. Ask in both orders (PairwisePredictor(..., both_orders=True)), "
+                f"train on both ({_BOTH_ORDERS}), or compare scores of single items (PairwisePredictor.from_scores)."
+            )
+    return findings
+
+
+def _position_biases(answers: Sequence[Answer]) -> list[float]:
+    told = [answer.outputs.get(POSITION_BIAS) for answer in answers if answer.outcome == "answered"]
+    return [float(one) for one in told if isinstance(one, (int, float))]
+
+
+def _p(value: float) -> str:
+    text = p_text(value)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _pair_fields(comparison: Comparison) -> tuple[str, str] | None:
@@ -729,6 +805,9 @@ def _blocks(report: ComparisonReport) -> Iterator[Block]:
             yield table
             if note:
                 yield Text(text=note, is_note=True)
+    biased = position_findings(comparison)
+    if biased:
+        yield Bullets(lines=tuple(biased.values()))
     missing = errors(comparison)
     if missing:
         yield Heading(text="Why answers are missing")
@@ -872,7 +951,8 @@ def noise_table(comparison: Comparison) -> Table | None:
 def verdict_sentence(comparison: Comparison) -> str:
     """The finding, with what it rests on and what follows."""
     failed = [f"{name} was not compared: {why}." for name, why in comparison.not_compared.items()]
-    return " ".join(filter(None, (*failed, _finding(comparison), *_hardly_read(comparison), comparison.advice)))
+    biased = position_findings(comparison).get(comparison.candidate)
+    return " ".join(filter(None, (*failed, _finding(comparison), *_hardly_read(comparison), biased, comparison.advice)))
 
 
 def _hardly_read(comparison: Comparison) -> Iterator[str]:
@@ -900,10 +980,9 @@ def _finding(comparison: Comparison) -> str:
     values = [figure(comparison.row(name).scores[metric.name].value) for name in (candidate, other)]
     n_others = len(comparison.programs) - 1
     who = f"{other}, the best of the {n_others} others" if comparison.is_reference_chosen and n_others > 1 else other
-    p = p_text(one.p_holm)
     facts = (
         f"{metric.name} {values[0]} against {values[1]}, difference {_difference(comparison, one)}, "
-        f"p {p if p.startswith('<') else '= ' + p}, n = {one.interval.n}"
+        f"p {_p(one.p_holm)}, n = {one.interval.n}"
     )
     if one.verdict == "better":
         return f"{candidate} is better than {who}: {facts}."

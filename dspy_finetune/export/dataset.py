@@ -68,6 +68,8 @@ class Manifest:
     """Digest of the prompt the rows were rendered with."""
     prompt: dict[str, Any] | None = None
     """The whole prompt: `PromptFormat.from_dict` brings it back."""
+    both_orders: bool = False
+    """Whether every pair was written twice, with its sides exchanged."""
     seed: int | None = None
     """Seed of the random choices behind the rows, where there were any."""
     left_behind: dict[str, int] = field(default_factory=dict)

@@ -92,7 +92,7 @@ def export_sft(
     """
     check_given(examples, prompt)
     extra = tool_keys(tools, parallel_tool_calls)
-    progress = RowCounts()
+    progress = RowCounts(both_orders=both_orders)
     turn = _turn(prompt) if both_orders else None
     rows = (
         _ready_rows(examples, extra, progress) if prompt is None else _sft_rows(examples, prompt, extra, progress, turn)
@@ -247,12 +247,12 @@ def export_dpo(
         UsageError: An argument is not one of the accepted values.
     """
     check_given(pairs, prompt)
-    progress = RowCounts()
+    progress = RowCounts(both_orders=both_orders)
     extra = tool_keys(tools, parallel_tool_calls)
+    turn = _turn(prompt) if both_orders else None
     if prompt is None:
         rows = _ready_dpo_rows(pairs, extra, progress)
     else:
-        turn = _turn(prompt) if both_orders else None
         rows = _dpo_rows(pairs, prompt, extra, progress, random.Random(seed), turn)
     return write_file(
         rows,
@@ -326,6 +326,8 @@ class RowCounts:
     """The file that those lines are of."""
     left_behind: dict[str, int] = field(default_factory=dict)
     """Keys of the lines that the new file has no place for, with the number of their rows."""
+    both_orders: bool = False
+    """Whether every pair is written twice, with its sides exchanged."""
 
     @property
     def number(self) -> int:
@@ -533,6 +535,7 @@ def write_file(
         encoding=counter.encoding if counter is not None else None,
         prompt_digest=prompt.digest if prompt is not None else None,
         prompt=prompt.to_dict() if prompt is not None else None,
+        both_orders=progress.both_orders,
         seed=seed,
         left_behind=progress.left_behind,
         issues=dict(report.counts),

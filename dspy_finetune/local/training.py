@@ -490,7 +490,7 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     held_out = load_rows(tokenizer, spec.validation_file) if spec.validation_file else None
     # With one epoch there is nothing to choose from, and every row is worth more as a row to learn from.
     if held_out is None and len(rows) >= MIN_HELD_OUT_ROWS and spec.n_epochs > 1:
-        rows, held_out = _held_out(rows, spec.seed)
+        rows, held_out = _held_out(tokenizer, rows, spec.seed)
     reporter = Reporter(emit, should_stop)
     keeps_best = held_out is not None and spec.n_epochs > 1
     options = settings(spec, setup, is_validated=held_out is not None, keeps_best=keeps_best)
@@ -515,10 +515,15 @@ def n_trained(labels: Sequence[int]) -> int:
     return sum(label != IGNORED for label in labels)
 
 
-def _held_out(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """(rows to train on, a tenth to validate on): equal rows are on one side."""
+def _held_out(tokenizer: Any, rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """(rows to train on, a tenth to validate on): equal prompts, and a pair's two orders, are on one side."""
     n_folds = max(10, math.ceil(len(rows) / 200))  # two hundred say enough
-    train, held_out = folds_of([[str(ids)] for ids in rows["input_ids"]], n_folds, seed)[0]
+    asked = [
+        tokenizer.decode(ids[: labels.count(IGNORED)])
+        for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+    ]
+    # A pair that is written in both orders has the same words twice, in another order.
+    train, held_out = folds_of([[" ".join(sorted(text.split()))] for text in asked], n_folds, seed)[0]
     return rows.select(train.tolist()), rows.select(held_out.tolist())
 
 

@@ -190,6 +190,43 @@ def test_pairs_get_their_bias():
     assert "1.000 [0.722, 1.000]" in page
 
 
+def test_a_position_bias_is_told_with_what_helps():
+    """Against the labels' own share, by the exact sign test; where both orders were asked, by what they say."""
+    rows = [
+        dspy.Example(title_a=f"x{n}", title_b=f"y{n}", preferred="A" if n % 3 else "B").with_inputs("title_a", "title_b")
+        for n in range(30)
+    ]
+    number = {row.title_a: n for n, row in enumerate(rows)}
+
+    def answering(choose, **more):
+        def program(title_a, title_b):
+            n = number[title_a]
+            return dspy.Prediction(preferred=choose(n), **{name: value(n) for name, value in more.items()})
+
+        return program
+
+    programs = {
+        "first": answering(lambda n: "A"),  # 10 times against the labels, never the other way: p = 2 / 2**10
+        "labels": answering(lambda n: "A" if n % 3 else "B"),
+        "leans": answering(lambda n: "A" if n % 3 else "B", position_bias=lambda n: 0.1 + 0.01 * (n % 2)),
+        "fair": answering(lambda n: "A" if n % 3 else "B", position_bias=lambda n: 0.1 * (-1) ** n),
+        "head": answering(lambda n: "A" if n % 3 else "B", position_bias=lambda n: 1e-9),
+    }
+    report = compare(programs, rows, [metrics.pairwise_accuracy()], candidate="first")
+    told = details.position_findings(report.comparison)
+    assert set(told) == {"first", "leans"}
+    assert told["first"].startswith("first prefers the first text in 100% of 30 pairs, the labels in 67% (p = 0.002)")
+    assert told["leans"].startswith("leans gives the first text 0.105 more for its place.")
+    for one in told.values():
+        assert "export_sft(..., both_orders=True)" in one
+        assert one.replace("`", "") in report.html().replace("<code>", "").replace("</code>", "").replace("`", "")
+    assert told["first"] in report.verdict
+    assert told["leans"] not in report.verdict
+    table = details.bias_table(report.comparison)
+    assert table is not None
+    assert {row[0]: row[-1].split()[0] for row in table.rows}["leans"] == "+0.105"
+
+
 def test_markdown_escapes_what_would_be_markup(report, tmp_path):
     report.to_markdown(tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -119,10 +119,13 @@ def test_pairs_are_written_in_both_orders(preset: ft.PromptFormat, tmp_path: Pat
     rows = [json.loads(line)["messages"] for line in (tmp_path / "sft.jsonl").read_text("utf-8").splitlines()]
     assert [row[-1]["content"] for row in rows] == ["A", "B", "A", "B"]
     assert [row[-2]["content"] for row in rows[:2]] == ["A: Bees\nB: Ants", "A: Ants\nB: Bees"]
-    assert (done.manifest.n_rows_in, done.n_rows) == (2, 4)
+    assert (done.manifest.n_rows_in, done.n_rows, done.manifest.both_orders) == (2, 4, True)
+    assert not ft.export_sft(pairs, preset, tmp_path / "one.jsonl").manifest.both_orders
     ft.export_dpo(pairs, preset, tmp_path / "dpo.jsonl", both_orders=True)
     lines = [json.loads(line) for line in (tmp_path / "dpo.jsonl").read_text("utf-8").splitlines()]
     assert [line["preferred_output"][0]["content"] for line in lines] == ["A", "B", "A", "B"]
     assert [line["non_preferred_output"][0]["content"] for line in lines] == ["B", "A", "B", "A"]
     with pytest.raises(ft.errors.UsageError, match="both_orders: the prompt must have"):
         ft.export_sft(pairs, ft.prompts.binary(), tmp_path / "no.jsonl", both_orders=True)
+    with pytest.raises(ft.errors.UsageError, match="both_orders: the prompt must have"):
+        ft.export_dpo([], None, tmp_path / "no.jsonl", both_orders=True)

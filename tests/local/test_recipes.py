@@ -252,3 +252,22 @@ def test_the_best_epoch_is_kept_by_the_loss_on_held_out_rows(toy_model: Path, tm
     best, saved = load_file(kept / names), load_file(result.adapter / names)
     assert all(torch.equal(best[name], saved[name]) for name in best)
     assert any("Kept the adapter" in row.get("message", "") for row in told)
+
+
+def test_both_orders_of_a_pair_are_held_out_together(toy_model: Path) -> None:
+    """The mirror of a pair that is trained on would tell the answer of the one that is held out."""
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    pairs = [(f"bees {n}", f"tax {n}") for n in range(60)]
+    messages = [
+        [{"role": "user", "content": f"A: {a}\nB: {b}"}, {"role": "assistant", "content": answer}]
+        for one, other in pairs
+        for a, b, answer in ((one, other, "A"), (other, one, "B"))
+    ]
+    rows = training.Dataset.from_list([row for one in messages for row in training.tokenize(tokenizer, one)])
+    parts = training._held_out(tokenizer, rows, seed=0)
+    assert len(parts[1]) == 12
+    held_out, trained = ({str(sorted(ids)) for ids in part["input_ids"]} for part in parts[::-1])
+    assert len(held_out) == 12
+    # The answers differ between the orders: what is equal is the words of the question.
+    words = [{" ".join(sorted(tokenizer.decode(ids[:-2]).split())) for ids in part["input_ids"]} for part in parts]
+    assert not words[0] & words[1]
