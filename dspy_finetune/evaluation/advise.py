@@ -483,8 +483,8 @@ def _recommend(
         found = "head"
         reasons.append(
             "A linear head on a frozen model is the best first try at this size: minutes, no overfitting by epochs. "
-            "The local host trains it by itself (recipe auto); recipe head+lora goes on from it with an adapter, and keeps "
-            "that where it is better on held-out rows."
+            "The local host trains it by itself (recipe auto); recipe head+lora goes on from it with an adapter, and "
+            "keeps that where it is better on held-out rows."
         )
         if rising:
             reasons.append("The curve still rises: more labels will help whatever is trained.")

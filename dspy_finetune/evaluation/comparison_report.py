@@ -205,7 +205,7 @@ def _position_biases(answers: Sequence[Answer]) -> list[float]:
     return [float(one) for one in told if isinstance(one, (int, float))]
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
     text = p_text(value)
     return text if text.startswith("<") else f"= {text}"
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +194,15 @@ def test_pairs_get_their_bias():
 def test_a_position_bias_is_told_with_what_helps():
     """Against the labels' own share, by the exact sign test; where both orders were asked, by what they say."""
     rows = [
-        dspy.Example(title_a=f"x{n}", title_b=f"y{n}", preferred="A" if n % 3 else "B").with_inputs("title_a", "title_b")
+        dspy.Example(title_a=f"x{n}", title_b=f"y{n}", preferred="A" if n % 3 else "B").with_inputs(
+            "title_a", "title_b"
+        )
         for n in range(30)
     ]
     number = {row.title_a: n for n, row in enumerate(rows)}
 
-    def answering(choose, **more):
-        def program(title_a, title_b):
+    def answering(choose: Callable[[int], str], **more: Callable[[int], float]) -> Callable[..., dspy.Prediction]:
+        def program(title_a: str, title_b: str) -> dspy.Prediction:
             n = number[title_a]
             return dspy.Prediction(preferred=choose(n), **{name: value(n) for name, value in more.items()})
 
