@@ -33,6 +33,7 @@ RUNS = {
     "predict": ["tuned.json", "rows.jsonl", "--out", "answers.jsonl"],
     "compare": ["rows.jsonl", "--program", "tuned=tuned.json", "--train", "more.jsonl"],
     "curve": ["more.jsonl", "--test", "rows.jsonl", "--preset", "binary", "--sizes", "10,20", "--model", BASE],
+    "sweep": ["more.jsonl", "--validation", "rows.jsonl", "--preset", "binary", "--epochs", "1,2", "--model", BASE],
     "plan": ["train.jsonl", "--model", BASE, "--evaluate", "train.jsonl"],
     "train": ["train.jsonl", "--model", BASE],
     "jobs list": HOST,

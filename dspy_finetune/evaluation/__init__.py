@@ -22,15 +22,7 @@ from dspy_finetune.evaluation.baselines import BaselineOptions
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Outcome, Program, RunOptions
 from dspy_finetune.evaluation.compare import compare
 from dspy_finetune.evaluation.comparison_report import ComparisonReport
-from dspy_finetune.evaluation.learning_curve import (
-    CurveJobs,
-    CurvePoint,
-    CurveProgress,
-    CurveRun,
-    LearningCurve,
-    MarginalValue,
-    learning_curve,
-)
+from dspy_finetune.evaluation.learning_curve import CurvePoint, LearningCurve, MarginalValue, learning_curve
 from dspy_finetune.evaluation.saved_programs import load_optimized
 from dspy_finetune.evaluation.scoring import (
     Comparison,
@@ -48,11 +40,14 @@ from dspy_finetune.evaluation.scoring import (
     swap_agreement,
 )
 from dspy_finetune.evaluation.statistics import Interval
+from dspy_finetune.evaluation.sweep import Candidate, Sweep, sweep
+from dspy_finetune.evaluation.training_runs import CurveJobs, CurveProgress, CurveRun
 
 __all__ = [
     "Advice",
     "Answer",
     "BaselineOptions",
+    "Candidate",
     "CompareProgress",
     "Comparison",
     "ComparisonReport",
@@ -74,6 +69,7 @@ __all__ = [
     "RunOptions",
     "StatisticsOptions",
     "SubgroupRow",
+    "Sweep",
     "Verdict",
     "advise",
     "baselines",
@@ -85,4 +81,5 @@ __all__ = [
     "pairwise_bias",
     "statistics",
     "swap_agreement",
+    "sweep",
 ]

@@ -1,4 +1,4 @@
-"""`dspy-finetune curve`: the table, the files, one line for each fault, and no job paid for twice."""
+"""`dspy-finetune curve` and `sweep`: the table, the files, one line for each fault, and no job paid for twice."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dspy_finetune.cli.main import main
+from tests.fake_hosts import FakeNebius
 from tests.fake_openai import FakeOpenAI
 
 
@@ -25,9 +26,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI
     server.close()
 
 
-def run(*options: str) -> int:
+def run(*options: str, command: str = "curve") -> int:
+    asked = "--test" if command == "curve" else "--validation"
     with pytest.raises(SystemExit) as stop:
-        main(["curve", "train.jsonl", "--test", "test.jsonl", "--preset", "binary", *options])
+        main([command, "train.jsonl", asked, "test.jsonl", "--preset", "binary", *options])
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
@@ -58,3 +60,40 @@ def test_faults_are_one_line_and_the_right_code(fake, capsys):
     fake.script = ["failed"]
     assert run("--sizes", "10") == 1
     assert "no model" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_over_hosts_and_saves_the_best(fake, capsys, monkeypatch):
+    other = FakeNebius()
+    other.script = ["succeeded"]
+    monkeypatch.setenv("NEBIUS_BASE_URL", other.url)
+    monkeypatch.setenv("NEBIUS_API_KEY", "k")
+    # The other host is right about every row, ours (which always answers true) about half.
+    other.answer = lambda body: str(int(body["messages"][-1]["content"].split()[-1]) % 2 == 0).lower()
+    llama = "meta-llama/Llama-3.1-8B-Instruct"
+    options = ("--model", "gpt-4.1-nano-2025-04-14", "--model", f"{llama}@nebius", "--epochs", "1,2")
+    files = ("--learning-rate", "1e-5", "--max-usd", "5", "--save", "best.json", "--json-to", "s.json")
+    assert run(*options, *files, command="sweep") == 0
+    shown = capsys.readouterr()
+    assert f"{llama} on nebius, n_epochs=1, learning_rate=1e-05 is the best of 4" in shown.out
+    saved = json.loads(Path("best.json").read_text())
+    assert saved["host"]["kind"] == "nebius"
+    assert saved["model"] == json.loads(Path("s.json").read_text())["sweep"]["model"]["id"]
+    assert (len(fake.jobs), len(other.jobs)) == (2, 2)
+    assert run(*options, "--learning-rate", "1e-5", command="sweep") == 0
+    assert (len(fake.jobs), len(other.jobs)) == (2, 2)
+    other.close()
+
+
+def test_faults_of_a_sweep_are_one_line_and_the_right_code(fake, capsys):
+    for options, code, said in (
+        (("--model", "m@nowhere"), 2, "--model m@nowhere: expected MODEL@HOST"),
+        (("--learning-rate", "1e-5"), 2, 'no host of this sweep has a hyperparameter "learning_rate"'),
+        (("--epochs", "1,x"), 2, "n_epochs='x'"),
+        (("--epochs", "1,2", "--max-usd", "0"), 1, "more than the allowed $0.00"),
+    ):
+        named = () if "--model" in options else ("--model", "gpt-4.1-nano-2025-04-14")
+        assert run(*options, *named, command="sweep") == code
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert len(shown.strip().splitlines()) == 1
+    assert not fake.jobs

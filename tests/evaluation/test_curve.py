@@ -24,14 +24,9 @@ from dspy_finetune.evaluation import (
     metrics,
     statistics,
 )
-from dspy_finetune.evaluation.learning_curve import (
-    Measured,
-    change_by_more,
-    extrapolate_largest,
-    mean_over_seeds,
-    nested_order,
-)
+from dspy_finetune.evaluation.learning_curve import change_by_more, extrapolate_largest
 from dspy_finetune.evaluation.statistics import Interval
+from dspy_finetune.evaluation.training_runs import Measured, mean_over_seeds, nested_order
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
 from tests.fake_hosts import FakeNebius
