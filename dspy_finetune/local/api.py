@@ -177,6 +177,16 @@ class Host:
             if self._engine is not None:
                 self._engine.forget(model)
 
+    def begin_close(self) -> list[JobRecord]:
+        """Take up nothing new in the background, and ask the workers to stop; the jobs whose workers still do."""
+        self.batches.thread.closing.set()
+        return self.scheduler.begin_close()
+
+    def give_up(self) -> None:
+        """Answer what waits for the engine with an error."""
+        if self._engine is not None:
+            self._engine.begin_close()
+
     def close(self) -> None:
         """Stop the batches, the exports, the workers and the engine."""
         self.batches.close()

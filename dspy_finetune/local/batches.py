@@ -34,6 +34,8 @@ MAX_REQUESTS = 50_000
 AT_ONCE = 16
 """Requests that the engine is given at the same time; it answers them together where it can."""
 WINDOW_SECONDS = 24 * 3600
+STOP_SECONDS = 5.0
+"""How long the requests in work may take to be given up; they are answered at the next start."""
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
@@ -111,7 +113,7 @@ class Batches:
 
     def close(self) -> None:
         """Stop; what is not finished goes on at the next start."""
-        self.thread.close()
+        self.thread.close(timeout_seconds=STOP_SECONDS)
 
     # What clients ask for
 
@@ -272,6 +274,8 @@ class Batches:
             logger.exception("a request of batch %s failed", record.id)
             fault = ApiError(500, f"{type(error).__name__} while answering; see the server's log", kind="server_error")
             status, answer = 500, fault.body()
+        if status >= 500 and self.thread.closing.is_set():
+            return  # the server stops: the request is answered after the next start
         response = {"status_code": status, "request_id": new_id("req_"), "body": answer}
         line = {"id": new_id("batch_req_"), "custom_id": row["custom_id"], "response": response, "error": None}
         self._append(record.id, is_error=status != 200, line=line)

@@ -8,6 +8,7 @@ Measured on two shared cores with SmolLM2-135M and a 100-token prompt of which 7
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -18,7 +19,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from dspy_finetune.local.sampling import (
     sample,
     seeded,
 )
-from dspy_finetune.local.schemas import ApiError
+from dspy_finetune.local.schemas import ApiError, stopping
 
 logger = logging.getLogger(__name__)
 
@@ -250,6 +251,7 @@ class Engine:
         self._waiting: queue.Queue[_Request | _Embedding | None] = queue.Queue()
         self._batches: list[_Batch] = []
         self._forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -267,7 +269,7 @@ class Engine:
         An `on_token` that returns False ends the answer there: its reader has gone.
         """
         future: Future[Completion] = Future()
-        self._waiting.put(
+        self._put(
             _Request(
                 model_id=model_id, messages=messages, settings=settings, n=n, future=future, on_token=on_token, left=n
             )
@@ -277,8 +279,14 @@ class Engine:
     def embed(self, model_id: str, texts: Sequence[str]) -> Future[tuple[Any, int]]:
         """Ask for (a vector of length one for each text, how many tokens they have)."""
         future: Future[tuple[Any, int]] = Future()
-        self._waiting.put(_Embedding(model_id=model_id, texts=texts, future=future))
+        self._put(_Embedding(model_id=model_id, texts=texts, future=future))
         return future
+
+    def _put(self, request: _Request | _Embedding) -> None:
+        if self._closing.is_set():
+            request.future.set_exception(stopping())
+        else:
+            self._waiting.put(request)
 
     def health(self) -> dict[str, Any]:
         """Whether the thread that answers runs, and how many answers grow."""
@@ -288,10 +296,26 @@ class Engine:
         """Drop a model that was deleted."""
         self._forgotten.put(model_id)
 
-    def close(self) -> None:
-        """End the thread; what waits is cancelled."""
+    def begin_close(self) -> None:
+        """Answer nothing more: what waits or grows fails after the step that is going on, with status 503."""
+        self._closing.set()
         self._waiting.put(None)
+
+    def close(self) -> None:
+        """End the thread."""
+        self.begin_close()
         self._thread.join(timeout=5)
+
+    def _give_up(self, requests: list[_Request | _Embedding]) -> None:
+        grown = [row.request for batch in self._batches for row in batch.rows]
+        self._batches = []
+        while not self._waiting.empty():
+            request = self._waiting.get()
+            requests += [request] if request is not None else []
+        for one in (*grown, *requests):
+            if not one.future.done():
+                with contextlib.suppress(InvalidStateError):  # its reader has just left
+                    one.future.set_exception(stopping())
 
     def _loop(self) -> None:
         if self.n_threads:
@@ -300,7 +324,8 @@ class Engine:
         until = 0.0
         while True:
             requests = self._gather()
-            if requests is None:
+            if self._closing.is_set():
+                self._give_up(requests)
                 return
             if threads is not None and time.monotonic() >= until:
                 torch.set_num_threads(threads.now())
@@ -325,7 +350,7 @@ class Engine:
                     row.request.future.set_exception(error)
             rows.clear()
 
-    def _gather(self) -> list[_Request | _Embedding] | None:
+    def _gather(self) -> list[_Request | _Embedding]:
         """What waits; with nothing in work, wait for a first request and a moment longer for others."""
         requests: list[_Request | _Embedding] = []
         n_rows = sum(len(batch.rows) for batch in self._batches)
@@ -337,8 +362,8 @@ class Engine:
                 request = self._waiting.get(block=idle or seconds > 0, timeout=None if idle else seconds)
             except queue.Empty:
                 break
-            if request is None:
-                return None
+            if request is None:  # the engine closes
+                break
             requests.append(request)
             n_rows += request.n
             if len(requests) == 1 and not self._batches:

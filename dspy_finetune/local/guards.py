@@ -9,6 +9,7 @@ CORS header is ever sent.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Callable, Coroutine
@@ -24,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspy_finetune.errors import FinetuneError
-from dspy_finetune.local.schemas import ApiError, JsonError, invalid, strict_json
+from dspy_finetune.local.schemas import ApiError, JsonError, invalid, stopping, strict_json
 from dspy_finetune.local.store import is_no_space, new_id
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,10 @@ class Guard:
             if answered:
                 raise
             await answer(too_large)(scope, receive, told)
+        except asyncio.CancelledError:
+            # The server stops, and has waited long enough. Raised on, this would be a traceback for each request.
+            if not answered:
+                await answer(stopping())(scope, receive, told)
 
     def _refuse(self, path: str, headers: dict[str, str]) -> ApiError | None:
         host = headers.get("host", "")

@@ -110,7 +110,8 @@ class Grammars:
 
         if self._tokens is None:  # a second for a large vocabulary, once
             self._tokens = hf.from_tokenizer(self._tokenizer, eos_token=self._ends)
-        return Guide(LLMatcher(self._tokens, grammar), self._tokens.vocab_size, self._ends)
+        # What goes wrong is the request's answer (`Guide.allowed`), and no line on stderr.
+        return Guide(LLMatcher(self._tokens, grammar, log_level=0), self._tokens.vocab_size, self._ends)
 
 
 class Guide:
@@ -124,7 +125,7 @@ class Guide:
     @property
     def is_over(self) -> bool:
         """Nothing can follow: the answer is complete."""
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def allowed(self, n_tokens: int) -> Any:
         """A numpy array of `n_tokens` booleans: the model's rows, of which a tokenizer may name fewer."""

@@ -182,13 +182,20 @@ class Scheduler:
                 self._orphans.add(job.id)
         self.thread.start()
 
-    def close(self) -> None:
-        """Stop the thread and the workers; their jobs are queued again at the next start."""
-        self.thread.close()
-        running = [job for job in self.store.jobs() if self._is_alive(job)]
+    def begin_close(self) -> list[JobRecord]:
+        """Start no more workers, and ask those that run to stop; the jobs whose workers still do."""
+        self.thread.closing.set()
+        with self.store.lock:  # a worker that is being started is there once the lock is free
+            running = [job for job in self.store.jobs() if self._is_alive(job)]
         for job in running:
             self._signal(job, signal.SIGTERM)
+        return running
+
+    def close(self) -> None:
+        """Stop the thread and the workers; their jobs are queued again at the next start."""
+        running = self.begin_close()
         deadline = time.monotonic() + STOP_SECONDS
+        self.thread.close(timeout_seconds=STOP_SECONDS)
         while time.monotonic() < deadline and any(self._is_alive(job) for job in running):
             time.sleep(0.05)
         for job in running:
@@ -349,7 +356,7 @@ class Scheduler:
             "memory_bytes": self.training.memory_bytes,
         }
         with self.store.lock:
-            if self.store.job(job.id).status != "queued":
+            if self.store.job(job.id).status != "queued" or self.thread.closing.is_set():
                 return False
             for name in ("result.json", "control", "worker.json"):
                 (folder / name).unlink(missing_ok=True)
@@ -571,11 +578,11 @@ class Supervised:
         """Begin."""
         self._thread.start()
 
-    def close(self) -> None:
-        """End after the round that is going on."""
+    def close(self, *, timeout_seconds: float | None = None) -> None:
+        """End after the round that is going on, or leave it to end with the process after so long."""
         self.closing.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_seconds)
 
     def health(self) -> dict[str, Any]:
         """Whether it works, how often a round failed, and the last failure."""

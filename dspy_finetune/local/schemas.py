@@ -225,6 +225,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
+def stopping() -> ApiError:
+    """The answer to what the server did not get to before it was stopped."""
+    message = "The server is stopping; ask again once it has been started."
+    return ApiError(503, message, kind="server_error", code="server_stopping")
+
+
 def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Iterable[str] = ()) -> ApiError:
     """The answer to a body that pydantic refused: one message and the parameter that it is about.
 

@@ -6,11 +6,14 @@ of the process it belongs to. A server that others can reach asks for a key.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import ipaddress
 import json
 import logging
 import os
+import queue
 import shutil
 import socket
 import sys
@@ -26,6 +29,13 @@ from dspy_finetune._files import atomic_writer, file_error
 from dspy_finetune._optional import require
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+"""How long requests in work may take once the server is asked to stop; after half of it the engine gives up."""
+LEAVE_SECONDS = 2.0
+"""How long the process may take to end once all is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +108,7 @@ def serve(options: ServeOptions) -> None:
     # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
     from dspy_finetune.local.api import Host, create_app
     from dspy_finetune.local.guards import LOOPBACK_NAMES
-    from dspy_finetune.local.scheduler import Scheduler, Training
+    from dspy_finetune.local.scheduler import STOP_SECONDS, Scheduler, Training
     from dspy_finetune.local.store import Store
 
     store = Store(options.root.expanduser().resolve())
@@ -147,20 +157,34 @@ def serve(options: ServeOptions) -> None:
                 _announce(store.root, facts, options.api_key)
 
         async def shutdown(self, sockets: Any = None) -> None:
+            jobs = await asyncio.to_thread(host.begin_close)
+            n_requests = len(self.server_state.tasks)
+            if jobs or n_requests:
+                waits = [f"{n_requests} requests (at most {GRACE_SECONDS:.0f} seconds)"] if n_requests else []
+                waits += [f"the step of {job.id} (at most {STOP_SECONDS:.0f} seconds)" for job in jobs]
+                logger.warning("stopping; waiting for %s", " and ".join(waits))
+            asyncio.get_running_loop().call_later(GRACE_SECONDS / 2, host.give_up)
             await super().shutdown(sockets=sockets)
             # Here, not after run(): that ends by raising the signal again, which for SIGTERM ends the process at once.
             (store.root / "server.json").unlink(missing_ok=True)
+            threading.Thread(target=_leave, args=(log,), name="leave", daemon=True).start()
 
     config = uvicorn.Config(
-        create_app(host), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on"
+        create_app(host),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        lifespan="on",
     )
     server = Server(config)
+    log = Log()
     if options.die_with is not None:
         threading.Thread(target=_follow, args=(options.die_with, server), name="follow", daemon=True).start()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(handlers=[log], level=logging.WARNING, format="%(message)s")
     try:
         server.run(sockets=[listener])
     finally:
+        log.flush()
         listener.close()
         os.close(lock)
 
@@ -230,6 +254,48 @@ def _address(root: Path) -> str:
         return f" at {json.loads((root / 'server.json').read_bytes())['url']}"
     except (OSError, ValueError, KeyError):
         return ""
+
+
+class Log(logging.Handler):
+    """The log on stderr, written by a thread of its own.
+
+    Whoever started the server may leave its stderr unread: a pipe takes 64 KB, then a write waits for ever. It must not
+    be a thread that answers which waits.
+    """
+
+    def __init__(self, descriptor: int = 2, *, most: int = 1000) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(most)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put a line into the queue; with too many in it, it is lost."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(self.format(record).encode("utf-8", "replace") + b"\n")
+
+    def flush(self) -> None:
+        """Give what stands in the queue a moment to be written."""
+        until = time.monotonic() + 0.5
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with contextlib.suppress(OSError):
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            self._lines.task_done()
+
+
+def _leave(log: Log) -> None:
+    """End the process where threads hold it up that have nothing more to do: whoever asked them has his answer."""
+    time.sleep(LEAVE_SECONDS)
+    names = ", ".join(sorted(one.name for one in threading.enumerate() if not one.daemon))
+    logger.warning("ended while %s still worked", names)
+    log.flush()
+    os._exit(0)
 
 
 def _follow(pid: int, server: Any) -> None:

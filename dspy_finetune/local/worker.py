@@ -4,6 +4,7 @@ In: JOB_FOLDER/task.json, written by the scheduler. Out: events appended to even
 result.csv's content inside it; the exit code says nothing that result.json does not.
 The server hands it the lock on worker.lock, held as long as this process lives: how a restarted server knows.
 It stops between two steps when JOB_FOLDER/control appears, or on SIGTERM; the recipe then leaves a checkpoint to go on.
+Before its first step, SIGTERM ends it at once.
 Of several processes that `accelerate launch` starts, the first one tells and writes; all of them train.
 """
 
@@ -97,14 +98,24 @@ def run_job(folder: Path) -> None:
     """Run the job of a folder to its end, and write what came out to result.json."""
     task = json.loads((folder / "task.json").read_bytes())
     stop_signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stop_signals.append(number))
+    has_begun = False
+
+    def on_stop(number: int, frame: object) -> None:
+        stop_signals.append(number)
+        if not has_begun and is_alone():
+            # Models are loaded for minutes, and there is nothing to keep.
+            write_json(folder / "result.json", {"stopped": True})
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, on_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the server's terminal is the server's to handle
 
     threads = Threads() if task["n_threads"] is None and "OMP_NUM_THREADS" not in os.environ else None
     threads_until = 0.0
 
     def should_stop() -> bool:
-        nonlocal threads_until
+        nonlocal threads_until, has_begun
+        has_begun = True
         if threads is not None and time.monotonic() >= threads_until:
             _set_threads(threads.now())
             threads_until = time.monotonic() + THREADS_SECONDS
@@ -187,6 +198,11 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
 def is_first() -> bool:
     """Whether this is the first of the processes that train together."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_alone() -> bool:
+    """Whether no other process trains the same job."""
+    return "RANK" not in os.environ
 
 
 def _set_threads(n_threads: int) -> None:

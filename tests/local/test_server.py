@@ -1,8 +1,21 @@
-"""What the server works out before it serves."""
+"""What the server works out before it serves, and how it stops."""
 
 from __future__ import annotations
 
-from dspy_finetune.local.server import is_loopback
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from dspy_finetune.local.server import Log, is_loopback
+from tests.local.test_batches import lines, submit
+from tests.local.test_batches import wait as wait_for_batch
+from tests.local.test_jobs import CHAT_ROWS, upload, wait
+from tests.local.toy_server import ToyServer, start_server
 
 
 def test_only_loopback_needs_no_key() -> None:
@@ -10,3 +23,68 @@ def test_only_loopback_needs_no_key() -> None:
     assert not any(
         map(is_loopback, ("0.0.0.0", "::", "", "10.0.0.1", "192.168.1.5", "my.machine", "127.0.0.1.example"))
     )
+
+
+def sent(
+    server: ToyServer, path: str, body: bytes, *, kind: str = "application/json", n_bytes: int = 0
+) -> socket.socket:
+    """A connection over which a request went out, or the beginning of one of `n_bytes`."""
+    address = urlsplit(server.url)
+    connection = socket.create_connection((str(address.hostname), address.port or 0), timeout=60)
+    head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n"
+    connection.sendall(f"{head}Content-Length: {n_bytes or len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def answer(connection: socket.socket) -> str:
+    """All that comes until the server closes."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+def test_a_stop_answers_what_is_open_and_loses_no_job_and_no_batch(
+    tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long answers, half an upload, an idle connection, a batch and a job: nothing of it holds up a stop."""
+    monkeypatch.setenv("TOY_GRACE_SECONDS", "0.4")
+    server = start_server(tmp_path / "root", toy_model, step_seconds=0.05)
+    client = server.client()
+    client.models.list()  # leaves a connection open
+    batch_id = submit(client, lines(30))
+    job_id = client.fine_tuning.jobs.create(model="toy", training_file=upload(client, CHAT_ROWS)).id
+    asked = {"model": "toy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "n": 50}
+    # No model ends in so short a time: the first answers come seconds after a start, which imports torch.
+    whole = [sent(server, "/v1/chat/completions", json.dumps(asked).encode()) for _ in range(3)]
+    streamed = sent(server, "/v1/chat/completions", json.dumps({**asked, "stream": True}).encode())
+    half = sent(server, "/v1/files", b"--b\r\n", kind="multipart/form-data; boundary=b", n_bytes=10_000)
+    idle = sent(server, "/v1/chat/completions", b"", n_bytes=10)
+
+    said = server.stopped()
+    assert "stopping; waiting for 6 requests" in said
+    assert "Traceback" not in said
+    for connection in (*whole, streamed, half, idle):
+        assert "server_stopping" in answer(connection)
+
+    again = start_server(tmp_path / "root", toy_model)
+    try:
+        assert wait(again.client(), job_id).status == "succeeded"
+        done = wait_for_batch(again.client(), batch_id)
+        assert (done.request_counts.completed, done.request_counts.failed) == (30, 0)
+    finally:
+        again.stop()
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
+    """A pipe takes 64 KB; what is logged beyond that waits for a reader, and what logged it does not."""
+    reading, writing = os.pipe()
+    log = Log(writing, most=20)
+    for number in range(100):
+        log.emit(logging.LogRecord("x", logging.WARNING, "", 0, f"{number:03} {'.' * 10_000}", None, None))
+    log.flush()
+    whole = b""
+    while whole.count(b"\n") < 20:
+        whole += os.read(reading, 65536)
+    assert [line[:3] for line in whole.splitlines()[:3]] == [b"000", b"001", b"002"]
+    os.close(reading)
+    log.flush()
+    os.close(writing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import time
@@ -12,7 +14,10 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from dspy_finetune._files import write_json
 from dspy_finetune.jobs.records import job_facts
+from dspy_finetune.local import worker
+from dspy_finetune.local.schemas import TrainResult
 from dspy_finetune.local.store import Store, append_event
 from tests.local.test_jobs import CHAT_ROWS, upload, wait
 from tests.local.toy_server import ToyServer, start_server
@@ -42,8 +47,6 @@ def is_paused(job: Any) -> bool:
 
 
 def worker_pid(root: Path, job_id: str) -> int:
-    import json
-
     return int(json.loads((root / "jobs" / job_id / "worker.json").read_bytes())["pid"])
 
 
@@ -137,3 +140,32 @@ def test_an_event_that_was_cut_off_is_skipped_and_the_next_one_is_whole(tmp_path
     append_event(store.job_folder(job.id), "three", event_id="x")
     assert [event["message"] for event in store.events(job.id)] == ["one", "three"]
     assert [event["message"] for event in Store(tmp_path).events(job.id)] == ["one", "three"]
+
+
+class Ended(BaseException):
+    """In the place of a process's end."""
+
+
+@pytest.mark.parametrize("n_steps", [0, 1])
+def test_a_worker_that_is_asked_to_stop_ends_at_once_before_its_first_step_and_else_after_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_steps: int
+) -> None:
+    handlers: dict[int, Any] = {}
+
+    def end(code: int) -> None:
+        raise Ended
+
+    def train(folder: Path, task: Any, metrics: Any, should_stop: Any) -> TrainResult:
+        assert [should_stop() for _ in range(n_steps)] == [False] * n_steps
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        return TrainResult(trained_tokens=1, steps=7, adapter=None, stopped=should_stop(), checkpoints=())
+
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(worker, "_train", train)
+    (tmp_path / "work").mkdir()
+    write_json(tmp_path / "task.json", {"n_threads": 1})
+    with pytest.raises(Ended) if n_steps == 0 else contextlib.nullcontext():
+        worker.run_job(tmp_path)
+    result = json.loads((tmp_path / "result.json").read_bytes())
+    assert (result["stopped"], result.get("steps")) == (True, 7 if n_steps else None)

@@ -37,6 +37,12 @@ class ToyServer:
                 stream.close()
         return code
 
+    def stopped(self) -> str:
+        """Stop it as its user would, and give what it said on stderr."""
+        self.process.terminate()
+        _, said = self.process.communicate(timeout=120)
+        return str(said)
+
     def kill(self) -> None:
         self.process.kill()
         self.stop()
@@ -62,8 +68,9 @@ def start_server(root: Path, model: Path, *, step_seconds: float = 0.01, **optio
 
 
 def main() -> None:
-    from dspy_finetune.local import ServeOptions, serve
+    from dspy_finetune.local import ServeOptions, serve, server
 
+    server.GRACE_SECONDS = float(os.environ.get("TOY_GRACE_SECONDS", server.GRACE_SECONDS))
     given = json.loads(sys.argv[1])
     serve(ServeOptions(**{**given, "root": Path(given["root"]), "models": tuple(given["models"])}))
 
