@@ -328,6 +328,15 @@ class _Look:
             embedder=self.embed,
         )
 
+    def fit_one(self, name: str, train: Sequence[int]) -> Any:
+        """The baseline of that name, fitted on these rows; None where it cannot be."""
+        rows = [self.rows[row] for row in train]
+        label, fields = self.columns.label, self.columns.inputs
+        task: Literal["label", "number"] = "number" if self.columns.task == "number" else "label"
+        if self.embed is not None and not name.startswith("TF-IDF"):
+            return baselines.encoder_linear(rows, label=label, text=fields, task=task, embed=self.embed)
+        return baselines.usual(rows, label=label, text=fields, task=task).get(name)
+
     def score(self, program: Any, row: int) -> float:
         """1 or 0 for a label, the absolute error of a number."""
         example = self.rows[row]
@@ -368,7 +377,7 @@ class _Look:
                 if share == 1.0:
                     continue
                 part = train[: max(round(share * len(train)), 2)]
-                program = self.fit(part).get(best)
+                program = self.fit_one(best, part)
                 if program is None:  # a part with one label only
                     continue
                 scores.append(statistics.fmean(self.score(program, row) for row in test))

@@ -2,8 +2,8 @@
 
 In: chat messages, a model and its tokenizer. Out: one vector for each prompt, layer and field, as numpy arrays.
 All prompts of a task begin alike (system message, rubric) and end alike (the template's last words). These tokens say
-nothing about the row: they are computed once and left out of the average. Where each line of the user's message begins
-with the same name in every row ("A: ...", "B: ..."), each line has an average of its own.
+nothing about the row: they are computed once and left out of the average. Where lines of the user's message begin
+with the same names in every row ("A: ...", "B: ..."), each field has an average of its own, however many lines it has.
 Measured on SmolLM2-135M: averages beat the last token nearly everywhere, and the last layer is never the best.
 A sentence encoder gives its own vector for the text of each field (mean over its tokens, length one).
 Not covered: what is learned from the vectors (heads.py).
@@ -32,8 +32,7 @@ from dspy_finetune.local.heads import (
     Mode,
     compared_fields,
     fit,
-    number_style,
-    read_number,
+    numbers_of,
     rows_of,
     task_of_answers,
 )
@@ -70,7 +69,7 @@ class Shape:
     opening: str = ""
     """The words with which every user message begins, where its lines have no names."""
     fields: tuple[str, ...] = ()
-    """The names with which the lines of every user message begin; empty where they have none in common."""
+    """The names with which fields of every user message begin; empty where they have none in common."""
 
     @classmethod
     def of(cls, tokenizer: Any, prompts: Sequence[Messages]) -> Shape:
@@ -103,16 +102,16 @@ class Shape:
 
     def field_spans(self, tokenizer: Any, messages: Messages, row: Sequence[int]) -> list[Span]:
         """One span of the row's tokens for each field; a prompt without the names is one text in each field's place."""
-        if not self.is_named(messages):
+        text = asked(messages)
+        places = field_places(text, self.fields)
+        if not places:
             return [self.whole_span(row)] * len(self.fields)
         # A message that ends earlier has the same tokens up to where it ends: no offsets of the tokenizer are needed.
-        written = asked(messages).split("\n")
         spans = []
-        for index, name in enumerate(self.fields):
-            before = written[:index]
+        for name, (begin, stop) in zip(self.fields, places, strict=True):
             start, end = (
-                common_length(row, encode_prompt(tokenizer, with_asked(messages, "\n".join([*before, line]))))
-                for line in (f"{name}:", written[index])
+                common_length(row, encode_prompt(tokenizer, with_asked(messages, text[:place])))
+                for place in (begin + len(name) + 1, stop)
             )
             spans.append(_cut((start, end) if start < end else (max(0, end - 1), end)))
         return spans
@@ -120,13 +119,12 @@ class Shape:
     def texts(self, messages: Messages) -> list[str]:
         """The text of each field, or the user's message without its opening."""
         text = asked(messages)
-        if self.fields and self.is_named(messages):
-            return [value for _, value in lines(text)]
-        return [text.removeprefix(self.opening) or text] * max(1, len(self.fields))
+        values = field_values(text, self.fields)
+        return list(values.values()) or [text.removeprefix(self.opening) or text] * max(1, len(self.fields))
 
     def is_named(self, messages: Messages) -> bool:
-        """Whether the lines of the user's message begin with the names of the fields."""
-        return not self.fields or tuple(name for name, _ in lines(asked(messages))) == self.fields
+        """Whether the user's message has the fields, in their order."""
+        return not self.fields or bool(field_places(asked(messages), self.fields))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +153,8 @@ class View:
 
         Each is read in the first one's place: what is read behind another text depends on that text.
         """
-        values = dict(lines(asked(messages)))
-        if tuple(values) != self.written:
+        values = field_values(asked(messages), self.written)
+        if not values:
             return None
         return [with_asked(messages, f"{self.written[0]}: {values[name]}") for name in self.compared]
 
@@ -182,6 +180,8 @@ class Reader:
         self.base = base  # (tokenizer, model)
         self.encoder = encoder
         self.should_stop: Callable[[], bool] = lambda: False
+        self.n_cut: dict[Mode, int] = {}
+        """For each way to read: of how many prompts a part was longer than MAX_SPAN_TOKENS, in the last call."""
         assert base or encoder
 
     @classmethod
@@ -300,6 +300,9 @@ class Reader:
                 rows.append(row[:end])
                 spans.append(span)
             places.append(keys[key])
+        self.n_cut[view.mode] = sum(
+            any(end - start >= MAX_SPAN_TOKENS for start, end in spans[place]) for place in places
+        )
         return rows, spans, places
 
     def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
@@ -329,22 +332,42 @@ def with_asked(messages: Messages, text: str) -> list[Mapping[str, Any]]:
 
 
 def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
-    """The names with which the lines of every user message begin, each once; empty where prompts differ in them."""
-    named = {tuple(name for name, _ in lines(asked(messages))) for messages in prompts}
-    fields = named.pop() if len(named) == 1 else ()
-    return fields if 0 < len(fields) <= MAX_FIELDS and len(set(fields)) == len(fields) else ()
+    """The names that begin lines of every user message, in one order, the first at its very beginning; else none.
+
+    A value may have several lines, and names of its own that other prompts lack.
+    """
+    found: tuple[str, ...] = ()
+    for number, messages in enumerate(prompts):
+        matches = [_FIELD.match(line) for line in asked(messages).split("\n")]
+        names = tuple(dict.fromkeys(match[1] for match in matches if match))
+        if not matches[0] or (number and found[:1] != names[:1]):
+            return ()
+        found = tuple(name for name in found if name in names) if number else names
+        if tuple(name for name in names if name in found) != found:
+            return ()
+    return found if 0 < len(found) <= MAX_FIELDS else ()
 
 
-def lines(text: str) -> list[tuple[str, str]]:
-    """(name, value) of each line, or nothing where a line has no name."""
-    found = [_FIELD.match(line) for line in text.split("\n")]
-    if not all(found):
+def field_places(text: str, fields: Sequence[str]) -> list[Span]:
+    """Where each field begins with its name and where it ends; nothing where they are not all there in this order."""
+    begins: list[int] = []
+    place = 0
+    for line in text.split("\n"):
+        match = _FIELD.match(line)
+        if match and len(begins) < len(fields) and match[1] == fields[len(begins)]:
+            begins.append(place)
+        place += len(line) + 1
+    if len(begins) < len(fields) or begins[:1] != [0]:
         return []
-    return [
-        (match[1], line[match.end() :].strip())
-        for match, line in zip(found, text.split("\n"), strict=True)
-        if match is not None
-    ]
+    return [(begin, end) for begin, end in zip(begins, [*(start - 1 for start in begins[1:]), len(text)], strict=True)]
+
+
+def field_values(text: str, fields: Sequence[str]) -> dict[str, str]:
+    """The text of each field, without its name; empty where they are not all there in this order."""
+    places = field_places(text, fields)
+    if not places:
+        return {}
+    return {name: text[begin + len(name) + 1 : end].strip() for name, (begin, end) in zip(fields, places, strict=True)}
 
 
 def layer_numbers(n_layers: int) -> tuple[int, ...]:
@@ -571,7 +594,11 @@ def fit_rows(
         "view": view.to_dict(),
         "dtype": str(feature_dtype(spec.device)).removeprefix("torch."),
     }
-    emit({"message": _chosen(candidates[0], answers)})
+    n_cut = reader.n_cut.get("whole" if head.mode == "difference" else head.mode, 0)
+    if n_cut and "base" in head.blocks:
+        text = f"a text of more than {MAX_SPAN_TOKENS} tokens, of which the first {MAX_SPAN_TOKENS} are read"
+        emit({"message": f"{n_cut:,} of {len(answers):,} rows have {text}"})
+    emit({"message": _chosen(candidates[0], head, answers)})
     return head, view, n_sets
 
 
@@ -589,16 +616,16 @@ def items_of(prompts: Sequence[Messages], view: View) -> list[list[str]]:
     return found
 
 
-def _chosen(best: Candidate, answers: Sequence[str]) -> str:
+def _chosen(best: Candidate, head: Head, answers: Sequence[str]) -> str:
     figures = f"{best.loss:.4g} ± {best.loss_error:.2g}"
-    if best.accuracy is not None:
+    if head.style is None:
         shares = np.array(list(Counter(answers).values())) / len(answers)
         guess = float(-(shares * np.log(shares)).sum())
         return (
             f"Chosen by cross-validation: {best.name}; log loss {figures} (the labels' shares alone: {guess:.4g}), "
             f"accuracy {best.accuracy:.3f} (the most frequent label: {shares.max():.3f})"
         )
-    values = np.array([read_number(answer) for answer in answers])
+    values = numbers_of(head.style, answers)
     guess = float(np.abs(values - np.median(values)).mean())
     return f"Chosen by cross-validation: {best.name}; absolute error {figures} (the median alone: {guess:.4g})"
 
@@ -608,15 +635,14 @@ def _validated(path: Path, reader: Reader, view: View, head: Head) -> dict[str, 
     rows = rows_of(path)
     if rows is None:
         return {}
-    known = [(p, a) for p, a in zip(*rows, strict=True) if head.kind == "numbers" or a in head.labels]
-    if head.kind == "numbers":
-        known = [(p, a) for p, a in known if number_style([a]) is not None]
+    style = head.style
+    known = [(p, a) for p, a in zip(*rows, strict=True) if a in head.labels or (style and style.read(a) is not None)]
     if not known:
         return {}
     blocks = reader.read([prompt for prompt, _ in known], view)
-    if head.kind == "numbers":
-        errors = [abs(one - read_number(a)) for one, (_, a) in zip(head.numbers(blocks), known, strict=True)]
-        return {"full_valid_loss": float(np.mean(errors))}
+    if style is not None:
+        errors = np.abs(np.array(head.numbers(blocks)) - numbers_of(style, [a for _, a in known]))
+        return {"full_valid_loss": float(errors.mean())}
     log_probs = head.log_probabilities(blocks)
     right = [head.labels.index(answer) for _, answer in known]
     return {

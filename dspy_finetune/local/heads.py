@@ -17,6 +17,7 @@ Not covered: free text, which is LoRA's (training.py). numpy alone is needed to 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -41,6 +42,10 @@ Mode = Literal["whole", "fields", "difference"]
 
 MAX_LABELS = 64
 MAX_LABEL_CHARS = 200
+MAX_ONCE = 0.05
+"""So large a share of the rows may have an answer of their own in a closed set: a rare label costs none its head."""
+MAX_NUMBER_LABELS = 11
+"""So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """scikit-learn's C, over standardised features: small means strongly regularised."""
 RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
@@ -55,28 +60,104 @@ N_QUANTILES = 20
 # What a training file asks for.
 
 
+_MARKS = (
+    *((".", ","), (",", "."), (",", " "), (",", "\u00a0"), (",", "\u202f")),
+    *((".", "'"), (".", "\u2019"), (".", " "), (".", "\u00a0"), (".", "\u202f")),
+)
+"""(decimal mark, mark between thousands), as numbers are written in English, German, French and Swiss; the first that
+fits all answers is taken."""
+_SIGNS = "-\u2212+"
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumberStyle:
     """How every answer writes its number."""
 
-    before: str
-    after: str
+    before: str = ""
+    after: str = ""
     decimals: int
     is_fixed: bool
     """Whether every answer has this many decimals; else trailing zeros are left out."""
-    has_thousands: bool
+    point: str = "."
+    """The decimal mark."""
+    thousands: str = ","
+    """The mark between thousands."""
+    has_thousands: bool = False
+    """Whether it is written."""
+    minus: str = "-"
+    has_plus: bool = False
+    """Whether a number above zero has a sign, too."""
+    is_sign_first: bool = False
+    """Whether the sign stands in front of `before`, as in -$5."""
 
     def write(self, value: float) -> str:
         """The number as the training rows write it.
 
         Examples:
-            >>> NumberStyle(before="$", after="", decimals=2, is_fixed=True, has_thousands=False).write(72.1)
+            >>> NumberStyle(before="$", decimals=2, is_fixed=True).write(72.1)
             '$72.10'
+            >>> NumberStyle(after=" €", decimals=1, is_fixed=True, point=",", is_sign_first=True).write(-12.34)
+            '-12,3 €'
         """
-        text = f"{value:{',' if self.has_thousands else ''}.{self.decimals}f}"
-        if not self.is_fixed and "." in text:
-            text = text.rstrip("0").rstrip(".")
-        return f"{self.before}{'0' if text == '-0' else text}{self.after}"
+        digits = f"{abs(value):{',' if self.has_thousands else ''}.{self.decimals}f}"
+        if not self.is_fixed and "." in digits:
+            digits = digits.rstrip("0").rstrip(".")
+        is_zero = not digits.strip("0.")
+        sign = "" if is_zero else self.minus if value < 0 else "+" if self.has_plus else ""
+        digits = digits.translate({ord(","): self.thousands, ord("."): self.point})
+        return (
+            f"{sign}{self.before}{digits}{self.after}"
+            if self.is_sign_first
+            else f"{self.before}{sign}{digits}{self.after}"
+        )
+
+    def read(self, answer: str) -> float | None:
+        """The number of an answer in this style, None where it is written in another."""
+        parts = _number_parts(answer, self.point, self.thousands)
+        return parts.value if parts is not None and (parts.before, parts.after) == (self.before, self.after) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NumberParts:
+    before: str
+    after: str
+    sign: str
+    digits: str
+    decimals: str
+    is_sign_first: bool
+
+    @property
+    def value(self) -> float:
+        size = float(f"{re.sub(r'[^0-9]', '', self.digits)}.{self.decimals or 0}")
+        return -size if self.sign in ("-", "\u2212") else size
+
+
+@functools.cache
+def _number_pattern(point: str, thousands: str) -> re.Pattern[str]:
+    point, thousands = re.escape(point), re.escape(thousands)
+    return re.compile(
+        rf"(?P<sign>[{_SIGNS}])?(?P<digits>[1-9]\d{{0,2}}(?:{thousands}\d{{3}})+|\d+)(?:{point}(?P<decimals>\d+))?"
+    )
+
+
+def _number_parts(answer: str, point: str, thousands: str) -> _NumberParts | None:
+    """The one number in a text that is written with these marks, or None."""
+    is_sign_first = answer[:1] in tuple(_SIGNS) and answer[1:2] != "" and not answer[1].isdigit()
+    text = answer[1:] if is_sign_first else answer
+    found = list(_number_pattern(point, thousands).finditer(text))
+    if len(found) != 1 or (is_sign_first and found[0]["sign"]):
+        return None
+    match = found[0]
+    if re.match(r"0\d", match["digits"]):  # 00017 is a name
+        return None
+    return _NumberParts(
+        before=text[: match.start()],
+        after=text[match.end() :],
+        sign=answer[0] if is_sign_first else match["sign"] or "",
+        digits=match["digits"],
+        decimals=match["decimals"] or "",
+        is_sign_first=is_sign_first,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +171,6 @@ class Task:
     labels: tuple[str, ...] = ()
     """By first appearance in sorted order; empty for numbers and text."""
     style: NumberStyle | None = None
-
-
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
@@ -135,14 +213,23 @@ def task_of_answers(answers: Sequence[str]) -> Task:
     counts, n = Counter(answers), len(answers)
     once = sum(count < 2 for count in counts.values())
     is_short = all(len(answer) <= MAX_LABEL_CHARS and answer.strip() for answer in counts)
-    if 2 <= len(counts) <= MAX_LABELS and once == 0 and is_short:
+    style = number_style(answers) if len(counts) > 2 else None
+    # Few amounts that recur are still amounts; whole numbers without a unit may be names of classes, and stay labels.
+    is_amount = (
+        style is not None and len(counts) > MAX_NUMBER_LABELS and bool(style.before + style.after or style.decimals)
+    )
+    is_closed = once == 0 or (style is None and len(counts) - once >= 2 and once <= n * MAX_ONCE)
+    if 2 <= len(counts) <= MAX_LABELS and is_closed and is_short and not is_amount:
         shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(4))
         more = f", and {len(counts) - 4} more" if len(counts) > 4 else ""
         found = f"every answer is one of {len(counts)} labels ({shown}{more})"
+        if once:
+            found += f", of which {once} {'is' if once == 1 else 'are'} seen once"
+        if len({" ".join(label.casefold().split()) for label in counts}) < len(counts):
+            found += "; some differ in case or blanks alone"
         return Task(kind="labels", n_rows=n, found=found, labels=tuple(sorted(counts)))
-    style = number_style(answers)
-    if style is not None and len(counts) > 2:
-        values = [read_number(answer) for answer in answers]
+    if style is not None:
+        values = [style.read(answer) or 0.0 for answer in answers]
         low, high = style.write(min(values)), style.write(max(values))
         found = f"every answer is one number in one format ({low} to {high})"
         return Task(kind="numbers", n_rows=n, found=found, style=style)
@@ -156,36 +243,46 @@ def task_of_answers(answers: Sequence[str]) -> Task:
 
 
 def number_style(answers: Sequence[str]) -> NumberStyle | None:
-    """The one format of these numbers, or None."""
-    parts = set()
-    decimals: list[int] = []
-    has_thousands = False
+    """The one format of these numbers, or None.
+
+    Examples:
+        >>> [number_style(["1.299,00", "12,50"]).read("1.299,00"), number_style(["-$5", "$7"]).read("-$5")]
+        [1299.0, -5.0]
+    """
+    return next(filter(None, (_style_by(answers, point, thousands) for point, thousands in _MARKS)), None)
+
+
+def _style_by(answers: Sequence[str], point: str, thousands: str) -> NumberStyle | None:
+    parts: list[_NumberParts] = []
     for answer in answers:
-        found = _NUMBER.findall(answer)
-        if len(found) != 1:
+        one = _number_parts(answer, point, thousands)
+        if one is None or (parts and (one.before, one.after) != (parts[0].before, parts[0].after)):
             return None
-        before, _, after = answer.partition(found[0])
-        parts.add((before, after))
-        decimals.append(len(found[0].partition(".")[2]))
-        has_thousands = has_thousands or "," in found[0]
-        if len(parts) > 1:
-            return None
-    before, after = parts.pop()
-    word = before.strip()
+        parts.append(one)
+    decimals = [len(one.decimals) for one in parts]
+    word = parts[0].before.strip()
     if max(decimals) == 0 and word[-1:].isalpha() and not re.fullmatch(r"[A-Z]{3}", word):
         return None  # "class 17" is a name, "USD 17" an amount
+    signs = {one.sign for one in parts}
     return NumberStyle(
-        before=before,
-        after=after,
+        before=parts[0].before,
+        after=parts[0].after,
         decimals=max(decimals),
         is_fixed=min(decimals) == max(decimals),
-        has_thousands=has_thousands,
+        point=point,
+        thousands=thousands,
+        has_thousands=any(not one.digits.isdigit() for one in parts),
+        minus="\u2212" if "\u2212" in signs else "-",
+        has_plus="+" in signs,
+        is_sign_first=any(one.is_sign_first for one in parts),
     )
 
 
-def read_number(answer: str) -> float:
-    """The number in an answer of one format."""
-    return float(_NUMBER.findall(answer)[0].replace(",", ""))
+def numbers_of(style: NumberStyle, answers: Sequence[str]) -> Wide:
+    """The numbers of answers in one style."""
+    values = [style.read(answer) for answer in answers]
+    assert None not in values  # the style was taken from them
+    return np.array(values, dtype=np.float64)
 
 
 def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, int] | None:
@@ -425,7 +522,7 @@ def _fit(
         chosen_rows = np.sort(np.random.default_rng(seed).permutation(n_rows)[:MAX_CV_ROWS])
     n_folds = max(2, min(5 if n_rows <= 1000 else 3, n_rows))
     folds = folds_of([items[row] for row in chosen_rows.tolist()], n_folds, seed)
-    targets = np.array([read_number(answer) for answer in answers]) if task.kind == "numbers" else None
+    targets = numbers_of(task.style, answers) if task.style is not None else None
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[tuple[Candidate, Wide]] = []  # with the out-of-fold predictions
     for mode, of_mode in blocks.items():

@@ -33,7 +33,7 @@ from dspy_finetune.local.chat import encode_completion, encode_prompt, training_
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
 from dspy_finetune.local.hardware import fast_dtype, free_memory
-from dspy_finetune.local.heads import Head, fit, folds_of, read_number, rows_of, task_of, to_scale
+from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, rows_of, task_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
@@ -735,9 +735,9 @@ class Joint:
 
     def wanted(self, answers: Sequence[str]) -> torch.Tensor:
         """(rows,): each row's label, or its number on the scale of the head."""
-        if self.head.kind == "labels":
+        if self.head.style is None:
             return torch.tensor([self.head.labels.index(answer) for answer in answers])
-        numbers = to_scale(np.array([read_number(answer) for answer in answers]), self.head.scale)
+        numbers = to_scale(numbers_of(self.head.style, answers), self.head.scale)
         return torch.tensor(numbers, dtype=torch.float32)
 
     def _means(self, prompts: Sequence[Any], view: View) -> torch.Tensor:

@@ -16,7 +16,9 @@ import openai
 import pytest
 
 from dspy_finetune.errors import MissingExtraError
+from dspy_finetune.local import features as features_of
 from dspy_finetune.local import heads, models, worker
+from dspy_finetune.local.chat import encode_prompt
 from tests.local.test_jobs import upload, wait
 from tests.local.toy_server import ToyServer, start_server
 
@@ -45,6 +47,22 @@ def features(n_rows: int, width: int = 6) -> Any:
         (["3 kg", "4 kg", "12 kg"], "numbers"),
         (["USD 3", "USD 4", "USD 12"], "numbers"),
         (['{"price": 3}', '{"price": 4}', '{"price": 12}'], "numbers"),
+        (["-3", "0", "4.5"], "numbers"),
+        (["\u22123", "0", "+4"], "numbers"),
+        (["-$5.00", "$3.00", "$1,200.00"], "numbers"),
+        (["12%", "3%", "45%"], "numbers"),
+        (["1.299,00 €", "12,50 €", "999,99 €"], "numbers"),
+        (["1 299,5", "12,5", "0,199"], "numbers"),
+        (["1'299.00", "12.50", "3.00"], "numbers"),
+        ([f"${number}.00" for number in range(12)] * 2, "numbers"),
+        ([f"{number / 2}" for number in range(11)] * 2, "labels"),
+        (["00017", "00123", "01000"], "text"),
+        (["2024-01-31", "2023-05-12", "2022-11-30"], "text"),
+        (["12:30", "09:15", "23:59"], "text"),
+        (["1.2.3", "1.3.0", "2.0.1"], "text"),
+        (["yes"] * 20 + ["no"] * 19 + ["unsure"], "labels"),
+        (["yes"] * 9 + ["no"] * 9 + ["unsure"], "text"),
+        (["yes"] * 39 + ["no"], "text"),
         (["3 kg", "4 lb", "5 kg"], "text"),
         (["from 3 to 4", "from 4 to 6", "from 1 to 2"], "text"),
         (["A: It shows.", "B: It tells.", "A: Short."], "text"),
@@ -61,12 +79,55 @@ def test_answers_are_labels_numbers_or_text(answers: list[str], kind: str) -> No
         (["3", "4.5", "12.25"], 72.5, "72.5"),
         (["1,200 EUR", "900 EUR", "12,000 EUR"], 1234.4, "1,234 EUR"),
         (["-3", "2", "0"], -0.2, "0"),
+        (["-$5.00", "$3.00", "$1.50"], -1234.5, "-$1234.50"),
+        (["$-5", "$3", "$1"], -2.0, "$-2"),
+        (["\u22123", "0", "+4"], -2.0, "\u22122"),
+        (["\u22123", "0", "+4"], 2.0, "+2"),
+        (["\u22123", "0", "+4"], 0.0, "0"),
+        (["€1.299,00", "€12,50", "€999,99"], 1234567.891, "€1.234.567,89"),
+        (["1 299,5", "12,5", "3"], 1234.5, "1 234,5"),
+        (["1'299.00", "12.50", "3.00"], 1234.5, "1'234.50"),
+        (["12 %", "3 %", "45 %"], 7.4, "7 %"),
     ],
 )
 def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: float, written: str) -> None:
     style = heads.number_style(answers)
     assert style is not None
     assert style.write(value) == written
+    assert style.read(written) == pytest.approx(value, abs=1 if style.decimals == 0 else 0.01)
+    assert [style.write(style.read(answer) or 0.0) for answer in answers] == answers
+    assert style.read("7 or 8") is None
+
+
+def test_what_is_odd_about_labels_is_said() -> None:
+    found = heads.task_of_answers(["yes"] * 20 + ["Yes "] * 20 + ["no"] * 19 + ["unsure"]).found
+    assert found.endswith("'unsure' 1), of which 1 is seen once; some differ in case or blanks alone")
+
+
+def test_a_field_may_have_several_lines(toy_model: Path) -> None:
+    """Each field's span is its own text, whatever stands in it; names that not all rows have are part of a value."""
+    tokenizer = models.load_tokenizer(toy_model)
+    texts = [
+        "Title: Bees\nBody: one line\nTags: a",
+        "Title: Ants: a study\nBody: first line\n\nNote: second line\nBody: third\nTags:",
+        "Title: x\nBody: y\nTags: b\nNote: z",
+    ]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    assert features_of.shared_fields(prompts) == ("Title", "Body", "Tags")
+    shape = features_of.Shape.of(tokenizer, prompts)
+    values = [features_of.field_values(text, shape.fields) for text in texts]
+    assert list(values[1].values()) == ["Ants: a study", "first line\n\nNote: second line\nBody: third", ""]
+    assert values[2]["Tags"] == "b\nNote: z"
+    for messages, told in zip(prompts, values, strict=True):
+        row = encode_prompt(tokenizer, messages)
+        spans = shape.field_spans(tokenizer, messages, row)
+        read = [tokenizer.decode(row[start:end]).strip() for start, end in spans]
+        assert read[:2] == list(told.values())[:2]
+        assert shape.texts(messages) == list(told.values())
+    for text in ("Body: y\nTitle: x\nTags: b", "Title: x\nTags: b", "Say:\nTitle: x\nBody: y\nTags: b"):
+        assert not shape.is_named([{"role": "user", "content": text}])
+    assert features_of.shared_fields([*prompts, [{"role": "user", "content": "Body: y\nTitle: x"}]]) == ()
+    assert features_of.shared_fields([[{"role": "user", "content": "Is it?\nTitle: x"}]]) == ()
 
 
 def test_a_file_that_trains_on_two_turns_is_no_file_of_labels(tmp_path: Path) -> None:
