@@ -23,7 +23,7 @@ from dspy_finetune.catalog import Catalog, parse_model_id
 from dspy_finetune.errors import DataError, HostError, UsageError
 from dspy_finetune.evaluation import ComparisonReport, compare
 from dspy_finetune.evaluation import metrics as all_metrics
-from dspy_finetune.evaluation.baselines import usual_metric
+from dspy_finetune.evaluation.baselines import predictor_for, usual_metric
 from dspy_finetune.evaluation.collect import Program
 from dspy_finetune.evaluation.metrics import AnyMetric
 from dspy_finetune.evaluation.saved_programs import StoredAnswers, stored_answers
@@ -39,9 +39,8 @@ from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, 
 from dspy_finetune.jobs.records import JobFacts, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.sequence import SequenceJob, section_of, together
 from dspy_finetune.jobs.submit import DATA_KEY
-from dspy_finetune.predictors import DPOPredictor, OpenAIPredictor, PairwisePredictor, load_predictor
+from dspy_finetune.predictors import load_predictor
 from dspy_finetune.predictors.base import FinetunedPredictor
-from dspy_finetune.predictors.pairwise import sides
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report.blocks import Section
 from dspy_finetune.report.page import Reported
@@ -655,7 +654,7 @@ def migrate(
     )
     known = prompt or planned.old.prompt
     if predictor is None and known is not None:
-        predictor = _predictor(known, planned.old.model, planned.old.host)
+        predictor = predictor_for(known, planned.old.model, host=planned.old.host)
     return Migration(plan=planned, old_predictor=predictor)
 
 
@@ -670,17 +669,6 @@ def _predictor_of(model: object) -> FinetunedPredictor | None:
 
 def _named(model: Any) -> str | FinetunedModel:
     return model if isinstance(model, FinetunedModel) else str(model)
-
-
-def _predictor(prompt: PromptFormat, model: str, host: Host) -> FinetunedPredictor:
-    """The predictor that fits a prompt: two sides are asked in both orders."""
-    try:
-        sides(prompt)
-    except UsageError:
-        return OpenAIPredictor(prompt, model, host=host)
-    if len(prompt.output_fields) > 1:
-        return DPOPredictor(prompt, model, both_orders=True, host=host)
-    return PairwisePredictor(prompt, model, host=host)
 
 
 def _usual(prompt: PromptFormat) -> AnyMetric:

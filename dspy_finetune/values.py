@@ -807,6 +807,11 @@ _EUROPEAN = re.compile(
 _AMBIGUOUS = re.compile(r"[1-9]\d{0,2}\.\d{3}", re.ASCII)
 _EXPONENT = re.compile(r"[eE]", re.ASCII)
 _FILE_REMEDY = "write it like 1199.99 or $1,199.99"
+_COMMA_REMEDY = f'{_FILE_REMEDY}; of a file with decimal commas say decimal="," (--decimal ,)'
+_EXCHANGED = str.maketrans(".,", ",.")
+
+DecimalMark = Literal[".", ","]
+"""What stands before the decimals in a file."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -1191,27 +1196,31 @@ def load_bool(value: Any) -> bool:
     raise Unparseable(f"{shown(value)} is not a boolean", "write true or false (also read: yes/no, y/n, t/f, 1/0)")
 
 
-def load_number(value: Any) -> float:
-    """A finite number from a file, with one currency and English thousands separators if there are any.
+def load_number(value: Any, decimal: DecimalMark = ".") -> float:
+    """A finite number from a file, with one currency and thousands separators if there are any.
 
     >>> load_number("$1,199.99"), load_number("-$5"), load_number("1199.99 USD"), load_number(12)
     (1199.99, -5.0, 1199.99, 12.0)
+    >>> load_number("1.199,99 €", ",")
+    1199.99
 
     Raises:
         Unparseable: The value is not a number, or can be read as more than one.
     """
     if type(value) is float and math.isfinite(value):
         return value
-    if isinstance(value, str) and _USUAL.fullmatch(value):  # as most cells are; the rest of this reads the others
+    if (
+        decimal == "." and isinstance(value, str) and _USUAL.fullmatch(value)
+    ):  # as most cells are; the rest of this reads the others
         number = float(value.replace("$", "").replace(",", ""))
         if math.isfinite(number):
             return number
-    return float(_load_decimal(value, NUMBER))
+    return float(_load_decimal(value, NUMBER, decimal))
 
 
-def load_int(value: Any) -> int:
+def load_int(value: Any, decimal: DecimalMark = ".") -> int:
     """A whole number from a file, exact however large it is; 3.0 is 3. Raises Unparseable."""
-    number = _load_decimal(value, NumberFormat(kind="int"))
+    number = _load_decimal(value, NumberFormat(kind="int"), decimal)
     if number != number.to_integral_value():
         raise Unparseable(
             f"{shown(value)} is not a whole number", "write a whole number, or give the field the type float"
@@ -1219,17 +1228,17 @@ def load_int(value: Any) -> int:
     return int(number)
 
 
-def _load_decimal(value: Any, style: NumberFormat) -> Decimal:
+def _load_decimal(value: Any, style: NumberFormat, decimal: DecimalMark) -> Decimal:
     number: Decimal | None = None
     if isinstance(value, str):
-        found = _amount(value)
+        found = _amount(value.translate(_EXCHANGED) if decimal == "," else value)
         if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _COMMAS.fullmatch(found[1])):
             number = _decimal(found[0] + found[1].replace(",", ""))
     elif value is not None:
         with contextlib.suppress(AnswerError):
             number = Decimal(NumberFormat(kind="decimal").read(value))
     if number is None or style._is_too_large(number):
-        raise _not_a_number(value)
+        raise _not_a_number(value, decimal)
     return number
 
 
@@ -1240,19 +1249,23 @@ def _decimal(text: str) -> Decimal | None:
         return None
 
 
-def _not_a_number(value: Any) -> Unparseable:
+def _not_a_number(value: Any, decimal: DecimalMark) -> Unparseable:
+    if decimal == ",":
+        return Unparseable(
+            f"{shown(value)} is not a number with a decimal comma", "write it like 1199,99 or 1.199,99 €"
+        )
     if not isinstance(value, str):
         is_number = isinstance(value, Real) and not _is_bool(value)
         return Unparseable(f"{shown(value)} is not a {'finite ' if is_number else ''}number", _FILE_REMEDY)
     # What an answer would be read as is asked about, not taken: a column's spelling is a person's to decide.
-    guess = ""
+    guess, remedy = "", _FILE_REMEDY
     with contextlib.suppress(AnswerError):
         guess = f"; it may mean {NUMBER.decode(value):g}"
     if "," in value and re.fullmatch(r"[0-9.,]+", _digits_of(value)[:_MAX_CHARS]):
-        problem = "ambiguous: the comma does not part groups of three digits"
+        problem, remedy = "ambiguous: the comma does not part groups of three digits", _COMMA_REMEDY
     else:
         problem = "not a plain number" if guess else "not a number"
-    return Unparseable(f"{shown(value)} is {problem}{guess}", _FILE_REMEDY)
+    return Unparseable(f"{shown(value)} is {problem}{guess}", remedy)
 
 
 def _digits_of(value: str) -> str:

@@ -490,3 +490,23 @@ def test_free_text_is_scored_without_a_templates_marks() -> None:
     for text in ("<think>Paris", "<think>Paris</think>"):
         with pytest.raises(AnswerError):
             dataclasses.replace(exact, if_parse_failure=None)(example_of("Paris"), dspy.Prediction(answer=text))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1.299,00 €", 1299.0),
+        ("12,50", 12.5),
+        ("1.299", 1299.0),
+        ("-0,5 %", None),
+        ("$1,199.99", None),
+        (3.5, 3.5),
+        ("7", 7),
+    ],
+)
+def test_a_file_with_decimal_commas_is_read_when_it_is_said_once(text: object, number: float | None) -> None:
+    if number is None:
+        with pytest.raises(Unparseable, match="decimal comma"):
+            load_number(text, ",")
+    else:
+        assert load_number(text, ",") == number

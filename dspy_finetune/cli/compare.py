@@ -14,6 +14,7 @@ from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, talk, warn
 from dspy_finetune.cli.options import (
     CellDelimiter,
+    Decimal,
     Embedder,
     EnvPath,
     JudgeHost,
@@ -96,6 +97,7 @@ def compare_command(
         int, typer.Option("--noise-floor", min=0, help="Re-run on the first N rows to measure run-to-run variance.")
     ] = 0,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep every answer here; run again to go on.")] = None,
     num_threads: Annotated[int, typer.Option("--threads", min=1, help="Concurrent requests.")] = 8,
@@ -127,7 +129,9 @@ def compare_command(
         raise UsageError("--program: at least one file must be a saved predictor, which holds the prompt and the host")
     first = next(iter(saved.values()))
     prompt = first.prompt
-    examples = load_examples(data, signature=prompt.signature, limit=limit, delimiter=delimiter_of(data, delimiter))
+    examples = load_examples(
+        data, signature=prompt.signature, limit=limit, delimiter=delimiter_of(data, delimiter), decimal=decimal
+    )
     label = field or prompt.label_field or prompt.output_fields[0]
     asked = lm or base_model
     model = first.host.lm(asked) if asked is not None and first.host is not None else None
@@ -145,7 +149,9 @@ def compare_command(
         raise UsageError("--encoder is fitted on the rows of --train; add --train FILE")
     training = None
     if train is not None:
-        training = load_examples(train, signature=prompt.signature, delimiter=delimiter_of(train, delimiter))
+        training = load_examples(
+            train, signature=prompt.signature, delimiter=delimiter_of(train, delimiter), decimal=decimal
+        )
     if training is not None:
         _tell_overlap(training, examples)
     _tell_missing(train is not None, base_model is not None)

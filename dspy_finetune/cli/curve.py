@@ -16,6 +16,7 @@ from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.options import (
     AsJson,
     CellDelimiter,
+    Decimal,
     Embedder,
     EnvPath,
     HostText,
@@ -96,6 +97,7 @@ def curve_command(
     judge_host: JudgeHost = "openai",
     field: FieldName = None,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     folder: KeptFolder = None,
     n_concurrent: JobsAtOnce = 4,
     num_threads: Threads = 8,
@@ -119,7 +121,7 @@ def curve_command(
     judging = Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host)
 
     def rows(path: str) -> list[Any]:
-        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter))
+        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
 
     with _followed(host, root, model) as (where, models, show):
         curve = learning_curve(
@@ -189,6 +191,7 @@ def sweep_command(
     judge_host: JudgeHost = "openai",
     field: FieldName = None,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     folder: KeptFolder = None,
     n_concurrent: JobsAtOnce = 4,
     num_threads: Threads = 8,
@@ -222,7 +225,7 @@ def sweep_command(
     }
 
     def rows(path: str) -> list[Any]:
-        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter))
+        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
 
     with _followed(host, root, model) as (where, models, show):
         found = sweep(

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dspy_finetune._files import atomic_writer, write_json
-from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.options import CellDelimiter
+from dspy_finetune.cli.app import print_json, talk, warn
+from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Task(dspy.Signature):
 
 def main() -> None:
     # The rows; each value is read as its field's type, and a row that cannot be read is named by its line.
-    examples = ft.load_examples({path!r}, signature=Task{delimiter})
+    examples = ft.load_examples({path!r}, signature=Task{cells})
     # No item stands on two sides, duplicates included.
     train, validation, test = ft.split(examples{stratify})
 
@@ -109,6 +110,7 @@ def advise_command(
         typer.Option(help="The sentence encoder of one baseline; auto: minilm-l6 if installed; none: leave it out."),
     ] = "auto",
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     seed: Annotated[int, typer.Option(help="Random seed of the folds and of the sample.")] = 0,
     json_to: Annotated[Path | None, typer.Option("--json-to", help="Write the figures as JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -120,7 +122,15 @@ def advise_command(
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
     from dspy_finetune.evaluation import advise
 
-    rows = load_examples(data, inputs=text or None, signature=signature, delimiter=delimiter)
+    rows = load_examples(
+        data,
+        inputs=text or None,
+        # Only whoever says that there are decimal commas has said that the label is a number.
+        types={label: float | None} if label is not None and decimal == "," else None,
+        signature=signature,
+        delimiter=delimiter,
+        decimal=decimal,
+    )
     found = advise(rows, signature, label=label, encoder=None if encoder == "none" else encoder, seed=seed)
     if json_to is not None:
         write_json(json_to, found.to_dict())
@@ -139,10 +149,17 @@ def split(
     group_by: Annotated[
         list[str] | None, typer.Option("--group-by", help="Rows with equal values stay together; repeat for pairs.")
     ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The label's column: rows in which it is empty are left out, and told.")
+    ] = None,
+    number: Annotated[
+        str | None, typer.Option(help="The same, of a label that holds numbers, which are read and written as such.")
+    ] = None,
     stratify_by: Annotated[
         str | None, typer.Option("--stratify-by", help="Spread this column's values evenly over the three files.")
     ] = None,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     seed: Annotated[int, typer.Option(help="Random seed: another seed gives another split.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print paths and row counts as JSON.")] = False,
 ) -> None:
@@ -152,16 +169,20 @@ def split(
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
     from dspy_finetune.data import split as split_examples
-    from dspy_finetune.errors import UsageError
 
     try:
         shares = tuple(float(part) for part in fractions.split(","))
     except ValueError as error:
         raise UsageError(f"--fractions {fractions}: write three numbers, such as 0.8,0.1,0.1") from error
     by = None if not group_by else group_by[0] if len(group_by) == 1 else tuple(group_by)
-    rows = load_examples(data, delimiter=delimiter)
+    if label is not None and number is not None:
+        raise UsageError("give one of --label and --number: each names the label's column")
+    kinds: dict[str, Any] = {} if number is None else {number: float | None}
+    rows: Sequence[Any] = load_examples(data, types=kinds, delimiter=delimiter, decimal=decimal)
+    answer = label or number
+    if answer is not None:
+        rows = labelled(rows, answer, data)
     parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, seed=seed)
-    to.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
         if not part:  # a fraction of 0 asks for no such file
@@ -178,6 +199,25 @@ def split(
     talk().print(parts.summary(), highlight=False, soft_wrap=True)
 
 
+def labelled(rows: Sequence[Any], label: str, data: str) -> list[Any]:
+    """The rows that have a value of the label; the others are named. Raises UsageError where no row has one."""
+    from dspy_finetune.data.fields import columns_hint  # here: --help must not wait for dspy
+
+    kept: list[tuple[int, Any]] = []
+    empty: list[tuple[int, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        value = row.get(label)
+        is_empty = value is None or (isinstance(value, str) and not value.strip())
+        (empty if is_empty else kept).append((number, row))
+    if not kept:
+        raise UsageError(f"no row of {data} has a value of {label!r}; {columns_hint(label, rows[0].keys())}")
+    if empty:
+        shown = ", ".join(str(number) for number, _ in empty[:10])
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        warn([f"{len(empty)} of {len(rows)} rows have no {label!r} and are left out: row {shown}{more} of {data}"])
+    return [row for _, row in kept]
+
+
 def init(
     data: Annotated[Path, typer.Argument(help="Your labelled rows: json, jsonl, csv, tsv or parquet.")],
     to: Annotated[Path, typer.Option("--out", help="The folder of the project.")] = Path("finetune-project"),
@@ -186,6 +226,7 @@ def init(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="An input column; may be repeated.")] = None,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     as_json: Annotated[bool, typer.Option("--json", help="Print the files and what was guessed as JSON.")] = False,
 ) -> None:
     """Write a commented project for your own file: a script that trains and compares, and settings.
@@ -200,7 +241,7 @@ def init(
         if path.exists():
             raise UsageError(f"{path} is there already; choose another folder with --out, or delete it")
     columns = guess_columns(load_examples(data, delimiter=delimiter), label=label, inputs=text or None)
-    files[to / "finetune.py"] = script(columns, data.resolve(), delimiter)
+    files[to / "finetune.py"] = script(columns, data.resolve(), delimiter, decimal)
     for path, content in files.items():
         with atomic_writer(path) as file:
             file.write(content.encode())
@@ -216,7 +257,7 @@ def init(
     )
 
 
-def script(columns: Columns, data: Path, delimiter: str | None = None) -> str:
+def script(columns: Columns, data: Path, delimiter: str | None = None, decimal: str = ".") -> str:
     """The script for a task, as Python source."""
     prompt, predictor, metric = _PRESETS[columns.task]
     fields = [f"    {name}: str = dspy.InputField()" for name in columns.inputs]
@@ -225,7 +266,8 @@ def script(columns: Columns, data: Path, delimiter: str | None = None) -> str:
     return _SCRIPT.format(
         name=data.name,
         path=str(data),
-        delimiter="" if delimiter is None else f", delimiter={delimiter!r}",
+        cells=("" if delimiter is None else f", delimiter={delimiter!r}")
+        + ("" if decimal == "." else f", decimal={decimal!r}"),
         instructions=_INSTRUCTIONS[columns.task].format(label=columns.label.replace("_", " ")),
         fields="\n".join(fields),
         imports="from typing import Literal\n\n" if columns.task in ("labels", "pairs") else "",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dspy_finetune.cli.app import print_json, talk
-from dspy_finetune.cli.options import CellDelimiter
+from dspy_finetune.cli.options import CellDelimiter, Decimal
 
 if TYPE_CHECKING:
     from dspy_finetune.export import TrainingFile
@@ -48,6 +48,7 @@ def export(
         typer.Option("--format", help="What DATA is, where its name and first bytes do not tell."),
     ] = None,
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     limit: Annotated[int | None, typer.Option(help="Maximum number of rows.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Draws the rejected label where there are several (dpo).")] = 0,
     both_orders: Annotated[
@@ -70,6 +71,7 @@ def export(
         signature=form.signature,
         format=file_format,
         delimiter=delimiter,
+        decimal=decimal,
         split=split,
         limit=limit,
         on_error="skip" if skip_bad else "raise",

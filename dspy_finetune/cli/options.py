@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,10 @@ CellDelimiter = Annotated[
         help="Between the cells of a CSV file, such as ; or tab; read off its first line without.",
         callback=lambda given: "\t" if given in ("tab", "\\t") else given,
     ),
+]
+Decimal = Annotated[
+    Literal[".", ","],
+    typer.Option("--decimal", help='Before the decimals of numbers in the file: "," reads 1.199,99 as 1199.99.'),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 

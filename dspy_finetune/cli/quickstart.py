@@ -10,6 +10,7 @@ import typer
 
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json
+from dspy_finetune.cli.run import new_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,7 @@ def quickstart(
 
     counts = size_of(size)
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)
-    place = folder or _new_folder()
+    place = folder or new_folder("quickstart")
     began = time.monotonic()
     with ProgressBar(waits=False) as bar:
 
@@ -98,10 +99,3 @@ def _print(result: Any, seconds: float) -> None:
     print("  import dspy_finetune as ft")
     print(f"  predictor = ft.load_predictor({str(saved)!r})")
     print('  print(predictor(title="How lock gates hold back a river").probability)')
-
-
-def _new_folder() -> Path:
-    """runs/quickstart, or the first runs/quickstart-N that is not there yet."""
-    base = Path("runs") / "quickstart"
-    names = (base if number == 1 else base.with_name(f"quickstart-{number}") for number in range(1, 10_000))
-    return next(path for path in names if not path.exists())

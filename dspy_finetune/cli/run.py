@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspy_finetune.cli.app import build_app, print_json, talk
-from dspy_finetune.cli.options import CellDelimiter
+from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="The model to tune; the host's usual one without.")] = None,
     host: Annotated[str, typer.Option(help="local, openai, azure, an address, or NAME=ADDRESS.")] = "local",
     delimiter: CellDelimiter = None,
+    decimal: Decimal = ".",
     fractions: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0,0.2",
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse a plan that costs more.", min=0.0)] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the split and the training.")] = 0,
@@ -87,8 +88,9 @@ def run(
         columns = replace(columns, task="number", labels=())
     if pairs is not None and columns.task != "pairs":
         raise UsageError(f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it")
-    folder = to or _new_folder(data.stem)
-    cells = () if delimiter is None else ("--delimiter", delimiter)
+    folder = to or new_folder(data.stem)
+    cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
+    cells += () if decimal == "." else ("--decimal", decimal)
     split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()), *cells)
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
     training += ["--host", host, *(("--root", str(folder / "host")) if host == "local" else ()), "--seed", str(seed)]
@@ -114,7 +116,6 @@ def run(
         for step in steps:
             print(step)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     console = talk()
     console.print(f"{columns.why}; inputs {', '.join(columns.inputs)}", highlight=False, soft_wrap=True)
     command = typer.main.get_command(build_app())
@@ -162,10 +163,11 @@ def plan_steps(
             str(folder / "advice.json"),
         ),
     )
+    answer = ("--number" if columns.task == "number" else "--label", columns.label)
     stratify = ("--stratify-by", columns.label) if columns.task in ("binary", "labels") else ()
     yield Step(
         title="Split",
-        arguments=("split", str(data), "--out", str(rows), *split, *stratify),
+        arguments=("split", str(data), "--out", str(rows), *split, *answer, *stratify),
     )
     preset = ("--preset", _PRESETS[columns.task]) if columns.task in _PRESETS else ()
     meaning = () if rubric is None else ("--rubric", rubric)
@@ -214,7 +216,7 @@ def _invoke(command: Callable[..., object], step: Step) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """runs/NAME, or the first runs/NAME-N that is not there yet."""
     base = Path("runs") / name
     names = (base if number == 1 else base.with_name(f"{name}-{number}") for number in range(1, 10_000))

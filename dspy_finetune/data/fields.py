@@ -10,9 +10,11 @@ that decides. Not covered: reading files (load.py), the prompt for the task (pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import enum
+import functools
 import re
 import types
 import typing
@@ -25,6 +27,7 @@ from dspy_finetune.errors import DataError, RowError, UsageError
 from dspy_finetune.values import (
     FALSE_WORDS,
     TRUE_WORDS,
+    DecimalMark,
     Unparseable,
     choice_loader,
     load_bool,
@@ -41,15 +44,20 @@ from dspy_finetune.values import (
 Converter = Callable[[Any], Any]
 
 
-def converter_for(annotation: Any) -> Converter:
+def converter_for(annotation: Any, decimal: DecimalMark = ".") -> Converter:
     """The function that turns a raw value into one of this type; of a type not named above, values pass through.
 
     >>> converter_for(float)("$1,199.99")
     1199.99
     """
     if accepts_none(annotation):
-        return _optional(converter_for(_without_none(annotation)))
-    simple: dict[Any, Converter] = {bool: load_bool, float: load_number, int: load_int, str: _parse_text}
+        return _optional(converter_for(_without_none(annotation), decimal))
+    simple: dict[Any, Converter] = {
+        bool: load_bool,
+        float: functools.partial(load_number, decimal=decimal),
+        int: functools.partial(load_int, decimal=decimal),
+        str: _parse_text,
+    }
     # isinstance first: an annotation such as an unhashable Annotated cannot be looked up.
     if isinstance(annotation, type) and annotation in simple:
         return simple[annotation]
@@ -140,12 +148,15 @@ class RowPlan:
         rename: Mapping[str, str] | None,
         types: Mapping[str, Any] | None,
         signature: type[dspy.Signature] | str | None,
+        decimal: DecimalMark = ".",
     ) -> None:
+        if decimal not in typing.get_args(DecimalMark):
+            raise UsageError(f'decimal={decimal!r} is no decimal mark; use "." or ","')
         marked, wanted = signature_types(signature) if signature is not None else (None, {})
         wanted = {**wanted, **check_types(types or {})}
         self._inputs = marked if inputs is None else check_names(inputs, "inputs")
         self._rename = _checked_rename(rename or {})
-        self._converters: dict[str, Converter] = {name: converter_for(kind) for name, kind in wanted.items()}
+        self._converters: dict[str, Converter] = {name: converter_for(kind, decimal) for name, kind in wanted.items()}
         self._optional = {name for name, kind in wanted.items() if accepts_none(kind)}
         self._required = [
             name for name in dict.fromkeys([*(self._inputs or ()), *wanted]) if name not in self._optional
@@ -317,7 +328,11 @@ def guess_columns(
     """
     if not examples:
         raise DataError("no rows: give a file with labelled rows")
-    values = _values(examples)
+    values = {
+        # An empty cell is no answer, and no kind of one.
+        name: [None if isinstance(value, str) and not value.strip() else value for value in column]
+        for name, column in _values(examples).items()
+    }
     for name in [*(inputs or ()), *([label] if label is not None else ())]:
         if name not in values:
             raise UsageError(f"no row has a field {name!r}; the fields are {', '.join(values)}")
@@ -377,7 +392,7 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     if distinct and len(distinct) <= MAX_LABELS and not n_seldom and not all(_is_number(value) for value in distinct):
         return "labels", distinct
     if known and all(_is_number(value) for value in known):
-        few = len(distinct) <= 10 and not n_seldom and all(float(str(value)).is_integer() for value in distinct)
+        few = len(distinct) <= 10 and not n_seldom and all(_is_whole(value) for value in distinct)
         return ("labels", distinct) if few else ("number", ())
     return "text", ()
 
@@ -387,11 +402,25 @@ def _is_number(value: Any) -> bool:
         return False
     if isinstance(value, (int, float)):
         return True
-    return isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) is not None
+    for decimal in typing.get_args(DecimalMark):
+        with contextlib.suppress(Unparseable):
+            load_number(value, decimal)
+            return True
+    return False
+
+
+def _is_whole(value: Any) -> bool:
+    return re.fullmatch(r"-?\d+(\.0*)?", str(value).strip()) is not None
 
 
 def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
-    candidates = [name for name in values if name not in inputs and not _is_identifier(name, values[name])]
+    candidates = [
+        name
+        for name in values
+        if name not in inputs
+        and not _is_identifier(name, values[name])
+        and any(one is not None for one in values[name])
+    ]
     named = [name for name in candidates if _LABEL_NAMES.search(name) or _FLAG_NAMES.match(name)]
     closed = [name for name in candidates if _task(values[name])[0] in ("binary", "labels")]
     # A telling name first, then a closed set of answers; of several, those that are both.
@@ -399,16 +428,18 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         if len(found) == 1:
             return found[0]
     if not candidates:
-        raise DataError(f"no column can be the label; the fields are {', '.join(values)}: name it with label=")
+        raise DataError(
+            f"no column can be the label; the fields are {', '.join(values)}: name it with label= (--label)"
+        )
     options = named or closed or candidates
-    raise DataError(f"cannot tell the label: it may be {' or '.join(options[:6])}; name it with label=")
+    raise DataError(f"cannot tell the label: it may be {' or '.join(options[:6])}; name it with label= (--label)")
 
 
 def _inputs(values: Mapping[str, list[Any]], label: str) -> tuple[str, ...]:
     names = [name for name in values if name != label and not _is_identifier(name, values[name])]
     texts = [name for name in names if any(isinstance(value, str) and value.strip() for value in values[name])]
     # A column with the label's meaning in other words (points beside is_favorite) is no input: text alone is read.
-    worded = [name for name in texts if _mean_words(values[name]) >= 2]
+    worded = [name for name in texts if _mean_words(values[name]) >= 2 and _task(values[name])[0] != "number"]
     return tuple(worded or texts)
 
 

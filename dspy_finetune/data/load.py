@@ -15,6 +15,7 @@ import dspy
 from dspy_finetune.data.fields import RowPlan
 from dspy_finetune.data.readers import Format, Source, open_source
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
+from dspy_finetune.values import DecimalMark
 
 OnError = Literal["raise", "skip"]
 
@@ -106,6 +107,7 @@ def load_examples(
     signature: type[dspy.Signature] | str | None = None,
     format: Format | None = None,
     delimiter: str | None = None,
+    decimal: DecimalMark = ".",
     split: str | None = None,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -130,6 +132,8 @@ def load_examples(
             fields that every row must have.
         format: "json", "jsonl", "csv", "tsv" or "parquet", where the file's name does not tell.
         delimiter: The character between the cells of a CSV file; None reads it off the first line.
+        decimal: What stands before the decimals in fields of the type float or int: "," reads "1.199,99 €" as
+            1199.99.
         split: For data sets with several splits: which one.
         limit: Stop after this many examples; None reads all. Rows after the limit are not looked at.
         on_error: "raise" lists every bad row in one RowsError; "skip" leaves them out and keeps why in `.skipped`.
@@ -149,6 +153,7 @@ def load_examples(
         signature=signature,
         format=format,
         delimiter=delimiter,
+        decimal=decimal,
         split=split,
         limit=limit,
         on_error=on_error,
@@ -166,6 +171,7 @@ def iter_examples(
     signature: type[dspy.Signature] | str | None = None,
     format: Format | None = None,
     delimiter: str | None = None,
+    decimal: DecimalMark = ".",
     split: str | None = None,
     limit: int | None = None,
     on_error: OnError = "raise",
@@ -178,7 +184,7 @@ def iter_examples(
     >>> [example.n for example in stream], stream.n_skipped
     ([1], 1)
     """
-    plan = RowPlan(inputs=inputs, rename=rename, types=types, signature=signature)
+    plan = RowPlan(inputs=inputs, rename=rename, types=types, signature=signature, decimal=decimal)
     _check_options(limit, on_error)
     opened = open_source(source, format=format, split=split, delimiter=delimiter)
     return ExampleStream(opened, plan, limit=limit, on_error=on_error)

@@ -148,8 +148,9 @@ def _targets(
         if rare:
             name, n = rare[0].partition(":")[2], n_groups[rare[0]]
             raise DataError(
-                f"stratify_by: the value {name} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
-                f"{len(wanted)} sides ({len(rare)} such values); give more rows, or coarser values by a function"
+                f"stratify_by: the value {name!r} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
+                f"{len(wanted)} sides ({len(rare)} such values); give more rows, coarser values by a function, or "
+                "leave stratify_by (--stratify-by) out"
             )
     targets: dict[str, list[int]] = {}
     n_before, given = 0, [0, 0, 0]

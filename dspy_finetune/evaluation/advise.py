@@ -180,7 +180,10 @@ def advise(
     if len(rows) > max_rows:
         rows = random.Random(seed).sample(rows, max_rows)
     columns = _columns(rows, signature, label)
-    rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows]
+    n_given = len(rows)
+    rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows if _has(row, columns.label)]
+    if not rows:
+        raise EmptyDatasetError(f"no row has a value of {columns.label!r}; give labelled examples")
     groups = _groups(rows)
     metric = _metric(columns.task)
     embed = _embedder(encoder, rows, columns) if metric != "none" else None
@@ -217,7 +220,14 @@ def advise(
         seconds=time.monotonic() - began,
     )
     recommendation, reasons = _recommend(advice, scores, groups)
+    if len(rows) < n_given:
+        reasons += (f"Left out, as {columns.label!r} is empty: {n_given - len(rows):,} of {n_given:,} rows.",)
     return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
+
+
+def _has(row: Any, label: str) -> bool:
+    value = row.get(label)
+    return value is not None and str(value).strip() != ""
 
 
 class _Remembered:

@@ -52,24 +52,34 @@ from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
-def predictor_for(prompt: PromptFormat, model: str | FinetunedModel, *, host: Host | None = None) -> FinetunedPredictor:
-    """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one."""
+def predictor_for(
+    prompt: PromptFormat, model: str | FinetunedModel, *, host: Host | None = None, **options: Any
+) -> FinetunedPredictor:
+    """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one.
+
+    Args:
+        prompt: What the model was trained with.
+        model: The model.
+        host: Where it answers; OpenAI by default.
+        **options: For the predictor: cache, max_tokens, temperature.
+    """
     try:
         kind = PairwisePredictor if len(prompt.output_fields) == 1 else DPOPredictor
-        return kind(prompt, model, host=host)
+        return kind(prompt, model, host=host, **options)
     except UsageError:  # not a pairwise prompt
-        return OpenAIPredictor(prompt, model, host=host)
+        return OpenAIPredictor(prompt, model, host=host, **options)
 
 
-def untuned(prompt: PromptFormat, base_model: str, *, host: Host | None = None) -> FinetunedPredictor:
+def untuned(prompt: PromptFormat, base_model: str, *, host: Host | None = None, **options: Any) -> FinetunedPredictor:
     """The base model, asked with the prompt that the tuned model was trained with: what training itself brought.
 
     Args:
         prompt: The tuned model's prompt.
         base_model: The base model's name on the host.
         host: Where it answers; OpenAI by default.
+        **options: For the predictor: cache, max_tokens, temperature.
     """
-    return predictor_for(prompt, base_model, host=host)
+    return predictor_for(prompt, base_model, host=host, **options)
 
 
 class NearestFewShot(dspy.Module):
@@ -320,7 +330,8 @@ class HostEmbedder:
         """One vector each. Raises HostError."""
         vectors: list[list[float]] = []
         for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
+            # An endpoint refuses an empty text, which an empty cell is.
+            part = [text if text.strip() else " " for text in texts[start : start + BATCH]]
             with self.host.talking(f"embed {len(part)} texts by {self.model}"):
                 found = self.host.client().embeddings.create(model=self.model, input=part)
             vectors += [one.embedding for one in sorted(found.data, key=lambda one: one.index)]

@@ -34,13 +34,15 @@ from dspy_finetune.evaluation import (
     compare,
     metrics,
 )
+from dspy_finetune.evaluation.baselines import predictor_for
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import INTENT_KEY
 from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, Plan, list_jobs, plan
-from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
+from dspy_finetune.predictors import FinetunedPredictor, OpenAIPredictor
 from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.report import write_html
+from dspy_finetune.report.plots import loss_curves
 
 # The packaged titles: what one reader likes to read, written for this package.
 #
@@ -432,16 +434,15 @@ def run(
     host.client().models.list()
     clock.lap("host")
     models: dict[str, FinetunedModel] = {}
-    losses: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, Sequence[tuple[float, float]]] = {}
     recipes: dict[str, str] = {}
 
     def tune(name: str, title: str, start: str | FinetunedModel, **options: Any) -> None:
         on_step(Step(number=4, title=title, command=by_hand.train(name, start, options)))
         made = plan(datasets[name], base_model=start, host=host, suffix=f"taste-{name}", seed=seed, **options)
         job, models[name] = _follow(made, lambda look: on_step(_training_step(title, look)))
-        rows = [(float(row["step"] or 0), float(row["train_loss"])) for row in job.metrics() if row["train_loss"]]
-        if rows:  # a linear head is solved, not trained in steps
-            losses[name] = rows
+        # None for a linear head, which is solved, not trained in steps.
+        curves.update(loss_curves({f"{name} ({models[name].method})": job}))
         told = [event.message for event in job.events() if event.message.startswith(("Rows: ", "Chosen "))]
         if told:
             recipes[name] = ". ".join(told)
@@ -475,17 +476,12 @@ def run(
     tune("dpo", "Tuning them further on preferences", start, hyperparameters={"n_epochs": 1})
 
     on_step(Step(number=5, title="Saving the predictors"))
-    kinds: dict[str, type[FinetunedPredictor]] = {
-        "binary": OpenAIPredictor,
-        "pairwise": PairwisePredictor,
-        "dpo": DPOPredictor if has_reasons else PairwisePredictor,
-    }
     # No cache: seconds and tokens are part of the verdict. An explanation of one sentence takes about 20 tokens.
     predictors = {
-        name: kind(
-            prompts[name], models[name], host=host, cache=False, max_tokens=MAX_ANSWER_TOKENS if name == "dpo" else None
+        name: predictor_for(
+            prompt, models[name], host=host, cache=False, max_tokens=MAX_ANSWER_TOKENS if name == "dpo" else None
         )
-        for name, kind in kinds.items()
+        for name, prompt in prompts.items()
     }
     saved = {name: folder / f"{name}.predictor.json" for name in predictors}
     for name, predictor in predictors.items():
@@ -505,7 +501,6 @@ def run(
 
     on_step(Step(number=7, title="Writing the report"))
     page = folder / "report.html"
-    curves = {f"{name} ({models[name].method})": rows for name, rows in losses.items()}
     write_html(page, [titles, pairs], training=curves)
     clock.lap("report")
     result = Result(
@@ -567,10 +562,6 @@ def _compare(
     by_hand: Mapping[str, str],
     encoder: str | None,
 ) -> tuple[ComparisonReport, ComparisonReport]:
-    untuned = {
-        "binary": OpenAIPredictor(prompts["binary"], base_model, host=host, cache=False),
-        "pairwise": PairwisePredictor(prompts["pairwise"], base_model, host=host, cache=False),
-    }
     lm = host.lm(base_model, cache=False, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
     few_shots = {}
     for name, train in (("binary", material.train), ("pairwise", material.train_pairs)):
@@ -591,7 +582,7 @@ def _compare(
             "Is it a favorite?",
             {
                 "tuned": tuned,
-                "untuned, same prompt": untuned["binary"],
+                "untuned, same prompt": baselines.untuned(prompts["binary"], base_model, host=host, cache=False),
                 "DSPy few-shot, untuned": few_shots["binary"],
             },
             material.train,
@@ -605,7 +596,7 @@ def _compare(
                 "tuned, pairwise": predictors["pairwise"],
                 "tuned, DPO": predictors["dpo"],
                 "tuned, binary scores": ByScore(tuned),
-                "untuned, same prompt": untuned["pairwise"],
+                "untuned, same prompt": baselines.untuned(prompts["pairwise"], base_model, host=host, cache=False),
                 "DSPy few-shot, untuned": few_shots["pairwise"],
             },
             material.train_pairs,

@@ -125,3 +125,20 @@ def test_a_delimiter_can_be_given_wherever_a_table_is_read(titles: Path, capsys:
     assert "signature=Task, delimiter='\\t')" in Path("finetune-project/finetune.py").read_text(encoding="utf-8")
     assert run("run", "titles.txt", "--delimiter", ";;", "--dry-run") == 2
     assert "give the one character between cells" in capsys.readouterr().err
+
+
+def test_rows_without_a_label_are_left_out_and_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As a file from Excel in German is: a byte-order mark, semicolons, decimal commas, a cell without a price."""
+    table = ["Titel;Preis", *(f"Uhr Nummer {n};1.{n:03},50 €" for n in range(20)), "Uhr ohne Preis;"]
+    (tmp_path / "uhren.csv").write_text("\r\n".join(table), encoding="utf-8-sig")
+    assert run("split", str(tmp_path / "uhren.csv"), "--number", "Preis", "--out", "data") == 1
+    assert 'say decimal="," (--decimal ,)' in capsys.readouterr().err
+    options = ["--number", "Preis", "--decimal", ",", "--fractions", "0.8,0,0.2", "--out", "data"]
+    assert run("split", str(tmp_path / "uhren.csv"), *options) == 0
+    assert "1 of 21 rows have no 'Preis' and are left out: row 21 of" in capsys.readouterr().err
+    found = [
+        json.loads(line) for name in ("train", "test") for line in Path(f"data/{name}.jsonl").read_text().splitlines()
+    ]
+    assert sorted(row["Preis"] for row in found) == [1000.5 + n for n in range(20)]
+    assert run("split", str(tmp_path / "uhren.csv"), "--label", "Pries", "--out", "data") == 2
+    assert 'did you mean "Preis"?' in capsys.readouterr().err

@@ -42,6 +42,18 @@ def test_inputs_label_and_task_are_told_from_the_rows(
         assert found.label == label
 
 
+def test_an_empty_cell_is_no_answer_and_an_empty_column_no_label() -> None:
+    found = guess_columns(rows(text=TEXTS, verdict=["yes", "no", "maybe"] * 7 + ["", " ", "yes"], note=[""] * 24))
+    assert (found.task, found.label) == ("labels", "verdict")
+    assert set(found.labels) == {"yes", "no", "maybe"}
+
+
+def test_prices_with_a_currency_and_a_decimal_comma_are_numbers_and_no_input() -> None:
+    prices = [f"1.{n:03},00 €" if n % 2 else f"{n},50 €" for n in range(100, 124)]
+    assert guess_columns(rows(text=TEXTS, price=prices)).task == "number"
+    assert guess_columns(rows(text=TEXTS, price=prices, liked=["yes", "no"] * 12), label="liked").inputs == ("text",)
+
+
 def test_two_columns_that_fit_are_both_named() -> None:
     data = rows(text=TEXTS, label=["a", "b"] * 12, category=["x", "y"] * 12)
     with pytest.raises(DataError, match="label or category"):
