@@ -127,8 +127,11 @@ def test_a_delimiter_can_be_given_wherever_a_table_is_read(titles: Path, capsys:
     assert "give the one character between cells" in capsys.readouterr().err
 
 
-def test_rows_without_a_label_are_left_out_and_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_rows_without_a_label_are_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """As a file from Excel in German is: a byte-order mark, semicolons, decimal commas, a cell without a price."""
+    monkeypatch.chdir(tmp_path)
     table = ["Titel;Preis", *(f"Uhr Nummer {n};1.{n:03},50 €" for n in range(20)), "Uhr ohne Preis;"]
     (tmp_path / "uhren.csv").write_text("\r\n".join(table), encoding="utf-8-sig")
     assert run("split", str(tmp_path / "uhren.csv"), "--number", "Preis", "--out", "data") == 1
