@@ -207,9 +207,9 @@ class _LoadedHead:
             # Equally likely values, the median among them: draws at temperature 1 follow the distribution.
             shares = Counter([style.write(median), *map(style.write, quantiles)])
             log_probs = [math.log(count / shares.total()) for count in shares.values()]
-            interval = f"{style.write(low)} {style.write(high)}"
-            header = {INTERVAL_HEADER: interval} if interval.isascii() and interval.isprintable() else {}
-            found.append(Options(list(shares), log_probs, 0, {**note, **header}))
+            # Plain numbers: a format may hold blanks ("12 %") and what no header can (a euro sign).
+            interval = f"{low:.{style.decimals}f} {high:.{style.decimals}f}"
+            found.append(Options(list(shares), log_probs, 0, {**note, INTERVAL_HEADER: interval}))
         return found
 
 

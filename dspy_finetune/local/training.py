@@ -657,7 +657,8 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     joint = Joint(spec, reader, view, refitted[0], values)
     wanted = joint.wanted(answers)
     before = joint.losses(prompts, wanted, held_out)
-    best, best_step, step = before, 0, 0
+    best: torch.Tensor | None = None
+    best_step = step = 0
     n_steps = math.ceil(len(train) / HEAD_LORA_BATCH) * spec.n_epochs
     generator = torch.Generator().manual_seed(spec.seed)
     for _ in range(spec.n_epochs):
@@ -671,17 +672,22 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
             emit({"step": told, "total_steps": frozen.steps + n_steps, "train_loss": loss})
         losses = joint.losses(prompts, wanted, held_out)
         emit({"step": told, "total_steps": frozen.steps + n_steps, "full_valid_loss": float(losses.mean())})
-        if losses.mean() < best.mean():
+        if best is None or losses.mean() < best.mean():
             best, best_step = losses, step
             joint.save(spec.output_folder, head)
+    assert best is not None  # there is an epoch at least
     gain = before - best
     error = float(gain.std() / math.sqrt(len(gain)))
     name = "log loss" if task.kind == "labels" else "absolute error"
-    figures = f"held-out {name} {float(best.mean()):.4g} against {float(before.mean()):.4g} of the frozen head"
-    if best_step == 0 or float(gain.mean()) <= error:
-        emit({"message": f"Kept the frozen head: {figures}, difference {float(gain.mean()):.2g} ± {error:.2g}"})
+    figures = (
+        f"held-out {name} {float(best.mean()):.4g} with the adapter of the best epoch (step {best_step} of {n_steps}), "
+        f"{float(before.mean()):.4g} of the frozen head; better by {float(gain.mean()):.2g} ± {error:.2g} on "
+        f"{len(gain):,} rows"
+    )
+    if float(gain.mean()) <= error:
+        emit({"message": f"Kept the frozen head: {figures}"})
         return frozen
-    emit({"message": f"Kept the adapter under the head, step {best_step}: {figures}, better by more than {error:.2g}"})
+    emit({"message": f"Kept the adapter under the head: {figures}"})
     return TrainResult(
         trained_tokens=frozen.trained_tokens * (1 + spec.n_epochs),
         steps=frozen.steps + n_steps,

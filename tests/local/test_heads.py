@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -406,7 +407,7 @@ def test_numbers_are_answered_in_the_trained_format(real: ToyServer) -> None:
     raw = real.client().chat.completions.with_raw_response.create(
         model=done.fine_tuned_model, messages=[{"role": "user", "content": "Title: true true reader 7"}], temperature=0
     )
-    low, high = (float(part.removeprefix("$")) for part in raw.headers["x-dspy-finetune-interval"].split())
+    low, high = map(float, raw.headers["x-dspy-finetune-interval"].split())
     assert low <= float(text[1:]) <= high
     drawn = ask(real, done.fine_tuned_model, "Title: true true reader 7", n=40, temperature=1.0, seed=1)
     assert len({choice.message.content for choice in drawn.choices}) > 5
@@ -419,9 +420,16 @@ def test_an_adapter_under_a_head_is_kept_only_where_it_is_better(real: ToyServer
     assert done.status == "succeeded", done.error
     client = real.client()
     messages = [event.message for event in client.fine_tuning.jobs.list_events(done.id, limit=100).data]
-    assert any(
-        text.startswith(("Kept the frozen head", "Kept the adapter under", "No adapter was")) for text in messages
-    )
+    (said,) = [text for text in messages if text.startswith(("Kept the frozen head", "Kept the adapter under"))]
+    figures = re.search(r"log loss (\S+) with .* \(step (\d+) of 6\), (\S+) of the frozen head; better by", said)
+    assert figures is not None
+    validated = [
+        event.data["full_valid_loss"]
+        for event in client.fine_tuning.jobs.list_events(done.id, limit=100).data
+        if isinstance(event.data, dict) and "full_valid_loss" in event.data
+    ]
+    assert float(figures[1]) == pytest.approx(min(validated), rel=1e-3)
+    assert said.startswith("Kept the frozen") or float(figures[1]) < float(figures[3])
     answer = ask(real, done.fine_tuned_model, "Title: true reader 400")
     top = answer.choices[0].logprobs.content[0].top_logprobs
     assert sum(math.exp(one.logprob) for one in top) == pytest.approx(1.0)
