@@ -17,7 +17,7 @@ from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import FinetuneError, UsageError
 from dspy_finetune.export.checks.across import PairGraph, choice_of
 from dspy_finetune.export.checks.checker import RowChecker
-from dspy_finetune.export.checks.report import Issue, by_code, issue_table
+from dspy_finetune.export.checks.report import Issue, by_code, issue_tables
 from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.report.blocks import Facts, Section
@@ -90,7 +90,7 @@ class LintReport(Reported):
             title=f"Lint of {self.path or 'the examples'}",
             verdict=self._head(),
             outcome="equivalent" if self.ok else "worse",
-            blocks=(issue_table(by_code(self.issues, counts)), Facts(facts=facts)),
+            blocks=(*issue_tables(by_code(self.issues, counts)), Facts(facts=facts)),
             not_checked=self.not_checked,
         )
 

@@ -201,11 +201,15 @@ class CheckReport(Reported):
 
     def section(self) -> Section:
         """The blocks of a report: the verdict, a line per code, the figures of the file, and the validation file's."""
-        blocks: list[Block] = [issue_table(self.by_code()), Facts(facts=self._figures())]
+        blocks: list[Block] = [*issue_tables(self.by_code()), Facts(facts=self._figures())]
         not_checked = list(self.not_checked)
         if self.validation is not None:
             held_out = self.validation
-            blocks += [Heading(text=held_out.head()), issue_table(held_out.by_code()), Facts(facts=held_out._figures())]
+            blocks += [
+                Heading(text=held_out.head()),
+                *issue_tables(held_out.by_code()),
+                Facts(facts=held_out._figures()),
+            ]
             not_checked += [f"{held_out.path}: {reason}" for reason in held_out.not_checked]
         return Section(
             title=f"Check of {self.path or 'the rows'}",
@@ -239,16 +243,13 @@ def by_code(issues: Iterable[Issue], counts: Mapping[str, int]) -> list[tuple[st
     return sorted(rows, key=lambda row: (_ORDER[row[2].severity], row[2].line or 0, row[0]))
 
 
-def issue_table(rows: Iterable[tuple[str, int, Issue]]) -> Table:
-    """A line of a report for each code, as `by_code` gives them."""
-    return Table(
-        head=("code", "severity", "n", "first at", "found", "remedy"),
-        rows=tuple(
-            (code, issue.severity, f"{n:,}", _place(issue), issue.message, issue.remedy) for code, n, issue in rows
-        ),
-        label="Issues, the gravest first",
-        holds_text=True,
+def issue_tables(found: Iterable[tuple[str, int, Issue]]) -> tuple[Table, ...]:
+    """The table of a report with a line for each code, as `by_code` gives them; none where there is no issue."""
+    rows = tuple(
+        (code, issue.severity, f"{n:,}", _place(issue), issue.message, issue.remedy) for code, n, issue in found
     )
+    head = ("code", "severity", "n", "first at", "found", "remedy")
+    return (Table(head=head, rows=rows, label="Issues, the gravest first", holds_text=True),) if rows else ()
 
 
 def _place(issue: Issue) -> str:
