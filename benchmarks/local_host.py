@@ -230,7 +230,7 @@ def main() -> None:
     if given.part in ("training", "all"):
         runs |= training_rates(base, given.rows)
     if given.part in ("precision", "all"):
-        runs |= precision_rates(base, 4, 45) | precision_rates(base, 8, 80)
+        runs |= precision_rates(base, 4, 45) | precision_rates(base, 4, 70) | precision_rates(base, 8, 80)
     if given.part in ("serving", "all"):
         runs |= serving_rates(base, 32)
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -245,6 +245,7 @@ def main() -> None:
         ("ours, chosen format", "TRL, same settings"),
         ("ours, chosen format", "TRL, its defaults"),
         ("bfloat16, 180 tokens", "float32, 180 tokens"),
+        ("bfloat16, 280 tokens", "float32, 280 tokens"),
         ("bfloat16, 640 tokens", "float32, 640 tokens"),
         ("engine, all at once", "generate, one at a time"),
     ):

@@ -38,9 +38,9 @@ from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take,
 from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
-MIN_HALF_TOKENS = 400
-"""From so many distinct tokens in a batch on, a processor is faster in bfloat16. With AMX and SmolLM2-135M: 1.28 times
-the tokens of a second at 640, 0.94 times at 180 (benchmarks/results/local_host.md)."""
+MIN_HALF_TOKENS = 150
+"""From so many distinct tokens in a batch on, a processor is faster in bfloat16. With AMX and SmolLM2-135M: 1.14 times
+the tokens of a second at 180, 1.30 times at 280 (benchmarks/results/local_host.md)."""
 LORA_ALPHA = 16
 LORA_DROPOUT = 0.05
 WARMUP_SHARE = 0.1

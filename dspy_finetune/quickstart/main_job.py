@@ -110,10 +110,12 @@ RUBRIC = load_rubric()
 #
 # In: the untuned model, training examples. Out: programs that take the same inputs as the tuned predictors.
 
-N_TRIED = 8
+N_TRIED = 6
 """Training examples that the optimizer may try for demonstrations: each took three seconds of processor time."""
 MAX_ANSWER_TOKENS = 32
 """DSPy's layout of one short field takes 21; a small model that has lost the thread is cut off here."""
+STOP = "[[ ## completed"
+"""The line that ends DSPy's layout: nothing that is read comes after it, and it is half of a short answer's tokens."""
 
 
 def few_shot(
@@ -132,7 +134,7 @@ def few_shot(
     Args:
         signature: What is predicted.
         instructions: What the tuned model reads as its instructions.
-        train: Labelled examples; the first 8 are tried.
+        train: Labelled examples; the first 6 are tried.
         lm: The untuned model.
         on_try: Is told how many examples have been tried.
     """
@@ -231,10 +233,10 @@ SIZES = {
         name="full",
         n_titles=440,
         n_pairs=320,
-        n_tuned_pairs=160,
-        n_explained=64,
-        n_test_titles=150,
-        n_test_pairs=80,
+        n_tuned_pairs=120,
+        n_explained=48,
+        n_test_titles=100,
+        n_test_pairs=50,
         binary_epochs=2,
         pairwise_epochs=1,
     ),
@@ -562,7 +564,7 @@ def _compare(
     by_hand: Mapping[str, str],
     encoder: str | None,
 ) -> tuple[ComparisonReport, ComparisonReport]:
-    lm = host.lm(base_model, cache=False, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)
+    lm = host.lm(base_model, cache=False, max_tokens=MAX_ANSWER_TOKENS, temperature=0.0, stop=[STOP])
     few_shots = {}
     for name, train in (("binary", material.train), ("pairwise", material.train_pairs)):
 
