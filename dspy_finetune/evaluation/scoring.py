@@ -290,12 +290,12 @@ class Comparison:
         for verdict, words in (("worse", "is better"), ("equivalent", "is as good, within the margin")):
             names = [name for name, one in found.items() if one.verdict == verdict]
             if names:
-                return f"Do not fine-tune: {names[0]}, which needs no training, {words}."
+                return f"Do not fine-tune: {names[0]}, which needs no fine-tuning, {words}."
         sign = 1 if self.main_metric.higher_is_better else -1
         values = {name: one.interval.value for name, one in found.items() if one.verdict == "undecided"}
         level = [name for name, value in values.items() if value is not None and sign * value <= 0]
         if level:
-            return f"Do not fine-tune on this evidence: {level[0]}, needing no training, did as well on these items."
+            return f"Do not fine-tune on this evidence: {level[0]}, needing no fine-tuning, did as well on these items."
         return None
 
     def differences_of(self, metric: str) -> tuple[Difference, ...]:

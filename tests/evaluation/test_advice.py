@@ -35,9 +35,9 @@ TUNED, PLAIN = "openai/ft:gpt-4.1-nano-2025-04-14:x::1", "openai/gpt-4.1-nano-20
 @pytest.mark.parametrize(
     ("tuned_wrong", "plain_wrong", "margin", "said"),
     [
-        (range(12), range(1), None, "Do not fine-tune: prompt, which needs no training, is better."),
-        ([1], [2], 0.2, "Do not fine-tune: prompt, which needs no training, is as good, within the margin."),
-        ([1, 2], [2], None, "Do not fine-tune on this evidence: prompt, needing no training, did as well"),
+        (range(12), range(1), None, "Do not fine-tune: prompt, which needs no fine-tuning, is better."),
+        ([1], [2], 0.2, "Do not fine-tune: prompt, which needs no fine-tuning, is as good, within the margin."),
+        ([1, 2], [2], None, "Do not fine-tune on this evidence: prompt, needing no fine-tuning, did as well"),
         ([1], [2, 3], None, None),
         ([], range(12), None, None),
     ],
@@ -83,7 +83,7 @@ def test_what_is_tuned_is_known_by_the_models_name():
 def test_a_baseline_that_compare_added_can_say_it_and_its_lack_is_told():
     never_right = {"tuned": Knows(TUNED, range(40))}
     report = compare(never_right, ROWS, [metrics.accuracy("liked")], train=ROWS[:1])
-    assert "Do not fine-tune: TF-IDF + logistic, which needs no training, is better." in report.verdict
+    assert "Do not fine-tune: TF-IDF + logistic, which needs no fine-tuning, is better." in report.verdict
     alone = compare(never_right, ROWS, [metrics.accuracy("liked")]).comparison
     assert "Whether tuning was worth it: tuned is tuned" in alone.not_checked[0]
     assert not any("Whether tuning" in one for one in report.comparison.not_checked)
