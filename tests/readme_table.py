@@ -1,7 +1,8 @@
 """README's one table on real data, made from benchmarks/results/real_data.md: methods by data sets.
 
 `python -m tests.readme_table --write` writes it anew; tests/test_readme.py compares. A method or a data set that the
-results do not hold has no line or no column; of two sections on a set with as many rows, the last one counts.
+results do not hold has no line or no column. Sections on one set with as many rows make one column; of a method that
+stands in two of them, the line of more splits counts, and of as many the last one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ METHODS = {
 def measured() -> dict[str, dict[str, list[str]]]:
     """By README's names of set and method: the value and the seconds, as the results have them."""
     found: dict[str, dict[str, list[str]]] = {}
+    n_splits: dict[tuple[str, str], int] = {}
     for section in RESULTS.read_text(encoding="utf-8").split("\n### ")[1:]:
         title = section.splitlines()[0]
         name = next((shown for start, shown in SETS.items() if title.startswith(start)), None)
@@ -42,11 +44,12 @@ def measured() -> dict[str, dict[str, list[str]]]:
         header, rows = lines[0], lines[2:]
         n_train, n_test = re.findall(r"(\d[\d,]*) t", title)
         column = f"{name}, {header[2].replace('MAE', 'error')} ({n_train} + {n_test})"
-        found[column] = {}
+        cells = found.setdefault(column, {})
         for row in rows:
             method = next((shown for part, shown in METHODS.items() if part in row[0]), None)
-            if method is not None:
-                found[column][method] = [row[2], row[header.index("seconds")]]
+            if method is not None and int(row[1]) >= n_splits.get((column, method), 0):
+                n_splits[column, method] = int(row[1])
+                cells[method] = [row[2], row[header.index("seconds")]]
     order = list(SETS.values())
 
     def place(column: str) -> tuple[int, int]:
