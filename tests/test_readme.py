@@ -40,7 +40,7 @@ def test_the_table_on_real_data_is_the_one_that_the_results_give() -> None:
 def test_a_method_or_a_set_that_is_measured_later_gets_its_line_and_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a method in two sections the line of more splits counts; what no set has is left out; the order is README's."""
+    """Of a method in two sections the line of more splits counts; what no set has is left out."""
     head = "| method | splits | {} | AUC | won against TF-IDF | ECE | seconds |\n|" + " --- |" * 7
     sections = [
         (
