@@ -294,8 +294,16 @@ def _first(text: str, labels: Sequence[str]) -> str:
 
 def _beliefs(content: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, float]:
     positions = positions_on_wire(content)
-    masses = label_masses(positions, labels) if labels else {t: math.exp(v) for t, v in positions[0][1].items()}
+    if labels:
+        masses = label_masses(positions, labels)
+    else:
+        masses = {t: math.exp(v) for t, v in positions[0][1].items() if not _is_part(t)}
     return {name: math.log(max(mass, LEAST_MASS)) for name, mass in masses.items()}
+
+
+def _is_part(token: str) -> bool:
+    """Whether it is a part of a character: some servers send its bytes, vLLM one name for all such parts."""
+    return any(one == "\ufffd" or "\udc80" <= one <= "\udcff" for one in token)
 
 
 def _distances(ours: Sequence[_Reply], theirs: Sequence[_Reply]) -> list[float]:

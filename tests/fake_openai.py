@@ -309,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         parts = urlsplit(self.path)
-        path = [unquote(part) for part in parts.path.removeprefix("/v1").strip("/").split("/")]
+        path = [unquote(part) for part in parts.path.removeprefix("/openai").removeprefix("/v1").strip("/").split("/")]
         length = int(self.headers.get("Content-Length") or 0)
         with self.waits(path, "before"), contextlib.suppress(ConnectionError):
             raw = self.rfile.read(length)

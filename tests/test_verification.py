@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.verification import verify
 from tests.fake_openai import FakeOpenAI
+from tests.local.plain_server import load, served
 from tests.local.test_export_model import ROWS, train
 from tests.local.toy import build_toy_model
 from tests.local.toy_server import ToyServer, start_server
@@ -68,6 +70,27 @@ def test_an_exact_copy_is_the_same(server: ToyServer, tuned: str, others: ToySer
     assert found.findings == ()
     assert found.difference is not None
     assert found.difference < 1e-3
+
+
+# peft asks transformers for an attribute under its former name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["peft", "merged", "gguf"])
+def test_each_export_is_the_same_on_a_server_of_transformers_alone(
+    kind: Any, server: ToyServer, tuned: str, tmp_path: Path
+) -> None:
+    """None of this package's code stands between the files and the answers; without the adapter it is found out."""
+    model = FinetunedModel(id=tuned, base="toy", host_name="local", host_description=Host.local(server.url).to_dict())
+    made = model.export(tmp_path / "out", format=kind, precision=None if kind == "peft" else "f32")
+    base = Path(server.facts["models"][0]) if kind == "peft" else None
+    gguf = next((name for name in made.files if name.endswith(".gguf")), None)
+    with served(*load(made.folder, base=base, gguf=gguf), name="plain") as url:
+        found = verify(tuned, url, host=Host.local(server.url))
+        assert (found.verdict, found.n_prompts, found.n_changed) == ("same", 12, 0), str(found)
+    if kind == "peft":
+        with served(*load(Path(server.facts["models"][0])), name="plain") as url:
+            found = verify(tuned, url, host=Host.local(server.url))
+            assert found.verdict == "different"
+            assert any("the adapter is missing" in one for one in found.findings)
 
 
 def test_a_copy_in_sixteen_bits_is_rounded(server: ToyServer, tuned: str, others: ToyServer) -> None:

@@ -64,6 +64,8 @@ GROUPS = {
 }
 """The options of a command by what they are about, as `--help` shows them where there are many."""
 FEW_OPTIONS = 7
+WIDE = 1000
+"""Characters of a line where no terminal has a width."""
 
 
 class GroupedCommand(TyperCommand):
@@ -169,8 +171,9 @@ def talk() -> Console:
 
 
 def out() -> Console:
-    """Where results go: stdout."""
-    return Console()
+    """Where results go: stdout; in a pipe or a file no line is broken and no id cut short."""
+    is_wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=WIDE if is_wide else None)
 
 
 def warn(notes: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from dspy_finetune._files import read_json
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.model_export import ModelFormat, Weights
 from dspy_finetune.verification import verify as hold_against
@@ -25,13 +27,19 @@ def register(app: typer.Typer) -> None:
 
 
 def export_model(
-    model: Annotated[str, typer.Argument(help="The tuned model's id; a base model's name for its merged weights.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="The tuned model's id, or a saved predictor's file; a base model's name for its weights."),
+    ],
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
     format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama, hub; head for a linear head.")] = "merged",
     precision: Annotated[
-        str | None, typer.Option(help="f32, f16, bf16; q8_0 for gguf. bf16 for merged, f16 for gguf without it.")
+        str | None, typer.Option(help="f32, f16, bf16; q8_0 for gguf. f16 without it; merged: bf16 if the base is.")
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Where the model is: local, or local=ADDRESS.")] = "local",
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Where the model is: local, or local=ADDRESS; a predictor's own without it."),
+    ] = None,
     root: RootPath = None,
     repo: Annotated[str | None, typer.Option(help="With --format hub: OWNER/NAME; the token is in HF_TOKEN.")] = None,
     weights: Annotated[str, typer.Option(help="With --format hub: peft, merged, gguf or head.")] = "merged",
@@ -54,9 +62,11 @@ def export_model(
         raise UsageError(f"--format {format}: expected one of {', '.join(get_args(ModelFormat))}")
     if weights not in get_args(Weights):
         raise UsageError(f"--weights {weights}: expected one of {', '.join(get_args(Weights))}")
-    where = host_named(host, root=root)
+    name, where = _model_and_host(model, host, root)
+    if name != model:
+        predictor = predictor or Path(model)
     known = FinetunedModel(
-        id=model, base=parse_model_id(model).base, host_name=where.name, host_description=where.to_dict()
+        id=name, base=parse_model_id(name).base, host_name=where.name, host_description=where.to_dict()
     )
     try:
         made = known.export(
@@ -92,10 +102,13 @@ def export_model(
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="The tuned model's id.")],
+    model: Annotated[str, typer.Argument(help="The tuned model's id, or a saved predictor's file.")],
     at: Annotated[str, typer.Option(help="The server: an address, or NAME=ADDRESS (key in NAME_API_KEY).")],
     served_as: Annotated[str | None, typer.Option("--as", help="What the model is called there.")] = None,
-    host: Annotated[str, typer.Option("--host", help="Where the model was trained.")] = "local",
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="Where the model was trained; a predictor's own host, or local, without."),
+    ] = None,
     root: RootPath = None,
     data: Annotated[
         Path | None, typer.Option(help="Rows to ask; the job's validation file, else its training file, without it.")
@@ -110,10 +123,11 @@ def verify(
     Example: dspy-finetune verify predictor.json --at http://127.0.0.1:8000/v1
     """
     load_env(env_file)
-    own, other = host_named(host, root=root), host_named(at)
+    other = host_named(at)
+    name, own = _model_and_host(model, host, root)
     try:
         found = hold_against(
-            model, other, served_as=served_as, host=own, data=data, n_prompts=n_prompts, tolerance=tolerance
+            name, other, served_as=served_as, host=own, data=data, n_prompts=n_prompts, tolerance=tolerance
         )
     finally:
         own.close()
@@ -124,3 +138,15 @@ def verify(
         out().print(str(found), highlight=False, markup=False, soft_wrap=True)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _model_and_host(model: str, host: str | None, root: Path | None) -> tuple[str, Host]:
+    """The model's id and its host; of a saved predictor's file what stands there, unless an option says otherwise."""
+    if not model.endswith(".json"):
+        return model, host_named(host or "local", root=root)
+    state = read_json(model, "a saved predictor", "save one with predictor.save(path)")
+    if not isinstance(state.get("model"), str):
+        raise DataError(f"{model}: this is no saved predictor: it names no model; give the model's id")
+    if host is None and root is None and isinstance(state.get("host"), dict):
+        return state["model"], Host.from_dict(state["host"])
+    return state["model"], host_named(host or "local", root=root)

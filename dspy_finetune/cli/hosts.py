@@ -14,6 +14,9 @@ from dspy_finetune.cli.options import AsJson
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
 
+ASK = "ask the host"
+"""Where no dated public source tells a price or a model: never 0."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -53,13 +56,13 @@ def _table(as_json: bool) -> None:
     for heading in ("training", "asking", "weights", "ends"):
         table.add_column(heading, no_wrap=True)
     for one in rows:
-        first = one.base_models[0].rpartition("/")[2] if one.base_models else "ask the host"
+        first = one.base_models[0].rpartition("/")[2] if one.base_models else ASK
         table.add_row(
             one.host,
             ", ".join(one.methods),
             first + (f" and {len(one.base_models) - 1} more" if one.base_models[1:] else ""),
             _range(one.training_usd),
-            "unknown" if one.inference_usd is None else "/".join(f"{price:g}" for price in one.inference_usd),
+            ASK if one.inference_usd is None else "/".join(f"{price:g}" for price in one.inference_usd),
             "yes" if one.gives_weights else "no",
             one.ends.isoformat() if one.ends else "",
         )
@@ -83,7 +86,7 @@ def _read(rows: Sequence[HostRow]) -> str:
 
 def _range(prices: tuple[float, float] | None) -> str:
     if prices is None:
-        return "unknown"
+        return ASK
     least, most = prices
     return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 

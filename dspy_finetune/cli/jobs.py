@@ -67,7 +67,7 @@ def list_(
     if as_json:
         print_json([facts.to_dict() for facts in found])
         return
-    table = Table("job", "status", "method", "model", "tuned model", "created", box=None, pad_edge=False)
+    table = _with_ids("job", "status", "method", "model", "tuned model", "created")
     for facts in found:
         table.add_row(
             facts.id, facts.status, facts.method, facts.model, facts.fine_tuned_model or "", _hour(facts.created_at)
@@ -261,11 +261,19 @@ def models(
     if as_json:
         print_json([one.to_dict() for one in found])
         return
-    table = Table("model", "base", "answers until", box=None, pad_edge=False)
+    table = _with_ids("model", "base", "answers until")
     for one in found:
         table.add_row(*_row(one))
     out().print(table if found else "no tuned models")
     warn(tuple(dict.fromkeys(note for one in found for note in one.warnings)))
+
+
+def _with_ids(*heads: str) -> Table:
+    """A table whose cells are never cut short: ids are there to be copied."""
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
 
 
 def _row(one: ListedModel) -> tuple[Any, ...]:

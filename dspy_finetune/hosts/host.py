@@ -208,7 +208,7 @@ class Host:
             raise UsageError(
                 f'unknown training_type "{training_type}": expected Standard, GlobalStandard or developerTier'
             )
-        url = endpoint.rstrip("/")
+        url = endpoint.rstrip("/").removesuffix("/openai")
         url = url if "/openai/" in url else f"{url}/openai/v1"
         return cls("azure", base_url=url, api_key=api_key, name=name, training_type=training_type)
 

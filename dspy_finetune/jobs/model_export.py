@@ -433,7 +433,7 @@ def export_model(
             f"{host.name} gives its tuned models to nobody; train the same file on a host that does:"
             f" dspy-finetune migrate {model['id']} --to local"
         )
-    saved, compared = _saved_predictor(predictor), _saved_report(report)
+    saved, compared = _saved_predictor(predictor), _saved_report(report, str(model["id"]))
     if saved is not None and saved.get("model") not in (None, str(model["id"])):
         raise UsageError(f"the given predictor asks {saved['model']}, not {model['id']}; give the one of this model")
     if saved is not None and format == "hub" and saved.get("host"):
@@ -638,14 +638,18 @@ def _saved_predictor(given: Any) -> dict[str, Any] | None:
     return dict(given.dump_state())
 
 
-def _saved_report(given: Any) -> Mapping[str, Any] | None:
+def _saved_report(given: Any, model: str) -> Mapping[str, Any] | None:
+    """A report's `comparison`; of a file of several, as the quickstart writes one, that which names the model."""
     if given is None:
         return None
     remedy = "write one with report.to_json(path), or compare --json"
     values = read_json(given, "a report", remedy) if isinstance(given, (str, os.PathLike)) else given.to_dict()
     found = values.get("comparison", values)
+    if isinstance(found, Mapping) and "programs" not in found:
+        several = [one for one in values.values() if isinstance(one, Mapping) and "comparison" in one]
+        found = next((one["comparison"] for one in several if model in json.dumps(one)), found)
     if not isinstance(found, Mapping) or "programs" not in found:
-        raise UsageError(f'the report holds no "comparison" with "programs"; {remedy}')
+        raise UsageError(f'the report holds no "comparison" with "programs" of {model}; {remedy}')
     return found
 
 

@@ -245,7 +245,7 @@ def training_price(prices: Prices | None, method: str) -> float | None:
 def cost_text(cost_usd: float | None) -> str:
     """What a training costs, in words."""
     if cost_usd is None:
-        return "price unknown"
+        return "price: ask the host"
     return "nothing is billed" if cost_usd == 0 else f"${cost_usd:,.2f}" if cost_usd >= 0.01 else f"${cost_usd:.4f}"
 
 

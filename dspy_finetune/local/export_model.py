@@ -53,7 +53,9 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "gguf": ("f16", "bf16", "f32", "q8_0"),
     "head": ("f32",),
 }
-"""Format -> number formats of the weights, the usual one first."""
+"""Format -> number formats of the weights, the usual one first; for merged see `usual_precision`."""
+MOST_F16 = 65504
+"""The largest number in 16 bits."""
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -83,8 +85,8 @@ class Exports:
             body: What is asked for; its model exists.
             base: The base of the model, as it can be asked for.
         """
-        precision = body.precision or PRECISIONS[body.format][0]
-        if precision not in PRECISIONS[body.format]:
+        precision = body.precision or (None if body.format == "merged" else PRECISIONS[body.format][0])
+        if precision is not None and precision not in PRECISIONS[body.format]:
             known = ", ".join(PRECISIONS[body.format])
             raise ApiError(400, f"'{precision}' is not one of {known} for {body.format}", param="precision")
         record = self._store.model(body.model)
@@ -136,6 +138,8 @@ class Exports:
                 result["error"] = {"code": "server_error", "message": message, "param": None}
             status = "failed" if result["error"] else "succeeded"
         shown = {name: task[name] for name in ("model", "base", "format", "precision", "job_id")}
+        if shown["precision"] is None and result["facts"]:
+            shown["precision"] = result["facts"]["precision"]
         return {"id": export_id, "object": "model.export", "status": status, **shown, **result}
 
     def file(self, file_id: str) -> Path | None:
@@ -238,12 +242,30 @@ def convert(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         path = folder / f"model-{task['precision']}.gguf"
         write_gguf(model, tokenizer, base, path, precision=task["precision"], name=name)
         return facts
-    model = load_model(base, adapters, dtype=_DTYPES[task["precision"]])
+    model = load_model(base, adapters)
+    facts["precision"] = task["precision"] or usual_precision(model)
+    model = model.to(dtype=_torch_type(facts["precision"]))
     # Servers stop at these: the token that ends a turn is what every trained answer ends with.
     model.generation_config.eos_token_id = facts["stop_ids"]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return facts
+
+
+def usual_precision(model: Any) -> str:
+    """bf16 where the base was made in it; elsewhere f16, which is eight times finer, if all weights are within it.
+
+    The packaged model's own weights are no bf16 numbers: with them rounded, a DPO model lay 0.11 nats from itself. The
+    embeddings tell, which no adapter changes.
+    """
+    embeddings = model.get_input_embeddings().weight
+    is_bf16 = bool((embeddings == embeddings.bfloat16().float()).all())
+    is_within = all(float(one.abs().max()) < MOST_F16 for one in model.parameters() if one.numel())
+    return "bf16" if is_bf16 or not is_within else "f16"
+
+
+def _torch_type(precision: str) -> Any:
+    return getattr(require("torch", "local", "the local host"), _DTYPES[precision])
 
 
 def _config(base: Path) -> Any:

@@ -84,6 +84,7 @@ def test_openai_organisation_is_not_told_to_other_hosts(fake: FakeOpenAI, monkey
 
 
 def test_azure_takes_the_v1_address() -> None:
+    assert Host.azure("https://res.openai.azure.com/openai/").base_url == "https://res.openai.azure.com/openai/v1"
     assert Host.azure("https://res.openai.azure.com/").base_url == "https://res.openai.azure.com/openai/v1"
     assert Host.azure("https://res.openai.azure.com/openai/v1/").base_url == "https://res.openai.azure.com/openai/v1"
     with pytest.raises(UsageError, match="endpoint"):

@@ -43,6 +43,9 @@ def test_a_host_that_cannot_says_why_in_one_line(tmp_path: Path, time: FakeTime)
     pairs = {one.host: one for one in advise_host(write_dpo(tmp_path / "pairs.jsonl"), method="dpo").offers}
     assert "cannot be trained by dpo" in pairs["nebius"].reason
     assert pairs["nebius"].command == ""
+    # Fireworks bills preferences by the token, too, at a price that the catalog does not know: unknown, never 0.
+    assert (pairs["fireworks"].price_usd, pairs["fireworks"].cost_usd) == (None, None)
+    assert "--allow-unknown-price" in pairs["fireworks"].command
     few = {one.host: one for one in advise_host(write_sft(tmp_path / "few.jsonl", n=5)).offers}
     assert "10" in few["openai"].reason
     assert "\n" not in few["openai"].reason
@@ -80,7 +83,10 @@ def test_the_table_holds_what_the_catalog_says(capsys: pytest.CaptureFixture[str
     sources = load_catalog().sources
     assert all(source in sources for row in rows.values() for source in row["source"].split(", "))
     assert run("hosts") == 0
-    assert "2027-01-06" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2027-01-06" in shown
+    together = next(line for line in shown.splitlines() if line.startswith("together "))
+    assert together.count("ask the host") == 2  # training and asking
 
 
 def test_bad_input_is_one_line(sft_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,13 @@ import openai
 import pytest
 
 import dspy_finetune as ft
+from dspy_finetune.cli.main import main
 from dspy_finetune.errors import DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.model_export import modelfile, short_name
-from dspy_finetune.local.export_model import turn_parts
+from dspy_finetune.local.export_model import turn_parts, usual_precision
+from dspy_finetune.local.models import load_model
 from tests.local.test_jobs import upload, wait
 from tests.local.toy import build_toy_model, write_toy_adapter
 from tests.local.toy_server import ToyServer, start_server
@@ -109,13 +111,27 @@ def test_a_peft_export_answers_as_the_host_does(
     assert str(made.folder) in made.serve[0]
 
 
-@pytest.mark.parametrize(("precision", "most"), [("f32", 1e-4), ("bf16", 0.2)])
+def test_a_base_made_in_bf16_stays_so_and_another_is_rounded_finer(toy_model: Path) -> None:
+    """By its embeddings; a weight beyond 16 bits' range keeps bf16."""
+    import torch
+
+    model = load_model(toy_model, [])
+    assert usual_precision(model) == "f16"
+    with torch.no_grad():
+        next(one for name, one in model.named_parameters() if "norm" in name)[0] = 1e5
+    assert usual_precision(model) == "bf16"
+    whole = load_model(toy_model, []).to(torch.bfloat16).to(torch.float32)
+    assert usual_precision(whole) == "bf16"
+
+
+@pytest.mark.parametrize(("precision", "most"), [("f32", 1e-4), ("bf16", 0.2), (None, 0.02)])
 def test_a_merged_export_answers_as_the_host_does(
-    precision: str, most: float, server: ToyServer, twice_tuned: str, tmp_path: Path
+    precision: str | None, most: float, server: ToyServer, twice_tuned: str, tmp_path: Path
 ) -> None:
     import transformers
 
     made = as_model(server, twice_tuned).export(tmp_path / "out", format="merged", precision=precision)
+    assert made.precision == (precision or "f16")
     model = transformers.AutoModelForCausalLM.from_pretrained(made.folder)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(made.folder)
     assert largest_difference(served(server, twice_tuned), read_back(model, tokenizer)) < most
@@ -337,6 +353,38 @@ def test_the_command_writes_the_folder_and_prints_the_lines(server: ToyServer, t
     wrong = subprocess.run([*command, "--format", "zip", "--out", "b"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.strip() == "error: --format zip: expected one of peft, merged, gguf, ollama, hub, head"
+
+
+def test_a_saved_predictor_names_its_model_and_host(
+    server: ToyServer, tuned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is enough for the command; the figures come from that of several reports which names the model."""
+    prompt = ft.PromptFormat("title -> liked: bool", system="Answer with true or false.", user="Title: {title}")
+    ft.OpenAIPredictor(prompt, tuned, host=Host.local(server.url)).save(tmp_path / "tuned.json")
+    program = {"name": "right one", "n": 3, "scores": {"accuracy": {"value": 1.0, "low": None, "high": None}}}
+    several = {
+        "titles": {"comparison": {"programs": []}, "cards": {"models": "ft:other"}},
+        "pairs": {"comparison": {"programs": [program]}, "cards": {"models": tuned}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(several))
+    options = ("--format", "peft", "--report", str(tmp_path / "results.json"), "--out", str(tmp_path / "out"))
+    assert command("export-model", str(tmp_path / "tuned.json"), *options) == 0
+    assert (tmp_path / "out" / "predictor.json").is_file()
+    assert "| right one | 3 | accuracy 1.000 |" in (tmp_path / "out" / "README.md").read_text()
+    capsys.readouterr()
+    assert command("export-model", str(tmp_path / "results.json"), "--out", str(tmp_path / "b")) == 1
+    assert "results.json: this is no saved predictor: it names no model" in capsys.readouterr().err
+    del several["pairs"]
+    (tmp_path / "results.json").write_text(json.dumps(several))
+    assert command("export-model", str(tmp_path / "tuned.json"), *options[:-1], str(tmp_path / "c")) == 2
+    assert f'holds no "comparison" with "programs" of {tuned}' in capsys.readouterr().err
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
 
 
 HEAD_PROMPT = ft.PromptFormat("title -> liked: bool", system="Answer with true or false.", user="Title: {title}")
