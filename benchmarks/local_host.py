@@ -10,24 +10,36 @@ work on the machine counts for little. The rows are those of a label task: a rub
   layers computed again in the backward pass).
 - precision: one step in bfloat16 against float32, for a small and a larger batch.
 - serving: 32 requests at once to the engine, against `generate` one at a time.
+- accuracy: the recipe "lora" on the quickstart's titles in float32 and in bfloat16, over --rounds seeds.
+- neighbour: steps per second of the wall's clock as torch starts and as a job does, alone and beside one busy process.
+- servers: 32 requests at once to the local host and to `transformers serve --continuous-batching`, each a process.
 Not measured: several threads, GPUs (`benchmarks/gpu.sh`).
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import os
 import random
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+PACKAGED = "smollm2-135m-instruct"
 RUBRIC = "You judge headlines. " + " ".join(f"Rule {n}: prefer plain words to loud ones." for n in range(1, 40))
 TOPICS = ("time", "people", "water", "day", "world", "life", "house", "point", "music", "river", "stone", "paper")
 
@@ -212,10 +224,215 @@ def serving_rates(base: Path, n_requests: int) -> dict[str, Callable[[Path], flo
     return {"engine, all at once": at_once, "generate, one at a time": one_by_one}
 
 
+def steps(base: Path, seconds: float, follows_load: bool, told: Any) -> None:
+    """In a process of its own: tokens per second of steps forward and backward, told after `seconds`."""
+    # Read when torch is imported. Without it the library's own choice: threads that wait by turning round and round.
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    if follows_load:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.pop("OMP_NUM_THREADS", None)
+    import torch
+    from peft import get_peft_model
+
+    from dspy_finetune.local import training
+    from dspy_finetune.local.hardware import Threads
+    from dspy_finetune.local.memory import Setup
+    from dspy_finetune.local.schemas import TrainSpec
+
+    warnings.simplefilter("ignore")
+    spec = TrainSpec(
+        method="sft", model_folder=base, train_file=base, validation_file=None, output_folder=base, n_epochs=1,
+        batch_size=4, learning_rate=1e-3, beta=0.1, seed=0, device="cpu", n_threads=None,
+    )  # fmt: skip
+    model: Any = get_peft_model(training.load(spec, Setup()), training.adapter())
+    model.train()
+    ids = torch.randint(3, 40_000, (4, 45), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, training.IGNORED)
+    labels[:, -1] = ids[:, -1]
+    threads, every = Threads(), seconds / 5
+    started = until = time.monotonic()
+    n_steps, n_threads = 0, []
+    while time.monotonic() < started + seconds:
+        if follows_load and time.monotonic() >= until:
+            torch.set_num_threads(threads.now())
+            until = time.monotonic() + every
+        n_threads.append(torch.get_num_threads())
+        training.score_rows(model.get_base_model(), ids, torch.ones_like(ids), labels).loss().backward()
+        model.zero_grad()
+        n_steps += 1
+    told.put((n_steps * ids.numel() / (time.monotonic() - started), statistics.mean(n_threads)))
+
+
+def turn() -> None:
+    """A neighbour that keeps one processor busy."""
+    while True:
+        pass
+
+
+def neighbour_rates(base: Path, seconds: float) -> None:
+    """Tokens per second of training as torch starts it and as a job does, alone and beside one busy process.
+
+    By the wall's clock: what is measured is the waiting. Other work on the machine is in the figures.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    for n_neighbours in (0, 1):
+        others = [spawn.Process(target=turn, daemon=True) for _ in range(n_neighbours)]
+        for other in others:
+            other.start()
+        rates: list[float] = []
+        for follows_load in (False, True):
+            told = spawn.Queue()
+            child = spawn.Process(target=steps, args=(base, seconds, follows_load, told))
+            before = psutil.cpu_times()
+            child.start()
+            rate, n_threads = told.get()
+            child.join()
+            after = psutil.cpu_times()
+            rates.append(rate)
+            found = {
+                "neighbours": n_neighbours, "setting": "as a job" if follows_load else "as torch starts",
+                "tokens per second": round(rate, 1), "threads": round(n_threads, 2),
+                "idle share of the machine": round((after.idle - before.idle) / (sum(after) - sum(before)), 2),
+            }  # fmt: skip
+            print(json.dumps(found), flush=True)
+        print(f"as a job / as torch starts, {n_neighbours} neighbours: {rates[1] / rates[0]:.2f}", flush=True)
+        for other in others:
+            other.kill()
+
+
+def server_rates(base: Path, n_requests: int) -> None:
+    """Requests per processor second of the local host and of `transformers serve --continuous-batching`.
+
+    Each in a process of its own on one thread, asked by the same client: `n_requests` at once for one token, a shared
+    rubric. By itself theirs takes all the memory there is for keys and values: it is given room for 16,384 tokens.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    chats = conversations(n_requests + 1, 215)
+    root = tempfile.mkdtemp()
+    ours = [sys.executable, "-m", "dspy_finetune.local", "--root", root, "--port", port]
+    theirs = [
+        str(Path(sys.executable).parent / "transformers"), "serve", str(base), "--continuous-batching", "--device",
+        "cpu", "--dtype", "float32", "--port", port, "--cb-num-blocks", "512", "--cb-block-size", "32",
+        "--cb-max-batch-tokens", "2048",
+    ]  # fmt: skip
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found: dict[str, float] = {}
+    for name, command, model in (
+        ("transformers serve", theirs, str(base)), ("local host", ours, PACKAGED),
+    ):  # fmt: skip
+        with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log, env=alone) as server:
+            try:
+                process = psutil.Process(server.pid)
+
+                def ask(chat: list[dict[str, str]], model: str = model, port: str = port) -> str:
+                    body = {"model": model, "messages": chat, "max_tokens": 1, "temperature": 0}
+                    request = urllib.request.Request(
+                        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
+                        {"Content-Type": "application/json"},
+                    )  # fmt: skip
+                    with urllib.request.urlopen(request, timeout=600) as answer:
+                        return str(json.load(answer)["choices"][0]["message"]["content"])
+
+                until = time.monotonic() + 300
+                while True:  # until it has loaded
+                    try:
+                        ask(chats[-1])
+                        break
+                    except OSError as error:
+                        if server.poll() is not None or time.monotonic() > until:
+                            raise RuntimeError(f"{name} does not answer: {error}") from error
+                        time.sleep(1)
+                before, started = sum(process.cpu_times()[:2]), time.monotonic()
+                with concurrent.futures.ThreadPoolExecutor(n_requests) as pool:
+                    answers = list(pool.map(ask, chats[:n_requests]))
+                found[name] = n_requests / (sum(process.cpu_times()[:2]) - before)
+                told = {
+                    name: round(found[name], 2), "wall seconds": round(time.monotonic() - started, 1),
+                    "first answers": answers[:3],
+                }  # fmt: skip
+                print(json.dumps(told), flush=True)
+            except Exception as error:
+                log.seek(0)
+                last = log.read().decode(errors="replace").strip().splitlines()[-3:]
+                print(json.dumps({name: f"{type(error).__name__}: {error}", "its last words": last}), flush=True)
+            finally:
+                server.kill()
+    if len(found) == 2:
+        print(f"local host / transformers serve: {found['local host'] / found['transformers serve']:.2f}")
+
+
+def accuracies(base: Path, n_rows: int, n_seeds: int) -> None:
+    """Held-out accuracy of the recipe "lora" on the quickstart's titles, products in float32 and in bfloat16.
+
+    The same rows, order and start for both; the models are asked in float32. `n_rows` titles are trained for two
+    epochs, 200 others are asked.
+    """
+    import torch
+
+    import dspy_finetune.quickstart
+    from dspy_finetune.local import training
+    from dspy_finetune.local.chat import encode_completion, encode_prompt
+    from dspy_finetune.local.forward import PrefixCache, prefill
+    from dspy_finetune.local.models import load_model, load_tokenizer
+    from dspy_finetune.local.schemas import TrainSpec
+
+    folder = Path(dspy_finetune.quickstart.__file__).parent
+    titles = [json.loads(line) for line in (folder / "titles.jsonl").read_text().splitlines()]
+    rubric = (folder / "rubric.txt").read_text().strip()
+    tokenizer = load_tokenizer(base)
+
+    def chat(row: dict[str, Any]) -> list[dict[str, str]]:
+        return [{"role": "system", "content": rubric}, {"role": "user", "content": f"Title: {row['title']}"}]
+
+    answers = [encode_completion(tokenizer, word)[0] for word in ("false", "true")]
+    for seed in range(n_seeds):
+        random.Random(seed).shuffle(titles)
+        train, held_out = titles[:n_rows], titles[n_rows : n_rows + 200]
+        wanted = torch.tensor([row["is_favorite"] for row in held_out])
+        for dtype in ("float32", "bfloat16"):
+            place = Path(tempfile.mkdtemp())
+            lines = [
+                {"messages": [*chat(row), {"role": "assistant", "content": str(row["is_favorite"]).lower()}]}
+                for row in train
+            ]
+            (place / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            spec = TrainSpec(
+                method="sft", model_folder=base, train_file=place / "rows.jsonl", validation_file=None,
+                output_folder=place / "out", n_epochs=2, batch_size=4, learning_rate=1e-3, beta=0.1, seed=seed,
+                device="cpu", n_threads=1, dtype=dtype,
+            )  # fmt: skip
+            told: list[dict[str, Any]] = []
+            started = time.process_time()
+            done = training.train(spec, emit=told.append, should_stop=lambda: False)
+            seconds = time.process_time() - started
+            assert done.adapter is not None
+            model = load_model(base, [done.adapter])
+            scores = []
+            for start in range(0, len(held_out), 25):
+                rows = [encode_prompt(tokenizer, chat(row)) for row in held_out[start : start + 25]]
+                logits = prefill(model, rows, PrefixCache()).logits
+                scores.append(logits[:, answers[1]] - logits[:, answers[0]])
+            score = torch.cat(scores)
+            pairs = (score[wanted][:, None] - score[~wanted][None, :]).sign()
+            losses = [one["train_loss"] for one in told if "train_loss" in one]
+            found = {
+                "seed": seed, "dtype": dtype, "n_train": n_rows, "n_held_out": len(held_out),
+                "accuracy": round(float(((score > 0) == wanted).float().mean()), 3),
+                "auc": round(float((pairs + 1).mean() / 2), 3),
+                "last_losses": round(statistics.mean(losses[-10:]), 3),
+                "cpu_seconds": round(seconds),
+            }  # fmt: skip
+            print(json.dumps(found), flush=True)
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--rounds", type=int, default=2)
-    asked.add_argument("--part", choices=["training", "precision", "serving", "all"], default="all")
+    asked.add_argument(
+        "--part", choices=["training", "precision", "serving", "accuracy", "neighbour", "servers", "all"], default="all"
+    )
     asked.add_argument("--rows", type=int, default=24)
     given = asked.parse_args()
     warnings.simplefilter("ignore")
@@ -226,6 +443,15 @@ def main() -> None:
 
     torch.set_num_threads(1)
     base = base_folder(PACKAGED_MODEL)
+    if given.part == "accuracy":  # half an hour: not part of all
+        accuracies(base, given.rows, given.rounds)
+        return
+    if given.part == "neighbour":
+        neighbour_rates(base, 40 * given.rounds)
+        return
+    if given.part == "servers":
+        server_rates(base, 32)
+        return
     runs: dict[str, Callable[[Path], float]] = {}
     if given.part in ("training", "all"):
         runs |= training_rates(base, given.rows)

@@ -26,6 +26,7 @@ from transformers import DynamicCache
 
 from dspy_finetune.local.chat import encode_prompt, encode_text, message_text
 from dspy_finetune.local.forward import common_length
+from dspy_finetune.local.hardware import free_memory
 from dspy_finetune.local.heads import (
     Candidate,
     Head,
@@ -36,6 +37,7 @@ from dspy_finetune.local.heads import (
     rows_of,
     task_of_answers,
 )
+from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
 from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
@@ -50,7 +52,6 @@ MAX_SPAN_TOKENS = 384
 MAX_ENCODER_TOKENS = 256
 """all-MiniLM-L6-v2 was trained on no more."""
 MAX_FIELDS = 8
-BATCH_TOKENS = 2048
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
 
 
@@ -417,7 +418,7 @@ def hidden_means(
     shared = min(shared, *(start for places in spans for start, _ in places))
     with first_layers(model, max(layers)) as backbone:
         past = backbone(input_ids=_tensor([list(rows[0][:shared])], model), use_cache=True) if shared else None
-        for batch in _batches([end - shared for end in ends]):
+        for batch in batches_of([end - shared for end in ends], shared):
             if should_stop():
                 raise Stopped
             tokens = [list(rows[index][shared : ends[index]]) for index in batch]
@@ -441,7 +442,7 @@ def sentence_vectors(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
     """A sentence encoder's vectors: mean over tokens, of length one. (texts, width)."""
     ids = encoded(tokenizer, texts)
     result = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    for batch in _batches([len(row) for row in ids]):
+    for batch in batches_of([len(row) for row in ids]):
         tokens, mask = padded([ids[index] for index in batch], model)
         hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
         weight = mask[:, :, None].float()
@@ -496,11 +497,17 @@ def _tensor(values: Any, model: Any) -> torch.Tensor:
     return torch.tensor(values, device=model.device)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of like length together, so that little is padding."""
+def batches_of(lengths: Sequence[int], shared: int = 0) -> Iterator[list[int]]:
+    """Rows of like length together, so that little is padding.
+
+    Args:
+        lengths: New tokens of each row.
+        shared: Tokens before them, whose keys and values each row of a batch has a copy of.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and lengths[index] * (len(batch) + 1) > BATCH_TOKENS:
+        n_rows = len(batch) + 1
+        if batch and (lengths[index] * n_rows > READ_TOKENS or (shared + lengths[index]) * n_rows > READ_PLACES):
             yield batch
             batch = []
         batch.append(index)
@@ -537,6 +544,9 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         torch.set_num_threads(spec.n_threads)
     rows = rows_of(spec.train_file)
     assert rows is not None  # the scheduler has looked
+    width = feature_dtype(spec.device).itemsize
+    found = check_reading(*to_read(spec, *rows), free=may_take(spec.memory_bytes, free_on(spec.device)), width=width)
+    emit({"message": f"Reading on {spec.device}. {found}"})
     reader = Reader.open(spec.model_folder, encoder=spec.encoder_folder, device=spec.device)
     reader.should_stop = should_stop
     fitted = fit_rows(spec, reader, *rows, emit=emit)
@@ -549,6 +559,35 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
     head.save(folder)
     n_tokens = sum(reader.n_tokens(messages) for messages in rows[0])
     return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
+
+
+def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]) -> tuple[Sizes | None, Reading]:
+    """What the memory estimate asks for; no model is loaded."""
+    alone = is_encoder(spec.model_folder)
+    tokenizer = None if alone else load_tokenizer(spec.model_folder)
+    sizes = None if alone else Sizes.of(spec.model_folder)
+    other = spec.model_folder if alone else spec.encoder_folder
+    fields = shared_fields(prompts)
+    n_fields = max(1, len(fields))
+    is_pair = compared_fields(fields, task_of_answers(answers).labels) is not None
+    rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[0] for _ in prompts]
+    shared = common_length(min(rows), max(rows))
+    most = MAX_SPAN_TOKENS if n_fields == 1 else max(map(len, rows))
+    return sizes, Reading(
+        n_rows=len(rows),
+        shared=shared,
+        lengths=sorted((max(1, min(most, len(row) - shared)) for row in rows), reverse=True),
+        layers=layer_numbers(sizes.layers if sizes else 1),
+        # A pair: each item alone, and the difference. Fields: the whole prompt, and each of them.
+        n_vectors=3 if is_pair else n_fields + (n_fields > 1),
+        n_widest=1 if is_pair else n_fields,
+        encoder=Sizes.of(other) if other else None,
+    )
+
+
+def free_on(device: str) -> int | None:
+    """Bytes that are free where models are loaded."""
+    return free_memory() if device == "cpu" else int(torch.cuda.mem_get_info(device)[0])
 
 
 def fit_rows(

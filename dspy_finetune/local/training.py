@@ -32,7 +32,7 @@ from dspy_finetune.local import features, memory
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
-from dspy_finetune.local.hardware import fast_dtype, free_memory
+from dspy_finetune.local.hardware import fast_dtype
 from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, rows_of, task_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
@@ -80,7 +80,7 @@ def plan(spec: TrainSpec, rows: Rows, emit: Emit) -> Setup:
         dtype = fast_dtype(spec.device) if is_large else "float32"
     plain = Setup(dtype=dtype, is_cast=on_gpu)
     setups = [plain, replace(plain, is_checkpointed=True)]
-    free = torch.cuda.mem_get_info(spec.device)[0] if on_gpu else free_memory()
+    free = features.free_on(spec.device)
     if on_gpu:
         setups.append(replace(plain, is_checkpointed=True, is_four_bit=True))
     sizes = Sizes.of(spec.model_folder)
@@ -641,6 +641,10 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     if "base" not in head.blocks:
         emit({"message": "No adapter was trained: the head that won reads the sentence encoder alone"})
         return frozen
+    too_little = _joint_shortage(spec, view, prompts, answers)
+    if too_little:
+        emit({"message": f"No adapter was trained: {too_little}"})
+        return frozen
     train, held_out = folds_of(features.items_of(prompts, view), 6, spec.seed)[0]
     reader = features.Reader.open(
         spec.model_folder, encoder=spec.encoder_folder, blocks=head.blocks, device=spec.device
@@ -698,21 +702,41 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     )
 
 
+def _joint_shortage(spec: TrainSpec, view: View, prompts: Sequence[Any], answers: Sequence[str]) -> str | None:
+    """Why an adapter under the head does not fit into memory; None where it does."""
+    sizes, reading = features.to_read(spec, prompts, answers)
+    free = may_take(spec.memory_bytes, features.free_on(spec.device))
+    batch_size = HEAD_LORA_BATCH * (2 if view.mode == "difference" else 1)
+    dtype = str(_joint_dtype(spec.device)).removeprefix("torch.")
+    needed = memory.joint_bytes(sizes, reading, batch_size=batch_size, dtype=dtype) if sizes else 0
+    if free is None or needed <= free:
+        return None
+    return f"it needs about {megabytes(needed)} of memory, and {megabytes(free)} are free; the head stays as it is"
+
+
+def _joint_dtype(device: str) -> torch.dtype:
+    """What is multiplied in under a head: what the frozen head read in, on a CPU."""
+    return features.feature_dtype(device) if device == "cpu" else torch.float32
+
+
 class Joint:
     """The first layers with an adapter, and the head on top, trained together."""
 
     def __init__(self, spec: TrainSpec, reader: Any, view: View, head: Head, values: torch.Tensor) -> None:
         load_tokenizer(spec)  # sets threads and seeds
-        self.model = load(spec, Setup())
-        self.model = get_peft_model(self.model, adapter())
+        # On a GPU no trainer stands between that would move it there.
+        self.model = get_peft_model(load(spec, Setup()), adapter()).to(spec.device)
         self.plain = self.model.get_base_model()
         self.layers = features.layer_numbers(self.plain.config.get_text_config().num_hidden_layers)
+        self.device = torch.device(spec.device)
+        values = values.to(self.device)
         self.reader, self.view, self.head, self.values = reader, view, head, values
-        self.is_cpu_bf16 = features.feature_dtype("cpu") == torch.bfloat16 and spec.device == "cpu"
+        self.is_cpu_bf16 = _joint_dtype(spec.device) == torch.bfloat16
         # Over what the features deviate, one rate fits all weights.
         self.spread = values.std(dim=0).clamp(min=1e-6)
-        self.weights = torch.nn.Parameter(torch.tensor(head.weights) * self.spread[:, None])
-        self.bias = torch.nn.Parameter(torch.tensor(head.bias), requires_grad=view.mode != "difference")
+        self.weights = torch.nn.Parameter(torch.tensor(head.weights, device=self.device) * self.spread[:, None])
+        is_biased = view.mode != "difference"
+        self.bias = torch.nn.Parameter(torch.tensor(head.bias, device=self.device), requires_grad=is_biased)
         adapted = [one for one in self.model.parameters() if one.requires_grad]
         self.rate = spec.learning_rate
         self.optimizer = torch.optim.AdamW([*adapted, self.weights, self.bias], lr=self.rate, weight_decay=0.0)
@@ -742,9 +766,9 @@ class Joint:
     def wanted(self, answers: Sequence[str]) -> torch.Tensor:
         """(rows,): each row's label, or its number on the scale of the head."""
         if self.head.style is None:
-            return torch.tensor([self.head.labels.index(answer) for answer in answers])
+            return torch.tensor([self.head.labels.index(answer) for answer in answers], device=self.device)
         numbers = to_scale(numbers_of(self.head.style, answers), self.head.scale)
-        return torch.tensor(numbers, dtype=torch.float32)
+        return torch.tensor(numbers, dtype=torch.float32, device=self.device)
 
     def _means(self, prompts: Sequence[Any], view: View) -> torch.Tensor:
         rows, spans, places = self.reader.tokens(prompts, view)
@@ -786,15 +810,15 @@ class Joint:
             part = rows[start : start + HEAD_LORA_BATCH].tolist()
             scores, targets = self.logits(prompts, part), wanted[part]
             if self.head.kind == "labels":
-                parts.append(F.cross_entropy(scores, targets, reduction="none"))
+                parts.append(F.cross_entropy(scores, targets, reduction="none").cpu())
             else:
-                told, right = (self.head.values(one.double().numpy()) for one in (scores[:, 0], targets))
+                told, right = (self.head.values(one.cpu().double().numpy()) for one in (scores[:, 0], targets))
                 parts.append(torch.tensor(np.abs(told - right), dtype=torch.float32))
         return torch.cat(parts)
 
     def save(self, folder: Path, frozen: Head) -> None:
         """Write the adapter and the head that stands on it; intervals stay those of the frozen head's residuals."""
         self.model.save_pretrained(folder / "adapter")
-        weights = (self.weights.detach() / self.spread[:, None]).numpy()
+        weights = (self.weights.detach() / self.spread[:, None]).cpu().numpy()
         facts = {**frozen.facts, "adapter": "trained under the head"}
-        replace(frozen, weights=weights, bias=self.bias.detach().numpy(), facts=facts).save(folder / "joint")
+        replace(frozen, weights=weights, bias=self.bias.detach().cpu().numpy(), facts=facts).save(folder / "joint")

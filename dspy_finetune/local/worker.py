@@ -126,7 +126,9 @@ def run_job(folder: Path) -> None:
         result = _train(folder, task, metrics, should_stop)
     except FinetuneError as error:
         blame = "training_file" if isinstance(error, DataError | UsageError) else None
-        blame = "hyperparameters.batch_size" if isinstance(error, MemoryError) else blame
+        if isinstance(error, MemoryError):
+            is_head = task.get("recipe", "lora").startswith("head")
+            blame = "training_file" if is_head else "hyperparameters.batch_size"
         _fail(folder, _code(error), str(error), blame)
     except Exception as error:  # whatever a recipe raises must become the job's error, or the client waits for ever
         traceback.print_exc()

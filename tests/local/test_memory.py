@@ -6,21 +6,39 @@ import json
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dspy_finetune.local import training, worker
+from dspy_finetune.local import features, heads, training, worker
 from dspy_finetune.local.api import Host, create_app
-from dspy_finetune.local.memory import MemoryShortError, Rows, Setup, Sizes, fit, kept_bytes, needed_bytes
+from dspy_finetune.local.features import batches_of
+from dspy_finetune.local.memory import (
+    READ_PLACES,
+    READ_TOKENS,
+    MemoryShortError,
+    Reading,
+    Rows,
+    Setup,
+    Sizes,
+    check_reading,
+    fit,
+    joint_bytes,
+    kept_bytes,
+    needed_bytes,
+    reading_bytes,
+)
 from dspy_finetune.local.scheduler import Scheduler, Training
 from dspy_finetune.local.store import Store
 from tests.local.test_jobs import CHAT_ROWS
+from tests.local.test_recipes import spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 
@@ -128,6 +146,107 @@ def test_the_first_setup_that_fits_is_taken_and_the_refusal_names_what_would_fit
     with pytest.raises(MemoryShortError, match="take a smaller base model"):
         at(500)
     assert fit(SMOLLM2, rows, batch_size=4, setups=[plain], free=None).setup == plain
+
+
+ENCODER = Sizes(
+    n_parameters=22_713_216, hidden=384, attention=384, intermediate=1536, layers=6, heads=12, vocabulary=30_522
+)
+
+
+@pytest.mark.parametrize(("n_rows", "shared", "peak_mb"), [(24, 92, 1089), (60, 2300, 1600)])
+def test_the_estimate_of_a_head_is_within_a_quarter_of_measured_peaks(n_rows: int, shared: int, peak_mb: int) -> None:
+    """Peaks of anonymous memory of whole runs of SmolLM2-135M and MiniLM, read in bfloat16, on two shared cores."""
+    base = replace(SMOLLM2, kv=192)
+    reading = Reading(
+        n_rows=n_rows, shared=shared, lengths=[22] * n_rows, layers=(10, 15, 20, 25), n_vectors=1, n_widest=1,
+        encoder=ENCODER,
+    )  # fmt: skip
+    assert reading_bytes(base, reading, width=2) == pytest.approx(peak_mb * 2**20, rel=0.25)
+
+
+def test_many_short_rows_behind_a_long_rubric_are_read_in_passes_whose_keys_and_values_fit() -> None:
+    lengths = [10] * 300 + [3000, 17]
+    for shared in (0, 2000, 50_000):
+        found = list(batches_of(lengths, shared))
+        assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+        for batch in found:
+            longest = max(lengths[index] for index in batch)
+            assert len(batch) == 1 or len(batch) * longest <= READ_TOKENS
+            assert len(batch) == 1 or len(batch) * (shared + longest) <= READ_PLACES
+
+
+def test_a_head_that_cannot_fit_is_refused_before_a_model_is_loaded_and_the_refusal_names_what_would_fit(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"Title: {number}"}, {"role": "assistant", "content": answer}]}
+        for number, answer in enumerate(["true", "false"] * 10)
+    ]
+    job = replace(spec(toy_model, tmp_path, "sft", rows), memory_bytes=10**6)
+    monkeypatch.setattr(features.Reader, "open", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(MemoryShortError, match=r"fitting a head needs about \d+ MB of memory, and 1 MB are free; not"):
+        features.train_head(job, emit=lambda told: None, should_stop=lambda: False)
+    sizes, reading = features.to_read(job, *(heads.rows_of(job.train_file) or ((), ())))
+    assert sizes is not None
+    assert (reading.n_rows, len(reading.lengths), reading.layers) == (20, 20, (1, 2))
+    many = replace(reading, n_rows=100_000)
+    free = reading_bytes(sizes, many.first(60_000))
+    with pytest.raises(MemoryShortError, match=r"; (59|60),\d\d\d of the 100,000 rows would fit"):
+        check_reading(sizes, many, free=free)
+    long = replace(reading, shared=10**7)
+    with pytest.raises(MemoryShortError, match=r"shorter prompts would fit: the longest has 10,0"):
+        check_reading(sizes, long, free=10**9)
+    assert check_reading(sizes, reading, free=None).startswith("Estimated memory: ")
+
+
+def test_an_adapter_under_a_head_needs_what_its_longest_rows_need() -> None:
+    reading = Reading(n_rows=10, shared=0, lengths=[40] * 10, layers=(10, 25), n_vectors=1, n_widest=1)
+    short, long = (joint_bytes(SMOLLM2, replace(reading, lengths=[length]), batch_size=16) for length in (40, 400))
+    assert long - short == pytest.approx(
+        1.35
+        * (
+            kept_bytes(replace(SMOLLM2, layers=25), 16 * 400, 0, Setup())
+            - kept_bytes(replace(SMOLLM2, layers=25), 16 * 40, 0, Setup())
+            - 4 * ((16 * 400) ** 2 - 16 * 400**2 - (16 * 40) ** 2 + 16 * 40**2)
+            + 4 * 16 * 360 * 576 * 26
+        ),
+        rel=1e-6,
+    )
+
+
+def test_the_estimate_of_an_adapter_under_a_head_is_within_a_quarter_of_the_measured_peak() -> None:
+    reading = Reading(n_rows=40, shared=92, lengths=[22] * 40, layers=(10, 15, 20, 25), n_vectors=1, n_widest=1)
+    needed = joint_bytes(replace(SMOLLM2, kv=192), reading, batch_size=16, dtype="bfloat16")
+    assert needed == pytest.approx(4232 * 2**20, rel=0.25)
+
+
+def test_an_adapter_under_a_head_trains_where_the_job_says(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that has no numbers: whatever stood elsewhere could not be computed with."""
+    texts = [f"Title: {'true ' * (number % 5)}{number}" for number in range(20)]
+    rows: list[Any] = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ["yes", "no"][number % 2]}]}
+        for number, text in enumerate(texts)
+    ]
+    job = spec(toy_model, tmp_path, "sft", rows)
+    prompts = [row["messages"][:1] for row in rows]
+    reader = features.Reader.open(toy_model)
+    view = features.View(mode="whole", shape=features.Shape.of(reader.tokenizer, prompts))
+    values = torch.tensor(reader.read(prompts, view)["base"])
+    head = heads.Head(
+        kind="labels", blocks=("base",), mode="whole", labels=("no", "yes"), bias=np.zeros(2, np.float32),
+        weights=np.zeros((values.shape[1], 2), np.float32),
+    )  # fmt: skip
+    joint = training.Joint(replace(job, device="meta"), reader, view, head, values)
+    padded = features.padded
+    # transformers looks into a mask to leave it out where all is seen.
+    monkeypatch.setattr(features, "padded", lambda rows, model: (padded(rows, model)[0], None))
+    loss = torch.nn.functional.cross_entropy(joint.logits(prompts, [0, 1, 2]), joint.wanted(["yes", "no", "yes"]))
+    loss.backward()
+    trained = [one for group in joint.optimizer.param_groups for one in group["params"]]
+    assert {one.device.type for one in (loss, *trained, *joint.model.parameters())} == {"meta"}
+    assert joint.weights.grad is not None
 
 
 def test_a_job_that_cannot_fit_is_refused_before_it_starts(

@@ -149,6 +149,7 @@ def main() -> int:
     """Ask, and watch."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--requests", type=int, default=10_000)
+    asked.add_argument("--minutes", type=float, default=120, help="end after the round that is going on then")
     asked.add_argument("--threads", type=int, default=8)
     asked.add_argument("--seed", type=int, default=1)
     given = asked.parse_args()
@@ -162,10 +163,14 @@ def main() -> int:
             started = time.monotonic()
             n_rounds = 20
             with concurrent.futures.ThreadPoolExecutor(given.threads) as pool:
-                for _ in range(n_rounds):
+                for number in range(n_rounds):
+                    if time.monotonic() - started > given.minutes * 60:
+                        break
                     for done in [pool.submit(soak.one) for _ in range(given.requests // n_rounds)]:
                         done.result()
                     memory.append(round(process.memory_info().rss / 2**20, 1))
+                    told = {"round": number + 1, "memory_mb": memory[-1], "n_answers": soak.statuses.total()}
+                    print(json.dumps(told), file=sys.stderr, flush=True)
             health = send(server, "GET", "/healthz")[1]
         finally:
             server.stop()
