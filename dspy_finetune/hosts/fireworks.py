@@ -67,6 +67,11 @@ _STATUSES = {
     "FAILED": "failed",
     "EXPIRED": "failed",
     "CANCELLED": "cancelled",
+    "CANCELLING": "cancelling",
+    "IDLE": "queued",
+    "DELETING": "cancelled",
+    "DELETING_CLEANING_UP": "cancelled",
+    "DELETED": "cancelled",
 }
 _KINDS = {"sft": ("supervisedFineTuningJobs", "supervisedFineTuningJobId"), "dpo": ("dpoJobs", "dpoJobId")}
 
@@ -208,8 +213,8 @@ class FireworksApi:
         while True:
             page = self._get(self._url(kind), pageSize="200", **({"pageToken": token} if token else {}))
             yield from page.get(kind) or ()
-            token = str(page.get("nextPageToken") or "")
-            if not token:
+            before, token = token, str(page.get("nextPageToken") or "")
+            if token in ("", before):  # the same page again would be so for ever
                 return
 
     def _fetched(self, url: str) -> bytes:

@@ -57,6 +57,7 @@ _STATUSES = {
     "uploading": "running",
     "cancel_requested": "cancelling",
     "error": "failed",
+    "user_error": "failed",
     "completed": "succeeded",
 }
 LORA_RANK = 8
@@ -233,7 +234,7 @@ def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> d
     settings.update(lora=lora.get("type") != "Full", lora_rank=lora.get("lora_r"))
     created = seconds_of(value.get("created_at"))
     left = value.get("progress") or {}
-    errors = [one for one in value.get("events") or () if one.get("type") == "job_error" or one.get("level") == "error"]
+    errors = [one for one in value.get("events") or () if one.get("type") == "job_error" or _level(one) == "error"]
     named = f"{value.get('suffix') or ''} {value.get('model_output_name') or ''}"
     return {
         "id": value["id"],
@@ -250,22 +251,32 @@ def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> d
         "validation_file": value.get("validation_file"),
         "seed": value.get("random_seed"),
         "metadata": metadata_of(named, wanted),
-        "error": {"code": "job_error", "message": errors[-1]["message"]} if status == "failed" and errors else {},
+        "error": {"code": "job_error", "message": errors[-1].get("message")} if status == "failed" and errors else {},
     }
 
 
 def _ends(updated: Any, progress: Mapping[str, Any]) -> int | None:
     seen = seconds_of(updated)
-    if not progress.get("estimate_available") or seen is None:
+    left = progress.get("seconds_remaining")
+    if not progress.get("estimate_available") or seen is None or left is None:
         return None
-    return seen + int(progress["seconds_remaining"])
+    return seen + int(left)
 
 
 def _event(job_id: str, number: int, value: Mapping[str, Any]) -> dict[str, Any]:
-    level = {"warning": "warn", "error": "error"}.get(str(value.get("level")), "info")
     identity = value.get("hash") or f"{job_id}-{number}"
     message = value.get("message") or value.get("type")
-    return {"id": identity, "created_at": seconds_of(value.get("created_at")), "level": level, "message": message}
+    return {
+        "id": identity,
+        "created_at": seconds_of(value.get("created_at")),
+        "level": _level(value),
+        "message": message,
+    }
+
+
+def _level(value: Mapping[str, Any]) -> str:
+    # The description writes small letters, its client capitals.
+    return {"warning": "warn", "error": "error"}.get(str(value.get("level")).lower(), "info")
 
 
 def _step(job_id: str, value: Mapping[str, Any]) -> dict[str, Any] | None:

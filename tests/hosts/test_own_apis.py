@@ -14,8 +14,10 @@ import pytest
 
 from dspy_finetune.errors import HostError, JobFailedError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.fireworks import _job as fireworks_job
 from dspy_finetune.hosts.protocol import INTENT_KEY
 from dspy_finetune.hosts.together import TogetherApi
+from dspy_finetune.hosts.together import _job as together_job
 from dspy_finetune.jobs import Journal, attach, list_jobs, list_models, plan, sft_then_dpo
 from dspy_finetune.jobs.model_export import export_model
 from dspy_finetune.jobs.records import CLOCK
@@ -228,3 +230,36 @@ def test_the_journal_holds_no_key_of_weights_and_biases(
     plan(train, base_model=host.base_model, host=host, wandb="titles").start(allow_unknown_price=True, journal=journal)
     assert "secret-of-wandb" in json.dumps(sent(fake))
     assert "secret-of-wandb" not in journal.path.read_text(encoding="utf-8")
+
+
+def test_an_odd_answer_is_one_line_and_does_not_end_the_following(host: Host, fake: Fake, train: Path) -> None:
+    """A proxy's page, an empty object, a list: told as what they are, and looked at again."""
+    job = plan(train, base_model=host.base_model, host=host).start(allow_unknown_price=True)
+    attach(job.id, host=host)
+    route = fake.requests[-1][0]
+    answers: list[Any] = ["<html>busy</html>", {}, ["x"]]
+    for odd in answers:
+        fake.fail(route, status=200, body=odd)
+        with pytest.raises(HostError, match="the answer is not what its API describes") as caught:
+            attach(job.id, host=host)
+        assert "\n" not in str(caught.value)
+        assert "own-key" not in str(caught.value)
+    fake.fail(route, status=200, body={}, times=2)
+    fake.fail(route, status=500)
+    *_, last = job.follow()
+    assert last.status == "succeeded"
+
+
+def test_the_states_that_the_clients_know_besides_the_descriptions_end_a_job() -> None:
+    """Else a job that is gone would be followed for ever."""
+    told = {
+        "id": "ft-1",
+        "events": [{"level": "Error", "message": "Bad rows."}],
+        "progress": {"estimate_available": True},
+    }
+    read = together_job({**told, "status": "user_error", "updated_at": "2026-11-26T18:00:00Z"})
+    assert (read["status"], read["error"]["message"], read["estimated_finish"]) == ("failed", "Bad rows.", None)
+    for state in ("DELETING", "DELETING_CLEANING_UP", "DELETED", "CANCELLED"):
+        gone = {"name": "accounts/me/dpoJobs/one", "state": f"JOB_STATE_{state}"}
+        assert fireworks_job(gone)["status"] == "cancelled"
+    assert fireworks_job({"name": "accounts/me/dpoJobs/one", "state": "JOB_STATE_NEW"})["status"] == "new"
