@@ -32,6 +32,11 @@ def is_quiet() -> bool:
     return os.environ.get("DSPY_FINETUNE_QUIET", "") not in ("", "0")
 
 
+def can_draw(stream: Any) -> bool:
+    """Whether a line of it can be written over: a terminal that knows control codes."""
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
 class Progress(Protocol):
     """What every `on_progress` is called with; `str()` of it says the same in words."""
 
@@ -85,7 +90,7 @@ class ProgressBar:
             self._first = (now, n_done)
         position = (n_done, n_total)
         is_last = n_done is not None and n_done == n_total and (is_new or position != self._position_shown)
-        is_terminal = stream.isatty()
+        is_terminal = can_draw(stream)
         since = None if self._shown_at is None else now - self._shown_at
         is_due = since is None or since >= (REDRAW_SECONDS if is_terminal else EVERY_SECONDS)
         if not (is_due or is_last or (is_new and not self._waits)):
@@ -197,7 +202,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         stream = self._streams[1]
-        is_terminal = stream.isatty()
+        is_terminal = can_draw(stream)
         pause = SHORT_SECONDS if is_terminal else self.FIRST_IN_A_LOG_SECONDS
         while not self._ended.wait(0.25):
             with self._lock:

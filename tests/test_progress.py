@@ -83,6 +83,14 @@ def test_a_terminal_keeps_one_line(clock: Seconds) -> None:
     assert all("asking" in line for line in drawn)
 
 
+def test_a_terminal_that_knows_no_codes_gets_the_lines_of_a_log(
+    monkeypatch: pytest.MonkeyPatch, clock: Seconds
+) -> None:
+    seconds = [float(n) for n in range(40)]
+    monkeypatch.setenv("TERM", "dumb")
+    assert told(Terminal(), seconds, 40, clock) == told(io.StringIO(), seconds, 40, clock)
+
+
 def test_a_command_shows_each_step_at_once(clock: Seconds) -> None:
     stream = io.StringIO()
     with ProgressBar(stream, waits=False) as bar:
