@@ -5,7 +5,8 @@
 FOLDER holds hn_titles.jsonl (title, is_favorite), upworthy_pairs.jsonl (title_a, title_b, preferred, test_id),
 pricer_items.jsonl (description, price) and truthfulqa.jsonl (question, best_answer); `titles` are the packaged ones.
 Every method of a split sees the same training rows and the same test rows, and chooses on training rows alone. The
-table has means, standard deviations over splits, splits won against the TF-IDF baseline, ECE, and a training's seconds.
+table has means and standard deviations over splits (of one split its interval), splits won against the TF-IDF
+baseline, ECE, and a training's seconds.
 
     --direct    the same fits in this process instead of jobs on a host, each text read once for all splits: minutes
                 where jobs take hours on a busy machine; also the stacked ensemble, and the ECE that the same
@@ -84,6 +85,7 @@ class Figures:
     """What one method got, over splits."""
 
     main: list[float] = field(default_factory=list)
+    intervals: list[tuple[float, float]] = field(default_factory=list)
     auc: list[float] = field(default_factory=list)
     ece: list[float] = field(default_factory=list)
     exact_ece: list[float] = field(default_factory=list)
@@ -184,6 +186,9 @@ def measure(data: Set, programs: dict[str, Any], train: Any, test: Any, table: d
         figures = table.setdefault(row.name, Figures())
         values = [math.nan if one.value is None else one.value for one in row.scores.values()]
         figures.main.append(values[0])
+        score = next(iter(row.scores.values()))
+        if score.low is not None and score.high is not None:
+            figures.intervals.append((score.low, score.high))
         if len(values) > 1:
             figures.auc.append(values[1])
             figures.ece.append(values[2])
@@ -444,7 +449,7 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, label: str) -> 
         cells = [
             name,
             str(len(one.main)),
-            _mean(one.main, 1 if is_error else 3),
+            _mean(one.main, 1 if is_error else 3, one.intervals),
             _mean(one.auc, 3),
             "" if one is baseline or not pairs else f"{won} of {len(pairs)}",
             _mean(one.ece, 3) + (f" ({statistics.mean(one.exact_ece):.3f})" if one.exact_ece else ""),
@@ -454,11 +459,14 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, label: str) -> 
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float], decimals: int) -> str:
-    if not values:
+def _mean(values: Sequence[float], decimals: int, intervals: Sequence[tuple[float, float]] = ()) -> str:
+    """Mean and standard deviation over splits; of one split its 95 % interval, where it is known."""
+    if not values or math.isnan(values[0]):
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{decimals}f} ± {spread:.{decimals}f}"
+    text = f"{statistics.mean(values):.{decimals}f}"
+    if len(values) > 1:
+        return f"{text} ± {statistics.stdev(values):.{decimals}f}"
+    return text + (f" [{intervals[0][0]:.{decimals}f}, {intervals[0][1]:.{decimals}f}]" if intervals else "")
 
 
 def machine() -> str:

@@ -59,8 +59,16 @@ def measured() -> dict[str, dict[str, list[str]]]:
 
 
 def text() -> str:
-    """The table."""
+    """The table; what DSPy's prompts were asked, too, in a second one: fewer rows, as each answer takes a second."""
     sets = measured()
+    is_prompted = {column: any(method.startswith("DSPy") for method in rows) for column, rows in sets.items()}
+    tables = [_table({name: rows for name, rows in sets.items() if is_prompted[name] == one}) for one in (False, True)]
+    return "\n".join(table for table in tables if table)
+
+
+def _table(sets: dict[str, dict[str, list[str]]]) -> str:
+    if not sets:
+        return ""
     is_timed = {column: any(seconds for _, seconds in rows.values()) for column, rows in sets.items()}
     head = [cell for column in sets for cell in (column, "seconds")[: 1 + is_timed[column]]]
     lines = [f"| method | {' | '.join(head)} |", f"| --- |{' --- |' * len(head)}"]
