@@ -66,6 +66,8 @@ _MARKS = (
 )
 """(decimal mark, mark between thousands), as numbers are written in English, German, French and Swiss; the first that
 fits all answers is taken."""
+MIN_THOUSANDS = 5
+"""So many answers with three digits behind a point make it a mark between thousands."""
 _SIGNS = "-\u2212+"
 
 
@@ -245,6 +247,9 @@ def task_of_answers(answers: Sequence[str]) -> Task:
 def number_style(answers: Sequence[str]) -> NumberStyle | None:
     """The one format of these numbers, or None.
 
+    A point with three digits behind it in five answers or more, where others have neither point nor more than three
+    digits, stands between thousands (1.299 beside 999): decimals would not all be three, or none.
+
     Examples:
         >>> [number_style(["1.299,00", "12,50"]).read("1.299,00"), number_style(["-$5", "$7"]).read("-$5")]
         [1299.0, -5.0]
@@ -263,6 +268,10 @@ def _style_by(answers: Sequence[str], point: str, thousands: str) -> NumberStyle
     word = parts[0].before.strip()
     if max(decimals) == 0 and word[-1:].isalpha() and not re.fullmatch(r"[A-Z]{3}", word):
         return None  # "class 17" is a name, "USD 17" an amount
+    marked = [one for one in parts if one.decimals]
+    is_whole = all(len(one.digits) <= 3 for one in parts) and not any(one.digits == "0" for one in marked)
+    if point == "." and set(decimals) == {0, 3} and len(marked) >= MIN_THOUSANDS and is_whole:
+        return None
     signs = {one.sign for one in parts}
     return NumberStyle(
         before=parts[0].before,
@@ -479,6 +488,7 @@ def fit(
     blocks: Mapping[Mode, Blocks],
     items: Sequence[Sequence[str]],
     *,
+    sets: Sequence[tuple[str, ...]] | None = None,
     seed: int = 0,
     tell: Callable[[Candidate], None] = lambda candidate: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -491,6 +501,7 @@ def fit(
         blocks: For each way to average, each model's features (rows, width); for "difference" the first label's field
             minus the second's.
         items: The texts of each row, for the folds.
+        sets: Which models' features are tried together; default: each alone, and all.
         seed: Of the folds.
         tell: Is given the best strength of each set of features, as it is known.
         should_stop: Asked between two sets of features.
@@ -504,7 +515,7 @@ def fit(
 
     # Small matrices: on two busy cores the fits of 440 rows took 53 s with the library's threads, and 9 s with one.
     with threadpool_limits(1):
-        return _fit(task, answers, blocks, items, seed, tell, should_stop)
+        return _fit(task, answers, blocks, items, sets, seed, tell, should_stop)
 
 
 def _fit(
@@ -512,6 +523,7 @@ def _fit(
     answers: Sequence[str],
     blocks: Mapping[Mode, Blocks],
     items: Sequence[Sequence[str]],
+    sets: Sequence[tuple[str, ...]] | None,
     seed: int,
     tell: Callable[[Candidate], None],
     should_stop: Callable[[], bool],
@@ -526,7 +538,7 @@ def _fit(
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[tuple[Candidate, Wide]] = []  # with the out-of-fold predictions
     for mode, of_mode in blocks.items():
-        for names in _sets(of_mode):
+        for names in sets or _sets(of_mode):
             if should_stop():
                 return None
             values = _standardised(of_mode, names, is_centred=mode != "difference")[0][chosen_rows]

@@ -646,6 +646,8 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
         emit({"message": f"No adapter was trained: {too_little}"})
         return frozen
     train, held_out = folds_of(features.items_of(prompts, view), 6, spec.seed)[0]
+    if task.kind == "labels":
+        train, held_out = _with_all_labels(train, held_out, answers)
     reader = features.Reader.open(
         spec.model_folder, encoder=spec.encoder_folder, blocks=head.blocks, device=spec.device
     )
@@ -654,9 +656,10 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     values = torch.tensor(np.concatenate([blocks[name] for name in head.blocks], axis=1))
     # The head without the held-out rows, at the strength that was chosen: what the adapter has to beat.
     kept = {view.mode: {name: blocks[name][train] for name in head.blocks}}
-    refitted = fit(task, [answers[row] for row in train], kept, features.items_of([prompts[i] for i in train], view))
-    if refitted is None or (refitted[0].blocks, refitted[0].scale) != (head.blocks, head.scale):
-        emit({"message": "No adapter was trained: without the held-out rows another head wins"})
+    items = features.items_of([prompts[row] for row in train], view)
+    refitted = fit(task, [answers[row] for row in train], kept, items, sets=[head.blocks])
+    if refitted is None or refitted[0].scale != head.scale:
+        emit({"message": "No adapter was trained: without the held-out rows another scale of the numbers wins"})
         return frozen
     joint = Joint(spec, reader, view, refitted[0], values)
     wanted = joint.wanted(answers)
@@ -717,6 +720,13 @@ def _joint_shortage(spec: TrainSpec, view: View, prompts: Sequence[Any], answers
 def _joint_dtype(device: str) -> torch.dtype:
     """What is multiplied in under a head: what the frozen head read in, on a CPU."""
     return features.feature_dtype(device) if device == "cpu" else torch.float32
+
+
+def _with_all_labels(train: Any, held_out: Any, answers: Sequence[str]) -> tuple[Any, Any]:
+    """(training rows, held-out rows), those whose label the training rows would lack moved to training."""
+    known = {answers[row] for row in train}
+    is_lacking = np.array([answers[row] not in known for row in held_out], dtype=bool)
+    return np.concatenate([train, held_out[is_lacking]]), held_out[~is_lacking]
 
 
 class Joint:

@@ -89,6 +89,9 @@ def test_answers_are_labels_numbers_or_text(answers: list[str], kind: str) -> No
         (["1 299,5", "12,5", "3"], 1234.5, "1 234,5"),
         (["1'299.00", "12.50", "3.00"], 1234.5, "1'234.50"),
         (["12 %", "3 %", "45 %"], 7.4, "7 %"),
+        (["1.299 €", "2.500 €", "3.750 €", "1.100 €", "4.990 €", "999 €"], 1300.4, "1.300 €"),
+        (["1.299", "2.5", "3.75", "1.1", "4.99", "9"], 1.25, "1.25"),
+        (["0.125", "0.250", "0.375", "0.500", "0.625", "1"], 0.75, "0.75"),
     ],
 )
 def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: float, written: str) -> None:
@@ -96,7 +99,9 @@ def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: flo
     assert style is not None
     assert style.write(value) == written
     assert style.read(written) == pytest.approx(value, abs=1 if style.decimals == 0 else 0.01)
-    assert [style.write(style.read(answer) or 0.0) for answer in answers] == answers
+    again = [style.write(style.read(answer) or 0.0) for answer in answers]
+    assert [style.read(one) for one in again] == [style.read(one) for one in answers]
+    assert again == answers or not style.is_fixed
     assert style.read("7 or 8") is None
 
 
@@ -433,6 +438,15 @@ def test_an_adapter_under_a_head_is_kept_only_where_it_is_better(real: ToyServer
     answer = ask(real, done.fine_tuned_model, "Title: true reader 400")
     top = answer.choices[0].logprobs.content[0].top_logprobs
     assert sum(math.exp(one.logprob) for one in top) == pytest.approx(1.0)
+
+
+def test_a_rare_label_is_trained_on_and_not_held_out() -> None:
+    """A head without one of the labels could not be measured beside the head that has all."""
+    from dspy_finetune.local import training
+
+    answers = ["yes", "no", "rare", "yes", "no"]
+    train, held_out = training._with_all_labels(np.array([0, 1]), np.array([2, 3, 4]), answers)
+    assert (train.tolist(), held_out.tolist()) == ([0, 1, 2], [3, 4])
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
