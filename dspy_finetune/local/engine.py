@@ -70,6 +70,14 @@ class ContextLengthError(FinetuneError, ValueError):
     """The prompt does not fit into the model's context."""
 
 
+def too_long(most: int, found: int) -> ContextLengthError:
+    """What a prompt of so many tokens is answered."""
+    return ContextLengthError(
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in {found} tokens. "
+        "Please shorten the messages."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a model's weights are."""
@@ -386,7 +394,7 @@ class Engine:
                     continue
                 loaded = self._load(request.model_id)
                 if isinstance(loaded, _LoadedHead):
-                    _check_head(loaded, request.settings)
+                    _check_head(loaded, request)
                     by_head.setdefault(request.model_id, (loaded, []))[1].append(request)
                     continue
                 if isinstance(loaded, _LoadedEncoder):
@@ -415,10 +423,7 @@ class Engine:
         prompt = encode_prompt(loaded.tokenizer, request.messages)
         room = loaded.context_tokens - len(prompt)
         if room < 1:
-            raise ContextLengthError(
-                f"This model's maximum context length is {loaded.context_tokens} tokens. "
-                f"However, your messages resulted in {len(prompt)} tokens. Please shorten the messages."
-            )
+            raise too_long(loaded.context_tokens, len(prompt))
         settings = request.settings
         if settings.max_tokens > room:
             settings = replace(settings, max_tokens=room)
@@ -487,8 +492,11 @@ class Engine:
         batch.rows[:] = [batch.rows[index] for index in going]
 
 
-def _check_head(loaded: _LoadedHead, settings: Settings) -> None:
-    """Refuse what a head cannot honour."""
+def _check_head(loaded: _LoadedHead, request: _Request) -> None:
+    """Refuse what a head cannot honour, and a prompt that its base cannot read."""
+    settings, most = request.settings, loaded.reader.context_tokens
+    if most is not None and (found := loaded.n_tokens(request.messages)) > most:
+        raise too_long(most, found)
     if settings.logit_bias:
         message = "A linear head has no tokens to bias: its answers are labels or numbers."
         raise ApiError(400, message, code="unsupported_parameter", param="logit_bias")

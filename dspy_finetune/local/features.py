@@ -39,7 +39,7 @@ from dspy_finetune.local.heads import (
 )
 from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
 from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
-from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
+from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
 
 Array = NDArray[np.float32]
 Messages = Sequence[Mapping[str, Any]]
@@ -51,6 +51,8 @@ MAX_SPAN_TOKENS = 384
 """A longer text is cut: the average of its beginning says what the text is about."""
 MAX_ENCODER_TOKENS = 256
 """all-MiniLM-L6-v2 was trained on no more."""
+MAX_EMBEDDED_TOKENS = 300_000
+"""Of one request for embeddings, as OpenAI's."""
 MAX_FIELDS = 8
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
 
@@ -228,10 +230,16 @@ class Reader:
             return sentence_vectors(model, tokenizer, texts), sum(len(row) for row in encoded(tokenizer, texts))
         tokenizer, model = self.base
         rows = [encode_text(tokenizer, text) or [0] for text in texts]
+        _check_lengths(rows, self.context_tokens)
         layer = layer_numbers(model.config.get_text_config().num_hidden_layers)[1:2] or (1,)
         means = hidden_means(model, rows, [[(0, len(row))] for row in rows], layer)[:, 0, 0]
         lengths = np.linalg.norm(means, axis=1, keepdims=True)
         return means / np.where(lengths > 0, lengths, 1), sum(map(len, rows))
+
+    @property
+    def context_tokens(self) -> int | None:
+        """How many tokens the base reads; None where the sentence encoder, which cuts its texts, reads alone."""
+        return int(self.base[1].config.get_text_config().max_position_embeddings) if self.base else None
 
     @property
     def tokenizer(self) -> Any:
@@ -318,6 +326,17 @@ class Reader:
         distinct = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
         vectors = sentence_vectors(model, tokenizer, list(distinct))
         return np.stack([vectors[[distinct[text] for text in row]].reshape(-1) for row in texts])
+
+
+def _check_lengths(rows: Sequence[Sequence[int]], most: int | None) -> None:
+    for place, row in enumerate(rows):
+        if most is not None and len(row) > most:
+            message = f"This model's maximum context length is {most} tokens, however the input {place} has {len(row)}."
+            raise ApiError(400, f"{message} Please shorten it.", code="context_length_exceeded", param="input")
+    total = sum(map(len, rows))
+    if total > MAX_EMBEDDED_TOKENS:
+        message = f"The inputs have {total} tokens; one request takes {MAX_EMBEDDED_TOKENS}. Please ask several times."
+        raise ApiError(400, message, code="invalid_value", param="input")
 
 
 def asked(messages: Messages) -> str:

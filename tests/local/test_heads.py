@@ -20,6 +20,7 @@ from dspy_finetune.errors import MissingExtraError
 from dspy_finetune.local import features as features_of
 from dspy_finetune.local import heads, models, worker
 from dspy_finetune.local.chat import encode_prompt
+from dspy_finetune.local.schemas import ApiError
 from tests.local.test_jobs import upload, wait
 from tests.local.toy_server import ToyServer, start_server
 
@@ -548,6 +549,19 @@ def test_a_recipe_that_does_not_fit_the_rows_is_refused_by_name(real: ToyServer)
     done = train(real, chat_rows(texts, [f"It is number {i}, or {i + 1}." for i in range(12)]), recipe="head")
     assert (done.status, done.error.code, done.error.param) == ("failed", "invalid_recipe", "hyperparameters.recipe")
     assert "texts of their own" in done.error.message
+
+
+def test_what_is_longer_than_the_context_is_refused_for_embeddings_and_by_a_head(real: ToyServer) -> None:
+    client = real.client()
+    with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
+        client.embeddings.create(model="toy", input=["fine", "word " * 5000])
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+    done = train(real, chat_rows([f"Title: {i}" for i in range(20)], ["yes", "no"] * 10))
+    with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
+        ask(real, done.fine_tuned_model, "Title: " + "word " * 5000)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(ApiError, match="300000"):
+        features_of._check_lengths([[1] * 200_000] * 2, None)
 
 
 def test_embeddings_have_length_one_in_both_formats(real: ToyServer) -> None:
