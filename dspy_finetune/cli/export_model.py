@@ -4,6 +4,7 @@ as the model does.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +13,7 @@ import typer
 from dspy_finetune._files import read_json
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk, warn
-from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, host_option, load_env
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
@@ -34,7 +35,8 @@ def export_model(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
     format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama, hub; head for a linear head.")] = "merged",
     precision: Annotated[
-        str | None, typer.Option(help="f32, f16, bf16; q8_0 for gguf. f16 without it; merged: bf16 if the base is.")
+        str | None,
+        typer.Option(help="f32, f16, bf16; q8_0 for gguf. f16 without it; bf16 for merged where f16 is too narrow."),
     ] = None,
     host: Annotated[
         str | None,
@@ -93,7 +95,12 @@ def export_model(
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if made.verify:
         console.print("\nsee that it answers as the model does:", highlight=False)
-        console.print(f"  {made.verify}", highlight=False, markup=False, soft_wrap=True)
+        line = made.verify
+        if name != model:
+            line = line.replace(shlex.quote(name), shlex.quote(model), 1)  # the predictor's file names its host, too
+        elif host is not None or root is not None:
+            line += f" {host_option(where)}"
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     else:  # a head
         console.print("\nas a DSPy module, without a host:", highlight=False)
         line = f"ft.load_predictor({str(made.folder)!r})"

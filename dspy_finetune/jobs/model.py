@@ -102,7 +102,7 @@ class FinetunedModel:
             folder: A new or empty one; it appears whole or not at all.
             format: `peft`, `merged`, `gguf`, `ollama`, `hub`, or `head` for a linear head.
             precision: The weights' numbers: f32, f16 or bf16, and q8_0 for gguf; without it f16, and bf16 for merged
-                weights of a base that was made in it.
+                weights of a family for which f16 is too narrow.
             host: Where the model is; where it was made without it.
             repo: For `hub`: the repository, `owner/name`; the token is HF_TOKEN's or that of `hf auth login`.
             weights: For `hub`: what is pushed.
