@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspy_finetune.cli.app import build_app, print_json, talk, warn
+from dspy_finetune.cli.main import INTERRUPTED
 from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.errors import UsageError
 
@@ -123,12 +124,11 @@ def run(
     for position, step in enumerate(steps, start=1):
         console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
         console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
-        try:
-            code = _invoke(command, step)
-        except (KeyboardInterrupt, typer.Abort):
+        code = _invoke(command, step)
+        if code == INTERRUPTED:  # typer makes this code of Ctrl-C
             how = f"go on with the same command and --out {shlex.quote(str(folder))}"
             warn([f"stopped in step {position} of {len(steps)}: {how}; a job that was started is found again"])
-            raise
+            raise typer.Exit(code)
         if code and position < len(steps):
             raise typer.Exit(code)
     if not as_json:

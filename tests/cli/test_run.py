@@ -86,3 +86,17 @@ def test_one_option_alone_names_the_label(tmp_path: Path, capsys: pytest.Capture
     assert "give one of --label, --number and --pairs" in capsys.readouterr().err
     assert run("run", str(path), "--pairs", "price", "--dry-run") == 2
     assert "no two input columns such as title_a and title_b" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_in_which_step_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*rows: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dspy_finetune.evaluation.advise", press)
+    assert run("run", str(written(tmp_path, "titles")), "--out", str(tmp_path / "a b")) == 130
+    *_, hint, last = capsys.readouterr().err.splitlines()
+    assert hint.startswith("warning: stopped in step 1 of 5: go on with the same command and --out ")
+    assert f"'{tmp_path / 'a b'}'" in hint
+    assert last == "interrupted"
