@@ -147,8 +147,9 @@ def _targets(
         rare = [label for label in n_rows if n_groups[label] < len(wanted)]
         if rare:
             name, n = rare[0].partition(":")[2], n_groups[rare[0]]
+            shown = name if name.strip() else repr(name)  # an empty one would not be seen
             raise DataError(
-                f"stratify_by: the value {name!r} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
+                f"stratify_by: the value {shown} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
                 f"{len(wanted)} sides ({len(rare)} such values); give more rows, coarser values by a function, or "
                 "leave stratify_by (--stratify-by) out"
             )

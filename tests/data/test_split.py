@@ -127,6 +127,8 @@ def test_too_few_rows_are_an_error_that_says_so() -> None:
         split(items(2))
     with pytest.raises(DataError, match=r"value 1 has 1 row.*too few for 3 sides"):
         split([*items(20, 1), dspy.Example(title="x", label=1, id=99).with_inputs("title")], stratify_by="label")
+    with pytest.raises(DataError, match="value '' has 1 row"):
+        split([*items(20, 1), dspy.Example(title="x", label="", id=99).with_inputs("title")], stratify_by="label")
     with pytest.raises(EmptyDatasetError):
         split([])
     assert [len(side) for side in split(items(3))] == [1, 1, 1]
