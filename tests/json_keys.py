@@ -45,7 +45,7 @@ RUNS = {
     "models": HOST,
     "hosts": ["train.jsonl"],
 }
-"""Command -> its arguments, in this order: `train` makes the job that the others look at."""
+"""Command -> its arguments; the job that some look at is made by `project`."""
 
 
 @contextlib.contextmanager
@@ -69,6 +69,9 @@ def project() -> Iterator[FakeOpenAI]:
             write_sft(Path("train.jsonl"))
             predictor = ft.OpenAIPredictor(ft.prompts.binary(), f"ft:{BASE}:o::1", host=ft.Host.openai())
             predictor.save(Path("tuned.json"))
+            examples = ft.load_examples("more.jsonl", inputs=["title"])
+            file = ft.export_sft(examples, ft.prompts.binary(), "own.jsonl")
+            ft.plan(file, base_model=BASE, host=ft.Host.openai()).start().wait()
             yield server
     server.close()
 

@@ -168,6 +168,7 @@ def serve(options: ServeOptions) -> None:
             # Here, not after run(): that ends by raising the signal again, which for SIGTERM ends the process at once.
             (store.root / "server.json").unlink(missing_ok=True)
             threading.Thread(target=_leave, args=(log,), name="leave", daemon=True).start()
+            log.flush()
 
     config = uvicorn.Config(
         create_app(host),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -38,8 +39,7 @@ def sent(
 
 def answer(connection: socket.socket) -> str:
     """All that comes until the server closes."""
-    with connection:
-        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
 
 def test_a_stop_answers_what_is_open_and_loses_no_job_and_no_batch(
@@ -54,16 +54,20 @@ def test_a_stop_answers_what_is_open_and_loses_no_job_and_no_batch(
     job_id = client.fine_tuning.jobs.create(model="toy", training_file=upload(client, CHAT_ROWS)).id
     asked = {"model": "toy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "n": 50}
     # No model ends in so short a time: the first answers come seconds after a start, which imports torch.
-    whole = [sent(server, "/v1/chat/completions", json.dumps(asked).encode()) for _ in range(3)]
-    streamed = sent(server, "/v1/chat/completions", json.dumps({**asked, "stream": True}).encode())
-    half = sent(server, "/v1/files", b"--b\r\n", kind="multipart/form-data; boundary=b", n_bytes=10_000)
-    idle = sent(server, "/v1/chat/completions", b"", n_bytes=10)
+    with contextlib.ExitStack() as stack:
+        chats = [json.dumps(one).encode() for one in (asked, asked, asked, {**asked, "stream": True})]
+        connections = [stack.enter_context(sent(server, "/v1/chat/completions", chat)) for chat in chats]
+        upload_kind = "multipart/form-data; boundary=b"
+        connections.append(stack.enter_context(sent(server, "/v1/files", b"--b\r\n", kind=upload_kind, n_bytes=10_000)))
+        connections.append(stack.enter_context(sent(server, "/v1/chat/completions", b"", n_bytes=10)))
+        for _ in range(3):
+            client.models.list()  # once these are answered, what was sent before has been read
 
-    said = server.stopped()
-    assert "stopping; waiting for 6 requests" in said
-    assert "Traceback" not in said
-    for connection in (*whole, streamed, half, idle):
-        assert "server_stopping" in answer(connection)
+        said = server.stopped()
+        assert "stopping; waiting for 6 requests" in said
+        assert "Traceback" not in said
+        for connection in connections:
+            assert "server_stopping" in answer(connection)
 
     again = start_server(tmp_path / "root", toy_model)
     try:
