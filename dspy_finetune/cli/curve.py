@@ -36,6 +36,8 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import CurveJobs, CurveProgress, learning_curve, sweep
 from dspy_finetune.evaluation.baselines import usual_metric
 from dspy_finetune.hosts import Host
+from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.values import DecimalMark
 
 TrainRows = Annotated[str, typer.Argument(help="Labelled rows to train on: JSONL, JSON, CSV, Parquet.")]
 PresetName = Annotated[Preset | None, typer.Option("--preset", help="A ready-made prompt.")]
@@ -119,10 +121,7 @@ def curve_command(
     load_env(env_file)
     form = prompt_named(preset, prompt, rubric)
     judging = Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host)
-
-    def rows(path: str) -> list[Any]:
-        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
-
+    rows = _reader(form, delimiter, decimal)
     with _followed(host, root, model) as (where, models, show):
         curve = learning_curve(
             rows(train),
@@ -223,10 +222,7 @@ def sweep_command(
         "beta": beta,
         "recipe": recipe,
     }
-
-    def rows(path: str) -> list[Any]:
-        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
-
+    rows = _reader(form, delimiter, decimal)
     with _followed(host, root, model) as (where, models, show):
         found = sweep(
             rows(train),
@@ -260,6 +256,15 @@ def sweep_command(
     _written((html, found.to_html), (json_to, found.to_json))
     if found.model is None:
         raise typer.Exit(1)
+
+
+def _reader(form: PromptFormat, delimiter: str | None, decimal: DecimalMark) -> Callable[[str], list[Any]]:
+    """What reads the labelled rows of a file for this prompt."""
+
+    def read(path: str) -> list[Any]:
+        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
+
+    return read
 
 
 @contextlib.contextmanager
