@@ -28,9 +28,10 @@ as many as were written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from dspy_finetune.errors import AnswerError
@@ -90,12 +91,14 @@ class _Told(NamedTuple):
 def _told(positions: Sequence[Position], labels: Sequence[str]) -> _Told:
     texts = {label: label.strip() for label in labels}
     folded = [text.casefold() for text in texts.values()]
-    cased = {label for label, text in texts.items() if folded.count(text.casefold()) > 1}
+    cased = frozenset(label for label, text in texts.items() if folded.count(text.casefold()) > 1)
     rests = {label: (text if label in cased else text.casefold()).encode() for label, text in texts.items()}
     return _masses(positions, rests, cased, is_start=True)
 
 
-def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Set[str], *, is_start: bool) -> _Told:
+def _masses(
+    positions: Sequence[Position], rests: Mapping[str, bytes], cased: frozenset[str], *, is_start: bool
+) -> _Told:
     # `rests`: what is still to come of each label that the tokens so far have begun.
     masses, untold, unranked = (dict.fromkeys(rests, 0.0) for _ in range(3))
     ended = [label for label, rest in rests.items() if not rest]  # one at most: the labels are distinct
@@ -103,7 +106,8 @@ def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Se
         is_cut = 0.0 if ended else 1.0
         return _Told(masses | dict.fromkeys(ended, 1.0), untold, dict.fromkeys(rests, is_cut))
     chosen, listed = positions[0]
-    begun = {token: _begun(token, rests, cased, is_start) for token in {chosen: None, **listed}}
+    key = tuple(rests.items())
+    begun = {token: _begun(token, key, cased, is_start) for token in {chosen: None, **listed}}
     longest: dict[str, int] = {}
     for token in listed:
         for label, size in begun[token].items():
@@ -140,14 +144,18 @@ def _masses(positions: Sequence[Position], rests: Mapping[str, bytes], cased: Se
     return _Told(masses, untold, unranked)
 
 
-def _begun(token: str, rests: Mapping[str, bytes], cased: Set[str], is_start: bool) -> dict[str, int]:
+@functools.lru_cache(maxsize=8192)
+def _begun(
+    token: str, rests: tuple[tuple[str, bytes], ...], cased: frozenset[str], is_start: bool
+) -> Mapping[str, int]:
     """The labels that a token begins, each with how many of its bytes the token is."""
+    # Remembered: the same twenty tokens are listed for row after row, and bulk reads thousands of rows a second.
     # A leading space or line break belongs to the tokenizer's spelling of a word, not to the label.
     text = token.lstrip() if is_start else token
     folded = text.casefold().encode("utf-8", "surrogateescape")
     exact = text.encode("utf-8", "surrogateescape") if cased else folded
     found: dict[str, int] = {}
-    for label, rest in rests.items():
+    for label, rest in rests:
         piece = exact if label in cased else folded
         if rest and rest.startswith(piece):
             found[label] = len(piece)
