@@ -298,6 +298,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: tests read the state."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The Date of an answer: time moves only by `now`."""
+        return super().date_time_string(self.fake.now if timestamp is None else timestamp)
+
     def do_GET(self) -> None:
         self.serve()
 

@@ -17,12 +17,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dspy_finetune.bulk.reader import Outcome, Tokens
 from dspy_finetune.errors import BudgetError, HostError, UsageError
 from dspy_finetune.export.cost import InferenceCost, inference_cost
+from dspy_finetune.hosts.failures import header_number, retry_after_seconds
 from dspy_finetune.predictors.base import FinetunedPredictor
 
 FIRST_LIMIT = 8.0
@@ -155,7 +155,7 @@ class AdaptiveRateLimiter:
     def _heed(self, headers: Mapping[str, str]) -> None:
         """Wait before the budget is gone rather than after: requests under way may not be counted yet."""
         for kind in _KINDS:
-            remaining = _number(headers.get(f"x-ratelimit-remaining-{kind}"))
+            remaining = header_number(headers.get(f"x-ratelimit-remaining-{kind}"))
             reset = reset_seconds(headers.get(f"x-ratelimit-reset-{kind}"))
             each = 1.0 if kind == "requests" else self._tokens_each
             if remaining is None or reset is None or each <= 0:
@@ -164,7 +164,7 @@ class AdaptiveRateLimiter:
             if missing <= 0:
                 continue
             # `reset` is the time until the whole budget is back; it comes back evenly.
-            used = (_number(headers.get(f"x-ratelimit-limit-{kind}")) or 0.0) - remaining
+            used = (header_number(headers.get(f"x-ratelimit-limit-{kind}")) or 0.0) - remaining
             self._hold(min(reset * missing / used, reset) if used > 0 else reset)
 
 
@@ -328,26 +328,6 @@ def backoff_seconds(n_failures: int, generator: random.Random) -> float:
     return longest * (0.5 + generator.random() / 2)
 
 
-def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """What `Retry-After-Ms` or `Retry-After` (seconds or a date) asks for; None where it is absent or makes no sense.
-
-    >>> retry_after_seconds({"retry-after": "1.5"}), retry_after_seconds({"retry-after": "soon"})
-    (1.5, None)
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    text = headers.get("retry-after")
-    if text is None or (seconds := _number(text)) is not None:
-        return None if text is None else seconds
-    try:
-        at = parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    # The date is one of the world's clock, unlike the clock of the rate limiter.
-    return max(at - (time.time() if now is None else now), 0.0)
-
-
 def reset_seconds(text: str | None) -> float | None:
     """A duration as the rate-limit headers write it.
 
@@ -356,7 +336,7 @@ def reset_seconds(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    plain = _number(text)
+    plain = header_number(text)
     if plain is not None:
         return plain
     parts = _PART.findall(text)
@@ -366,11 +346,3 @@ def reset_seconds(text: str | None) -> float | None:
         return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
     except ValueError:
         return None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text is not None else -1.0
-    except ValueError:
-        return None
-    return value if 0.0 <= value < 1e12 else None

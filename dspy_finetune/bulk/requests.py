@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from dspy_finetune.bulk.rate_limit import Budget, ConcurrencyLimiter, backoff_seconds, retry_after_seconds
+from dspy_finetune.bulk.rate_limit import Budget, ConcurrencyLimiter, backoff_seconds
 from dspy_finetune.bulk.reader import InputRow, Outcome, Tokens, load_json, no_reading
 from dspy_finetune.errors import AnswerError, HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure
+from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure, retry_after_seconds
 from dspy_finetune.hosts.lm import read_completion
 from dspy_finetune.predictors.ask import PARSE_FAILURES, ask_async
 from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs

@@ -13,9 +13,10 @@ import typer
 from dspy_finetune._files import read_json
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk, warn
-from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, host_option, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.model_export import ModelFormat, Weights
 from dspy_finetune.verification import verify as hold_against

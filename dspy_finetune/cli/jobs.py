@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,9 +22,11 @@ from rich.text import Text
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, talk, warn
-from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs import FinetunedModel, Job, JobFacts, JobProgress, attach, list_jobs
+from dspy_finetune.jobs.job import unpolled
 from dspy_finetune.jobs.model import ListedModel, list_models
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.jobs.sequence import SequenceJob
@@ -101,7 +104,7 @@ def follow(
 
     Example: dspy-finetune jobs follow ftjob-123
     """
-    with _attached(job_id, host, root, env_file) as job:
+    with _attached(job_id, host, root, env_file, polled=False) as job:
         tell_model(follow_job(job, job.host, talk(), timeout, html), as_json=as_json)
 
 
@@ -204,13 +207,16 @@ def resume(
 class _attached:  # reads as the word that it is: with _attached(...) as job
     """A job by its id, and its host closed at the end."""
 
-    def __init__(self, job_id: str, host: str | None, root: Path | None, env_file: Path | None) -> None:
+    def __init__(
+        self, job_id: str, host: str | None, root: Path | None, env_file: Path | None, *, polled: bool = True
+    ) -> None:
         load_env(env_file)
         self._host = host_named(host, root=root) if host else Host.local(root=root) if root else None
         self._job_id = job_id
+        self._find = attach if polled else unpolled
 
     def __enter__(self) -> Job:
-        job = attach(self._job_id, host=self._host)
+        job = self._find(self._job_id, host=self._host)
         self._host = job.host
         return job
 
@@ -379,6 +385,9 @@ def curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
     >>> curve([4.0, 3.0, 2.0, 1.0])
     '█▆▃▁'
     """
+    values = [value for value in values if math.isfinite(value)]  # a loss that ran away is NaN
+    if not values:
+        return ""
     if len(values) > width:
         edges = [round(index * len(values) / width) for index in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]

@@ -154,19 +154,6 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
     )
 
 
-def host_option(host: Host) -> str:
-    """The options that name a host again, for a command that is shown to be copied."""
-    facts = host.to_dict()
-    url, name = facts.get("base_url"), facts["name"]
-    kind = facts["kind"]
-    if kind == "compatible":
-        text = f"{name}={url}" if name != "compatible" else str(url)
-    else:
-        text = f"{kind}={url}" if url else kind
-    root = f" --root {facts['root']}" if "root" in facts else ""
-    return f"--host {text}{root}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """Who judges, and by what."""

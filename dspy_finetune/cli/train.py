@@ -18,11 +18,12 @@ from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, talk, warn
 from dspy_finetune.cli.jobs import follow_job, tell_model
-from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, host_option, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import TrainingFile
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.formats import from_any
+from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs import FinetunedModel, Plan
 from dspy_finetune.jobs import plan as make_plan
 from dspy_finetune.jobs.records import catalog_name

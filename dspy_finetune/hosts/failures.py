@@ -7,12 +7,16 @@ TrainingClosedError or ModelGoneError with those fields, the exception chained. 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError
 
 RETRYABLE_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+"""A 429 that no waiting mends."""
 
 _KEY_SHAPE = re.compile(r"\b(?:sk|sess|pk)-[A-Za-z0-9_\-*.]{6,}")
 # Ids of organisations and projects, as OpenAI's messages about limits name them.
@@ -94,7 +98,9 @@ def describe_failure(exception: BaseException, *, host: str, doing: str = "", se
     text = details.get("message") or getattr(exception, "message", None) or str(exception) or type(exception).__name__
     text = redact(" ".join(str(text).split()), secrets)
     start = f"{host}: cannot {doing}" if doing else host
-    retryable = status in RETRYABLE_STATUSES or (status is None and _never_answered(exception))
+    retryable = (status in RETRYABLE_STATUSES and code not in _NO_MONEY) or (
+        status is None and _never_answered(exception)
+    )
     fields: dict[str, Any] = {
         "status": status,
         "code": code,
@@ -119,6 +125,48 @@ def describe_failure(exception: BaseException, *, host: str, doing: str = "", se
         error = HostError(f"{start}: HTTP {status}: {text}{_remedy(status, code)}", **fields)
     error.__cause__ = exception
     return error
+
+
+def told_pause_seconds(error: HostError, now: float) -> float | None:
+    """The pause that the host asked for with this failure; None where it asked for none."""
+    response = getattr(error.__cause__, "response", None)
+    return retry_after_seconds(response.headers, now) if response is not None else None
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """What `Retry-After-Ms` or `Retry-After` (seconds or a date) asks for; None where it is absent or makes no sense.
+
+    >>> retry_after_seconds({"retry-after": "1.5"}), retry_after_seconds({"retry-after": "soon"})
+    (1.5, None)
+    """
+    milliseconds = header_number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    text = headers.get("retry-after")
+    if text is None or (seconds := header_number(text)) is not None:
+        return None if text is None else seconds
+    at = _instant(text)
+    if at is None:
+        return None
+    # A date is one of the host's clock, from which ours may be minutes apart: its own hour comes first.
+    hour = _instant(headers.get("date") or "")
+    return max(at - (hour if hour is not None else time.time() if now is None else now), 0.0)
+
+
+def header_number(text: str | None) -> float | None:
+    """The number that a header holds; None where it holds none that makes sense."""
+    try:
+        value = float(text) if text is not None else -1.0
+    except ValueError:
+        return None
+    return value if 0.0 <= value < 1e12 else None
+
+
+def _instant(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def never_sent(exception: BaseException) -> bool:

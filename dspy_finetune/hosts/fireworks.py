@@ -12,6 +12,7 @@ Checked against the fields of its client `fireworks-ai` 1.2.30, which is generat
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,11 @@ class FireworksApi:
         identity = _dataset_id(name)
         rows = sum(1 for line in content.splitlines() if line.strip())
         made = {"displayName": name, "exampleCount": str(rows), "format": "CHAT", "userUploaded": {}}
-        self._post(self._url("datasets"), {"datasetId": identity, "dataset": made})
+        # 409: an earlier try made it, and died or was cut off before the bytes were there.
+        from openai import ConflictError  # here, as openai costs a second to import
+
+        with contextlib.suppress(ConflictError):
+            self._post(self._url("datasets"), {"datasetId": identity, "dataset": made})
         self._client.post(
             self._url(f"datasets/{identity}:upload"),
             body={},
@@ -246,7 +251,8 @@ def _dataset_id(name: str) -> str:
 def _file(value: Mapping[str, Any]) -> HostFile:
     identity = str(value["name"]).rpartition("/")[2]
     status = (value.get("status") or {}).get("code", "OK")
-    word = "error" if status != "OK" else "processed" if value.get("state") == "READY" else "pending"
+    states = {"READY": "processed", "UPLOADING": "incomplete"}
+    word = "error" if status != "OK" else states.get(str(value.get("state")), "pending")
     return HostFile(id=identity, name=str(value.get("displayName") or identity), size_bytes=None, status=word)
 
 

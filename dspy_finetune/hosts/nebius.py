@@ -141,7 +141,8 @@ class NebiusApi(OpenAIApi):
             return source  # somebody else's job: to look at it changes nothing
         if not (job.get("hyperparameters") or {}).get("lora") or not job["model"].endswith(_SERVED):
             return source
-        made: Any = self._client.post(
+        # Once: where the reply is lost, the next look finds the model.
+        made: Any = self._client.with_options(max_retries=0).post(
             self._models_url,
             body={"name": str(job.get("suffix") or job["id"]), "base_model": job["model"], "source": source},
             cast_to=dict[str, Any],

@@ -85,7 +85,7 @@ class HostFile:
     size_bytes: int | None
     """None where the host does not say."""
     status: str
-    """processed, error, or another word while the host reads it."""
+    """processed, error, incomplete where its bytes are still to come, or another word while the host reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ from dspy_finetune.catalog import load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
+from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.patience import BACKOFF, Patience
 from dspy_finetune.jobs.records import (
     CANCELLED,
     CLOCK,
@@ -180,7 +182,6 @@ logger = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = 3600.0
 """A host that does not answer for so long ends the wait; the job itself goes on."""
-BACKOFF = 1.5
 
 
 class Job(Reported):
@@ -281,9 +282,9 @@ class Job(Reported):
         try:
             return self.events()
         except HostError as error:
-            if error.status in {404, 405, 501}:
-                return []  # a host without events: the job itself says enough
-            raise
+            # A host without events, a key that may not read them, a moment's failure: the job itself says enough.
+            logger.info("%s", error)
+            return list(self._events.values())
 
     def metrics(self) -> list[Row]:
         """The training metrics, one row per step: from the result file, else from the events."""
@@ -349,7 +350,7 @@ class Job(Reported):
             JobFailedError: The host says that it failed; its code, message and param.
             JobCancelledError: Somebody cancelled it.
             JobTimeoutError: The time is over.
-            HostError: The host refused, or did not answer for an hour.
+            HostError: The host refused, or did not answer for an hour; says how the job is followed again.
         """
         with ProgressBar() as line:
             # Events tell step and loss; where nobody is told, they are not asked for.
@@ -362,7 +363,10 @@ class Job(Reported):
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:
-            model.wait_until_ready(host=self.host)
+            try:
+                model.wait_until_ready(host=self.host)
+            except HostError as error:  # the model is made and paid
+                logger.warning("%s; the job has succeeded all the same, and made %s", error, model)
         return model
 
     def follow(
@@ -373,35 +377,71 @@ class Job(Reported):
         first, longest = self.host.kind.poll_seconds
         longest = poll_seconds if poll_seconds is not None else longest
         pause = min(first, longest)
-        # Counted in our own pauses: a laptop that slept for hours has not been refused for hours.
-        silent_seconds = 0.0
+        patience = Patience(pause, longest)
         before: tuple[Any, ...] = ()
         while True:
             try:
                 facts = self.refresh()
                 events = self._events_if_any() if with_events else []
-                silent_seconds = 0.0
             except HostError as error:
-                if not error.retryable or silent_seconds > OUTAGE_SECONDS:
-                    raise
-                logger.warning("%s; asking again", error)
+                waited = patience.pause_after(error, self._bears(error))
+                if waited is None:
+                    raise self._left_alone(error) from error
+                pause_now = waited
             else:
+                patience.answered()
                 yield make_progress(facts, events, n_tokens=self._n_tokens, cost=self._cost, now=CLOCK.now())
                 if facts.is_final:
                     return
                 now = (facts.status, len(events))
                 pause = min(first, longest) if now != before else min(pause * BACKOFF, longest)
                 before = now
+                pause_now = pause
             left = None if timeout_seconds is None else started + timeout_seconds - CLOCK.now()
             if left is not None and left <= 0:
                 raise JobTimeoutError(
-                    f"{self.id} has not ended after {timeout_seconds:g} s; it goes on at {self.host.name}: follow it"
-                    f" with attach({self.id!r})",
-                    job_id=self.id,
+                    f"{self.id} has not ended after {timeout_seconds:g} s; {self._goes_on()}", job_id=self.id
                 )
-            pause_now = pause if left is None else min(pause, left)
-            CLOCK.sleep(pause_now)
-            silent_seconds += pause_now
+            CLOCK.sleep(pause_now if left is None else min(pause_now, left))
+
+    def _bears(self, error: HostError) -> float:
+        """Seconds for which a failure like this one is waited out."""
+        if error.retryable:
+            return OUTAGE_SECONDS
+        # A job that was there a moment ago: one machine of many may not know it yet.
+        return self.host.kind.listing_lag_seconds if error.status == 404 and self._facts is not None else 0.0
+
+    def _left_alone(self, error: HostError) -> HostError:
+        """The error that ends the following of a job which the host still has."""
+        if error.status == 404:
+            return self._unknown(error)
+        return type(error)(
+            f"{error}; {self._goes_on()}",
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+            retryable=error.retryable,
+        )
+
+    def _unknown(self, error: HostError) -> HostError:
+        lost = (
+            "knows the job {} no more: it may have been deleted there"
+            if self._facts is not None
+            else "does not know the job {}"
+        )
+        return HostError(
+            f"{self.host.name} {lost.format(self.id)}; check the id (list_jobs(host=...), or dspy-finetune jobs list"
+            f" {host_option(self.host)}, shows the host's jobs) and that the key is of the project that started it",
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+        )
+
+    def _goes_on(self) -> str:
+        again = f"attach({self.id!r}, host=...), or dspy-finetune jobs follow {self.id} {host_option(self.host)}"
+        if self.host.stops_with_process():
+            return f"the local host stops with this program; its job goes on with {again}"
+        return f"the job itself goes on at {self.host.name}; follow it again with {again}"
 
     def model(self) -> FinetunedModel:
         """The model of a job that has succeeded.
@@ -420,7 +460,7 @@ class Job(Reported):
             raise JobFailedError(
                 f"{self.id} failed on {self.host.name}: {facts.error_message or 'no reason given'}"
                 + (f" ({facts.error_code})" if facts.error_code else "")
-                + "; mend it, or try the same again with new=True",
+                + "; mend it, or try the same again with new=True (--new)",
                 job_id=self.id,
                 code=facts.error_code,
                 param=facts.error_param,
@@ -493,6 +533,22 @@ def attach(job_id: str, *, host: Host | None = None) -> Job:
         UsageError: No host was given, and the journal does not know the job.
         HostError: The host does not know the job.
     """
+    job = unpolled(job_id, host=host)
+    try:
+        job.refresh()
+    except HostError as error:
+        if error.status != 404:
+            raise
+        raise job._unknown(error) from error
+    return job
+
+
+def unpolled(job_id: str, *, host: Host | None = None) -> Job:
+    """The same before the host is asked for it: `follow` waits for one that is down just now.
+
+    Raises:
+        UsageError: No host was given, and the journal does not know the job.
+    """
     noted = _noted(job_id, host)
     if host is None:
         if "host" not in noted:
@@ -502,7 +558,7 @@ def attach(job_id: str, *, host: Host | None = None) -> Job:
                 " `dspy-finetune jobs list --host ...` shows a host's jobs"
             )
         host = Host.from_dict(noted["host"])
-    job = Job(
+    return Job(
         job_id,
         host,
         estimated_cost_usd=noted.get("estimated_cost_usd"),
@@ -512,19 +568,6 @@ def attach(job_id: str, *, host: Host | None = None) -> Job:
         intent=noted.get("intent"),
         journal=journal_of(host) if "intent" in noted else None,
     )
-    try:
-        job.refresh()
-    except HostError as error:
-        if error.status != 404:
-            raise
-        raise HostError(
-            f"{host.name} does not know the job {job_id}; check the id (list_jobs(host=...), or dspy-finetune jobs list"
-            " --host ..., shows the host's jobs) and that the key belongs to the project that started it",
-            status=error.status,
-            code=error.code,
-            request_id=error.request_id,
-        ) from error
-    return job
 
 
 def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = None) -> list[Job]:

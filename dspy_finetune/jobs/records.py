@@ -150,10 +150,10 @@ def job_facts(value: Any) -> JobFacts:
         trained_tokens=_whole(job.get("trained_tokens")),
         training_file=_text(job.get("training_file")),
         validation_file=_text(job.get("validation_file")),
-        result_files=tuple(str(one) for one in job.get("result_files") or ()),
+        result_files=tuple(str(one) for one in _rows(job.get("result_files"))),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
         seed=_whole(job.get("seed")),
-        metadata={str(name): str(value) for name, value in (job.get("metadata") or {}).items()},
+        metadata={str(name): str(value) for name, value in _settled(job.get("metadata")).items()},
         error_code=_text(error.get("code")),
         error_message=redact(str(error["message"])) if error.get("message") else None,
         error_param=_text(error.get("param")),
@@ -163,14 +163,17 @@ def job_facts(value: Any) -> JobFacts:
 def event(value: Any) -> Event:
     """Read an event as the client gives it."""
     seen = plain(value)
-    data = seen.get("data")
+    data = _settled(seen.get("data"))
+    for name in ("step", "total_steps"):
+        if name in data and _whole(data[name]) is None:
+            del data[name]  # no step at all, or one that is no number
     return Event(
         id=str(seen.get("id") or ""),
         created_at=_whole(seen.get("created_at")),
         level=str(seen.get("level") or "info"),
         message=redact(str(seen.get("message") or "")),
         type=str(seen.get("type") or "message"),
-        data=dict(data) if isinstance(data, Mapping) else {},
+        data=data,
     )
 
 
@@ -190,12 +193,17 @@ def _settled(top: Any) -> dict[str, Any]:
     return dict(top) if isinstance(top, Mapping) else {}
 
 
+def _rows(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
 def _text(value: Any) -> str | None:
     return str(value) if value else None
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return int(value) if is_number else None
 
 
 Row = dict[str, int | float | str | None]

@@ -16,19 +16,19 @@ told apart: AmbiguousJobError, and never a second job.
 
 from __future__ import annotations
 
+import itertools
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.failures import never_sent
-from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY
+from dspy_finetune.hosts.failures import never_sent, told_pause_seconds
+from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY, HostApi, HostFile
+from dspy_finetune.jobs.patience import LONGEST_TOLD_SECONDS, Patience
 from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,18 @@ CREATE_TRIES = 5
 CREATE_SECONDS = 120.0
 """So long the host may take to answer the create request; after that its fate is asked for."""
 LISTED_JOBS = 1000
-CLOCK_SKEW_SECONDS = 300.0
+CLOCK_SKEW_SECONDS = 86_400.0
+"""So far apart may the host's clock and ours be: a wrong time zone is hours."""
+OUTAGE_SECONDS = 300.0
+"""So long a host that does not answer is waited for before anything is paid."""
 FILE_SECONDS = 1800.0
 
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 """What hosts answer to a route or a filter that they do not have."""
+_NOT_THERE = frozenset({"error", "incomplete"})
+"""States of a file that cannot be used again."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ class Submission:
         self._order = order
         self._host = order.host
         self._journal = journal
+        self._patience = Patience()
+        self._is_reached = False
 
     def run(self, *, new: bool = False) -> tuple[JobFacts, bool]:
         """(the job, whether it was made now).
@@ -128,14 +137,13 @@ class Submission:
         if job_id is None:
             return None
         try:
-            with self._host.talking(f"ask for the job {job_id}"):
-                return job_facts(self._host.api().job(job_id))
+            return self._ask(f"ask for the job {job_id}", lambda api: job_facts(api.job(job_id)))
         except HostError as error:
             if error.status != 404:
                 raise
         raise AmbiguousJobError(
             f"the journal says that this plan became {job_id}, and {self._host.name} does not know that job;"
-            " check that the key belongs to the same project, or start with new=True",
+            " check that the key belongs to the same project, or start with new=True (--new)",
             job_id=job_id,
         )
 
@@ -149,13 +157,9 @@ class Submission:
             return None
 
     def _list(self, wanted: dict[str, str]) -> list[JobFacts]:
-        found: list[JobFacts] = []
-        with self._host.talking("list the jobs"):
-            for job in self._host.api().jobs(wanted):
-                found.append(job_facts(job))
-                if len(found) >= LISTED_JOBS:
-                    break
-        return found
+        return self._ask(
+            "list the jobs", lambda api: [job_facts(job) for job in itertools.islice(api.jobs(wanted), LISTED_JOBS)]
+        )
 
     def _only(self, listed: Sequence[JobFacts], attempt: int) -> JobFacts | None:
         of_attempt = [job for job in listed if _attempt(job) == attempt]
@@ -178,7 +182,8 @@ class Submission:
                 raise AmbiguousJobError(
                     f"a job was asked for and the reply was lost, and {self._host.name} does not list its jobs"
                     f" (HTTP {error.status}); look at its own pages for a job of the file"
-                    f" {creating.facts.get('training_file')}: if it is there, attach(its id), else start with new=True"
+                    f" {creating.facts.get('training_file')}: if it is there, attach(its id), else start with"
+                    " new=True (--new)"
                 ) from error
             found = self._only(_of(listed, self._order.intent), attempt)
             if found is not None:
@@ -195,21 +200,26 @@ class Submission:
         """Jobs that could be ours and carry no metadata: the host does not keep it, or somebody else made them."""
         file_id = creating.facts.get("training_file")
         since = creating.at - CLOCK_SKEW_SECONDS
-        found = []
-        with self._host.talking("list the jobs"):
-            for number, job in enumerate(self._host.api().jobs()):
+        # Jobs that other starts of the same file have made, or this one before.
+        known = {str(one.facts["job_id"]) for one in self._journal.entries() if "job_id" in one.facts}
+
+        def unnamed(api: HostApi) -> list[JobFacts]:
+            found = []
+            for job in itertools.islice(api.jobs(), LISTED_JOBS):
                 facts = job_facts(job)
-                if number >= LISTED_JOBS or (facts.created_at or since) < since:
+                if (facts.created_at or since) < since:
                     break
-                if facts.training_file == file_id and INTENT_KEY not in facts.metadata:
+                if facts.training_file == file_id and INTENT_KEY not in facts.metadata and facts.id not in known:
                     found.append(facts)
-        return found
+            return found
+
+        return self._ask("list the jobs", unnamed)
 
     def _ambiguous(self, what: str, jobs: Sequence[JobFacts]) -> AmbiguousJobError:
         ids = ", ".join(job.id for job in jobs)
         return AmbiguousJobError(
             f"{self._host.name} {what}: {ids}; nothing was created. Look at them, cancel what is not wanted, and follow"
-            f" the right one with attach({jobs[0].id!r}), or start with new=True",
+            f" the right one with attach({jobs[0].id!r}), or start with new=True (--new)",
             job_id=jobs[0].id,
         )
 
@@ -238,7 +248,10 @@ class Submission:
                     return self._adopt(found, attempt)[0]
                 if not error.retryable or number == CREATE_TRIES - 1:
                     raise
-                CLOCK.sleep(_retry_after(error, number, CLOCK.now()))
+                told = told_pause_seconds(error, CLOCK.now())
+                pause = min(2.0**number if told is None else told, LONGEST_TOLD_SECONDS)
+                logger.warning("%s; asking again in %g s", error, round(pause, 1))
+                CLOCK.sleep(pause)
                 continue
             self._write("created", attempt=attempt, job_id=job.id)
             return job
@@ -257,9 +270,13 @@ class Submission:
         if known is not None:
             return known
         self._write("uploading", sha256=upload.sha256)
+
+        def send(api: HostApi) -> HostFile:
+            with open(upload.path, "rb") as stream:
+                return api.upload(upload.name, stream)
+
         try:
-            with open(upload.path, "rb") as stream, self._host.talking(f"upload {upload.path}"):
-                sent = self._host.api().upload(upload.name, stream)
+            sent = self._ask(f"upload {upload.path}", send)
         except OSError as error:
             raise file_error(error, upload.path, "upload") from error
         self._await_file(sent.id, sent.status)
@@ -273,42 +290,65 @@ class Submission:
             for entry in self._journal.entries()
             if entry.event == "uploaded" and entry.facts.get("sha256") == upload.sha256
         ]
-        api = self._host.api()
         for file_id in reversed(noted[-3:]):
             try:
-                with self._host.talking(f"ask for the file {file_id}"):
-                    seen = api.file(file_id)
+                seen = self._seen(file_id)
             except HostError as error:
                 if error.status in {400, 403, 404}:
                     continue  # of another host or project, or deleted
                 raise
-            if seen.size_bytes in {None, upload.size_bytes} and seen.status != "error":
+            if seen.size_bytes in {None, upload.size_bytes} and seen.status not in _NOT_THERE:
                 return file_id
+
+        def same(api: HostApi) -> HostFile | None:
+            for seen in itertools.islice(api.files(), LISTED_JOBS):
+                is_same = seen.name == upload.name and seen.size_bytes in {None, upload.size_bytes}
+                if is_same and seen.status not in _NOT_THERE:
+                    return seen
+            return None
+
         try:
-            with self._host.talking("list the files"):
-                for number, seen in enumerate(api.files()):
-                    is_same = seen.name == upload.name and seen.size_bytes in {None, upload.size_bytes}
-                    if is_same and seen.status != "error":
-                        self._write("uploaded", sha256=upload.sha256, file_id=seen.id, found=True)
-                        return seen.id
-                    if number >= LISTED_JOBS:
-                        break
+            found = self._ask("list the files", same)
         except HostError as error:
             if error.status not in _NOT_OFFERED:
                 raise
-        return None
+            return None
+        if found is None:
+            return None
+        self._write("uploaded", sha256=upload.sha256, file_id=found.id, found=True)
+        return found.id
+
+    def _seen(self, file_id: str) -> HostFile:
+        return self._ask(f"ask for the file {file_id}", lambda api: api.file(file_id))
 
     def _await_file(self, file_id: str, status: str) -> None:
         deadline = CLOCK.now() + FILE_SECONDS
-        while status in {"uploaded", "pending", "running", "not_started"} and CLOCK.now() < deadline:
+        while status in {"uploaded", "pending", "running", "not_started", "incomplete"} and CLOCK.now() < deadline:
             # OpenAI says "processed" at once; Azure takes its time, and refuses a job before that.
             CLOCK.sleep(2.0)
-            with self._host.talking(f"ask for the file {file_id}"):
-                status = self._host.api().file(file_id).status
+            status = self._seen(file_id).status
         if status == "error":
             raise HostError(
                 f"{self._host.name}: refused the file {file_id} while reading it; check it and upload again"
             )
+
+    def _ask(self, doing: str, call: Callable[[HostApi], Answer]) -> Answer:
+        """What the host answers; one that is down or busy is waited for, with a line. Not for what costs money."""
+        while True:
+            try:
+                with self._host.talking(doing):
+                    answer = call(self._host.api())
+            except HostError as error:
+                # An address at which nobody has answered yet may be a wrong one.
+                is_nobody = not self._is_reached and error.__cause__ is not None and never_sent(error.__cause__)
+                pause = self._patience.pause_after(error, OUTAGE_SECONDS if error.retryable and not is_nobody else 0.0)
+                if pause is None:
+                    raise
+                CLOCK.sleep(pause)
+            else:
+                self._is_reached = True
+                self._patience.answered()
+                return answer
 
     def _write(self, event: str, **facts: Any) -> Entry:
         return self._journal.append(self._order.intent, event, at=CLOCK.now(), **facts)
@@ -334,15 +374,3 @@ def _made_no_job(error: HostError) -> bool:
         return error.__cause__ is not None and never_sent(error.__cause__)
     # 408, 502, 504 and their kin come from something in between, which cannot know what the host did.
     return error.status in range(400, 500) and error.status not in {408, 409}
-
-
-def _retry_after(error: HostError, number: int, now: float) -> float:
-    """Seconds until the retry: the host's Retry-After up to two minutes, else exponential backoff (1, 2, 4, 8)."""
-    response = getattr(error.__cause__, "response", None)
-    given = (response.headers.get("retry-after") if response is not None else None) or ""
-    try:
-        is_number = re.fullmatch(r"\s*\d+(\.\d+)?\s*", given)
-        wanted = float(given) if is_number else parsedate_to_datetime(given).timestamp() - now
-    except ValueError:
-        return min(2.0**number, 30.0)
-    return min(max(wanted, 0.0), 120.0)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspy_finetune.bulk.rate_limit import AdaptiveRateLimiter, backoff_seconds, reset_seconds, retry_after_seconds
+from dspy_finetune.bulk.rate_limit import AdaptiveRateLimiter, backoff_seconds, reset_seconds
+from dspy_finetune.hosts.failures import retry_after_seconds
 
 
 class Clock:
@@ -115,6 +116,9 @@ def test_durations_and_dates() -> None:
     assert retry_after_seconds({"retry-after": "Sat, 21 Nov 2026 04:00:10 GMT"}, now=1795233600.0) == 10.0
     assert retry_after_seconds({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
     assert retry_after_seconds({}) is None
+    # Both dates are by the host's clock: one that is ten minutes off asks for the same ten seconds.
+    dates = {"retry-after": "Sat, 21 Nov 2026 04:00:10 GMT", "date": "Sat, 21 Nov 2026 04:00:00 GMT"}
+    assert retry_after_seconds(dates, now=1795233600.0 + 600) == 10.0
 
 
 @given(st.integers(1, 10_000), st.integers(0, 100))

@@ -19,10 +19,10 @@ import pytest
 from dspy_finetune.cli.app import talk
 from dspy_finetune.cli.jobs import curve, duration, follow_job
 from dspy_finetune.cli.main import main
-from dspy_finetune.cli.options import host_named, host_option, load_env
+from dspy_finetune.cli.options import host_named, load_env
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.host import KINDS
+from dspy_finetune.hosts.host import KINDS, host_option
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import write_sft
 
