@@ -410,7 +410,16 @@ def _text(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
 class Engine(Protocol):
     """What is needed of engine.Engine, which imports torch."""
 
-    def submit(self, model_id: str, messages: Any, settings: Any, *, n: int = 1, on_token: Any = None) -> Future[Any]:
+    def submit(
+        self,
+        model_id: str,
+        messages: Any,
+        settings: Any,
+        *,
+        n: int = 1,
+        on_token: Any = None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Future[Any]:
         """Ask for answers."""
         ...
 
@@ -524,7 +533,14 @@ def _answered(asked: Asked, completion: Any) -> Answered:
 async def whole(engine: Engine, asked: Asked) -> Answered:
     """The whole answer. Cancelled, it ends the computing at the next token."""
     is_open = True
-    future = engine.submit(asked.model, asked.messages, asked.settings, n=asked.n, on_token=lambda *_: is_open)
+    future = engine.submit(
+        asked.model,
+        asked.messages,
+        asked.settings,
+        n=asked.n,
+        on_token=lambda *_: is_open,
+        is_wanted=lambda: is_open,
+    )
     try:
         return _answered(asked, await asyncio.wrap_future(future))
     except Exception as error:
@@ -554,7 +570,14 @@ class Stream:
     async def open(self) -> Stream:
         """Wait for the first token."""
         asked = self.asked
-        future = self._engine.submit(asked.model, asked.messages, asked.settings, n=asked.n, on_token=self._on_token)
+        future = self._engine.submit(
+            asked.model,
+            asked.messages,
+            asked.settings,
+            n=asked.n,
+            on_token=self._on_token,
+            is_wanted=lambda: self._is_open,
+        )
         self._future = future
         future.add_done_callback(lambda _: self._tell(None))
         try:
@@ -739,16 +762,19 @@ class EmbeddingRequest(Body):
 
 
 async def embed(engine: Any, body: EmbeddingRequest) -> dict[str, Any]:
-    """The list of embeddings: vectors of length one.
+    """The list of embeddings: vectors of length one. Cancelled, it ends the computing at the next pass.
 
     Raises:
         ApiError: More dimensions are asked for than the model has.
     """
     texts = [body.input] if isinstance(body.input, str) else body.input
+    is_open = True
     try:
-        vectors, n_tokens = await asyncio.wrap_future(engine.embed(body.model, texts))
+        vectors, n_tokens = await asyncio.wrap_future(engine.embed(body.model, texts, is_wanted=lambda: is_open))
     except Exception as error:
         raise api_error(error) from error
+    finally:
+        is_open = False
     if body.dimensions is not None:
         if body.dimensions > vectors.shape[1]:
             message = f"The model has {vectors.shape[1]} dimensions, not {body.dimensions}."

@@ -2,7 +2,8 @@
 
 In: chat requests from any thread. Out: answers with exact log-probabilities, as futures, and each token to a callback.
 Requests that wait together are read together; their shared beginning (system prompt, rubric) is computed once and kept
-(forward.py). New requests are admitted between two tokens of the running answers.
+(forward.py). New requests are admitted between two tokens of the running answers, and read in passes of so many tokens
+that the running answers wait for no more than one.
 Measured on two shared cores with SmolLM2-135M and a 100-token prompt of which 75 are shared: docs/local-host.md.
 """
 
@@ -17,21 +18,23 @@ import os
 import queue
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn
-from dspy_finetune.local.features import Reader, View
+from dspy_finetune.local.features import Reader, View, batches_of
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads, fast_dtype
 from dspy_finetune.local.heads import Head
+from dspy_finetune.local.memory import READ_TOKENS
 from dspy_finetune.local.models import PACKAGED_ENCODER, check_base, is_encoder, load_model, load_tokenizer
 from dspy_finetune.local.sampling import (
     GREEDY,
@@ -49,6 +52,8 @@ from dspy_finetune.local.sampling import (
 from dspy_finetune.local.schemas import ApiError, stopping
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 MAX_BATCH_TOKENS = 1024
 """New tokens in one reading pass: beyond this a larger batch is no faster per token on a CPU."""
@@ -107,6 +112,7 @@ class _Request:
     n: int
     future: Future[Completion]
     on_token: Callable[[int, Answer, Any], bool] | None
+    is_wanted: Callable[[], bool]
     left: int = 0
     completion: Completion | None = None
 
@@ -118,7 +124,14 @@ class _Embedding:
     model_id: str
     texts: Sequence[str]
     future: Future[tuple[Any, int]]
+    is_wanted: Callable[[], bool]
     n: int = 1
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each text; what follows is known from here on."""
+    left: deque[list[int]] = field(default_factory=deque)
+    """The places of the texts that are still to be read, pass by pass."""
+    vectors: dict[int, Any] = field(default_factory=dict)
+    """By the text's place."""
 
 
 @dataclass(kw_only=True)
@@ -129,6 +142,15 @@ class _Row:
     index: int
     prompt: list[int]
     answer: Answer
+
+
+@dataclass(kw_only=True)
+class _Pass:
+    """Prompts that are read at once."""
+
+    requests: Sequence[_Request]
+    read: Callable[[], None]
+    n_rows: int
 
 
 class _Loaded:
@@ -193,9 +215,9 @@ class _LoadedHead:
             source.folder, adapters=source.adapters, encoder=source.encoder, blocks=self.head.blocks, device=device
         )
 
-    def n_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """How long a prompt is."""
-        return self.reader.n_tokens(messages)
+    def tokens(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A prompt's tokens."""
+        return self.reader.prompt_tokens(messages)
 
     def options(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[Options]:
         """What may be answered to each prompt."""
@@ -258,6 +280,8 @@ class Engine:
         self._loaded: OrderedDict[str, _Loaded | _LoadedHead | _LoadedEncoder] = OrderedDict()
         self._waiting: queue.Queue[_Request | _Embedding | None] = queue.Queue()
         self._batches: list[_Batch] = []
+        self._passes: deque[_Pass] = deque()
+        self._embeddings: deque[_Embedding] = deque()
         self._forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -271,23 +295,37 @@ class Engine:
         *,
         n: int = 1,
         on_token: Callable[[int, Answer, Any], bool] | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> Future[Completion]:
         """Ask for `n` answers; `on_token(index, answer, speller)` is called in the engine's thread as each grows.
 
-        An `on_token` that returns False ends the answer there: its reader has gone.
+        An `on_token` that returns False ends the answer there: its reader has gone. `is_wanted` is asked before the
+        prompt is read.
         """
         future: Future[Completion] = Future()
         self._put(
             _Request(
-                model_id=model_id, messages=messages, settings=settings, n=n, future=future, on_token=on_token, left=n
+                model_id=model_id,
+                messages=messages,
+                settings=settings,
+                n=n,
+                future=future,
+                on_token=on_token,
+                is_wanted=is_wanted,
+                left=n,
             )
         )
         return future
 
-    def embed(self, model_id: str, texts: Sequence[str]) -> Future[tuple[Any, int]]:
-        """Ask for (a vector of length one for each text, how many tokens they have)."""
+    def embed(
+        self, model_id: str, texts: Sequence[str], *, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Future[tuple[Any, int]]:
+        """Ask for (a vector of length one for each text, how many tokens they have).
+
+        `is_wanted` is asked before each pass: where it says False, the rest is not read.
+        """
         future: Future[tuple[Any, int]] = Future()
-        self._put(_Embedding(model_id=model_id, texts=texts, future=future))
+        self._put(_Embedding(model_id=model_id, texts=texts, future=future, is_wanted=is_wanted))
         return future
 
     def _put(self, request: _Request | _Embedding) -> None:
@@ -297,8 +335,13 @@ class Engine:
             self._waiting.put(request)
 
     def health(self) -> dict[str, Any]:
-        """Whether the thread that answers runs, and how many answers grow."""
-        return {"ok": self._thread.is_alive(), "n_rows": sum(len(batch.rows) for batch in list(self._batches))}
+        """Whether the thread that answers runs, and how many answers grow or wait to be read."""
+        return {"ok": self._thread.is_alive(), "n_rows": self._n_rows()}
+
+    def _n_rows(self) -> int:
+        growing, waiting = self._batches.copy(), self._passes.copy()
+        n_read = sum(one.n_rows for one in waiting) + len(self._embeddings)
+        return sum(len(batch.rows) for batch in growing) + n_read
 
     def forget(self, model_id: str) -> None:
         """Drop a model that was deleted."""
@@ -315,8 +358,14 @@ class Engine:
         self._thread.join(timeout=5)
 
     def _give_up(self, requests: list[_Request | _Embedding]) -> None:
-        grown = [row.request for batch in self._batches for row in batch.rows]
+        grown: list[_Request | _Embedding] = [
+            *(row.request for batch in self._batches for row in batch.rows),
+            *(request for one in self._passes for request in one.requests),
+            *self._embeddings,
+        ]
         self._batches = []
+        self._passes.clear()
+        self._embeddings.clear()
         while not self._waiting.empty():
             request = self._waiting.get()
             requests += [request] if request is not None else []
@@ -342,29 +391,39 @@ class Engine:
                 gone = self._forgotten.get()
                 for name in (gone, f"{gone}{VECTORS}"):
                     self._loaded.pop(name, None)
-            for loaded, rows in self._open(requests):
-                self._guard(rows, functools.partial(self._begin, loaded, rows))
+            self._passes.extend(self._open(requests))
+            # One pass and one step in turn: no request, however large, keeps the others waiting for longer than that.
+            if self._passes:
+                one = self._passes.popleft()
+                self._guard(one.requests, one.read)
+            if self._embeddings:
+                embedding = self._embeddings.popleft()
+                if self._guard([embedding], functools.partial(self._embed, embedding)) and embedding.left:
+                    self._embeddings.append(embedding)
             for batch in list(self._batches):
-                self._guard(batch.rows, functools.partial(self._grow, batch))
+                if not self._guard([row.request for row in batch.rows], functools.partial(self._grow, batch)):
+                    batch.rows.clear()
             self._batches = [batch for batch in self._batches if batch.rows]
 
-    def _guard(self, rows: list[_Row], work: Callable[[], None]) -> None:
+    def _guard(self, requests: Sequence[_Request | _Embedding], work: Callable[[], None]) -> bool:
         try:
             work()
         except Exception as error:  # one bad batch must not take down the thread that answers everybody
             logger.exception("a batch failed")
-            for row in rows:
-                if not row.request.future.done():
-                    row.request.future.set_exception(error)
-            rows.clear()
+            for request in requests:
+                if not request.future.done():
+                    request.future.set_exception(error)
+            return False
+        return True
 
     def _gather(self) -> list[_Request | _Embedding]:
         """What waits; with nothing in work, wait for a first request and a moment longer for others."""
         requests: list[_Request | _Embedding] = []
-        n_rows = sum(len(batch.rows) for batch in self._batches)
+        n_rows = self._n_rows()
         deadline = 0.0
         while n_rows < MAX_ROWS:
-            idle = not self._batches and not requests
+            is_working = bool(self._batches or self._passes or self._embeddings)
+            idle = not is_working and not requests
             seconds = max(0.0, deadline - time.monotonic())
             try:
                 request = self._waiting.get(block=idle or seconds > 0, timeout=None if idle else seconds)
@@ -374,15 +433,12 @@ class Engine:
                 break
             requests.append(request)
             n_rows += request.n
-            if len(requests) == 1 and not self._batches:
+            if len(requests) == 1 and not is_working:
                 deadline = time.monotonic() + WINDOW_SECONDS
         return requests
 
-    def _open(self, requests: list[_Request | _Embedding]) -> list[tuple[_Loaded, list[_Row]]]:
-        """Rows to read, grouped by model and shared beginning, in passes of at most MAX_BATCH_TOKENS new tokens.
-
-        Embeddings and what heads answer is done here: it takes one pass and no more.
-        """
+    def _open(self, requests: list[_Request | _Embedding]) -> list[_Pass]:
+        """What is to be read: grouped by model and shared beginning, in passes of at most so many new tokens."""
         by_model: dict[str, tuple[_Loaded, list[_Row]]] = {}
         by_head: dict[str, tuple[_LoadedHead, list[_Request]]] = {}
         for request in requests:
@@ -390,7 +446,9 @@ class Engine:
                 continue
             try:
                 if isinstance(request, _Embedding):
-                    request.future.set_result(self._vectors(request.model_id).embed(request.texts))
+                    request.lengths = self._vectors(request.model_id).text_lengths(request.texts)
+                    request.left.extend(batches_of(request.lengths))
+                    self._embeddings.append(request)
                     continue
                 loaded = self._load(request.model_id)
                 if isinstance(loaded, _LoadedHead):
@@ -407,17 +465,32 @@ class Engine:
                 request.future.set_exception(error)
                 continue
             by_model.setdefault(request.model_id, (loaded, []))[1].extend(rows)
-        for head, asked in by_head.values():
-            try:
-                _answer_by_head(head, asked)
-            except Exception as error:  # as for a batch of rows
-                logger.exception("a head failed")
-                for request in asked:
-                    if not request.future.done():
-                        request.future.set_exception(error)
-        return [
-            (loaded, part) for loaded, rows in by_model.values() for part in _passes(rows, max_tokens=MAX_BATCH_TOKENS)
+        chats = [
+            _Pass(
+                requests=[row.request for row in part],
+                read=functools.partial(self._begin, loaded, part),
+                n_rows=len(part),
+            )
+            for loaded, rows in by_model.values()
+            for part in _passes(rows, lambda row: row.prompt, max_tokens=MAX_BATCH_TOKENS)
         ]
+        heads = [
+            _Pass(requests=part, read=functools.partial(_answer_by_head, head, part), n_rows=sum(one.n for one in part))
+            for head, asked in by_head.values()
+            for part in _passes(asked, functools.partial(_prompt_of, head), max_tokens=READ_TOKENS)
+        ]
+        return [*chats, *heads]
+
+    def _embed(self, request: _Embedding) -> None:
+        places = request.left.popleft()
+        if not _is_wanted(request):
+            request.left.clear()
+            return
+        vectors = self._vectors(request.model_id).embed([request.texts[place] for place in places])
+        request.vectors.update(zip(places, vectors, strict=True))
+        if not request.left:
+            found = np.stack([request.vectors[place] for place in range(len(request.texts))])
+            request.future.set_result((found, sum(request.lengths)))
 
     def _admit(self, loaded: _Loaded, request: _Request) -> list[_Row]:
         prompt = encode_prompt(loaded.tokenizer, request.messages)
@@ -468,6 +541,9 @@ class Engine:
             self._loaded.popitem(last=False)
 
     def _begin(self, loaded: _Loaded, rows: list[_Row]) -> None:
+        rows = [row for row in rows if _is_wanted(row.request)]
+        if not rows:
+            return
         filled = prefill(loaded.model, [row.prompt for row in rows], loaded.cache)
         tokens = choose(filled.logits, [row.answer for row in rows])
         going = [
@@ -495,7 +571,7 @@ class Engine:
 def _check_head(loaded: _LoadedHead, request: _Request) -> None:
     """Refuse what a head cannot honour, and a prompt that its base cannot read."""
     settings, most = request.settings, loaded.reader.context_tokens
-    if most is not None and (found := loaded.n_tokens(request.messages)) > most:
+    if most is not None and (found := len(loaded.tokens(request.messages))) > most:
         raise too_long(most, found)
     if settings.logit_bias:
         message = "A linear head has no tokens to bias: its answers are labels or numbers."
@@ -513,6 +589,9 @@ def _is_json(text: str) -> bool:
 
 
 def _answer_by_head(loaded: _LoadedHead, requests: Sequence[_Request]) -> None:
+    requests = [request for request in requests if _is_wanted(request)]
+    if not requests:
+        return
     for request, options in zip(requests, loaded.options([request.messages for request in requests]), strict=True):
         settings = request.settings
         answers = [Answer(settings=settings, generator=seeded(settings.seed, index)) for index in range(request.n)]
@@ -520,24 +599,40 @@ def _answer_by_head(loaded: _LoadedHead, requests: Sequence[_Request]) -> None:
             options.answer(answer)
             if request.on_token is not None:
                 request.on_token(index, answer, options)
-        n_tokens = loaded.n_tokens(request.messages)
+        n_tokens = len(loaded.tokens(request.messages))
         request.future.set_result(Completion(prompt_tokens=n_tokens, answers=answers, speller=options))
 
 
-def _passes(rows: list[_Row], *, max_tokens: int) -> list[list[_Row]]:
-    """Rows that begin alike stand together; a pass ends where the beginning changes or the new tokens are too many."""
-    parts: list[list[_Row]] = []
+def _is_wanted(request: _Request | _Embedding) -> bool:
+    """Whether somebody still waits for it; where nobody does, it ends here."""
+    if request.future.done():
+        return False
+    if not request.is_wanted():
+        request.future.set_exception(ApiError(499, "The client has left.", code="client_closed_request"))
+        return False
+    return True
+
+
+def _prompt_of(head: _LoadedHead, request: _Request) -> list[int]:
+    return head.tokens(request.messages)
+
+
+def _passes(items: Sequence[Item], tokens_of: Callable[[Item], Sequence[int]], *, max_tokens: int) -> list[list[Item]]:
+    """What begins alike stands together; a pass ends where the beginning changes or the new tokens are too many."""
+    parts: list[list[Item]] = []
+    before: Sequence[int] = ()
     n_tokens = 0
-    for row in sorted(rows, key=lambda row: row.prompt):
-        shared = common_length(parts[-1][-1].prompt, row.prompt) if parts else 0
-        new = len(row.prompt) - shared
+    for prompt, _, item in sorted((tokens_of(item), number, item) for number, item in enumerate(items)):
+        shared = common_length(before, prompt) if parts else 0
+        new = len(prompt) - shared
         alike = shared >= MIN_SHARED or n_tokens < MIN_PASS_TOKENS
         if parts and alike and n_tokens + new <= max_tokens:
-            parts[-1].append(row)
+            parts[-1].append(item)
             n_tokens += new
         else:
-            parts.append([row])
-            n_tokens = len(row.prompt)
+            parts.append([item])
+            n_tokens = len(prompt)
+        before = prompt
     return parts
 
 

@@ -215,26 +215,39 @@ class Reader:
         wants_encoder = encoder is not None and (not blocks or "encoder" in blocks)
         return cls(base=base, encoder=load_encoder(encoder, device=device) if encoder and wants_encoder else None)
 
-    def n_tokens(self, messages: Messages) -> int:
-        """How long a prompt is, for the tokenizer that reads all of it."""
+    def prompt_tokens(self, messages: Messages) -> list[int]:
+        """A prompt for the tokenizer that reads all of it."""
         if self.base:
-            return len(encode_prompt(self.base[0], messages))
+            row: list[int] = encode_prompt(self.base[0], messages)
+            return row
         assert self.encoder
-        return len(self.encoder[0](asked(messages), truncation=True, max_length=MAX_ENCODER_TOKENS)["input_ids"])
+        return encoded(self.encoder[0], [asked(messages)])[0]
 
-    def embed(self, texts: Sequence[str]) -> tuple[Array, int]:
-        """(vectors of length one, how many tokens were read): an encoder's own, or a base's middle layer averaged."""
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text `embed` reads. Raises ApiError where one, or all together, are too long."""
+        rows = self._text_tokens(texts)
+        if self.base is not None:
+            _check_lengths(rows, self.context_tokens)
+        return [len(row) for row in rows]
+
+    def _text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.base is not None:
+            return [encode_text(self.base[0], text) or [0] for text in texts]
+        assert self.encoder
+        return encoded(self.encoder[0], texts)
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """Vectors of length one: an encoder's own, or a base's middle layer averaged."""
         if self.base is None:
             assert self.encoder
             tokenizer, model = self.encoder
-            return sentence_vectors(model, tokenizer, texts), sum(len(row) for row in encoded(tokenizer, texts))
-        tokenizer, model = self.base
-        rows = [encode_text(tokenizer, text) or [0] for text in texts]
-        _check_lengths(rows, self.context_tokens)
+            vectors: Array = sentence_vectors(model, tokenizer, texts)
+            return vectors
+        rows, model = self._text_tokens(texts), self.base[1]
         layer = layer_numbers(model.config.get_text_config().num_hidden_layers)[1:2] or (1,)
-        means = hidden_means(model, rows, [[(0, len(row))] for row in rows], layer)[:, 0, 0]
+        means: Array = hidden_means(model, rows, [[(0, len(row))] for row in rows], layer)[:, 0, 0]
         lengths = np.linalg.norm(means, axis=1, keepdims=True)
-        return means / np.where(lengths > 0, lengths, 1), sum(map(len, rows))
+        return means / np.where(lengths > 0, lengths, 1)
 
     @property
     def context_tokens(self) -> int | None:
@@ -576,7 +589,7 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         emit({"step": n_sets, "total_steps": n_sets, **_validated(spec.validation_file, reader, view, head)})
     folder = spec.output_folder / "head"
     head.save(folder)
-    n_tokens = sum(reader.n_tokens(messages) for messages in rows[0])
+    n_tokens = sum(len(reader.prompt_tokens(messages)) for messages in rows[0])
     return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
 
 

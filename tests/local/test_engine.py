@@ -15,6 +15,7 @@ from dspy_finetune.local.engine import ContextLengthError, Engine, Source
 from dspy_finetune.local.forward import PrefixCache, prefill
 from dspy_finetune.local.models import load_model, load_tokenizer
 from dspy_finetune.local.sampling import Settings, find_stop
+from dspy_finetune.local.schemas import ApiError
 from tests.local.toy import write_toy_adapter
 
 SYSTEMS = ("Answer with true or false. The reader likes this title.", "Which title does the reader prefer? Be brief.")
@@ -136,3 +137,41 @@ def test_a_prompt_beyond_the_context_is_refused_alone(engine: Engine) -> None:
     with pytest.raises(ContextLengthError, match="256 tokens"):
         long.result(60)
     assert short.result(60).answers[0].finish_reason == "length"
+
+
+def test_embeddings_of_many_texts_keep_no_answer_and_no_other_texts_waiting(engine: Engine) -> None:
+    long = engine.embed("toy", ["word " * 20] * 1200)
+    short = engine.embed("toy", ["reader"])
+    answer = engine.submit("toy", conversation("x"), Settings(max_tokens=4, temperature=0))
+    assert len(answer.result(60).answers[0].tokens) > 0
+    assert short.result(60)[0].shape[0] == 1
+    assert not long.done()
+    vectors, n_tokens = long.result(60)
+    assert vectors[0] == pytest.approx(vectors[1199], abs=1e-6)
+    assert n_tokens == 1200 * engine.embed("toy", ["word " * 20]).result(60)[1]
+
+
+def test_texts_in_any_order_get_their_own_vectors(engine: Engine) -> None:
+    texts = [word * n for n in (60, 1, 30, 7) for word in ("a b ", "title ")]
+    together = engine.embed("toy", texts).result(60)[0]
+    for place, text in enumerate(texts):
+        alone = engine.embed("toy", [text]).result(60)[0][0]
+        assert int((together @ alone).argmax()) == place
+        assert together[place] == pytest.approx(alone, abs=1e-2)  # padding and half precision round otherwise
+
+
+def test_what_nobody_waits_for_is_not_read_on(engine: Engine) -> None:
+    asked: list[bool] = []
+
+    def is_wanted() -> bool:
+        asked.append(len(asked) < 2)
+        return asked[-1]
+
+    left = engine.embed("toy", ["word " * 20] * 1200, is_wanted=is_wanted)
+    with pytest.raises(ApiError, match="client has left"):
+        left.result(60)
+    assert asked == [True, True, False]
+    unread = engine.submit("toy", conversation("x"), Settings(max_tokens=4), is_wanted=lambda: False)
+    with pytest.raises(ApiError, match="client has left"):
+        unread.result(60)
+    assert engine.health() == {"ok": True, "n_rows": 0}
