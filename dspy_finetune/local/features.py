@@ -241,13 +241,14 @@ class Reader:
         if self.base is None:
             assert self.encoder
             tokenizer, model = self.encoder
-            vectors: Array = sentence_vectors(model, tokenizer, texts)
-            return vectors
+            found: Array = sentence_vectors(model, tokenizer, texts)
+            return found
         rows, model = self._text_tokens(texts), self.base[1]
         layer = layer_numbers(model.config.get_text_config().num_hidden_layers)[1:2] or (1,)
         means: Array = hidden_means(model, rows, [[(0, len(row))] for row in rows], layer)[:, 0, 0]
         lengths = np.linalg.norm(means, axis=1, keepdims=True)
-        return means / np.where(lengths > 0, lengths, 1)
+        vectors = means / np.where(lengths > 0, lengths, 1)
+        return vectors.astype(np.float32, copy=False)
 
     @property
     def context_tokens(self) -> int | None:
