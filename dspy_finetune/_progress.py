@@ -59,14 +59,16 @@ class ProgressBar:
     Args:
         stream: Where; stderr as it is when something is shown.
         waits: Whether what is short stays unseen. A command shows each step at once.
+        stays: Whether a bar stands on the terminal after its end; without it the next one takes its place.
     """
 
     n_open: ClassVar[int] = 0
     """How many bars stand on a terminal."""
 
-    def __init__(self, stream: TextIO | None = None, *, waits: bool = True) -> None:
+    def __init__(self, stream: TextIO | None = None, *, waits: bool = True, stays: bool = True) -> None:
         self._stream = stream
         self._waits = waits
+        self._stays = stays
         self._bar: Any = None
         self._label: str | None = None
         self._created = self._began = time.monotonic()
@@ -97,7 +99,7 @@ class ProgressBar:
             return
         self._shown_at, self._position_shown = now, position
         if is_terminal:
-            self._draw(stream, n_done, n_total, note)
+            self._draw(stream, n_done, n_total, note, now)
         else:
             parts = [label, *([self._position(n_done, n_total, now)] if n_done is not None else [])]
             stream.write(" ".join(parts) + (f", {note}" if note else "") + "\n")
@@ -118,29 +120,41 @@ class ProgressBar:
         """The same, of what a callback is given."""
         self.show(progress.label, progress.n_done, progress.n_total, note)
 
-    def _draw(self, stream: TextIO, n_done: int | None, n_total: int | None, note: str) -> None:
-        if self._bar is None:
-            # Here: most programs are over before anything is shown.
-            from tqdm import tqdm
+    def _draw(self, stream: TextIO, n_done: int | None, n_total: int | None, note: str, now: float) -> None:
+        # Here: most programs are over before anything is shown.
+        from tqdm import tqdm
 
-            counts = "{l_bar}{bar}{r_bar}" if n_done is not None else "{desc}{postfix} [{elapsed}]"
+        left = self._seconds_left(n_done, n_total, now)
+        # A job is loaded before its steps are counted: the same bar shows both.
+        form = "{desc}{postfix} [{elapsed}]"
+        if n_done is not None:
+            until = "?" if left is None else tqdm.format_interval(left)
+            form = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{until}{{postfix}}]"
+            form = form if n_total else "{desc}: {n_fmt} [{elapsed}{postfix}]"
+        if self._bar is None:
             ProgressBar.n_open += 1
             self._bar = tqdm(
-                desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True, bar_format=counts
-            )
-        self._bar.n, self._bar.total = n_done or 0, n_total
+                desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True,
+                bar_format=form, leave=self._stays,
+            )  # fmt: skip
+        self._bar.n, self._bar.total, self._bar.bar_format = n_done or 0, n_total, form
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.refresh()
 
     def _position(self, n_done: int, n_total: int | None, now: float) -> str:
         if not n_total:
             return f"{n_done:,}"
-        # From the first sign of progress on: what came before it (loading, queueing) does not come again.
+        left = self._seconds_left(n_done, n_total, now)
+        return f"{n_done:,}/{n_total:,}" + (f", about {left:,.0f} s left" if left else "")
+
+    def _seconds_left(self, n_done: int | None, n_total: int | None, now: float) -> float | None:
+        """By the pace from the first sign of progress on: what came before (loading, queueing) does not come again."""
+        if n_done is None or not n_total:
+            return None
         since, at_first = self._first or (now, n_done)
-        if n_done <= at_first or n_done == n_total:
-            return f"{n_done:,}/{n_total:,}"
-        left = (now - since) / (n_done - at_first) * (n_total - n_done)
-        return f"{n_done:,}/{n_total:,}, about {left:,.0f} s left"
+        if n_done >= n_total:
+            return 0.0
+        return (now - since) / (n_done - at_first) * (n_total - n_done) if n_done > at_first else None
 
     def _end(self) -> None:
         if self._bar is not None:

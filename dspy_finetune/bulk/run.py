@@ -484,6 +484,13 @@ class BulkProgress:
         """What is being done."""
         return "asking"
 
+    @property
+    def note(self) -> str:
+        """What there is to say beside a bar, which tells the position and the time by itself."""
+        parts = [f"{self.n_errors} errors"] if self.n_errors else []
+        parts += [] if self.rows_per_second is None else [f"{self.rows_per_second:,.1f} rows/s"]
+        return ", ".join(parts + ([] if self.cost_usd is None else [f"${self.cost_usd:,.4f}"]))
+
     def __str__(self) -> str:
         """One line for people.
 

@@ -6,10 +6,13 @@ and is named in COMMANDS.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +170,62 @@ def print_json(value: Any) -> None:
 
 def talk() -> Console:
     """Where progress and remarks go: stderr, so that stdout holds results alone; nowhere with --quiet."""
-    return Console(stderr=True, quiet=is_quiet())
+    return Console(stderr=True, quiet=is_quiet(), width=_width(sys.stderr))
 
 
 def out() -> Console:
-    """Where results go: stdout; in a pipe or a file no line is broken and no id cut short."""
-    is_wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=WIDE if is_wide else None)
+    """Where results go: stdout."""
+    return Console(width=_width(sys.stdout))
+
+
+def _width(stream: Any) -> int | None:
+    """In a pipe or a file no line is broken and no id cut short."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+
+
+def fit(text: str, stream: Any, *, indent: int = 0) -> str:
+    """Text as it is written to this stream: to a terminal with lines and tables of its width, elsewhere unchanged."""
+    if not stream.isatty():
+        return text
+    from dspy_finetune.report.text import fitted  # here: --help must not wait for it
+
+    return fitted(text, shutil.get_terminal_size().columns, indent=indent)
+
+
+def say(text: str, *, indent: int = 0) -> None:
+    """Print a result on stdout, in lines of the terminal's width."""
+    print(fit(text, sys.stdout, indent=indent))
+
+
+def remark(text: str, *, style: str = "", indent: int = 0) -> None:
+    """Say something on stderr that --quiet leaves out, in lines of the terminal's width."""
+    talk().print(fit(text, sys.stderr, indent=indent), style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+_told: ContextVar[set[str] | None] = ContextVar("told", default=None)
+
+
+@contextlib.contextmanager
+def telling_once() -> Iterator[None]:
+    """Several commands in a row: what one has warned of, the next ones do not say again."""
+    token = _told.set(set())
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def count_as_told(notes: Sequence[str]) -> None:
+    """Warnings that were shown in another form."""
+    told = _told.get()
+    if told is not None:
+        told.update(notes)
 
 
 def warn(notes: Sequence[str]) -> None:
-    """Remarks, on stderr."""
-    console = Console(stderr=True)  # warnings are no remarks: --quiet leaves them
-    for note in notes:
-        console.print(f"warning: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    """Warnings, on stderr; --quiet leaves them."""
+    console = Console(stderr=True)
+    for note in (one for one in notes if one not in (_told.get() or ())):
+        text = fit(f"warning: {note}", sys.stderr, indent=2)
+        console.print(text, style="yellow", highlight=False, soft_wrap=True, markup=False)
+    count_as_told(notes)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.app import out, print_json, say, talk
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.checks.checker import check
 from dspy_finetune.export.checks.codes import CODES
@@ -60,9 +60,9 @@ def check_command(
         else:
             for row in show(path, n_shown, method=report.method) if n_shown else ():
                 out().print(row, soft_wrap=True)
-            print(visible(str(report)))
+            say(visible(str(report)), indent=4)
             if fix_to is not None:
-                print(visible(str(fixed)))
+                say(visible(str(fixed)), indent=4)
             elif any(CODES[code].fixable for code in report.codes):
                 talk().print("--fix OUT writes a corrected copy", style="dim")
     # A corrected copy is what was asked for: then its state decides, not that of the broken input.

@@ -11,7 +11,7 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import print_json, talk, warn
+from dspy_finetune.cli.app import print_json, remark, say, talk, warn
 from dspy_finetune.cli.options import (
     CellDelimiter,
     Decimal,
@@ -160,7 +160,7 @@ def compare_command(
         label,
         Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host),
     )
-    with ProgressBar(waits=False) as bar:
+    with ProgressBar(waits=False, stays=False) as bar:
         report = compare(
             programs,
             examples,
@@ -183,7 +183,7 @@ def compare_command(
     if as_json:
         print_json(report.to_dict() | {"outcome": report.outcome})
     else:
-        print(f"{report.table()}\n\n{report.verdict}")
+        say(f"{report.table()}\n\n{report.verdict}")
     for path, write in ((html, report.to_html), (markdown, report.to_markdown), (json_to, report.to_json)):
         if path is not None:
             write(path)
@@ -225,14 +225,13 @@ def _tell_missing(has_train: bool, has_base_model: bool) -> None:
     missing = [] if has_train else ["baselines on the same rows (--train)"]
     missing += [] if has_base_model else ["the untuned model (--base-model)"]
     if missing:
-        talk().print(f"not compared with: {'; '.join(missing)}", style="dim", highlight=False, soft_wrap=True)
+        remark(f"not compared with: {'; '.join(missing)}", style="dim")
 
 
 def _shown(bar: ProgressBar) -> Callable[[CompareProgress], None]:
     """Programs are asked one after the other, so each has a bar of its own."""
 
     def show(progress: CompareProgress) -> None:
-        note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
-        bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
+        bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, progress.note)
 
     return show

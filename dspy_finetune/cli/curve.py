@@ -11,7 +11,7 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.app import print_json, say, talk
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.options import (
     AsJson,
@@ -148,7 +148,7 @@ def curve_command(
     if as_json:
         print_json({"sentences": list(curve.sentences), "curve": curve.to_dict()})
     else:
-        print(curve)
+        say(str(curve))
     _written((html, curve.to_html), (plot, curve.plot), (json_to, curve.to_json))
     if not curve.points:
         raise typer.Exit(1)
@@ -252,7 +252,7 @@ def sweep_command(
     if as_json:
         print_json({"sentences": list(found.sentences), "sweep": found.to_dict()})
     else:
-        print(found)
+        say(str(found))
     _written((html, found.to_html), (json_to, found.to_json))
     if found.model is None:
         raise typer.Exit(1)
@@ -275,7 +275,7 @@ def _followed(
     where = host_named(host, root=root)
     placed = [_placed(text) for text in models or [where.base_model]]
     try:
-        with ProgressBar(waits=False) as bar:
+        with ProgressBar(waits=False, stays=False) as bar:
             yield where, placed, _shown(bar)
     except KeyboardInterrupt:
         talk().print("jobs that were started go on; the same command again follows them", highlight=False)
@@ -322,6 +322,11 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def _shown(bar: ProgressBar) -> Callable[[CurveProgress], None]:
     def show(progress: CurveProgress) -> None:
-        bar.show(progress.stage, progress.n_done, progress.n_total, f"{progress.run}: {progress.note}")
+        bar.show(
+            progress.stage,
+            progress.n_done,
+            progress.n_total,
+            ": ".join(part for part in (progress.run, progress.note) if part),
+        )
 
     return show

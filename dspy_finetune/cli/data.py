@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspy_finetune._files import atomic_writer, write_json
-from dspy_finetune.cli.app import print_json, talk, warn
+from dspy_finetune.cli.app import print_json, remark, say, warn
 from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.errors import UsageError
 
@@ -137,7 +137,7 @@ def advise_command(
     if as_json:
         print_json(found.to_dict())
     else:
-        print(found)
+        say(str(found))
 
 
 def split(
@@ -196,7 +196,7 @@ def split(
         return
     for name, facts in written.items():
         print(f"{facts['path']}: {facts['rows']:,} rows ({name})")
-    talk().print(parts.summary(), highlight=False, soft_wrap=True)
+    remark(parts.summary())
 
 
 def labelled(rows: Sequence[Any], label: str, data: str) -> list[Any]:
@@ -250,11 +250,7 @@ def init(
     if as_json:
         print_json({"files": [str(path) for path in files], "columns": dataclasses.asdict(columns)})
         return
-    talk().print(
-        f"{data}: {columns.why}; inputs {', '.join(columns.inputs)}. Now: cd {to} && python finetune.py",
-        highlight=False,
-        soft_wrap=True,
-    )
+    remark(f"{data}: {columns.why}; inputs {', '.join(columns.inputs)}. Now: cd {to} && python finetune.py")
 
 
 def script(columns: Columns, data: Path, delimiter: str | None = None, decimal: str = ".") -> str:

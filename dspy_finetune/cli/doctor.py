@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dspy_finetune.cli.app import print_json
+from dspy_finetune.cli.app import print_json, say
 from dspy_finetune.cli.options import EnvPath
 
 Level = Literal["ok", "warning", "problem"]
@@ -79,7 +79,7 @@ def doctor(
         for one in findings:
             mark = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}[one.level]
             remedy = f"; {one.remedy}" if one.remedy else ""
-            print(f"{mark}  {one.area:<{width}}  {one.text}{remedy}")
+            say(f"{mark}  {one.area:<{width}}  {one.text}{remedy}", indent=len(mark) + width + 4)
     if any(one.level == "problem" for one in findings):
         raise typer.Exit(1)
 

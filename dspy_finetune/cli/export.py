@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dspy_finetune.cli.app import print_json, talk
+from dspy_finetune.cli.app import count_as_told, print_json, say, talk
 from dspy_finetune.cli.options import CellDelimiter, Decimal
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
         lines += [f"  left out: {n:,} x {reason}" for reason, n in manifest.skipped.items()]
         lines += [f'  left behind: the key "{key}" of {n:,} rows' for key, n in manifest.left_behind.items()]
         # Not the console: it would wrap the lines of a report that is piped into a file.
-        print(visible("\n".join([*lines, str(dataset.report)])))
+        say(visible("\n".join([*lines, str(dataset.report)])), indent=4)
+        count_as_told(dataset.warnings)
     if not dataset.report.ok:
         raise typer.Exit(1)
 

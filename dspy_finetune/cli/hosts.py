@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from dspy_finetune.cli.app import out, print_json, warn
+from dspy_finetune.cli.app import print_json, say, warn
 from dspy_finetune.cli.options import AsJson
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
+from dspy_finetune.report.blocks import Table
+from dspy_finetune.report.text import as_text
 
 ASK = "ask the host"
 """Where no dated public source tells a price or a model: never 0."""
@@ -52,31 +53,29 @@ def _table(as_json: bool) -> None:
     if as_json:
         print_json([one.to_dict() for one in rows])
         return
-    table = Table("host", "methods", "base models", box=None, pad_edge=False)
-    for heading in ("training", "asking", "weights", "ends"):
-        table.add_column(heading, no_wrap=True)
-    for one in rows:
-        first = one.base_models[0].rpartition("/")[2] if one.base_models else ASK
-        table.add_row(
+    cells = [
+        (
             one.host,
             ", ".join(one.methods),
-            first + (f" and {len(one.base_models) - 1} more" if one.base_models[1:] else ""),
+            (one.base_models[0].rpartition("/")[2] if one.base_models else ASK)
+            + (f" and {len(one.base_models) - 1} more" if one.base_models[1:] else ""),
             _range(one.training_usd),
             ASK if one.inference_usd is None else "/".join(f"{price:g}" for price in one.inference_usd),
             "yes" if one.gives_weights else "no",
             one.ends.isoformat() if one.ends else "",
         )
-    out().print(table)
-    out().print(
+        for one in rows
+    ]
+    head = ("host", "methods", "base models", "training", "asking", "weights", "ends")
+    say(as_text(Table(head=head, rows=tuple(cells), holds_text=True)) + "\n")
+    say(
         "training: USD per million trained tokens; asking: USD per million tokens in and out of the cheapest tuned"
         f" model; weights: the adapter or the model can be downloaded; figures read {_read(rows)}, told by --json with"
-        " all models and sources",
-        highlight=False,
-        soft_wrap=True,
+        " all models and sources"
     )
     for one in rows:
         if one.serving:
-            out().print(f"{one.host}: {one.serving}", highlight=False, soft_wrap=True)
+            say(f"{one.host}: {one.serving}", indent=2)
 
 
 def _read(rows: Sequence[HostRow]) -> str:
@@ -92,16 +91,21 @@ def _range(prices: tuple[float, float] | None) -> str:
 
 
 def _advice(advice: HostAdvice) -> None:
-    table = Table("host", "model", "method", "tokens", "cost", "weights", "ends", box=None, pad_edge=False)
-    for one in advice.possible:
-        tokens = "unknown" if one.n_tokens is None else f"{one.n_tokens:,}"
-        ends = one.ends.isoformat() if one.ends else ""
-        weights = "yes" if one.gives_weights else "no"
-        table.add_row(
-            one.host, one.base_model.rpartition("/")[2], one.method, tokens, cost_text(one.cost_usd), weights, ends
+    cells = [
+        (
+            one.host,
+            one.base_model.rpartition("/")[2],
+            one.method,
+            "unknown" if one.n_tokens is None else f"{one.n_tokens:,}",
+            cost_text(one.cost_usd),
+            "yes" if one.gives_weights else "no",
+            one.ends.isoformat() if one.ends else "",
         )
-    out().print(table if advice.possible else "no host takes this file")
+        for one in advice.possible
+    ]
+    head = ("host", "model", "method", "tokens", "cost", "weights", "ends")
+    table = as_text(Table(head=head, rows=tuple(cells), holds_text=True)) + "\n"
+    say(table if cells else "no host takes this file")
     for one in advice.offers:
-        line = f"{one.host}: {one.reason}" if one.reason else one.command
-        out().print(line, highlight=False, soft_wrap=True)
+        say(f"{one.host}: {one.reason}" if one.reason else one.command, indent=2)
     warn(tuple(dict.fromkeys(f"{one.host}: {note}" for one in advice.possible for note in one.warnings)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.app import fit, out, print_json, say, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
@@ -30,6 +31,8 @@ from dspy_finetune.jobs.job import unpolled
 from dspy_finetune.jobs.model import ListedModel, list_models
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.jobs.sequence import SequenceJob
+from dspy_finetune.report import blocks
+from dspy_finetune.report.text import as_text
 
 JobHost = Annotated[
     str | None,
@@ -70,12 +73,12 @@ def list_(
     if as_json:
         print_json([facts.to_dict() for facts in found])
         return
-    table = _with_ids("job", "status", "method", "model", "tuned model", "created")
-    for facts in found:
-        table.add_row(
-            facts.id, facts.status, facts.method, facts.model, facts.fine_tuned_model or "", _hour(facts.created_at)
-        )
-    out().print(table if found else "no jobs")
+    rows = [
+        (facts.id, facts.status, facts.method, facts.model, facts.fine_tuned_model or "", _hour(facts.created_at))
+        for facts in found
+    ]
+    head = ("job", "status", "method", "model", "tuned model", "created")
+    say(_table(head, rows) if found else "no jobs")
 
 
 def show(
@@ -121,7 +124,7 @@ def events(
         print_json([dict(one.__dict__) for one in found])
         return
     for one in found:
-        out().print(f"{_hour(one.created_at)}  {one.message}", highlight=False, soft_wrap=True, markup=False)
+        say(f"{_hour(one.created_at)}  {one.message}", indent=25)
 
 
 def metrics(
@@ -137,17 +140,15 @@ def metrics(
         print_json(rows)
         return
     if not rows:
-        out().print("no figures yet")
+        say("no figures yet")
         return
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            *(
-                "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-                for value in row.values()
-            )
+    cells = [
+        tuple(
+            "" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in row.values()
         )
-    out().print(table)
+        for row in rows
+    ]
+    say(_table(tuple(rows[0]), cells))
 
 
 def checkpoints(
@@ -267,22 +268,16 @@ def models(
     if as_json:
         print_json([one.to_dict() for one in found])
         return
-    table = _with_ids("model", "base", "answers until")
-    for one in found:
-        table.add_row(*_row(one))
-    out().print(table if found else "no tuned models")
+    say(_table(("model", "base", "answers until"), [_row(one) for one in found]) if found else "no tuned models")
     warn(tuple(dict.fromkeys(note for one in found for note in one.warnings)))
 
 
-def _with_ids(*heads: str) -> Table:
-    """A table whose cells are never cut short: ids are there to be copied."""
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    return table
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table whose cells are neither broken nor cut short: ids are there to be copied."""
+    return as_text(blocks.Table(head=head, rows=tuple(rows), holds_text=True))
 
 
-def _row(one: ListedModel) -> tuple[Any, ...]:
+def _row(one: ListedModel) -> tuple[str, ...]:
     return one.id, one.base, one.shutdown_date.isoformat() if one.shutdown_date else ""
 
 
@@ -297,20 +292,23 @@ def follow_job(
     """
     seen: set[str] = set()
     try:
-        with ProgressBar(waits=False) as bar:
+        with ProgressBar(waits=False, stays=False) as bar:
 
             def show(look: JobProgress) -> None:
                 for event in look.events:
                     # The bar shows the figures of single steps.
                     if event.id not in seen and (event.type != "metrics" or "candidate" in event.data):
-                        bar.say(f"  {event.message}")
+                        bar.say(fit(f"  {event.message}", sys.stderr, indent=4))
                     seen.add(event.id)
                 if html is not None:
                     told = [one.message for one in look.events if one.type != "metrics" or "candidate" in one.data]
                     with atomic_writer(html) as file:
                         file.write(live_page(look, told).encode())
-                n_done = (look.step or 0) if look.total_steps and not look.facts.is_final else None
-                bar.show(f"{look.facts.id} {look.status}", n_done, look.total_steps, summary(look))
+                if look.facts.is_final:
+                    bar.say(f"  {', '.join(part for part in (look.status, summary(look)) if part)}")
+                else:
+                    n_done = (look.step or 0) if look.total_steps else None
+                    bar.show(look.status, n_done, look.total_steps, summary(look))
 
             return job.wait(timeout_seconds, show)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.app import out, print_json, remark, talk, warn
 from dspy_finetune.cli.jobs import follow_job, tell_model
 from dspy_finetune.cli.options import AsJson, CellDelimiter, EnvPath, RootPath, host_named, load_env
 from dspy_finetune.cli.train import (
@@ -153,7 +153,7 @@ def migrate(
         print_json({"model": moved.to_dict(), "outcome": report.outcome, **report.to_dict()})
     else:
         tell_model(moved, as_json=False)
-        talk().print(f"{report.table()}\n\n{report.verdict}", highlight=False, soft_wrap=True, markup=False)
+        remark(f"{report.table()}\n\n{report.verdict}")
     for path, write in ((html, report.to_html), (json_to, report.to_json)):
         if path is not None:
             write(path)
@@ -178,10 +178,9 @@ def _compared(
                 " predictor's file instead of the model"
             )
         rows = load_examples(data, signature=made.old_predictor.prompt.signature, delimiter=delimiter)
-    with ProgressBar(waits=False) as bar:
+    with ProgressBar(waits=False, stays=False) as bar:
 
         def tell(progress: CompareProgress) -> None:
-            note = f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed"
-            bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, note)
+            bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, progress.note)
 
         return made.compare(moved, rows, stored=stored, margin=margin, running=RunOptions(on_progress=tell))

@@ -52,10 +52,10 @@ def predict(
     kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
     files = FileOptions(rename=renames(rename or []), limit=limit, delimiter=delimiter)
     try:
-        with ProgressBar(waits=False) as bar:
+        with ProgressBar(waits=False, stays=False) as bar:
 
             def show(progress: BulkProgress) -> None:
-                bar.show("asking", progress.n_done, progress.n_total, str(progress))
+                bar.tell(progress, progress.note)
 
             if batch:
                 done = bulk.batch_api.predict(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import out, print_json
+from dspy_finetune.cli.app import out, print_json, say
 from dspy_finetune.cli.run import new_folder
 
 
@@ -84,12 +84,10 @@ def _print(result: Any, seconds: float) -> None:
     if result.recipes:
         console.print("\nWhat was trained", style="bold", highlight=False)
         for name, said in result.recipes.items():
-            print(f"  {name}: {said}")
+            say(f"  {name}: {said}", indent=4)
     for report in (result.titles, result.pairs):
         console.print(f"\n{report.title}", style="bold", highlight=False)
-        # Tables are wider than 80 columns: printed as they are, a pipe or a narrow terminal cuts nothing.
-        print(report.table())
-        print(report.verdict)
+        say(f"{report.table()}\n\n{report.verdict}")
     print(f"\nDone in {seconds / 60:.1f} minutes. Written to {result.folder}:")
     print(f"  {result.report}  the report, for a browser")
     for path in sorted(result.folder.glob("*.json*")):

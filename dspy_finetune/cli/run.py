@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspy_finetune.cli.app import build_app, print_json, talk, warn
+from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
 from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.errors import UsageError
@@ -118,19 +118,20 @@ def run(
             print(step)
         return
     console = talk()
-    console.print(f"{columns.why}; inputs {', '.join(columns.inputs)}", highlight=False, soft_wrap=True)
+    remark(f"{columns.why}; inputs {', '.join(columns.inputs)}")
     command = typer.main.get_command(build_app())
     code = 0
-    for position, step in enumerate(steps, start=1):
-        console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
-        console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
-        code = _invoke(command, step)
-        if code == INTERRUPTED:  # typer makes this code of Ctrl-C
-            how = f"go on with the same command and --out {shlex.quote(str(folder))}"
-            warn([f"stopped in step {position} of {len(steps)}: {how}; a job that was started is found again"])
-            raise typer.Exit(code)
-        if code and position < len(steps):
-            raise typer.Exit(code)
+    with telling_once():
+        for position, step in enumerate(steps, start=1):
+            console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
+            console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
+            code = invoke(command, step)
+            if code == INTERRUPTED:  # typer makes this code of Ctrl-C
+                how = f"go on with the same command and --out {shlex.quote(str(folder))}"
+                warn([f"stopped in step {position} of {len(steps)}: {how}; a job that was started is found again"])
+                raise typer.Exit(code)
+            if code and position < len(steps):
+                raise typer.Exit(code)
     if not as_json:
         print(f"\nEverything is in {folder}; the report: {folder / 'report.html'}")
         print("In Python:  import dspy_finetune as ft")
@@ -212,7 +213,7 @@ def signature_text(columns: Columns) -> str:
     return f"{', '.join(columns.inputs)} -> {columns.label}{kind}"
 
 
-def _invoke(command: Callable[..., object], step: Step) -> int:
+def invoke(command: Callable[..., object], step: Step) -> int:
     """Run one command in this process, and give its exit code; errors pass through as they are."""
     try:
         code = command(list(step.arguments), prog_name="dspy-finetune", standalone_mode=False)

@@ -17,7 +17,7 @@ from rich.table import Table
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, talk, warn
-from dspy_finetune.cli.jobs import follow_job, tell_model
+from dspy_finetune.cli.jobs import duration, follow_job, tell_model
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import TrainingFile
@@ -331,10 +331,11 @@ def show(made: Plan, console: Console, evaluation_costs: Mapping[str, InferenceC
     table.add_row("model", f"{made.base_model} on {made.host.name}, by {made.method}")
     table.add_row("rows", f"{made.train.n_rows:,}{validation}")
     table.add_row("hyperparameters", ", ".join(str(one) for one in made.hyperparameters))
-    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {made.n_epochs} epochs"
+    epochs = "1 epoch" if made.n_epochs == 1 else f"{made.n_epochs} epochs"
+    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {epochs}"
     table.add_row("tokens", tokens)
     table.add_row("cost", _usd(made.cost_usd))
-    eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {made.eta_seconds / 60:.0f} min"
+    eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {duration(made.eta_seconds)}"
     table.add_row("time", eta)
     if evaluation_costs is not None:
         now, later = evaluation_costs["standard"], evaluation_costs["batch"]

@@ -324,6 +324,12 @@ class CompareProgress:
         """What is being done."""
         return f"asking {self.program}"
 
+    @property
+    def note(self) -> str:
+        """What went wrong so far; empty where nothing did."""
+        parts = [f"{self.n_parse_failures} parse failures"] if self.n_parse_failures else []
+        return ", ".join(parts + ([f"{self.n_failed} failed"] if self.n_failed else []))
+
     def __str__(self) -> str:
         return f"{self.label} {self.n_asked}/{self.n_items}"
 

@@ -483,7 +483,7 @@ def ask(
                     run=names[progress.program],
                     n_done=progress.n_done,
                     n_total=progress.n_total,
-                    note=f"{progress.n_parse_failures} parse failures, {progress.n_failed} failed",
+                    note=progress.note,
                 )
             )
 

@@ -8,7 +8,9 @@ Not covered: HTML (page.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from dspy_finetune.report.blocks import Block, Bullets, Curves, Facts, Heading, ItemList, Plots, Section, Table, Text
@@ -82,6 +84,63 @@ def as_text(table: Table) -> str:
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def fitted(text: str, width: int, *, indent: int = 0) -> str:
+    """Text for a terminal of so many columns: lines are broken between words, wide tables between columns.
+
+    The columns that do not fit stand in a table below, behind the first one again. A command stays on its line, as it
+    is there to be copied.
+
+    Args:
+        text: Lines, and tables as `as_text` makes them, each followed by an empty line or the end.
+        width: Columns of the terminal.
+        indent: Blanks before the second and further lines of each line that is broken.
+
+    >>> print(fitted("name   score   n\\n─────  ─────  ──\\nfirst   0.90  32", 14))
+    name   score
+    ─────  ─────
+    first   0.90
+    <BLANKLINE>
+    name    n
+    ─────  ──
+    first  32
+    """
+    lines = text.split("\n")
+    found: list[str] = []
+    while lines:
+        rule = lines[1] if len(lines) > 1 else ""
+        if "─" in rule and not rule.strip("─ "):
+            end = next((at for at, line in enumerate(lines) if not line.strip()), len(lines))
+            found += _narrow_tables(lines[:end], width)
+            del lines[:end]
+        else:
+            found += _broken(lines.pop(0), width, indent)
+    return "\n".join(found)
+
+
+def _broken(line: str, width: int, indent: int) -> list[str]:
+    if len(line) <= width or line.lstrip().startswith(("dspy-finetune ", "$ ")):
+        return [line]
+    margin = len(line) - len(line.lstrip()) + (2 if line.lstrip().startswith("- ") else 0)
+    further = " " * min(max(indent, margin), width // 2)
+    return textwrap.wrap(line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
+
+
+def _narrow_tables(lines: Sequence[str], width: int) -> Iterator[str]:
+    """A table in parts of at most this width, each with the first column."""
+    spans = [match.span() for match in re.finditer("─+", lines[1])]
+    first, *others = spans
+    while others:
+        taken = [others.pop(0)]
+        room = width - (first[1] - first[0]) - 2 - (taken[0][1] - taken[0][0])
+        while others and (room := room - 2 - (others[0][1] - others[0][0])) >= 0:
+            taken.append(others.pop(0))
+        yield from ("  ".join(line[a:b].ljust(b - a) for a, b in (first, *taken)).rstrip() for line in lines)
+        if others:
+            yield ""
+    if len(spans) == 1:
+        yield from lines
 
 
 def as_markdown(table: Table) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import typer
 
-from dspy_finetune.cli.app import build_app
+from dspy_finetune.cli.app import build_app, telling_once
 from dspy_finetune.cli.main import main
+from dspy_finetune.cli.run import Step, invoke
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "titles": [{"headline": f"About thing number {n}", "liked": "yes" if n % 2 else "no"} for n in range(60)],
@@ -78,6 +79,25 @@ def test_the_first_steps_do_what_they_say_and_a_failing_one_ends_the_run(
     assert json.loads(Path("here/advice.json").read_text())["columns"]["task"] == "binary"
     assert len(Path("here/train.jsonl").read_text().splitlines()) == 48
     assert len(Path("here/data/test.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_warning_of_an_earlier_step_is_not_said_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"title": f"About thing number {n // 2}", "is_favorite": n < 9} for n in range(60)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = typer.main.get_command(build_app())
+    plan = Step(title="Plan", arguments=("plan", "train.jsonl", "--model", "gpt-4.1-mini-2025-04-14"))
+    with telling_once():
+        export = ("export", "sft", "rows.jsonl", "--preset", "binary", "--out", "train.jsonl")
+        assert [invoke(command, Step(title="Export", arguments=export)), invoke(command, plan)] == [0, 0]
+    shown = capsys.readouterr()
+    assert shown.out.count("outputs are 'false'") == shown.out.count("the row is the same as line") == 1
+    assert "train.jsonl:" not in shown.err
+    assert "warning: " in shown.err, "what only the plan knows"
+    assert invoke(command, plan) == 0
+    assert "outputs are 'false'" in capsys.readouterr().err, "a command of its own says all"
 
 
 def test_one_option_alone_names_the_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
