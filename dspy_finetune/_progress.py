@@ -62,8 +62,8 @@ class ProgressBar:
         stays: Whether a bar stands on the terminal after its end; without it the next one takes its place.
     """
 
-    n_open: ClassVar[int] = 0
-    """How many bars stand on a terminal."""
+    drawn: ClassVar[list[Any]] = []
+    """The bars of tqdm that stand on a terminal."""
 
     def __init__(self, stream: TextIO | None = None, *, waits: bool = True, stays: bool = True) -> None:
         self._stream = stream
@@ -132,11 +132,11 @@ class ProgressBar:
             form = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{until}{{postfix}}]"
             form = form if n_total else "{desc}: {n_fmt} [{elapsed}{postfix}]"
         if self._bar is None:
-            ProgressBar.n_open += 1
             self._bar = tqdm(
                 desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True,
                 bar_format=form, leave=self._stays,
             )  # fmt: skip
+            ProgressBar.drawn.append(self._bar)
         self._bar.n, self._bar.total, self._bar.bar_format = n_done or 0, n_total, form
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.refresh()
@@ -158,9 +158,9 @@ class ProgressBar:
 
     def _end(self) -> None:
         if self._bar is not None:
+            ProgressBar.drawn.remove(self._bar)
             self._bar.close()
             self._bar = None
-            ProgressBar.n_open -= 1
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -221,8 +221,12 @@ class Heartbeat:
         while not self._ended.wait(0.25):
             with self._lock:
                 now = time.monotonic()
-                # A bar that stands there is a sign of life, and tqdm keeps its place.
-                if ProgressBar.n_open or now - self._last < pause:
+                if now - self._last < pause:
+                    continue
+                if ProgressBar.drawn:
+                    # A bar stands there, and tqdm keeps its place: its clock goes on.
+                    for bar in tuple(ProgressBar.drawn):
+                        bar.refresh()
                     continue
                 text = f"{self._label}: at work, {now - self._began:.0f} s"
                 stream.write(f"\r{text}\x1b[K" if is_terminal else f"{text}\n")

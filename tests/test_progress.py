@@ -186,4 +186,4 @@ def test_a_line_that_stays_stands_above_the_bar(clock: Seconds) -> None:
         bar.show("training", 2, 2)
     lines = stream.getvalue().replace("\r", "\n").split("\n")
     assert "validated" in lines
-    assert ProgressBar.n_open == 0
+    assert not ProgressBar.drawn

@@ -489,7 +489,7 @@ class BulkProgress:
         """What there is to say beside a bar, which tells the position and the time by itself."""
         parts = [f"{self.n_errors} errors"] if self.n_errors else []
         parts += [] if self.rows_per_second is None else [f"{self.rows_per_second:,.1f} rows/s"]
-        return ", ".join(parts + ([] if self.cost_usd is None else [f"${self.cost_usd:,.4f}"]))
+        return ", ".join(parts + ([f"${self.cost_usd:,.4f}"] if self.cost_usd else []))
 
     def __str__(self) -> str:
         """One line for people.
@@ -505,7 +505,7 @@ class BulkProgress:
             parts.append(f"{self.rows_per_second:,.1f} rows/s")
         if self.eta_seconds is not None:
             parts.append(f"{self.eta_seconds:,.0f} s left")
-        if self.cost_usd is not None:
+        if self.cost_usd:
             parts.append(f"${self.cost_usd:,.4f}")
         return ", ".join(parts)
 
@@ -625,7 +625,7 @@ class BulkResult(Reported):
         parts += [f"{n} {what}" for n, what in self._errors() if n]
         if self.n_reused:
             parts.append(f"{self.n_reused} from an earlier run")
-        if self.cost_usd is not None:
+        if self.cost_usd:
             parts.append(f"${self.cost_usd:,.4f}")
         return ", ".join(parts)
 
