@@ -193,6 +193,10 @@ class HostError(FinetuneError, RuntimeError):
         self.retryable = retryable
 
 
+class MalformedResponseError(HostError):
+    """The answer is not what the host's API describes: a proxy's page, a field that is missing."""
+
+
 class TrainingClosedError(HostError):
     """The host no longer trains for this organisation (403 `training_not_available`)."""
 

@@ -33,6 +33,7 @@ from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.formats import method_of
 from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
+from dspy_finetune.hosts.shapes import present
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, names_of, plan
@@ -363,7 +364,7 @@ def plan_migration(
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
-    allow_unknown_model: bool = False,
+    **options: Any,
 ) -> MigrationPlan:
     """Plan the training of the same model on another host; `dspy_finetune.migrate` documents the arguments.
 
@@ -404,7 +405,7 @@ def plan_migration(
                 hyperparameters=settled,
                 suffix=suffix if suffix is not None and recipe is recipes[-1] else recipe.suffix,
                 seed=seed if seed is not None else recipe.seed,
-                allow_unknown_model=allow_unknown_model,
+                **options,
             )
         )
     notes += [note for one in plans for note in one.warnings]
@@ -613,6 +614,7 @@ def migrate(
     suffix: str | None = None,
     seed: int | None = None,
     allow_unknown_model: bool = False,
+    **options: Any,
 ) -> Migration:
     """Plan to train the same model on another host: same data, same prompt, same hyperparameters.
 
@@ -632,6 +634,7 @@ def migrate(
         suffix: Another one than the old model's.
         seed: Another one than the old job's.
         allow_unknown_model: Plan although the catalog does not know that the new host trains `base_model`.
+        options: metadata and wandb of the new jobs, as for `plan`.
 
     Raises:
         UsageError: Nobody knows how the model was made, or an argument is wrong.
@@ -651,6 +654,7 @@ def migrate(
         suffix=suffix,
         seed=seed,
         allow_unknown_model=allow_unknown_model,
+        **options,
     )
     known = prompt or planned.old.prompt
     if predictor is None and known is not None:
@@ -686,9 +690,10 @@ class _Chat:
 
     def __call__(self, messages: Any) -> dspy.Prediction:
         with self._host.talking(f"ask {self._model}"):
-            answered = self._host.client().chat.completions.create(
+            asked = self._host.client().chat.completions.create(
                 model=self._model, messages=messages, temperature=0, max_tokens=256
             )
+            answered = present(asked, "choices.message")
         return dspy.Prediction(answer=answered.choices[0].message.content or "")
 
 

@@ -21,6 +21,7 @@ from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.errors import DataError, EmptyDatasetError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import positions_on_wire
+from dspy_finetune.hosts.shapes import present
 from dspy_finetune.jobs import FinetunedModel, list_jobs
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.probabilities import label_masses
@@ -246,7 +247,7 @@ def _rows_of_job(model: str, host: Host) -> list[Any]:
 
 def _served_as(host: Host, model: str) -> str:
     with host.talking("list the models"):
-        listed = [one.id for one in host.client().models.list()]
+        listed = [one.id for one in host.api().models()]
     if model in listed:
         return model
     if len(listed) == 1:
@@ -264,13 +265,16 @@ def _ask(
 
     def one(messages: Any) -> _Reply:
         with host.talking(f"ask {model}"):
-            answer = host.client().chat.completions.create(
-                model=model,
-                messages=messages,
-                max_tokens=min(longest, 16),
-                temperature=0,
-                logprobs=True,
-                top_logprobs=20,
+            answer = present(
+                host.client().chat.completions.create(
+                    model=model,
+                    messages=messages,
+                    max_tokens=min(longest, 16),
+                    temperature=0,
+                    logprobs=True,
+                    top_logprobs=20,
+                ),
+                "choices.message",
             )
         choice = answer.choices[0]
         listed = choice.logprobs.content if choice.logprobs is not None else None
@@ -378,7 +382,7 @@ def _distance_to_base(
         return None  # elsewhere asking the base costs money, and it may not be offered
     try:
         with own.talking(f"ask for the model {model}"):
-            told: Any = own.client().models.retrieve(model)
+            told: Any = present(own.client().models.retrieve(model), "id")
         base = str((told.model_extra or {}).get("root") or parse_model_id(model).base)
         replies = _ask(own, base, prompts, labels, 4)
     except HostError:

@@ -45,6 +45,8 @@ from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, U
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
+from dspy_finetune.hosts.shapes import pages, present, whole
+from dspy_finetune.hosts.shapes import part as part_of
 from dspy_finetune.jobs.records import CLOCK, Entry, Journal
 from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 
@@ -465,7 +467,7 @@ QUEUE_CODES = frozenset({"token_limit_exceeded", "request_limit_exceeded", "rate
 """Codes of a batch that failed because too much was waiting already."""
 FULL_SECONDS = 60.0
 """The first pause after a full queue; it doubles up to 15 minutes."""
-CLOCK_SKEW_SECONDS = 300.0
+CLOCK_SKEW_SECONDS = 86_400.0
 RUN_KEY, PART_KEY = "dspy_finetune_bulk", "dspy_finetune_part"
 
 
@@ -540,15 +542,17 @@ class BatchRun:
             file_id = str(last.facts["file_id"])
         else:
             with self._host.talking(f"upload {path.name}"), open(path, "rb") as stream:
-                file_id = client.files.create(file=(path.name, stream), purpose="batch").id
+                sent = client.files.create(file=(path.name, stream), purpose="batch")
+                file_id = present(sent, "id").id
             self._write(part, "uploaded", attempt=attempt, file_id=file_id)
         self._write(part, "creating", attempt=attempt, file_id=file_id)
         metadata = {RUN_KEY: self._folder.id, PART_KEY: self._name(part)}
         try:
             with self._host.talking("create a batch"):
-                batch = client.batches.create(
+                made = client.batches.create(
                     input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=metadata
                 )
+                batch = present(made, "id")
         except HostError as error:
             is_answer = error.status is not None and error.status < 500
             if is_answer or (error.__cause__ is not None and never_sent(error.__cause__)):
@@ -566,13 +570,13 @@ class BatchRun:
         file_id = creating.facts.get("file_id")
         while True:
             with self._host.talking("list the batches"):
-                for number, batch in enumerate(self._host.client().batches.list(limit=100)):
-                    if number >= 1000 or (batch.created_at or 0) < creating.at - CLOCK_SKEW_SECONDS:
+                for number, batch in enumerate(pages(self._host.client().with_raw_response.batches.list, limit=100)):
+                    if number >= 1000 or (whole(batch.get("created_at")) or 0) < creating.at - CLOCK_SKEW_SECONDS:
                         break
-                    metadata = batch.metadata or {}
+                    metadata = part_of(batch, "metadata")
                     is_named = metadata.get(RUN_KEY) == self._folder.id
                     if is_named and metadata.get(PART_KEY) == self._name(part):
-                        return self._write(part, "created", attempt=attempt, file_id=file_id, batch_id=batch.id)
+                        return self._write(part, "created", attempt=attempt, file_id=file_id, batch_id=batch["id"])
             if CLOCK.now() >= creating.at + self._host.kind.listing_lag_seconds:
                 return self._write(part, "not_created", attempt=attempt, file_id=file_id, why="not listed")
             CLOCK.sleep(1.0)
@@ -580,7 +584,7 @@ class BatchRun:
     def _look(self, part: Part, attempt: int, batch_id: str) -> bool:
         try:
             with self._host.talking(f"ask for the batch {batch_id}"):
-                batch = self._host.client().batches.retrieve(batch_id)
+                batch = present(self._host.client().batches.retrieve(batch_id), "id", "status")
         except HostError as error:
             if not error.retryable:
                 raise

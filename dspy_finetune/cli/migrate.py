@@ -19,14 +19,20 @@ from dspy_finetune.cli.train import (
     Epochs,
     Full,
     LoraRank,
+    Metadata,
     Multiplier,
     New,
+    NoWait,
     Rate,
     Recipe,
     Seed,
     Suffix,
+    WandbProject,
     hyperparameters,
+    pairs,
     show,
+    tell_begun,
+    tell_left,
 )
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
@@ -76,12 +82,15 @@ def migrate(
     recipe: Recipe = None,
     suffix: Suffix = None,
     seed: Seed = None,
+    metadata: Metadata = None,
+    wandb: WandbProject = None,
     allow_unknown_model: AllowUnknownModel = False,
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="Refuse what costs more.", min=0.0)] = None,
     allow_unknown_price: Annotated[
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
     new: New = False,
+    no_wait: NoWait = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; upload nothing.")] = False,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Train, and compare later.")] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
@@ -104,6 +113,10 @@ def migrate(
         # Missed only when the page is written, it would cost the answers.
         require("jinja2", "report", "an HTML report")
         require("matplotlib", "report", "an HTML report")
+    if no_wait:
+        for option, value in (("--save", save), ("--html", html), ("--json-to", json_to)):
+            if value is not None:
+                raise UsageError(f"{option} needs the finished model; leave --no-wait out")
     given = hyperparameters(
         n_epochs=epochs,
         batch_size=batch_size,
@@ -126,6 +139,8 @@ def migrate(
         suffix=suffix,
         seed=seed,
         allow_unknown_model=allow_unknown_model,
+        metadata=pairs(metadata),
+        wandb=wandb,
     )
     for planned in made.plan.plans:
         show(planned, out() if dry_run and not as_json else talk())
@@ -134,10 +149,17 @@ def migrate(
         if as_json:
             print_json(made.to_dict())
         return
-    if not no_compare and examples is None and made.plan.old.validation is None:
+    if not (no_compare or no_wait) and examples is None and made.plan.old.validation is None:
         raise UsageError("nothing to compare on: give --examples FILE with labelled rows, or --no-compare")
     try:
         job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
+        tell_begun(job.jobs[-1])
+        if no_wait:
+            tell_left(job.jobs[-1], as_json=as_json)
+            left = len(made.plan.plans) - len(job.jobs)
+            more = f"{left} more job{'s' if left > 1 else ''} and " if left else ""
+            talk().print(f"the same command without --no-wait goes on: {more}the comparison", highlight=False)
+            return
         moved = follow_job(job, target, talk(), timeout)
         if save is not None:
             made.new_predictor(moved).save(save)

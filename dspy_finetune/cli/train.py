@@ -24,7 +24,7 @@ from dspy_finetune.export import TrainingFile
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
 from dspy_finetune.export.formats import from_any
 from dspy_finetune.hosts.host import host_option
-from dspy_finetune.jobs import FinetunedModel, Plan
+from dspy_finetune.jobs import FinetunedModel, Job, Plan
 from dspy_finetune.jobs import plan as make_plan
 from dspy_finetune.jobs.records import catalog_name
 
@@ -57,6 +57,7 @@ AllowUnknownModel = Annotated[
         "--allow-unknown-model", help="Take a model that the catalog does not know on this host: a newer one."
     ),
 ]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")]
 New = Annotated[bool, typer.Option("--new", help="Make another job although this plan has one.")]
 WandbProject = Annotated[str | None, typer.Option("--wandb", help="A project of Weights & Biases to report to.")]
 
@@ -158,7 +159,7 @@ def train(
         bool, typer.Option("--allow-unknown-price", help="Start although nobody knows the price.")
     ] = False,
     new: New = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start, and do not follow.")] = False,
+    no_wait: NoWait = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Stop following after this many seconds.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Save the predictor here: `compare`, `predict` and Python load it.")
@@ -208,15 +209,9 @@ def train(
             note = "a job may have begun: the same command goes on with it, and does not start a second one"
             talk().print(note, highlight=False, soft_wrap=True)
             raise
-        begun = "started" if job.is_new else "found, as this plan was started before"
-        talk().print(f"{job.id} {begun}", highlight=False)
+        tell_begun(job)
         if no_wait:
-            if as_json:
-                print_json(job.facts.to_dict())
-            else:
-                out().print(f"dspy-finetune jobs follow {job.id} {host_option(made.host)}", highlight=False)
-            if made.host.stops_with_process():
-                talk().print("the local host stops with this command; that one starts it again with its job")
+            tell_left(job, as_json=as_json)
             return
         finished = follow_job(job, made.host, talk(), timeout)
         tell_model(finished, as_json=as_json)
@@ -224,6 +219,22 @@ def train(
             save_predictor(prompt, finished, save)
     finally:
         made.host.close()
+
+
+def tell_begun(job: Job) -> None:
+    """Whether a job was made just now or found."""
+    begun = "started" if job.is_new else "found, as this plan was started before"
+    talk().print(f"{job.id} {begun}", highlight=False)
+
+
+def tell_left(job: Job, *, as_json: bool) -> None:
+    """A job that is not followed: the command that follows it, or its facts."""
+    if as_json:
+        print_json(job.facts.to_dict())
+    else:
+        out().print(f"dspy-finetune jobs follow {job.id} {host_option(job.host)}", highlight=False)
+    if job.host.stops_with_process():
+        talk().print("the local host stops with this command; that one starts it again with its job")
 
 
 def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]:

@@ -46,6 +46,7 @@ from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.collect import Program, jsonable
 from dspy_finetune.evaluation.metrics import AnyMetric, Embed, Metric, SetMetric, accuracy, token_f1, within
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.shapes import present
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
@@ -333,7 +334,8 @@ class HostEmbedder:
             # An endpoint refuses an empty text, which an empty cell is.
             part = [text if text.strip() else " " for text in texts[start : start + BATCH]]
             with self.host.talking(f"embed {len(part)} texts by {self.model}"):
-                found = self.host.client().embeddings.create(model=self.model, input=part)
+                asked = self.host.client().embeddings.create(model=self.model, input=part)
+                found = present(asked, "data.index", "data.embedding")
             vectors += [one.embedding for one in sorted(found.data, key=lambda one: one.index)]
         return vectors
 

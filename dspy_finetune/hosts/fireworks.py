@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from dspy_finetune.errors import HostError
+from dspy_finetune.errors import HostError, MalformedResponseError
 from dspy_finetune.hosts.protocol import (
     HostFile,
     HostKind,
@@ -28,6 +28,7 @@ from dspy_finetune.hosts.protocol import (
     seconds_of,
     tag_of,
 )
+from dspy_finetune.hosts.shapes import part, present, rows, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -182,7 +183,7 @@ class FireworksApi:
     def weights(self, model: str) -> dict[str, str]:
         """File name -> signed address of a model's files."""
         told = self._get(f"{self._root}/{model}:getDownloadEndpoint")
-        return dict(told.get("filenameToSignedUrls") or {})
+        return dict(part(told, "filenameToSignedUrls"))
 
     def deploy(self, model: str, *, hardware: str = "NVIDIA_H100_80GB") -> dict[str, Any]:
         """A deployment of the tuned model, billed from now on; it goes down to none when nobody asks."""
@@ -196,7 +197,7 @@ class FireworksApi:
         return f"{self._root}/accounts/{self._account}/{path}"
 
     def _first_account(self) -> str:
-        listed = self._get(f"{self._root}/accounts").get("accounts") or []
+        listed = [present(one, "name") for one in rows(self._get(f"{self._root}/accounts"), "accounts")]
         if not listed:
             raise HostError(f"fireworks: the key sees no account; set {ACCOUNT_VARIABLE}")
         return str(listed[0]["name"]).rpartition("/")[2]
@@ -205,19 +206,17 @@ class FireworksApi:
         return self._url(f"{kind}/{identity.rpartition('/')[2]}").removeprefix(f"{self._root}/")
 
     def _get(self, url: str, **params: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.get(url, cast_to=dict[str, Any], options={"params": params})
-        return found
+        return whole_answer(self._client.get(url, cast_to=dict[str, Any], options={"params": params}))
 
     def _post(self, url: str, body: Mapping[str, Any], *, once: bool = False) -> dict[str, Any]:
         client = self._client.with_options(max_retries=0) if once else self._client
-        made: dict[str, Any] = client.post(url, body=body, cast_to=dict[str, Any])
-        return made
+        return whole_answer(client.post(url, body=body, cast_to=dict[str, Any]))
 
     def _pages(self, kind: str) -> Iterator[dict[str, Any]]:
         token = ""
         while True:
             page = self._get(self._url(kind), pageSize="200", **({"pageToken": token} if token else {}))
-            yield from page.get(kind) or ()
+            yield from rows(page, kind)
             before, token = token, str(page.get("nextPageToken") or "")
             if token in ("", before):  # the same page again would be so for ever
                 return
@@ -248,18 +247,23 @@ def _dataset_id(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.removesuffix(".jsonl").lower()).strip("-")[-63:].strip("-")
 
 
-def _file(value: Mapping[str, Any]) -> HostFile:
+def _file(answer: Any) -> HostFile:
+    value = present(whole_answer(answer), "name")
     identity = str(value["name"]).rpartition("/")[2]
-    status = (value.get("status") or {}).get("code", "OK")
+    status = part(value, "status").get("code", "OK")
     states = {"READY": "processed", "UPLOADING": "incomplete"}
     word = "error" if status != "OK" else states.get(str(value.get("state")), "pending")
     return HostFile(id=identity, name=str(value.get("displayName") or identity), size_bytes=None, status=word)
 
 
-def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> dict[str, Any]:
+def _job(answer: Any, wanted: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A job in OpenAI's shape; its id is `KIND/ID`."""
-    kind, identity = str(value["name"]).split("/")[-2:]
-    training = value.get("trainingConfig") or value
+    value = present(whole_answer(answer), "name")
+    words = str(value["name"]).split("/")  # accounts/ACCOUNT/KIND/ID
+    if len(words) < 4:
+        raise MalformedResponseError(f"it names no job: {value['name']}")
+    account, (kind, identity) = words[1], words[-2:]
+    training = part(value, "trainingConfig") or value
     state = str(value.get("state") or "").removeprefix("JOB_STATE_")
     status = _STATUSES.get(state, state.lower() or "unknown")
     settings = {
@@ -269,10 +273,9 @@ def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> d
         "lora_rank": training.get("loraRank"),
         "lora": True,
     }
-    told = value.get("status") or {}
+    told = part(value, "status")
     output = str(training.get("outputModel") or identity)
-    account = str(value["name"]).split("/")[1]
-    progress = value.get("jobProgress") or {}
+    progress = part(value, "jobProgress")
     return {
         "id": f"{kind}/{identity}",
         "status": status,
@@ -292,8 +295,9 @@ def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> d
     }
 
 
-def _model(value: Mapping[str, Any]) -> HostModel:
-    details = value.get("peftDetails") or {}
+def _model(answer: Any) -> HostModel:
+    value = present(whole_answer(answer), "name")
+    details = part(value, "peftDetails")
     return HostModel(
         id=str(value["name"]), created_at=seconds_of(value.get("createTime")), base=details.get("baseModel")
     )

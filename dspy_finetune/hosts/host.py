@@ -9,6 +9,7 @@ repr, dict, pickle or file, so after unpickling the environment must supply it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dspy_finetune.errors import FinetuneError, HostError, UsageError
+from dspy_finetune.errors import HostError, MalformedResponseError, UsageError
 from dspy_finetune.hosts.embedded import (
     Server,
     api_url,
@@ -555,10 +556,11 @@ class Host:
 
     @contextlib.contextmanager
     def talking(self, doing: str) -> Iterator[None]:
-        """A block whose `openai` exceptions, and whatever an odd answer leads to, come out as this library's errors.
+        """A block whose `openai` exceptions come out as this library's errors; other exceptions are our own faults.
 
         Raises:
-            HostError: Whatever the client raised; or the answer lacks what the host's description promises.
+            HostError: Whatever the client raised.
+            MalformedResponseError: The answer lacks what the host's description promises (hosts/shapes.py).
         """
         import openai
 
@@ -566,14 +568,11 @@ class Host:
             yield
         except openai.OpenAIError as exception:
             raise self.error(exception, doing) from exception
-        except FinetuneError:
-            raise
-        except (LookupError, TypeError, AttributeError, ValueError) as exception:
-            # A page of a proxy instead of JSON, a field that is not there, a text where a list was promised.
-            found = redact(f"{type(exception).__name__}: {exception}", self._secrets())[:200]
-            raise HostError(
-                f"{self.name}: cannot {doing}: the answer is not what its API describes ({found}); check the"
-                " address, and try again",
+        except (MalformedResponseError, json.JSONDecodeError) as exception:
+            # JSON: the client reads an answer as what its header says.
+            raise MalformedResponseError(
+                f"{self.name}: cannot {doing}: the answer is not what its API describes"
+                f" ({redact(str(exception), self._secrets())}); check the address, and try again",
                 retryable=True,
             ) from exception
 

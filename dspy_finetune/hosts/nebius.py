@@ -26,6 +26,7 @@ from dspy_finetune.hosts.protocol import (
     plain,
     tagged_suffix,
 )
+from dspy_finetune.hosts.shapes import part, present, rows, whole, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -80,7 +81,7 @@ class NebiusApi(OpenAIApi):
     def job(self, job_id: str) -> Mapping[str, Any]:
         """One job; one that has succeeded names the model that its last checkpoint became."""
         job = _job(super().job(job_id))
-        if job["status"] == "succeeded":
+        if job.get("status") == "succeeded":
             job["fine_tuned_model"] = self._published(job)
         return job
 
@@ -119,14 +120,16 @@ class NebiusApi(OpenAIApi):
     def weights(self, job_id: str) -> dict[str, str]:
         """File name -> file id of the last checkpoint."""
         last = self._last_checkpoint(job_id)
-        return {self.file(file_id).name.rpartition("/")[2]: file_id for file_id in last["result_files"]} if last else {}
+        return {self.file(str(one)).name.rpartition("/")[2]: str(one) for one in (last or {}).get("result_files") or ()}
 
     def _custom(self) -> list[dict[str, Any]]:
-        listed: Any = self._client.get(self._models_url, cast_to=dict[str, Any])
-        return [dict(one) for one in listed.get("models") or listed.get("data") or ()]
+        listed = whole_answer(self._client.get(self._models_url, cast_to=dict[str, Any]))
+        found = rows(listed, "models") or rows(listed, "data")
+        return [present(one, "name", "status") for one in found]
 
     def _last_checkpoint(self, job_id: str) -> dict[str, Any] | None:
-        return max((plain(one) for one in self.checkpoints(job_id)), key=lambda one: one["step_number"], default=None)
+        made = [present(dict(one), "id") for one in self.checkpoints(job_id)]
+        return max(made, key=lambda one: whole(one.get("step_number")) or 0, default=None)
 
     def _published(self, job: Mapping[str, Any]) -> str | None:
         """The model of a job's last checkpoint, made if it is not there; the checkpoint itself if none is served."""
@@ -139,7 +142,7 @@ class NebiusApi(OpenAIApi):
         source = f"{job['id']}:{last['id']}"
         if not job["metadata"]:
             return source  # somebody else's job: to look at it changes nothing
-        if not (job.get("hyperparameters") or {}).get("lora") or not job["model"].endswith(_SERVED):
+        if not job["hyperparameters"].get("lora") or not str(job.get("model")).endswith(_SERVED):
             return source
         # Once: where the reply is lost, the next look finds the model.
         made: Any = self._client.with_options(max_retries=0).post(
@@ -147,13 +150,13 @@ class NebiusApi(OpenAIApi):
             body={"name": str(job.get("suffix") or job["id"]), "base_model": job["model"], "source": source},
             cast_to=dict[str, Any],
         )
-        return str(made["name"])
+        return str(present(whole_answer(made), "name")["name"])
 
 
 def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A job as OpenAI would tell it: with the metadata that its suffix stands for."""
-    job = plain(value)
-    settings = dict(job.get("hyperparameters") or {})
+    job = present(whole_answer(plain(value)), "id")
+    settings = dict(part(job, "hyperparameters"))
     if "lora_r" in settings:
         settings["lora_rank"] = settings.pop("lora_r")
     found = metadata_of(str(job.get("suffix") or ""), wanted)

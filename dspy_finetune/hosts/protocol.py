@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from dspy_finetune.hosts.shapes import page, pages, present, rows, whole
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
@@ -158,7 +160,7 @@ def seconds_of(text: Any) -> int | None:
     """
     try:
         return int(datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(text)).replace("Z", "+00:00")).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -178,7 +180,8 @@ class OpenAIApi:
 
     def files(self) -> Iterator[HostFile]:
         """The training files that are there."""
-        return (_file(one) for one in self._client.files.list(purpose="fine-tune", limit=1000))
+        listed = self._client.with_raw_response.files.list
+        return (_file(one) for one in pages(listed, purpose="fine-tune", limit=1000))
 
     def content(self, file_id: str) -> bytes:
         """What a file holds."""
@@ -189,28 +192,30 @@ class OpenAIApi:
         """Start a job; the base of a tuned model is in its name."""
         # The SDK's own retry would ask a second time without knowing what became of the first.
         client = self._client.with_options(max_retries=0, timeout=timeout_seconds)
-        return plain(client.fine_tuning.jobs.create(**body))
+        return plain(present(client.fine_tuning.jobs.create(**body), "id"))
 
     def job(self, job_id: str) -> Mapping[str, Any]:
         """One job."""
-        return plain(self._client.fine_tuning.jobs.retrieve(job_id))
+        return plain(present(self._client.fine_tuning.jobs.retrieve(job_id), "id"))
 
     def jobs(self, metadata: Mapping[str, str] | None = None, *, limit: int = 100) -> Iterator[Mapping[str, Any]]:
         """The jobs, newest first; with this metadata where the host knows the filter."""
         options: dict[str, Any] = {"metadata": dict(metadata)} if metadata else {}
-        return (plain(one) for one in self._client.fine_tuning.jobs.list(limit=limit, **options))
+        listed = self._client.with_raw_response.fine_tuning.jobs.list
+        return (present(one, "id") for one in pages(listed, limit=limit, **options))
 
     def steer(self, job_id: str, step: Literal["cancel", "pause", "resume"]) -> Mapping[str, Any]:
         """Cancel, pause or resume a job."""
-        return plain(getattr(self._client.fine_tuning.jobs, step)(job_id))
+        return plain(present(getattr(self._client.fine_tuning.jobs, step)(job_id), "id"))
 
     def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """A job's events, newest first."""
-        return (plain(one) for one in self._client.fine_tuning.jobs.list_events(job_id, limit=100))
+        return pages(self._client.with_raw_response.fine_tuning.jobs.list_events, fine_tuning_job_id=job_id, limit=100)
 
     def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """Models from before the end of a job."""
-        return (plain(one) for one in self._client.fine_tuning.jobs.checkpoints.list(job_id, limit=100))
+        listed = self._client.with_raw_response.fine_tuning.jobs.checkpoints.list
+        return pages(listed, fine_tuning_job_id=job_id, limit=100)
 
     def model(self, model: str) -> HostModel:
         """One model."""
@@ -218,20 +223,22 @@ class OpenAIApi:
 
     def models(self) -> Iterator[HostModel]:
         """The models that are offered."""
-        return (_model(one) for one in self._client.models.list())
+        return (_model(one) for one in rows(page(self._client.with_raw_response.models.list()), "data"))
 
 
 def _file(value: Any) -> HostFile:
+    told = plain(present(value, "id"))
     # Nebius and others leave the status out once a file is read.
-    return HostFile(
-        id=value.id, name=str(value.filename), size_bytes=value.bytes, status=str(value.status or "processed")
-    )
+    status = str(told.get("status") or "processed")
+    return HostFile(id=str(told["id"]), name=str(told.get("filename")), size_bytes=told.get("bytes"), status=status)
 
 
 def _model(value: Any) -> HostModel:
+    told = plain(present(value, "id"))
     # The date is in OpenAI's description and not yet in the client's types.
-    ends = getattr(value, "shutdown_date", None)
-    return HostModel(id=value.id, created_at=value.created, shutdown_date=ends if isinstance(ends, str) else None)
+    ends = told.get("shutdown_date")
+    created = whole(told.get("created"))
+    return HostModel(id=str(told["id"]), created_at=created, shutdown_date=ends if isinstance(ends, str) else None)
 
 
 _TAG = re.compile(r"df([0-9a-f]{12})x(\d+)")

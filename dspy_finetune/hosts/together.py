@@ -29,6 +29,7 @@ from dspy_finetune.hosts.protocol import (
     seconds_of,
     tagged_suffix,
 )
+from dspy_finetune.hosts.shapes import part, present, rows, whole, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -87,7 +88,7 @@ class TogetherApi:
 
     def files(self) -> Iterator[HostFile]:
         """The training files that are there."""
-        return (_file(one) for one in self._get("/files")["data"] if one["purpose"] == "fine-tune")
+        return (_file(one) for one in rows(self._get("/files"), "data") if one.get("purpose") == "fine-tune")
 
     def content(self, file_id: str) -> bytes:
         """What a file holds."""
@@ -105,7 +106,7 @@ class TogetherApi:
 
     def jobs(self, metadata: Mapping[str, str] | None = None, *, limit: int = 100) -> Iterator[Mapping[str, Any]]:
         """The jobs, newest first; of an intent those whose suffix has its tag."""
-        found = [_job(one, metadata) for one in self._get("/fine-tunes")["data"]]
+        found = [_job(one, metadata) for one in rows(self._get("/fine-tunes"), "data")]
         return iter(sorted(found, key=lambda job: job["created_at"] or 0, reverse=True))
 
     def steer(self, job_id: str, step: Literal["cancel", "pause", "resume"]) -> Mapping[str, Any]:
@@ -117,17 +118,16 @@ class TogetherApi:
 
     def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """A job's events, newest first; the losses of its steps among them."""
-        told = [
-            _event(job_id, number, one) for number, one in enumerate(self._get(f"/fine-tunes/{job_id}/events")["data"])
-        ]
-        steps = [_step(job_id, one) for one in self._get(f"/fine-tunes/{job_id}/metrics").get("metrics") or ()]
+        listed = rows(self._get(f"/fine-tunes/{job_id}/events"), "data")
+        told = [_event(job_id, number, one) for number, one in enumerate(listed)]
+        steps = [_step(job_id, one) for one in rows(self._get(f"/fine-tunes/{job_id}/metrics"), "metrics")]
         everything = [*told, *(one for one in steps if one is not None)]
         return iter(everything[::-1])
 
     def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """Models from before the end of a job; each can be trained on from, and downloaded."""
-        for one in self._get(f"/fine-tunes/{job_id}/checkpoints")["data"]:
-            name = f"{job_id}:{one['step']}"
+        for one in rows(self._get(f"/fine-tunes/{job_id}/checkpoints"), "data"):
+            name = f"{job_id}:{present(one, 'step')['step']}"
             yield {"id": name, "fine_tuned_model_checkpoint": name, "step_number": one["step"], "metrics": {}}
 
     def model(self, model: str) -> HostModel:
@@ -145,8 +145,8 @@ class TogetherApi:
                 name = job["fine_tuned_model"]
                 own[name] = HostModel(id=name, created_at=job["finished_at"], base=job["model"])
         yield from own.values()
-        for one in self._client.get("/models", cast_to=list[dict[str, Any]]):
-            if one["id"] not in own:
+        for one in rows(self._client.get("/models", cast_to=list[dict[str, Any]])):
+            if present(one, "id")["id"] not in own:
                 yield HostModel(id=one["id"], created_at=one.get("created"))
 
     def weights(self, job_id: str, *, merged: bool = False) -> bytes:
@@ -164,18 +164,15 @@ class TogetherApi:
             "autoscaling": {"min_replicas": 1, "max_replicas": 1},
             "inactive_timeout": minutes_idle,
         }
-        made: dict[str, Any] = self._client.with_options(max_retries=0).post(
-            "/endpoints", body=body, cast_to=dict[str, Any]
-        )
-        return made
+        once = self._client.with_options(max_retries=0)
+        return present(whole_answer(once.post("/endpoints", body=body, cast_to=dict[str, Any])), "id")
 
     def undeploy(self, endpoint: str) -> None:
         """End an endpoint, by its id; the billing ends with it."""
         self._client.delete(f"/endpoints/{endpoint}", cast_to=_response())
 
     def _get(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.get(path, cast_to=dict[str, Any])
-        return found
+        return whole_answer(self._client.get(path, cast_to=dict[str, Any]))
 
 
 def _response() -> Any:
@@ -219,22 +216,25 @@ def _request(body: Mapping[str, Any], base: str) -> dict[str, Any]:
     return sent
 
 
-def _file(value: Mapping[str, Any]) -> HostFile:
+def _file(answer: Any) -> HostFile:
+    value = present(whole_answer(answer), "id", "filename")
     status = "processed" if value.get("Processed", True) else "pending"
     return HostFile(id=value["id"], name=value["filename"], size_bytes=value.get("bytes"), status=status)
 
 
-def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> dict[str, Any]:
+def _job(answer: Any, wanted: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A job in OpenAI's shape."""
-    status = _STATUSES.get(value["status"], value["status"])
-    method = (value.get("training_method") or {}).get("method", "sft")
+    value = present(whole_answer(answer), "id")
+    said = str(value.get("status") or "unknown")
+    status = _STATUSES.get(said, said)
+    method = part(value, "training_method").get("method", "sft")
     kind = "dpo" if method == "dpo" else "supervised"
-    lora = value.get("training_type") or {}
+    lora = part(value, "training_type")
     settings = {name: value.get(name) for name in ("n_epochs", "batch_size", "learning_rate")}
     settings.update(lora=lora.get("type") != "Full", lora_rank=lora.get("lora_r"))
     created = seconds_of(value.get("created_at"))
-    left = value.get("progress") or {}
-    errors = [one for one in value.get("events") or () if one.get("type") == "job_error" or _level(one) == "error"]
+    left = part(value, "progress")
+    errors = [one for one in rows(value, "events") if one.get("type") == "job_error" or _level(one) == "error"]
     named = f"{value.get('suffix') or ''} {value.get('model_output_name') or ''}"
     return {
         "id": value["id"],
@@ -257,10 +257,10 @@ def _job(value: Mapping[str, Any], wanted: Mapping[str, str] | None = None) -> d
 
 def _ends(updated: Any, progress: Mapping[str, Any]) -> int | None:
     seen = seconds_of(updated)
-    left = progress.get("seconds_remaining")
+    left = whole(progress.get("seconds_remaining"))
     if not progress.get("estimate_available") or seen is None or left is None:
         return None
-    return seen + int(left)
+    return seen + left
 
 
 def _event(job_id: str, number: int, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,10 +280,10 @@ def _level(value: Mapping[str, Any]) -> str:
 
 
 def _step(job_id: str, value: Mapping[str, Any]) -> dict[str, Any] | None:
-    step, loss = value.get("train/global_step"), value.get("train/loss")
+    step, loss = whole(value.get("train/global_step")), value.get("train/loss")
     if step is None:
         return None
-    data = {"step": int(step), **({"train_loss": loss} if loss is not None else {})}
+    data = {"step": step, **({"train_loss": loss} if loss is not None else {})}
     if "eval/loss" in value:
         data["valid_loss"] = value["eval/loss"]
-    return {"id": f"{job_id}-step-{int(step)}", "type": "metrics", "message": f"Step {int(step)}", "data": data}
+    return {"id": f"{job_id}-step-{step}", "type": "metrics", "message": f"Step {step}", "data": data}

@@ -36,6 +36,7 @@ from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.errors import DataError, FileError, HostError, UsageError
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.shapes import part, present, whole_answer
 from dspy_finetune.jobs.records import job_facts, journal_of
 
 MOST_LABELS = 64
@@ -491,20 +492,23 @@ class _Export:
         client = self._host.client()
         doing = f"export {self._model} as {self._body['format']}"
         with self._host.talking(doing):
-            state: dict[str, Any] = client.post("/exports", body=self._body, cast_to=dict[str, Any])
+            state = self._state(client.post("/exports", body=self._body, cast_to=dict[str, Any]))
         try:
             say(f"converting {self._model}")
             while state["status"] == "running":
                 time.sleep(POLL_SECONDS)
                 with self._host.talking(doing):
-                    state = client.get(f"/exports/{state['id']}", cast_to=dict[str, Any])
-            if state["error"]:
-                code, message = state["error"].get("code"), state["error"]["message"]
+                    state = self._state(client.get(f"/exports/{state['id']}", cast_to=dict[str, Any]))
+            if failure := part(state, "error"):
+                code, message = failure.get("code"), failure.get("message")
                 raise HostError(f"{self._host.name}: cannot {doing}: {message}", code=code)
             yield state
         finally:
             with contextlib.suppress(HostError), self._host.talking(doing):
                 client.delete(f"/exports/{state['id']}", cast_to=dict[str, Any])
+
+    def _state(self, answer: Any) -> dict[str, Any]:
+        return present(whole_answer(answer), "id", "status")
 
     def fetch(self, files: Iterable[Mapping[str, Any]], folder: Path, say: Callable[[str], object]) -> None:
         """Download the files into a folder, each verified by its SHA-256."""

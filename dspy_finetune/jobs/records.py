@@ -30,6 +30,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import redact
 from dspy_finetune.hosts.protocol import plain
+from dspy_finetune.hosts.shapes import whole
 
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})
@@ -144,15 +145,15 @@ def job_facts(value: Any) -> JobFacts:
         model=str(job.get("model") or ""),
         method=_METHODS.get(kind, kind),
         fine_tuned_model=_text(job.get("fine_tuned_model")),
-        created_at=_whole(job.get("created_at")),
-        finished_at=_whole(job.get("finished_at")),
-        estimated_finish=_whole(job.get("estimated_finish")),
-        trained_tokens=_whole(job.get("trained_tokens")),
+        created_at=whole(job.get("created_at")),
+        finished_at=whole(job.get("finished_at")),
+        estimated_finish=whole(job.get("estimated_finish")),
+        trained_tokens=whole(job.get("trained_tokens")),
         training_file=_text(job.get("training_file")),
         validation_file=_text(job.get("validation_file")),
         result_files=tuple(str(one) for one in _rows(job.get("result_files"))),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
-        seed=_whole(job.get("seed")),
+        seed=whole(job.get("seed")),
         metadata={str(name): str(value) for name, value in _settled(job.get("metadata")).items()},
         error_code=_text(error.get("code")),
         error_message=redact(str(error["message"])) if error.get("message") else None,
@@ -165,11 +166,11 @@ def event(value: Any) -> Event:
     seen = plain(value)
     data = _settled(seen.get("data"))
     for name in ("step", "total_steps"):
-        if name in data and _whole(data[name]) is None:
+        if name in data and whole(data[name]) is None:
             del data[name]  # no step at all, or one that is no number
     return Event(
         id=str(seen.get("id") or ""),
-        created_at=_whole(seen.get("created_at")),
+        created_at=whole(seen.get("created_at")),
         level=str(seen.get("level") or "info"),
         message=redact(str(seen.get("message") or "")),
         type=str(seen.get("type") or "message"),
@@ -184,7 +185,7 @@ def checkpoint(value: Any) -> Checkpoint:
     return Checkpoint(
         id=str(seen.get("id") or ""),
         model=str(seen.get("fine_tuned_model_checkpoint") or ""),
-        step=_whole(seen.get("step_number")),
+        step=whole(seen.get("step_number")),
         metrics={k: v for k, v in metrics.items() if v is not None} if isinstance(metrics, Mapping) else {},
     )
 
@@ -199,11 +200,6 @@ def _rows(value: Any) -> list[Any]:
 
 def _text(value: Any) -> str | None:
     return str(value) if value else None
-
-
-def _whole(value: Any) -> int | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return int(value) if is_number else None
 
 
 Row = dict[str, int | float | str | None]

@@ -55,10 +55,23 @@ def test_migrate_shows_trains_saves_and_compares(
     assert run("migrate", old, "--to", there, "--dry-run", "--json") == 0
     planned = json.loads(capsys.readouterr().out)
     assert (planned["model"], planned["cost_usd"], planned["plans"][0]["suffix"]) == (old, 0.0, "taste")
+    assert planned["plans"][0]["metadata"] == {}
+    noted = ("--metadata", "who=me", "--wandb", "titles")
+    assert run("migrate", old, "--to", there, *noted, "--dry-run", "--json") == 0
+    (moving,) = json.loads(capsys.readouterr().out)["plans"]
+    assert (moving["metadata"], moving["wandb"]["project"]) == ({"who": "me"}, "titles")
+    assert run("migrate", old, "--to", there, "--metadata", "who") == 2
+    assert "expected KEY=VALUE" in capsys.readouterr().err
+    assert run("migrate", old, "--to", there, "--no-wait", "--save", "new.json") == 2
+    assert "--save needs the finished model" in capsys.readouterr().err
     assert run("migrate", old, "--to", there) == 2
     assert "--examples" in capsys.readouterr().err
     assert not servers[1].jobs
 
+    assert run("migrate", old, "--to", there, "--no-wait") == 0
+    shown = capsys.readouterr()
+    assert shown.out.split() == ["dspy-finetune", "jobs", "follow", "ftjob-0001", "--host", there]
+    assert "the same command without --no-wait goes on: the comparison" in shown.err
     code = run(
         "migrate", old, "--to", there, "--examples", "test.jsonl", "--save", "new.json", "--json-to", "report.json"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,17 @@ def test_following_waits_for_a_host_that_is_down(
     place.fake.fail(place.look, status=503, times=9)
     assert run(*again[1:]) == 0
     assert len(place.time.slept) >= 3
+
+
+def test_an_odd_answer_does_not_end_the_following(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proxy's page, a list, an empty object; a status that is new, or null."""
+    answers: list[Any] = ["<html>busy</html>", b"<html>busy</html>", {}, ["x"], None]
+    for odd in answers:
+        place.fake.fail(place.look, status=200, body=odd)
+    assert train(place, tmp_path) == 0, capsys.readouterr().err
+    assert place.n_jobs == 1
 
 
 @pytest.mark.parametrize("apart", [-600.0, 600.0])
