@@ -182,7 +182,7 @@ def split(
     answer = label or number
     if answer is not None:
         rows = labelled(rows, answer, data)
-    parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, seed=seed)
+    parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, rare="train", seed=seed)
     written = {}
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
         if not part:  # a fraction of 0 asks for no such file
@@ -258,7 +258,7 @@ def script(columns: Columns, data: Path, delimiter: str | None = None, decimal: 
     prompt, predictor, metric = _PRESETS[columns.task]
     fields = [f"    {name}: str = dspy.InputField()" for name in columns.inputs]
     fields.append(f"    {columns.label}: {_type(columns)} = dspy.OutputField()")
-    stratify = f", stratify_by={columns.label!r}" if columns.task in ("binary", "labels") else ""
+    stratify = f", stratify_by={columns.label!r}, rare='train'" if columns.task in ("binary", "labels") else ""
     return _SCRIPT.format(
         name=data.name,
         path=str(data),

@@ -7,6 +7,7 @@ every file it writes is kept in one folder. A step whose file is there already i
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def run(
     Example: dspy-finetune run titles.csv --label liked
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.fields import guess_columns
+    from dspy_finetune.data.fields import field_name, guess_columns
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
 
     chosen = [name for name in (label, number, pairs) if name is not None]
@@ -88,7 +89,14 @@ def run(
     if number is not None:
         columns = replace(columns, task="number", labels=())
     if pairs is not None and columns.task != "pairs":
-        raise UsageError(f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it")
+        found = ", ".join(map(repr, columns.labels[:4])) or columns.why
+        raise UsageError(
+            f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it that its values name "
+            f"({found})"
+        )
+    names = Counter(map(field_name, (*columns.inputs, columns.label)))
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise UsageError(f"two columns would both be the field {twice[0]!r}; rename one of them in {data}")
     folder = to or new_folder(data.stem)
     cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
     cells += () if decimal == "." else ("--decimal", decimal)
@@ -175,7 +183,9 @@ def plan_steps(
         title="Split",
         arguments=("split", str(data), "--out", str(rows), *split, *answer, *stratify),
     )
-    preset = ("--preset", _PRESETS[columns.task]) if columns.task in _PRESETS else ()
+    # The preset asks for A or B, and compares fields that end in _a and _b; other names are a choice of two labels.
+    is_preset = columns.task in _PRESETS and (columns.task != "pairs" or is_a_or_b(columns))
+    preset = ("--preset", _PRESETS[columns.task]) if is_preset else ()
     meaning = () if rubric is None else ("--rubric", rubric)
     # Without rows of its own to validate on, the local host holds some of the training rows out by itself.
     files = {"train": train} | ({"validation": folder / "validation.jsonl"} if has_validation else {})
@@ -206,11 +216,19 @@ def plan_steps(
 
 def signature_text(columns: Columns) -> str:
     """The task as a DSPy signature in one line."""
-    if columns.task == "labels":
-        kind = f": Literal[{', '.join(repr(value) for value in sorted(columns.labels, key=str))}]"
+    from dspy_finetune.data.fields import field_name  # here: --help must not wait for dspy
+
+    if columns.task == "labels" or (columns.task == "pairs" and not is_a_or_b(columns)):
+        kind = f": Literal[{', '.join(repr(str(value)) for value in sorted(columns.labels, key=str))}]"
     else:
         kind = {"binary": ": bool", "pairs": ": Literal['A', 'B']", "number": ": float", "text": ""}[columns.task]
-    return f"{', '.join(columns.inputs)} -> {columns.label}{kind}"
+    return f"{', '.join(map(field_name, columns.inputs))} -> {field_name(columns.label)}{kind}"
+
+
+def is_a_or_b(columns: Columns) -> bool:
+    """Whether a pair's label is A or B, and its fields end so."""
+    ends = [name[-2:] for name in columns.inputs]
+    return ends == ["_a", "_b"] and {str(label).strip().casefold() for label in columns.labels} == {"a", "b"}
 
 
 def invoke(command: Callable[..., object], step: Step) -> int:

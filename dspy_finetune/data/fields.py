@@ -15,9 +15,11 @@ import dataclasses
 import difflib
 import enum
 import functools
+import keyword
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,6 +32,9 @@ from dspy_finetune.values import (
     DecimalMark,
     Unparseable,
     choice_loader,
+    compared_fields,
+    fold,
+    is_closed_set,
     load_bool,
     load_int,
     load_number,
@@ -180,6 +185,9 @@ class RowPlan:
             row = renamed
         missing = [name for name in self._required if name not in row]
         if missing:
+            row = self._with_field_names(row, missing)
+            missing = [name for name in missing if name not in row]
+        if missing:
             return self._missing(missing[0], row, path, line)
         self._is_any_row_complete = True
         wrong = self._convert(row, path, line) if self._converters else None
@@ -187,6 +195,15 @@ class RowPlan:
             return wrong
         example = dspy.Example(row)
         return example if inputs is None else example.with_inputs(*inputs)
+
+    def _with_field_names(self, row: dict[str, Any], missing: Sequence[str]) -> dict[str, Any]:
+        """The row with the columns that are called `Major Genre` under the name wanted, `Major_Genre`."""
+        known: dict[str, list[str]] = {}
+        for column in row:
+            if column not in self._required:
+                known.setdefault(field_name(column), []).append(column)
+        names = {known[name][0]: name for name in missing if len(known.get(name, ())) == 1}
+        return {names.get(column, column): value for column, value in row.items()} if names else row
 
     def check_columns(self, source: str) -> None:
         """Call after the last row: refuse names that no row had, or could take. Raises UsageError."""
@@ -251,6 +268,18 @@ def check_names(names: Sequence[str] | str, argument: str) -> tuple[str, ...]:
     return listed
 
 
+def field_name(column: str) -> str:
+    """A column's name as a field of a signature can have it: `Major Genre` is `Major_Genre`, `class` is `class_`.
+
+    >>> [field_name(name) for name in ("title", "Cost Total $", "class", "2020", "Größe (cm)")]
+    ['title', 'Cost_Total', 'class_', 'field_2020', 'Größe_cm']
+    """
+    name = re.sub(r"\W+", "_", column).strip("_") or "field"
+    name = name if name.isidentifier() else f"field_{name}"
+    # A field that is called like a part of dspy.Signature would hide it.
+    return f"{name}_" if keyword.iskeyword(name) or hasattr(dspy.Signature, name) else name
+
+
 def columns_hint(name: str, columns: Iterable[str]) -> str:
     """The columns there are and the nearest to the one that was asked for.
 
@@ -279,15 +308,13 @@ def _checked_rename(rename: Mapping[str, str]) -> dict[str, str]:
 
 Task = Literal["binary", "labels", "pairs", "number", "text"]
 
-MAX_LABELS = 64
-"""More distinct answers than this are free text, not classes."""
-
 _LABEL_NAMES = re.compile(
     r"(^|_)(labels?|class|category|target|answer|response|output|completion|liked?|favou?rite|preferred|preference|"
     r"price|rating|score|sentiment|spam|y)($|_)",
     re.IGNORECASE,
 )
 _ID_NAMES = re.compile(r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)", re.I)
+_PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
 _FLAG_NAMES = re.compile(r"^(is|has|was|should|can)_", re.IGNORECASE)
 
 
@@ -336,8 +363,8 @@ def guess_columns(
     for name in [*(inputs or ()), *([label] if label is not None else ())]:
         if name not in values:
             raise UsageError(f"no row has a field {name!r}; the fields are {', '.join(values)}")
-    pair = _pair(values, label)
-    if pair is not None and inputs is None:
+    pair = _pair(values, label, inputs)
+    if pair is not None:
         sides, preferred = pair
         return Columns(
             task="pairs",
@@ -351,7 +378,11 @@ def guess_columns(
     read = tuple(inputs) if inputs is not None else _inputs(values, chosen)
     if not read:
         raise DataError(f"no column beside {chosen!r} holds text to read; name the inputs")
-    kind = f"{len(labels)} distinct answers" if labels else {"number": "numbers"}.get(task, "free text")
+    kind = {"binary": "yes or no", "number": "numbers", "text": "free text"}.get(
+        task, f"{len(labels)} distinct answers"
+    )
+    if task == "labels" and len(labels) < len(_distinct(values[chosen])):
+        kind += " (spellings that differ in letter case or blanks are one)"
     return Columns(task=task, inputs=read, label=chosen, labels=labels, why=f"{chosen} holds {kind}")
 
 
@@ -368,16 +399,22 @@ def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(sorted(counts, key=lambda value: (-counts[value], str(value))))
 
 
-def _pair(values: Mapping[str, list[Any]], label: str | None) -> tuple[tuple[str, str], str] | None:
+def _pair(
+    values: Mapping[str, list[Any]], label: str | None, inputs: Sequence[str] | None
+) -> tuple[tuple[str, str], str] | None:
     """The two sides of pair rows and the field that names the better one."""
-    for name in values:
-        for first, second in (("_a", "_b"), ("_1", "_2"), ("_left", "_right")):
-            base = name.removesuffix(first)
-            if base == name or base + second not in values:
-                continue
-            for chosen in [label] if label is not None else ("preferred", "preference", f"preferred_{base}", "winner"):
-                if chosen in values and len(_distinct(values[chosen])) in (2, 3):
-                    return (name, base + second), chosen
+    given = tuple(inputs) if inputs is not None else tuple(name for name in values if not _ID_NAMES.search(name))
+    labels = [label] if label is not None else [name for name in given or values if _PREFERENCE.search(name)]
+    if inputs is not None and len(inputs) != 2:
+        return None
+    for chosen in labels or list(values):
+        sides = [str(value) for value in _distinct(values[chosen])]
+        if len(sides) != 2:
+            continue
+        for place, first in enumerate(given):
+            for second in given[place + 1 :]:
+                if chosen not in (first, second) and compared_fields((first, second), sides) is not None:
+                    return (first, second), chosen
     return None
 
 
@@ -388,13 +425,15 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     texts = {str(value).strip().casefold() for value in distinct}
     if texts and texts <= {*TRUE_WORDS, *FALSE_WORDS}:
         return "binary", distinct
-    n_seldom = sum(1 for value in distinct if known.count(value) < 2) if len(distinct) <= MAX_LABELS else len(distinct)
-    if distinct and len(distinct) <= MAX_LABELS and not n_seldom and not all(_is_number(value) for value in distinct):
-        return "labels", distinct
-    if known and all(_is_number(value) for value in known):
-        few = len(distinct) <= 10 and not n_seldom and all(_is_whole(value) for value in distinct)
+    if known and all(_is_number(value) for value in distinct):
+        counts = Counter(known)
+        few = len(distinct) <= 10 and min(counts.values()) > 1 and all(_is_whole(value) for value in distinct)
         return ("labels", distinct) if few else ("number", ())
-    return "text", ()
+    spellings: dict[str, str] = {}
+    for value in distinct:  # the most frequent first: it stands for the other spellings of the same label
+        spellings.setdefault(fold(str(value)), str(value))
+    is_closed = is_closed_set(Counter(fold(str(value)) for value in known))
+    return ("labels", tuple(spellings.values())) if is_closed else ("text", ())
 
 
 def _is_number(value: Any) -> bool:
@@ -422,16 +461,19 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         and any(one is not None for one in values[name])
     ]
     named = [name for name in candidates if _LABEL_NAMES.search(name) or _FLAG_NAMES.match(name)]
-    closed = [name for name in candidates if _task(values[name])[0] in ("binary", "labels")]
-    # A telling name first, then a closed set of answers; of several, those that are both.
-    for found in (named, [name for name in named if name in closed], closed if not named else []):
+    tasks = {name: _task(values[name])[0] for name in candidates}
+    closed = [name for name in candidates if tasks[name] in ("binary", "labels")]
+    told = [name for name in candidates if tasks[name] != "text"]
+    # A telling name first, then a closed set of answers, then the one column that is no text; of several, those that
+    # are both.
+    for found in (named, [name for name in named if name in closed], *((closed, told) if not named else ())):
         if len(found) == 1:
             return found[0]
     if not candidates:
         raise DataError(
             f"no column can be the label; the fields are {', '.join(values)}: name it with label= (--label)"
         )
-    options = named or closed or candidates
+    options = named or told or candidates
     raise DataError(f"cannot tell the label: it may be {' or '.join(options[:6])}; name it with label= (--label)")
 
 

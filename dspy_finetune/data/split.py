@@ -12,8 +12,8 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import dspy
 
@@ -43,6 +43,9 @@ class Split:
     """How many groups of rows had to stay together; as many as rows where none shared an item."""
     n_ungrouped: int = 0
     """How many rows have no value of `group_by`; each is a group of its own."""
+    rare: tuple[str, ...] = ()
+    """The values of `stratify_by` that are on too few rows for every side: with `rare="train"` all theirs are trained
+    on."""
 
     def __iter__(self) -> Iterator[list[dspy.Example]]:
         return iter((self.train, self.validation, self.test))
@@ -51,7 +54,12 @@ class Split:
         """One line for people: the rows of each side."""
         counts = ", ".join(f"{name} {len(side)}" for name, side in zip(_SIDES, self, strict=True))
         alone = f"; {self.n_ungrouped} rows without a group, each its own" if self.n_ungrouped else ""
-        return f"{counts} rows ({self.n_groups} groups that stay together{alone})"
+        told = f"{counts} rows ({self.n_groups} groups that stay together{alone})"
+        if not self.rare:
+            return told
+        shown = ", ".join(repr(value) for value in self.rare[:_SHOWN])
+        more = f" and {len(self.rare) - _SHOWN} more" if len(self.rare) > _SHOWN else ""
+        return f"{told}; in training alone, as too rare to stand on every side: {shown}{more}"
 
 
 def split(
@@ -60,6 +68,7 @@ def split(
     *,
     group_by: By | None = None,
     stratify_by: By | None = None,
+    rare: Literal["raise", "train"] = "raise",
     seed: int = 0,
 ) -> Split:
     """Split examples into train, validation and test.
@@ -81,6 +90,8 @@ def split(
             normalised. A row whose value is missing (None, NaN, an empty text) is a group of its own. None: both sides
             of pair rows, the inputs of other rows, so that duplicates do not part.
         stratify_by: The field, fields or function whose values are spread over the sides in equal shares.
+        rare: What is done where a value of `stratify_by` has fewer rows or groups than there are sides: "raise" an
+            error, or "train" on all of them. Such a value is learned, and never tested.
         seed: Another seed gives another split.
 
     Raises:
@@ -103,7 +114,11 @@ def split(
             f"{len(groups)} {rule} cannot fill {n_sides} sides; "
             "give more rows, or a fraction of 0 to the sides not needed"
         )
-    targets = _targets(labels, groups, shares, by_label=stratify_by is not None)
+    n_groups = Counter(label for group in groups for label in {labels[index] for index in group})
+    rare_labels = [label for label, n in n_groups.items() if n < n_sides] if stratify_by is not None else []
+    if rare_labels and (rare == "raise" or shares[0] == 0):
+        raise _too_rare(rare_labels, n_groups, n_sides)
+    targets = _targets(labels, shares, set(rare_labels))
     generator = random.Random(seed)
     generator.shuffle(groups)
     sides = _assign(groups, labels, targets)
@@ -111,7 +126,14 @@ def split(
     for side in sides:
         generator.shuffle(side)
     train, validation, test = ([rows[index] for index in side] for side in sides)
-    return Split(train=train, validation=validation, test=test, n_groups=len(groups), n_ungrouped=n_ungrouped)
+    return Split(
+        train=train,
+        validation=validation,
+        test=test,
+        n_groups=len(groups),
+        n_ungrouped=n_ungrouped,
+        rare=tuple(label.partition(":")[2] for label in rare_labels),
+    )
 
 
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
@@ -136,27 +158,31 @@ def _strata(rows: Sequence[dspy.Example], stratify_by: By | None) -> list[str]:
     ]
 
 
-def _targets(
-    labels: Sequence[str], groups: Sequence[Sequence[int]], shares: tuple[float, ...], *, by_label: bool
-) -> dict[str, list[int]]:
-    """How many rows of each label each side should get: whole numbers, at least one each, the shares kept over all."""
+def _too_rare(rare: Sequence[str], n_groups: Mapping[str, int], n_sides: int) -> DataError:
+    name, n = rare[0].partition(":")[2], n_groups[rare[0]]
+    shown = name if name.strip() else repr(name)  # an empty one would not be seen
+    return DataError(
+        f"stratify_by: the value {shown} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
+        f"{n_sides} sides ({len(rare)} such values); give more rows, coarser values by a function, "
+        'rare="train" to train on theirs, or leave stratify_by (--stratify-by) out'
+    )
+
+
+def _targets(labels: Sequence[str], shares: tuple[float, ...], rare: Container[str]) -> dict[str, list[int]]:
+    """How many rows of each label each side should get: whole numbers, at least one each, the shares kept over all.
+
+    All rows of a rare label go to the first side.
+    """
     n_rows = Counter(labels)
-    n_groups = Counter(label for group in groups for label in {labels[index] for index in group})
     wanted = [index for index, share in enumerate(shares) if share > 0]
-    if by_label:
-        rare = [label for label in n_rows if n_groups[label] < len(wanted)]
-        if rare:
-            name, n = rare[0].partition(":")[2], n_groups[rare[0]]
-            shown = name if name.strip() else repr(name)  # an empty one would not be seen
-            raise DataError(
-                f"stratify_by: the value {shown} has {n} row{'s' * (n != 1)} or group{'s' * (n != 1)}, too few for "
-                f"{len(wanted)} sides ({len(rare)} such values); give more rows, coarser values by a function, or "
-                "leave stratify_by (--stratify-by) out"
-            )
     targets: dict[str, list[int]] = {}
     n_before, given = 0, [0, 0, 0]
     for label, n in sorted(n_rows.items()):
         n_before += n
+        if label in rare:
+            targets[label] = [n, 0, 0]
+            given[0] += n
+            continue
         counts = [math.floor(share * n + 1e-9) for share in shares]
         # Rounding errors are carried from label to label: rounding each for itself could starve a small side.
         lag = {side: shares[side] * n_before - given[side] - counts[side] for side in wanted}

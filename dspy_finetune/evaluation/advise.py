@@ -31,7 +31,7 @@ from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interva
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table
 from dspy_finetune.report.page import Reported
 from dspy_finetune.report.text import as_text
-from dspy_finetune.values import is_label, label_text, read_number
+from dspy_finetune.values import MAX_CHOICES, is_label, label_text, read_number
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
 
@@ -39,8 +39,6 @@ MIN_ROWS = 60
 """Below this many independent rows every figure here is noise."""
 GOOD_ENOUGH = 0.97
 """A cheap baseline with this accuracy leaves a tuned model nothing to win."""
-MAX_HEAD_LABELS = 64
-"""A linear head has at most this many labels."""
 
 _CONSTANT = ("majority", "median")
 
@@ -278,7 +276,7 @@ def _columns(rows: Sequence[Any], signature: type[dspy.Signature] | str | None, 
         task = "binary"
     elif annotation in (int, float):
         task = "number"
-    elif set(get_args(annotation)) == {"A", "B"} and len(made.input_fields) >= 2:
+    elif told.task == "pairs" or (set(get_args(annotation)) == {"A", "B"} and len(made.input_fields) >= 2):
         task = "pairs"
     elif get_args(annotation):
         task = "labels"
@@ -495,9 +493,9 @@ def _recommend(
     elif advice.metric == "accuracy" and (best.interval.low or 0.0) >= GOOD_ENOUGH - 0.02 and _is_enough(best):
         found = "do not fine-tune"
         reasons.append(f"{best.name} is right in {best.interval.value:.1%}: use it, a tuned model has nothing to win.")
-    elif len(advice.columns.labels) > MAX_HEAD_LABELS:
+    elif len(advice.columns.labels) > MAX_CHOICES:
         found = "LoRA"
-        reasons.append(f"{len(advice.columns.labels)} labels are more than a linear head takes ({MAX_HEAD_LABELS}).")
+        reasons.append(f"{len(advice.columns.labels)} labels are more than a linear head takes ({MAX_CHOICES}).")
     else:
         found = "head"
         reasons.append(

@@ -50,7 +50,7 @@ from dspy_finetune.hosts.shapes import present
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
+from dspy_finetune.values import MAX_LABELS, compared_fields, label_column, label_text, read_number
 
 
 def predictor_for(
@@ -970,11 +970,14 @@ def _task_of(values: Sequence[Any]) -> Task:
 
 def _pair_sides(values: Sequence[Any], fields: Sequence[str]) -> tuple[str, str] | None:
     """The two texts of a pair whose label names one; prices beside them are none."""
-    if not set(label_column(values)[1]) <= {"a", "b"}:
-        return None
-    stems = [name[:-2] for name in fields if name.endswith("_a") and name[:-2] + "_b" in fields]
-    stems = [stem for stem in stems if stem != "price"]
-    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
+    labels = sorted(label_column(values)[1])
+    found = [
+        (first, second)
+        for place, first in enumerate(fields)
+        for second in fields[place + 1 :]
+        if not first.startswith("price") and compared_fields((first, second), labels) is not None
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def usual_metric(prompt: PromptFormat, field: str) -> str:

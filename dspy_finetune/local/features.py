@@ -31,7 +31,6 @@ from dspy_finetune.local.heads import (
     Candidate,
     Head,
     Mode,
-    compared_fields,
     fit,
     numbers_of,
     rows_of,
@@ -40,6 +39,7 @@ from dspy_finetune.local.heads import (
 from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
 from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
+from dspy_finetune.values import compared_fields
 
 Array = NDArray[np.float32]
 Messages = Sequence[Mapping[str, Any]]

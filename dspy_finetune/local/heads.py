@@ -34,16 +34,14 @@ from numpy.typing import NDArray
 from dspy_finetune._files import write_json
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.local.chat import message_text
+from dspy_finetune.values import MAX_CHOICES, is_closed_set
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
 Messages = Sequence[Mapping[str, Any]]
 Mode = Literal["whole", "fields", "difference"]
 
-MAX_LABELS = 64
 MAX_LABEL_CHARS = 200
-MAX_ONCE = 0.05
-"""So large a share of the rows may have an answer of their own in a closed set: a rare label costs none its head."""
 MAX_NUMBER_LABELS = 11
 """So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -220,8 +218,8 @@ def task_of_answers(answers: Sequence[str]) -> Task:
     is_amount = (
         style is not None and len(counts) > MAX_NUMBER_LABELS and bool(style.before + style.after or style.decimals)
     )
-    is_closed = once == 0 or (style is None and len(counts) - once >= 2 and once <= n * MAX_ONCE)
-    if 2 <= len(counts) <= MAX_LABELS and is_closed and is_short and not is_amount:
+    is_closed = is_closed_set(counts) and (once == 0 or style is None)
+    if is_closed and is_short and not is_amount:
         shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(4))
         more = f", and {len(counts) - 4} more" if len(counts) > 4 else ""
         found = f"every answer is one of {len(counts)} labels ({shown}{more})"
@@ -237,7 +235,7 @@ def task_of_answers(answers: Sequence[str]) -> Task:
         return Task(kind="numbers", n_rows=n, found=found, style=style)
     if len(counts) == 1:
         found = "every answer is the same"
-    elif is_short and once and len(counts) <= MAX_LABELS and len(counts) < n / 2:
+    elif is_short and once and len(counts) <= MAX_CHOICES and len(counts) < n / 2:
         found = f"{once} of {len(counts)} answers are seen once: too few to call them labels"
     else:
         found = "the answers are texts of their own"
@@ -292,24 +290,6 @@ def numbers_of(style: NumberStyle, answers: Sequence[str]) -> Wide:
     values = [style.read(answer) for answer in answers]
     assert None not in values  # the style was taken from them
     return np.array(values, dtype=np.float64)
-
-
-def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, int] | None:
-    """Which of two labels names which of two fields, or None where they do not.
-
-    Examples:
-        >>> compared_fields(["A", "B"], ["A", "B"]), compared_fields(["Title b", "Title a"], ["a", "b"])
-        ((0, 1), (1, 0))
-    """
-    if len(fields) != 2 or len(labels) != 2:
-        return None
-
-    def named(field_name: str) -> list[int]:
-        words = re.split(r"[\s_-]+", field_name.casefold())
-        return [index for index, label in enumerate(labels) if label.strip().casefold() in (" ".join(words), words[-1])]
-
-    first, second = named(fields[0]), named(fields[1])
-    return (first[0], second[0]) if len(first) == len(second) == 1 and first != second else None
 
 
 # Folds.

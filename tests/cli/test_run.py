@@ -22,6 +22,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for n in range(60)
     ],
     "classes": [{"text": f"Some words about {n}", "label": ["spam", "ham", "eggs"][n % 3]} for n in range(60)],
+    "lines": [
+        {"Text left": f"Thing {n}", "Text right": f"No {n}", "class": ["left", "right"][n % 2]} for n in range(60)
+    ],
+    "spaces": [{"Film Title": f"A film about {n}", "Major Genre": ["Drama", "Epic"][n % 2]} for n in range(60)],
     "answers": [{"question": f"What is thing {n}?", "answer": f"It is a kind of {n}"} for n in range(60)],
 }
 
@@ -45,6 +49,8 @@ def written(folder: Path, name: str) -> Path:
         ("prices", "name -> price: float"),
         ("pairs", "title_a, title_b -> preferred: Literal['A', 'B']"),
         ("classes", "text -> label: Literal['eggs', 'ham', 'spam']"),
+        ("lines", "Text_left, Text_right -> class_: Literal['left', 'right']"),
+        ("spaces", "Film_Title -> Major_Genre: Literal['Drama', 'Epic']"),
         ("answers", "question -> answer"),
     ],
 )

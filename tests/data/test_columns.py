@@ -64,3 +64,44 @@ def test_two_columns_that_fit_are_both_named() -> None:
 def test_a_field_that_no_row_has_is_named_with_those_that_are_there() -> None:
     with pytest.raises(UsageError, match=r"'likes'; the fields are text, liked"):
         guess_columns(rows(text=TEXTS, liked=[True, False] * 12), label="likes")
+
+
+def test_a_label_that_is_seen_once_does_not_make_a_column_free_text() -> None:
+    sections = ["net", "doc", "games"] * 8
+    assert guess_columns(rows(text=TEXTS, section=[*sections[:-1], "zope"])).task == "labels"
+    assert guess_columns(rows(text=TEXTS, answer=[*sections[:-3], "a", "b", "c"])).task == "text"
+
+
+def test_spellings_of_a_label_that_differ_in_case_alone_are_one_label() -> None:
+    found = guess_columns(rows(text=TEXTS, kind=["Spam", "ham", "spam ", "ham", "Spam", "HAM"] * 4))
+    assert (found.task, set(found.labels)) == ("labels", {"Spam", "ham"})
+    assert "letter case" in found.why
+
+
+@pytest.mark.parametrize(
+    ("sides", "answers"),
+    [
+        (("text_left", "text_right"), ("left", "right")),
+        (("first", "second"), ("second", "first")),
+        (("title_1", "title_2"), ("A", "B")),
+        (("q1", "q2"), ("1", "2")),
+    ],
+)
+def test_two_sides_are_known_by_the_names_that_people_give_them(
+    sides: tuple[str, str], answers: tuple[str, str]
+) -> None:
+    found = guess_columns(rows(**{sides[0]: TEXTS, sides[1]: TEXTS[::-1], "winner": answers * 12}))
+    assert (found.task, found.inputs, set(found.labels)) == ("pairs", sides, set(answers))
+    assert guess_columns(rows(question=TEXTS, answer=TEXTS[::-1], winner=answers * 12)).task != "pairs"
+
+
+def test_the_one_column_of_numbers_beside_texts_is_the_label() -> None:
+    assert guess_columns(rows(word=TEXTS, concreteness=[n / 7 for n in range(24)])).label == "concreteness"
+
+
+def test_a_column_whose_name_is_no_field_is_found_under_the_fields_name() -> None:
+    data = [{"Film Title": "Bees", "Cost Total $": "3.5", "class": "x", "other": 1}]
+    loaded = load_examples(data, signature="Film_Title, class_ -> Cost_Total: float")
+    assert loaded[0].toDict() == {"Film_Title": "Bees", "Cost_Total": 3.5, "class_": "x", "other": 1}
+    with pytest.raises(UsageError, match="no column 'Film_Title'"):  # two columns that fit are none
+        load_examples([{"Film Title": "Bees", "Film-Title": "Ants"}], inputs=["Film_Title"])

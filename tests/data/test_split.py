@@ -134,6 +134,19 @@ def test_too_few_rows_are_an_error_that_says_so() -> None:
     assert [len(side) for side in split(items(3))] == [1, 1, 1]
 
 
+def test_rows_of_rare_labels_are_trained_on_and_told_where_that_is_asked_for() -> None:
+    rows = [*items(20, 2), dspy.Example(title="x", label="odd", id=99), dspy.Example(title="y", label="rare", id=98)]
+    rows += [dspy.Example(title="z", label="rare", id=97)]
+    parts = split([row.with_inputs("title") for row in rows], (0.8, 0, 0.2), stratify_by="label", rare="train")
+    assert [row.label for row in parts.test].count("odd") == 0
+    assert [row.label for row in parts.train].count("odd") == 1
+    assert {row.label for row in parts.test} == {0, 1, "rare"}  # two rows fill two sides
+    assert parts.rare == ("odd",)
+    assert parts.summary().endswith("in training alone, as too rare to stand on every side: 'odd'")
+    with pytest.raises(DataError, match='rare="train"'):
+        split(rows, (0, 0.5, 0.5), stratify_by="label", rare="train")
+
+
 def test_a_wrong_field_is_told_with_the_nearest() -> None:
     for options in ({"group_by": "lable"}, {"stratify_by": "lable"}):
         with pytest.raises(UsageError, match='did you mean "label"'):
