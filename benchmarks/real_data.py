@@ -89,6 +89,8 @@ class Figures:
     auc: list[float] = field(default_factory=list)
     ece: list[float] = field(default_factory=list)
     exact_ece: list[float] = field(default_factory=list)
+    told: list[tuple[float, bool]] = field(default_factory=list)
+    """(probability, whether it came true) of all splits' rows, where the fits are made in one process."""
     seconds: list[float] = field(default_factory=list)
 
 
@@ -241,9 +243,15 @@ def measure_plainly(data: Set, programs: dict[str, Any], train: Any, test: Any, 
         positive = "A" if data.label == "preferred" else True
         right = np.array([row[data.label] == positive for row in test])
         shares = np.array([answer.probabilities[positive] for answer in answers])
-        bins = np.minimum((shares * 10).astype(int), 9)
         figures.auc.append(float(roc_auc_score(right, shares)))
-        figures.ece.append(float(np.abs(np.bincount(bins, right - shares, 10)).sum()) / len(shares))
+        figures.ece.append(plain_ece(shares, right))
+        figures.told += zip(shares.tolist(), right.tolist(), strict=True)
+
+
+def plain_ece(shares: Any, right: Any) -> float:
+    """The expected calibration error with ten bins of one width."""
+    bins = np.minimum((shares * 10).astype(int), 9)
+    return float(np.abs(np.bincount(bins, right - shares, 10)).sum()) / len(shares)
 
 
 class Direct(dspy.Module):
@@ -317,13 +325,8 @@ def exact_ece(program: Direct, test: Sequence[Any], positive: Any) -> float:
     """The ECE that these probabilities would show on as many rows if each were exact: the mean of 200 draws."""
     keys = [json.dumps(row.inputs().toDict(), sort_keys=True) for row in test]
     shares = np.array([program.answers[key]["probabilities"][positive] for key in keys])
-    bins = np.minimum((shares * 10).astype(int), 9)
     generator = np.random.default_rng(0)
-    total = 0.0
-    for _ in range(200):
-        off = (generator.random(len(shares)) < shares) - shares
-        total += float(np.abs(np.bincount(bins, off, 10)).sum()) / len(shares)
-    return total / 200
+    return statistics.mean(plain_ece(shares, generator.random(len(shares)) < shares) for _ in range(200))
 
 
 def stacked(
@@ -452,11 +455,20 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, label: str) -> 
             _mean(one.main, 1 if is_error else 3, one.intervals),
             _mean(one.auc, 3),
             "" if one is baseline or not pairs else f"{won} of {len(pairs)}",
-            _mean(one.ece, 3) + (f" ({statistics.mean(one.exact_ece):.3f})" if one.exact_ece else ""),
+            _ece(one),
             f"{statistics.mean(one.seconds):.0f}" if one.seconds else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ece(one: Figures) -> str:
+    """Mean and deviation; of fits in one process also what exact probabilities would show, and all rows together."""
+    notes = [f"{statistics.mean(one.exact_ece):.3f}"] if one.exact_ece else []
+    if one.exact_ece and len(one.ece) > 1:
+        shares, right = (np.array(values) for values in zip(*one.told, strict=True))
+        notes.append(f"together {plain_ece(shares, right):.3f}")
+    return _mean(one.ece, 3) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _mean(values: Sequence[float], decimals: int, intervals: Sequence[tuple[float, float]] = ()) -> str:
