@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.export import code_tables
+
 PACKAGE = Path(__file__).parents[1] / "dspy_finetune"
 PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
 BEGIN, END = "<!-- messages -->", "<!-- end of messages -->"
@@ -81,6 +83,10 @@ CLASSES = {
     "HostError": (
         "A host answered with an error, or not at all; `.status`, `.code` and `.request_id` are its own.",
         "try again where `.retryable` is true; else mend what the host names",
+    ),
+    "MalformedResponseError": (
+        "The host's answer is not what its API describes.",
+        "look at the address: a proxy may have answered; following a job goes on by itself",
     ),
     "TrainingClosedError": ("The host no longer trains for you.", "train on another host: `Host.local()`, Azure"),
     "ModelGoneError": ("The model was shut down or deleted.", "make it again elsewhere: `dspy-finetune migrate`"),
@@ -357,5 +363,6 @@ if __name__ == "__main__":
         PAGE.write_text(
             f"{page[: page.index(BEGIN)]}{BEGIN}\n\n{tables()}\n{page[page.index(END) :]}", encoding="utf-8"
         )
+        code_tables.write()
     else:
         print(tables())

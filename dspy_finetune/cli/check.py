@@ -19,6 +19,7 @@ from dspy_finetune.export.checks.checker import check
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.fix import fix
 from dspy_finetune.export.checks.show import show, visible
+from dspy_finetune.export.dialects import DIALECTS
 
 
 def register(app: typer.Typer) -> None:
@@ -30,9 +31,7 @@ def check_command(
     file: Annotated[str, typer.Argument(help="The training file; - reads standard input.")],
     method: Annotated[str | None, typer.Option(help="sft, dpo or rft; read off the rows if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The base model, for its limits and token counts.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Whose limits apply: openai, azure, fireworks, together, trl, local.")
-    ] = "openai",
+    host: Annotated[str, typer.Option(help=f"Whose limits apply: {', '.join(DIALECTS)}, local.")] = "openai",
     validation: Annotated[Path | None, typer.Option(help="The validation file: checked as well, and compared.")] = None,
     fix_to: Annotated[
         Path | None, typer.Option("--fix", help="Write a corrected copy here; FILE is not touched.")

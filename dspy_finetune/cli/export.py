@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from dspy_finetune.cli.app import count_as_told, print_json, say, talk
 from dspy_finetune.cli.options import CellDelimiter, Decimal
+from dspy_finetune.export.dialects import DIALECTS
 
 if TYPE_CHECKING:
     from dspy_finetune.export import TrainingFile
@@ -39,7 +41,7 @@ def export(
     rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
-    dialect: Annotated[str, typer.Option(help="openai, azure, together, fireworks or trl.")] = "openai",
+    dialect: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.")] = "openai",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
     split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
@@ -95,7 +97,7 @@ def export(
 def convert(
     path: Annotated[Path, typer.Argument(help="The training file; it is never touched.")],
     copy: Annotated[Path, typer.Argument(metavar="OUT", help="The copy; its manifest goes beside it.")],
-    to: Annotated[str, typer.Option(help="openai, azure, together, fireworks, nebius or trl.")],
+    to: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.")],
     from_: Annotated[
         str | None,
         typer.Option("--from", help="Refuse lines of another dialect; default: take each as what it is."),
@@ -166,9 +168,10 @@ def prompt_named(
     if preset is None:
         assert signature is not None
         return prompts.PromptFormat(signature, **options)
-    if rubric is not None and preset in ("answer", "number"):
+    make = getattr(prompts, preset)
+    if rubric is not None and "rubric" not in inspect.signature(make).parameters:
         raise UsageError(f"the preset {preset} takes no rubric; use --prompt with a saved prompt")
-    made: PromptFormat = getattr(prompts, preset)(signature, **options)
+    made: PromptFormat = make(signature, **options)
     return made
 
 

@@ -13,6 +13,7 @@ Not covered: what the metrics compute (evaluation/metrics.py).
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.evaluation import metrics
 from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.protocol import KindName
+from dspy_finetune.hosts.host import NAMED_HOSTS, OWN_APIS
 
 HostText = Annotated[
     str,
     typer.Option(
         "--host",
-        help="openai, azure, local, nebius, together, fireworks, an address, or NAME=ADDRESS (key in NAME_API_KEY).",
+        help=f"{', '.join(NAMED_HOSTS)}, an address, or NAME=ADDRESS (key in NAME_API_KEY).",
     ),
 ]
 RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
@@ -57,10 +58,16 @@ JUDGED = ("rubric_preference", "rubric_score")
 """Metrics that ask a judge."""
 EMBEDDED = ("semantic_similarity",)
 """Metrics that ask for vectors."""
+_OTHERWISE = {"within", "per_class", "order_agreement", *JUDGED, *EMBEDDED}
+
+
+def _needs_a_field_alone(name: str) -> bool:
+    given = inspect.signature(getattr(metrics, name)).parameters.values()
+    return sum(one.default is one.empty for one in given) <= 1
+
+
 PLAIN = tuple(
-    name
-    for name in metrics.__all__
-    if name.islower() and name not in {"within", "per_class", "order_agreement", *JUDGED, *EMBEDDED}
+    name for name in metrics.__all__ if name.islower() and name not in _OTHERWISE and _needs_a_field_alone(name)
 )
 """Metrics that need nothing but a field."""
 
@@ -116,10 +123,6 @@ def delimiter_of(path: str, delimiter: str | None) -> str | None:
     return None if path.lower().endswith((".json", ".jsonl", ".ndjson", ".parquet")) else delimiter
 
 
-OWN_APIS: tuple[KindName, ...] = ("nebius", "together", "fireworks")
-"""Hosts that are named without an address; the key is in NEBIUS_API_KEY and so on."""
-
-
 def host_named(text: str, *, root: Path | None = None) -> Host:
     """A host by the name that `--host` takes.
 
@@ -127,9 +130,8 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
     Host.compatible('https://llm.example.com/v1')
 
     Args:
-        text: openai, azure, local, nebius, together, fireworks, or an address; `azure=ADDRESS` for a resource of
-            Azure, `local=ADDRESS` for a server of this package, `NAME=ADDRESS` for another host with a name, whose key
-            is then in NAME_API_KEY.
+        text: One of `NAMED_HOSTS`, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for a server
+            of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
         root: The embedded server's folder.
 
     Raises:
@@ -149,9 +151,7 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
         return Host.compatible(text)
     if name.replace("-", "").isalnum() and address.startswith(("http://", "https://")):
         return Host.compatible(address, name=name)
-    raise UsageError(
-        f"--host {text}: expected openai, azure, local, nebius, together, fireworks, an address, or NAME=ADDRESS"
-    )
+    raise UsageError(f"--host {text}: expected {', '.join(NAMED_HOSTS)}, an address, or NAME=ADDRESS")
 
 
 @dataclass(frozen=True, kw_only=True)

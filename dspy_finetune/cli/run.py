@@ -17,7 +17,7 @@ import typer
 
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
-from dspy_finetune.cli.options import CellDelimiter, Decimal
+from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(
     rubric: Annotated[str | None, typer.Option(help="What the labels mean, for the prompt; or @FILE.")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The folder for all files; a new one in runs/.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to tune; the host's usual one without.")] = None,
-    host: Annotated[str, typer.Option(help="local, openai, azure, an address, or NAME=ADDRESS.")] = "local",
+    host: HostText = "local",
     delimiter: CellDelimiter = None,
     decimal: Decimal = ".",
     fractions: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0,0.2",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_finetune._files import file_error, read_json, sha256_file, write_json
-from dspy_finetune.catalog import strip_model_id
+from dspy_finetune.catalog import Catalog, load_catalog, strip_model_id
 from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.checker import RowChecker, check_file
@@ -292,15 +292,16 @@ class TrainingFile(Reported):
         base_model: str | None = None,
         host: str = "openai",
         role: str = "train",
+        catalog: Catalog | None = None,
     ) -> TrainingFile:
-        """Check any file for a method, a model and a host, and hash it.
+        """Check any file for a method, a model and a host, by the catalog's limits, and hash it.
 
         Raises:
             FileError: The file cannot be read.
             UsageError: The method is unknown.
         """
         target = Path(path)
-        checker = RowChecker(method=method, base_model=base_model, host=host, role=role)
+        checker = RowChecker(method=method, base_model=base_model, host=host, role=role, catalog=catalog)
         report = check_file(checker, target, host)
         sha256, manifest = sha256_file(target), Manifest.read(target)
         is_changed = manifest is not None and manifest.sha256 != sha256
@@ -346,7 +347,9 @@ class TrainingFile(Reported):
             modified_ns=stat.st_mtime_ns,
         )
 
-    def checked_for(self, *, method: str, base_model: str | None, host: str, role: str = "train") -> TrainingFile:
+    def checked_for(
+        self, *, method: str, base_model: str | None, host: str, role: str = "train", catalog: Catalog | None = None
+    ) -> TrainingFile:
         """The file checked for these; itself where that was done before and the file on disk is the same.
 
         Raises:
@@ -355,9 +358,10 @@ class TrainingFile(Reported):
         report = self.report
         is_short = role != "train" and "too-few-examples" in report.codes  # no fault of a validation file
         same = (report.method, report.base_model, report.host) == (method, base_model, host)
+        same = same and (catalog is None or catalog == load_catalog())
         if same and not is_short and self.seen is not None and self._is_on_disk():
             return self
-        return TrainingFile.read(self.path, method=method, base_model=base_model, host=host, role=role)
+        return TrainingFile.read(self.path, method=method, base_model=base_model, host=host, role=role, catalog=catalog)
 
     def compared_with(self, validation: TrainingFile) -> TrainingFile:
         """The same with what its rows have in common with the validation file's, neither read again."""

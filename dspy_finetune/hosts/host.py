@@ -91,7 +91,25 @@ def deployment_command(
 # translation of each API that is not OpenAI's. What a host's models can do and cost, and what it asks of a file, stands
 # in the catalog.
 
+_WITH_OWN_API: tuple[tuple[HostKind, Callable[[OpenAI], HostApi]], ...] = (
+    (NEBIUS, NebiusApi),
+    (TOGETHER, TogetherApi),
+    (FIREWORKS, FireworksApi),
+)
+
 KINDS: dict[KindName, HostKind] = {
+    "local": HostKind(
+        name="local",
+        key_variables=("DSPY_FINETUNE_LOCAL_API_KEY",),
+        # The embedded server stores a job before it answers; the seconds are for a request still in its socket.
+        listing_lag_seconds=5.0,
+        lists_models=True,
+        has_structured_output=False,
+        poll_seconds=(0.5, 2.0),
+        has_recipes=True,
+        base_model="smollm2-135m-instruct",
+        gives_weights=True,
+    ),
     "openai": HostKind(
         name="openai",
         key_variables=("OPENAI_API_KEY",),
@@ -108,30 +126,15 @@ KINDS: dict[KindName, HostKind] = {
         poll_seconds=(10.0, 60.0),
         base_model="gpt-4.1-mini-2025-04-14",
     ),
-    "local": HostKind(
-        name="local",
-        key_variables=("DSPY_FINETUNE_LOCAL_API_KEY",),
-        # The embedded server stores a job before it answers; the seconds are for a request still in its socket.
-        listing_lag_seconds=5.0,
-        lists_models=True,
-        has_structured_output=False,
-        poll_seconds=(0.5, 2.0),
-        has_recipes=True,
-        base_model="smollm2-135m-instruct",
-        gives_weights=True,
-    ),
     "compatible": HostKind(name="compatible", key_variables=()),
-    "nebius": NEBIUS,
-    "together": TOGETHER,
-    "fireworks": FIREWORKS,
+    **{kind.name: kind for kind, _ in _WITH_OWN_API},
 }
 
-_APIS: dict[str, Callable[[OpenAI], HostApi]] = {
-    "nebius": NebiusApi,
-    "together": TogetherApi,
-    "fireworks": FireworksApi,
-}
+OWN_APIS: dict[KindName, Callable[[OpenAI], HostApi]] = {kind.name: api for kind, api in _WITH_OWN_API}
 """Kind -> its own API; every other kind speaks OpenAI's."""
+
+NAMED_HOSTS = tuple(kind for kind in KINDS if kind != "compatible")
+"""Hosts that a name alone tells, in the order in which they are shown."""
 
 _AROUND_KEYS = " \t\r\n\v\f\u00a0\"'"
 """What stands around a key and is none of it: docker's --env-file leaves the quotes."""
@@ -470,7 +473,7 @@ class Host:
 
     def api(self) -> HostApi:
         """Files, jobs and models of this host, in OpenAI's shapes whatever its own are."""
-        return _APIS.get(self._kind, OpenAIApi)(self.client())
+        return OWN_APIS.get(self._kind, OpenAIApi)(self.client())
 
     def close(self) -> None:
         """Close the clients, and stop the embedded server if this process started it."""

@@ -15,15 +15,13 @@ from typing import Any, get_args
 from dspy_finetune.catalog import Catalog, HostFacts, Prices, load_catalog
 from dspy_finetune.errors import DataError, FinetuneError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.host import KINDS
+from dspy_finetune.hosts.host import KINDS, NAMED_HOSTS
 from dspy_finetune.hosts.protocol import KindName
 from dspy_finetune.jobs.plan import Method, Source, path_of, plan
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.report.blocks import Section, Table
 from dspy_finetune.report.page import Reported
 
-HOSTS: tuple[KindName, ...] = ("local", "openai", "azure", "nebius", "together", "fireworks")
-"""Hosts that the catalog knows by name."""
 _AZURE = "https://RESOURCE.openai.azure.com"
 
 
@@ -145,10 +143,10 @@ def advise_host(
         FileError: The file cannot be read.
     """
     catalog = catalog or load_catalog()
-    names = tuple(hosts) if hosts is not None else HOSTS
+    names = tuple(hosts) if hosts is not None else NAMED_HOSTS
     for name in names:
-        if name not in HOSTS:
-            raise UsageError(f'unknown host "{name}": expected {", ".join(HOSTS)}')
+        if name not in NAMED_HOSTS:
+            raise UsageError(f'unknown host "{name}": expected {", ".join(NAMED_HOSTS)}')
     path = path_of(training_file)
     if not path.exists():
         plan(training_file, base_model="-", host=Host.local())  # says what is wrong with the path
@@ -290,7 +288,7 @@ class HostRow:
 def host_rows(catalog: Catalog | None = None) -> list[HostRow]:
     """What is known of each host: methods, models, prices, end dates, with sources and days."""
     catalog = catalog or load_catalog()
-    return [_row(name, catalog) for name in HOSTS]
+    return [_row(name, catalog) for name in NAMED_HOSTS]
 
 
 def _row(name: str, catalog: Catalog) -> HostRow:

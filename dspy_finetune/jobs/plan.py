@@ -355,7 +355,13 @@ def method_of(data: Source) -> str | None:
 
 
 def read_training_files(
-    train: Source, validation: Source | None, *, method: str, base_model: str, host: str
+    train: Source,
+    validation: Source | None,
+    *,
+    method: str,
+    base_model: str,
+    host: str,
+    catalog: Catalog | None = None,
 ) -> tuple[TrainingFile, TrainingFile | None]:
     """Check the files against host, model and method and against each other; what an export checked so is not read.
 
@@ -365,23 +371,23 @@ def read_training_files(
         method: sft or dpo.
         base_model: The base model's name.
         host: The catalog's name of the host.
+        catalog: Whose limits apply; the packaged one by default.
 
     Raises:
         DataError: The host would refuse one of them; shows the first issues.
         EmptyDatasetError: One has no rows.
         FileError: One cannot be read.
     """
-    file = _checked(train, method=method, base_model=base_model, host=host, role="train")
+    wanted: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "catalog": catalog}
+    file = _checked(train, role="train", **wanted)
     if validation is None:
         return _accepted(file), None
-    held_out = _checked(validation, method=method, base_model=base_model, host=host, role="validation")
+    held_out = _checked(validation, role="validation", **wanted)
     return _accepted(file.compared_with(held_out)), _accepted(held_out)
 
 
-def _checked(data: Source, *, method: str, base_model: str, host: str, role: str) -> TrainingFile:
-    if isinstance(data, TrainingFile):
-        return data.checked_for(method=method, base_model=base_model, host=host, role=role)
-    return TrainingFile.read(data, method=method, base_model=base_model, host=host, role=role)
+def _checked(data: Source, **wanted: Any) -> TrainingFile:
+    return data.checked_for(**wanted) if isinstance(data, TrainingFile) else TrainingFile.read(data, **wanted)
 
 
 def _accepted(file: TrainingFile) -> TrainingFile:
@@ -647,7 +653,9 @@ def plan(
     _check_method(chosen, base, dialect, catalog)
     host_facts = catalog.host(dialect)
     is_known = _check_known(base, dialect, catalog, allow_unknown_model)
-    file, held_out = read_training_files(train, validation, method=chosen, base_model=base, host=dialect)
+    file, held_out = read_training_files(
+        train, validation, method=chosen, base_model=base, host=dialect, catalog=catalog
+    )
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
     settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)

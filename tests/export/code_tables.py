@@ -1,6 +1,6 @@
 """The tables of docs/troubleshooting.md that repeat checks/codes.py.
 
-`python -m tests.export.code_tables` writes them anew.
+`python -m tests.error_messages --write` writes them anew.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def documented() -> str:
     return found[1]
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write them into the page anew."""
     page = DOCS.read_text(encoding="utf-8")
     begin, end = page.index(BEGIN), page.index(END)
     DOCS.write_text(f"{page[:begin]}{BEGIN}\n\n{tables()}\n{page[end:]}", encoding="utf-8")

@@ -7,6 +7,7 @@ import html
 import json
 import pickle
 import random
+import re
 import statistics
 import tempfile
 import tracemalloc
@@ -22,6 +23,7 @@ from dspy_finetune.export import RowChecker, check
 from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, IssueLog
+from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.tokens import PieceCounter, TokenCounter, load_encoding
 
 from . import code_tables
@@ -431,5 +433,18 @@ def test_no_bytes_make_the_check_crash(data: bytes) -> None:
 
 
 def test_the_docs_list_every_code_and_none_more() -> None:
-    assert code_tables.documented() == code_tables.tables(), "run python -m tests.export.code_tables"
+    assert code_tables.documented() == code_tables.tables(), "run python -m tests.error_messages --write"
     assert {code for table in code_tables.SECTIONS.values() for code in table} == CODES.keys()
+
+
+def test_the_documents_and_helps_name_every_dialect() -> None:
+    pages = {
+        name: (code_tables.DOCS.parent / name).read_text(encoding="utf-8")
+        for name in ("export.md", "check.md", "cli.md")
+    }
+    for dialect in DIALECTS:
+        for name, text in pages.items():
+            assert re.search(rf"\b{dialect}\b", text), (name, dialect)
+        for line in pages["cli.md"].splitlines():
+            if line.startswith(("| `--dialect` |", "| `--to` | `openai`")):
+                assert f"`{dialect}`" in line

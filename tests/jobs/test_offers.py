@@ -11,7 +11,8 @@ import pytest
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.main import main
 from dspy_finetune.errors import FileError, UsageError
-from dspy_finetune.jobs.offers import HOSTS, advise_host, host_rows
+from dspy_finetune.hosts.host import NAMED_HOSTS
+from dspy_finetune.jobs.offers import advise_host, host_rows
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_dpo, write_sft
 
@@ -26,7 +27,7 @@ def run(*arguments: str) -> int:
 def test_every_host_says_whether_and_for_how_much(sft_file: Path, fake: FakeOpenAI, time: FakeTime) -> None:
     advice = advise_host(sft_file)
     by_host = {one.host: one for one in advice.offers}
-    assert set(by_host) == set(HOSTS)
+    assert set(by_host) == set(NAMED_HOSTS)
     assert advice.possible == advice.offers
     assert by_host["local"].cost_usd == 0
     nebius = by_host["nebius"]
@@ -79,7 +80,7 @@ def test_the_table_holds_what_the_catalog_says(capsys: pytest.CaptureFixture[str
     assert rows["nebius"]["training_usd"] == [0.4, 2.8]
     assert rows["nebius"]["methods"] == ["sft"]
     assert rows["together"]["methods"] == ["sft", "dpo"]
-    assert [rows[name]["gives_weights"] for name in HOSTS] == [True, False, False, True, True, True]
+    assert [rows[name]["gives_weights"] for name in NAMED_HOSTS] == [True, False, False, True, True, True]
     sources = load_catalog().sources
     assert all(source in sources for row in rows.values() for source in row["source"].split(", "))
     assert run("hosts") == 0

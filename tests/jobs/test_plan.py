@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 
 from dspy_finetune import export_sft, prompts
+from dspy_finetune.catalog import load_catalog
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, UsageError
 from dspy_finetune.export import dataset
 from dspy_finetune.export.checks import checker
@@ -315,6 +316,17 @@ def test_a_catalog_of_ones_own_makes_a_model_known(
     mine.write_text(json.dumps({"models": {"gpt-5": {"host": "openai", "methods": ["sft"]}}}))
     monkeypatch.setenv("DSPY_FINETUNE_CATALOG", str(mine))
     assert plan(sft_file, base_model="gpt-5", host=host).base_model == "gpt-5"
+
+
+def test_a_catalog_given_to_a_plan_sets_the_limits_of_its_files_too(tmp_path: Path, host: Host) -> None:
+    mine = tmp_path / "catalog.json"
+    mine.write_text(json.dumps({"hosts": {"openai": {"min_rows": 50}}}))
+    rows = [{"title": f"Title {n}", "is_favorite": n % 2 == 0} for n in range(40)]
+    exported = export_sft(rows, prompts.binary("Likes even numbers."), tmp_path / "train.jsonl", base_model=BASE)
+    for train in (exported, exported.path):
+        with pytest.raises(DataError, match="50"):
+            plan(train, base_model=BASE, host=host, catalog=load_catalog(mine))
+        assert plan(train, base_model=BASE, host=host).train.n_rows == 40
 
 
 def test_what_an_export_checked_is_neither_checked_nor_hashed_again(

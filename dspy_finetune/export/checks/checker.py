@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dspy_finetune._jsonl import MISSING, Entry, Fault, kind, read_entries
-from dspy_finetune.catalog import load_catalog
+from dspy_finetune.catalog import Catalog, load_catalog
 from dspy_finetune.errors import EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export.checks.across import SeenRows
 from dspy_finetune.export.checks.codes import CODES, by_hand
@@ -77,6 +77,7 @@ class RowChecker:
         count: bool = True,
         tokenizer: Callable[[str], int] | None = None,
         lint: bool = True,
+        catalog: Catalog | None = None,
     ) -> None:
         """Prepare a check.
 
@@ -89,8 +90,9 @@ class RowChecker:
                 counted again.
             tokenizer: Counts the tokens of a text, for models without a known table.
             lint: Look for what spoils training without being an error.
+            catalog: Where the limits stand; the packaged one by default.
         """
-        catalog = load_catalog()
+        catalog = catalog or load_catalog()
         self._method = method_named(method)
         self._is_given = method is not None
         self._base_model, self._host, self._role = base_model, host, role
