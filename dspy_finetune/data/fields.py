@@ -466,7 +466,8 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
     told = [name for name in candidates if tasks[name] != "text"]
     # A telling name first, then a closed set of answers, then the one column that is no text; of several, those that
     # are both.
-    for found in (named, [name for name in named if name in closed], *((closed, told) if not named else ())):
+    choices: list[list[str]] = [named, [name for name in named if name in closed]]
+    for found in choices + ([] if named else [closed, told]):
         if len(found) == 1:
             return found[0]
     if not candidates:
