@@ -180,7 +180,9 @@ def out() -> Console:
 
 def _width(stream: Any) -> int | None:
     """In a pipe or a file no line is broken and no id cut short."""
-    return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+    if stream.isatty():
+        return shutil.get_terminal_size().columns  # rich takes a terminal without control codes for 80 columns
+    return None if "COLUMNS" in os.environ else WIDE
 
 
 def fit(text: str, stream: Any, *, indent: int = 0) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import print_json, say, talk
+from dspy_finetune.cli.app import print_json, remark, say, talk
 from dspy_finetune.cli.export import Preset, prompt_named
 from dspy_finetune.cli.options import (
     AsJson,
@@ -278,7 +278,7 @@ def _followed(
         with ProgressBar(waits=False, stays=False) as bar:
             yield where, placed, _shown(bar)
     except KeyboardInterrupt:
-        talk().print("jobs that were started go on; the same command again follows them", highlight=False)
+        remark("jobs that were started go on; the same command again follows them")
         raise
     finally:
         for one in [where, *(one[1] for one in placed if not isinstance(one, str))]:

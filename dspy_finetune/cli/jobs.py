@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import fit, out, print_json, say, talk, warn
+from dspy_finetune.cli.app import fit, out, print_json, remark, say, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
@@ -108,7 +107,7 @@ def follow(
     Example: dspy-finetune jobs follow ftjob-123
     """
     with _attached(job_id, host, root, env_file, polled=False) as job:
-        tell_model(follow_job(job, job.host, talk(), timeout, html), as_json=as_json)
+        tell_model(follow_job(job, job.host, timeout, html), as_json=as_json)
 
 
 def events(
@@ -282,7 +281,7 @@ def _row(one: ListedModel) -> tuple[str, ...]:
 
 
 def follow_job(
-    job: Job | SequenceJob, host: Host, console: Console, timeout_seconds: float | None, html: Path | None = None
+    job: Job | SequenceJob, host: Host, timeout_seconds: float | None, html: Path | None = None
 ) -> FinetunedModel:
     """Show a job until it ends, on the terminal and on a page.
 
@@ -317,7 +316,7 @@ def follow_job(
         else:
             how = "the job goes on; follow it again with"
         command = f"dspy-finetune jobs follow {job.id} {host_option(host)}"
-        console.print(f"{how}:\n  {command}", highlight=False, soft_wrap=True)
+        remark(f"{how}:\n  {command}")
         raise
 
 

@@ -160,7 +160,7 @@ def migrate(
             more = f"{left} more job{'s' if left > 1 else ''} and " if left else ""
             talk().print(f"the same command without --no-wait goes on: {more}the comparison", highlight=False)
             return
-        moved = follow_job(job, target, talk(), timeout)
+        moved = follow_job(job, target, timeout)
         if save is not None:
             made.new_predictor(moved).save(save)
             talk().print(f"wrote {save}", highlight=False, soft_wrap=True)

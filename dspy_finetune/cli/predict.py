@@ -10,7 +10,7 @@ import typer
 from dspy_finetune import bulk
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.bulk import BulkProgress, FileOptions
-from dspy_finetune.cli.app import out, print_json, talk
+from dspy_finetune.cli.app import out, print_json, remark
 from dspy_finetune.cli.export import renames
 from dspy_finetune.cli.options import CellDelimiter, EnvPath, load_env
 from dspy_finetune.predictors import load_predictor
@@ -68,7 +68,7 @@ def predict(
                      on_progress=show, files=files, concurrency=concurrency,
                 )  # fmt: skip
     except KeyboardInterrupt:
-        talk().print("what was sent and answered is kept: the same command goes on from there", highlight=False)
+        remark("what was sent and answered is kept: the same command goes on from there")
         raise
     finally:
         if predictor.host is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dspy_finetune.cli.app import remark
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -67,6 +70,10 @@ def register(app: typer.Typer) -> None:
                 raise UsageError(f"{option} {given} is not one of {', '.join(DTYPES)}")
         if launch_config is not None and not launch_config.is_file():
             raise UsageError(f"--launch-config {launch_config}: no such file; `accelerate config` writes one")
+        if sys.stderr.isatty():
+            remark(
+                "starting the local host, which may take some seconds; Ctrl-C stops it, and keeps its jobs and models"
+            )
         run(
             ServeOptions(
                 root=root or default_root(),

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
-from dspy_finetune.cli.app import out, print_json, talk, warn
+from dspy_finetune.cli.app import out, print_json, remark, talk, warn
 from dspy_finetune.cli.jobs import duration, follow_job, tell_model
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
@@ -207,13 +207,13 @@ def train(
             job = made.start(max_usd, new=new, allow_unknown_price=allow_unknown_price)
         except KeyboardInterrupt:
             note = "a job may have begun: the same command goes on with it, and does not start a second one"
-            talk().print(note, highlight=False, soft_wrap=True)
+            remark(note)
             raise
         tell_begun(job)
         if no_wait:
             tell_left(job, as_json=as_json)
             return
-        finished = follow_job(job, made.host, talk(), timeout)
+        finished = follow_job(job, made.host, timeout)
         tell_model(finished, as_json=as_json)
         if save is not None and prompt is not None:
             save_predictor(prompt, finished, save)

@@ -58,7 +58,7 @@ class JobProgress:
     losses: tuple[tuple[int, float], ...]
     """(step, training loss), for a curve."""
     elapsed_seconds: float
-    """Since the job was created."""
+    """From the creation of the job until its end, or until now."""
     eta_seconds: float | None
     """Until its end: by the host, else by the steps; None where neither says."""
     cost_usd: float | None
@@ -160,7 +160,7 @@ def make_progress(
         step=step,
         total_steps=total,
         losses=losses,
-        elapsed_seconds=max(now - facts.created_at, 0.0) if facts.created_at else 0.0,
+        elapsed_seconds=max((facts.finished_at or now) - facts.created_at, 0.0) if facts.created_at else 0.0,
         eta_seconds=_eta(facts, steps, step, total, now),
         cost_usd=cost(facts, trained) if trained is not None else None,
     )

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import pytest
 
-from dspy_finetune.cli.app import talk
 from dspy_finetune.cli.jobs import curve, duration, follow_job
 from dspy_finetune.cli.main import main
 from dspy_finetune.cli.options import host_named, load_env
@@ -201,7 +200,7 @@ def test_a_page_shows_a_job_while_it_runs(fake: FakeOpenAI, tmp_path: Path, caps
         for given, look in ((facts, half), (ended, done))
     ]
     page = tmp_path / "job.html"
-    follow_job(cast("Any", job), cast("Any", None), talk(), None, page)
+    follow_job(cast("Any", job), cast("Any", None), None, page)
     assert 'http-equiv="refresh"' in seen[0]
     assert "step 2 of 4" in seen[0]
     assert 'value="0.500"' in seen[0]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Job, JobProgress, attach, list_jobs, plan
+from dspy_finetune.jobs.job import make_progress
 from dspy_finetune.jobs.records import FINAL_STATUSES, event, job_facts, metrics_from_events, parse_metrics
 from tests.fake_openai import STEPS, FakeOpenAI
 from tests.jobs.conftest import FakeTime
@@ -272,6 +273,13 @@ def test_whatever_fields_a_job_has_it_is_read(values: dict[str, object], error: 
 def test_an_empty_error_is_none(error: object) -> None:
     facts = job_facts({"id": "j", "status": "running", "error": error})
     assert (facts.error_code, facts.error_message, facts.error_param) == (None, None, None)
+
+
+@pytest.mark.parametrize(("finished_at", "seconds"), [(None, 900.0), (160, 60.0)])
+def test_a_finished_job_took_what_it_took_whenever_it_is_looked_at(finished_at: int | None, seconds: float) -> None:
+    facts = job_facts({"id": "j", "status": "succeeded", "created_at": 100, "finished_at": finished_at})
+    look = make_progress(facts, [], n_tokens=None, cost=lambda facts, n_tokens: None, now=1000.0)
+    assert look.elapsed_seconds == seconds
 
 
 def test_a_notebook_shows_the_last_poll_without_polling_again(job: Job, host: Host, fake: FakeOpenAI) -> None:
