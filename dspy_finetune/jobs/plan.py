@@ -34,7 +34,7 @@ from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.model import FinetunedModel, lifetime_warnings, model_warnings, shutdown_date
 from dspy_finetune.jobs.records import CLOCK, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, RESERVED_KEYS, Order, Submission, Upload
-from dspy_finetune.report.blocks import Bullets, Facts, Section
+from dspy_finetune.report.blocks import Bullets, Facts, Heading, Section
 from dspy_finetune.report.page import Reported
 
 logger = logging.getLogger(__name__)
@@ -556,7 +556,7 @@ class Plan(Reported):
             verdict=str(self),
             blocks=(
                 Facts(facts={name: value for name, value in facts.items() if value is not None}),
-                *((Bullets(lines=self.warnings),) if self.warnings else ()),
+                *((Heading(text="Warnings"), Bullets(lines=self.warnings)) if self.warnings else ()),
             ),
         )
 
