@@ -52,6 +52,10 @@ class Verification(Reported):
     """What the model is called there."""
     n_prompts: int
     """Prompts that both were asked, each twice."""
+    n_wanted: int
+    """Maximum number; the rows hold fewer where this is more."""
+    source: str
+    """The rows: a file, or the validation or training file of the model's job."""
     labels: tuple[str, ...]
     """Whose log-probabilities were compared; empty: those of the most likely first tokens."""
     verdict: Verdict
@@ -84,7 +88,7 @@ class Verification(Reported):
 
     def section(self) -> Section:
         """The blocks of a report: the verdict, the distances, what differs."""
-        asked = {"model": self.model, "prompts": f"{self.n_prompts:,}", "labels": ", ".join(self.labels)}
+        asked = {"model": self.model, "labels": ", ".join(self.labels)}
         facts = {name: told for name, told in asked.items() if told}
         return Section(
             title=f"Does {self.at} serve {self.model}?",
@@ -103,7 +107,8 @@ class Verification(Reported):
         return f"{self.served_as} at {self.at} {words[self.verdict]}"
 
     def _figures(self) -> dict[str, str]:
-        told = {}
+        few = f" ({self.n_wanted:,} were wanted, and it holds no more)" if self.n_prompts < self.n_wanted else ""
+        told = {"prompts": f"{self.n_prompts:,} of {self.source}{few}"}
         if self.difference is not None:
             told["log-probabilities"] = (
                 f"{self.difference:.4f} nats apart on average, {self.largest:.4f} at most;"
@@ -152,7 +157,7 @@ def verify(
     """
     own, name = _own_host(model, host)
     other = at if isinstance(at, Host) else Host.compatible(at)
-    prompts, labels = _prompts(name, own, data, n_prompts)
+    prompts, labels, source = _prompts(name, own, data, n_prompts)
     there = served_as or _served_as(other, name)
     ours = [_ask(own, name, prompts, labels, n_threads) for _ in range(2)]
     theirs = [_ask(other, there, prompts, labels, n_threads) for _ in range(2)]
@@ -164,6 +169,8 @@ def verify(
         "at": other.base_url or other.name,
         "served_as": there,
         "n_prompts": len(prompts),
+        "n_wanted": n_prompts,
+        "source": source,
         "labels": labels,
         "n_changed": len(changed),
     }
@@ -201,10 +208,12 @@ def _own_host(model: str | FinetunedModel, host: Host | None) -> tuple[Host, str
 
 def _prompts(
     model: str, host: Host, data: str | os.PathLike[str] | None, n_prompts: int
-) -> tuple[list[list[dict[str, Any]]], tuple[str, ...]]:
-    """(the conversations up to where the assistant speaks, the labels among their answers)."""
-    source = os.fspath(data) if data is not None else "the file of the job"
-    rows = [row for _, row in read_jsonl(data)] if data is not None else _rows_of_job(model, host)
+) -> tuple[list[list[dict[str, Any]]], tuple[str, ...], str]:
+    """(the conversations up to where the assistant speaks, the labels among their answers, whose rows they are)."""
+    if data is not None:
+        source, rows = os.fspath(data), [row for _, row in read_jsonl(data)]
+    else:
+        source, rows = _rows_of_job(model, host)
     prompts, answers, seen = [], [], set()
     for row in rows:
         if not isinstance(row, Mapping):
@@ -229,20 +238,22 @@ def _prompts(
     # Spread over the file: it may be sorted by label.
     step = max(len(prompts) / n_prompts, 1.0)
     chosen = [prompts[int(number * step)] for number in range(min(n_prompts, len(prompts)))]
-    return chosen, distinct if is_closed else ()
+    return chosen, distinct if is_closed else (), source
 
 
-def _rows_of_job(model: str, host: Host) -> list[Any]:
+def _rows_of_job(model: str, host: Host) -> tuple[str, list[Any]]:
     tuned = model.split(":ckpt-step-")[0]
     facts = next(
         (one.facts for one in list_jobs(host=host, limit=LISTED_JOBS) if one.facts.fine_tuned_model == tuned), None
     )
     file_id = (facts.validation_file or facts.training_file) if facts is not None else None
-    if file_id is None:
+    if facts is None or file_id is None:
         raise UsageError(f"no prompts for {model}: {host.name} lists no job that made it; name rows with --data FILE")
     with host.talking(f"fetch the file {file_id}"):
         content = host.api().content(file_id)
-    return [json.loads(line) for line in content.splitlines() if line.strip()]
+    is_held_out = file_id == facts.validation_file
+    source = f"the {'validation' if is_held_out else 'training'} file of its job"
+    return source, [json.loads(line) for line in content.splitlines() if line.strip()]
 
 
 def _served_as(host: Host, model: str) -> str:

@@ -66,6 +66,7 @@ def test_an_exact_copy_is_the_same(server: ToyServer, tuned: str, others: ToySer
     assert found.verdict == "same"
     assert found.labels == ("false", "true")
     assert found.n_prompts == 12
+    assert "prompts: 12 of the training file of its job (50 were wanted, and it holds no more)" in str(found)
     assert found.n_changed == 0
     assert found.findings == ()
     assert found.difference is not None
@@ -149,7 +150,8 @@ def test_the_command_exits_with_1_where_something_else_answers(
     command += ["--host", f"local={server.url}", "--data", str(rows), "--json"]
     same = subprocess.run([*command, "--as", "exact"], capture_output=True, text=True, check=True)
     assert json.loads(same.stdout)["verdict"] == "same"
-    assert json.loads(same.stdout)["n_prompts"] == 4
+    told = json.loads(same.stdout)
+    assert (told["n_prompts"], told["n_wanted"], told["source"]) == (4, 50, str(rows))
     base = subprocess.run([*command, "--as", "base"], capture_output=True, text=True)
     assert base.returncode == 1
     assert json.loads(base.stdout)["ok"] is False

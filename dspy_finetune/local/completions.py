@@ -271,6 +271,13 @@ class ChatRequest(Body):
         if self.stream_options is not None and not self.stream:
             message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
             raise wrong("stream_options", message)
+        called: set[str] = set()
+        for number, turn in enumerate(self.messages):
+            if isinstance(turn, AssistantMessage):
+                called |= {call.id for call in turn.tool_calls or ()}
+            if isinstance(turn, ToolMessage) and turn.tool_call_id not in called:
+                text = "a message of role 'tool' must answer a call in the 'tool_calls' of a message before it"
+                raise wrong(f"messages[{number}]", f"Invalid parameter: {text}.")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise wrong("tools", "Two tools have the same name.")

@@ -115,6 +115,10 @@ class Guard:
         if is_foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             message = "Requests from web pages are refused; this server is for programs on this machine."
             return ApiError(403, message, code="forbidden_origin")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            message = f"A body of 'Content-Encoding: {encoding[:40]}' is not read here; send it as it is."
+            return ApiError(415, message, code="unsupported_content_encoding")
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if (
             self.api_key

@@ -14,6 +14,7 @@ without end.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 
 from dspy_finetune.local.schemas import ApiError
+
+logger = logging.getLogger(__name__)
 
 CALL_OPENS, CALL_CLOSES = "<tool_call>", "</tool_call>"
 """Around a tool's call where the answer may be text as well, as Qwen and Hermes models were trained to write it."""
@@ -67,7 +70,9 @@ def check_grammar(grammar: str, param: str) -> None:
 
     problem = LLMatcher.validate_grammar(grammar)
     if problem:
-        message = f"Invalid schema for '{param}': {' '.join(problem.split())[:300]}"
+        # Its first line; behind it stands the whole grammar.
+        reason = problem.splitlines()[0].partition("failed to compile JSON schema: ")
+        message = f"Invalid schema for '{param}': {(reason[2] or reason[0])[:300]}"
         raise ApiError(400, message, code="invalid_json_schema", param=param)
 
 
@@ -136,8 +141,8 @@ class Guide:
         known = np.unpackbits(bits, bitorder="little")[: min(n_tokens, self._n_tokens)].astype(bool)
         found[: len(known)] = known
         if self._matcher.is_error() or not found.any():
-            problem = self._matcher.get_error() or "no token can follow"
-            message = f"The answer's form cannot be followed: {' '.join(problem.split())[:300]}"
+            logger.info("no token can follow: %s", self._matcher.get_error())
+            message = "Invalid schema for 'response_format': no JSON value that ends can fit it."
             raise ApiError(400, message, code="invalid_json_schema", param="response_format")
         return found
 

@@ -63,6 +63,8 @@ def strict_json(content: bytes) -> Any:
     except JsonError:
         raise
     except ValueError as error:
+        if "integer string conversion" in str(error):  # Python's own bound, thousands of digits
+            raise JsonError("holds an integer of more than 64 bits") from error
         raise JsonError(f"is not valid JSON ({str(error)[:200]})") from error
     _check_values(value)
     return value

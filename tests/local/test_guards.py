@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -45,6 +46,10 @@ def job(**changes: Any) -> dict[str, Any]:
 
 def message(content: Any) -> dict[str, Any]:
     return {**CHAT, "messages": [{"role": "user", "content": content}]}
+
+
+def as_json(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 def form(name: str) -> Any:
@@ -96,6 +101,9 @@ MISTAKES: list[tuple[str, str, Any, str | None]] = [
     ("POST", CHATS, {**CHAT, "logit_bias": {"999999": 1}}, "logit_bias"),
     ("POST", CHATS, {**CHAT, "tool_choice": "required"}, "tool_choice"),
     ("POST", CHATS, {**CHAT, "temprature": 1}, "temprature"),
+    ("POST", CHATS, {**CHAT, "messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[0]"),
+    ("POST", CHATS, {**CHAT, "response_format": as_json({"$ref": "#"})}, "response_format"),
+    ("POST", CHATS, {**CHAT, "response_format": as_json({"type": "banana"})}, "response_format"),
     ("GET", "/v1/files?order=sideways", None, "order"),
     ("GET", "/v1/files?limt=3", None, "limt"),
     ("GET", "/v1/fine_tuning/jobs?limit=0", None, "limit"),
@@ -122,6 +130,19 @@ def test_a_mistake_is_the_clients_and_is_named(
     error = answer["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert error["message"]
+
+
+def test_a_schema_that_cannot_be_followed_is_told_without_its_grammar(server: ToyServer) -> None:
+    schemas = {"Invalid type: banana": {"type": "banana"}, "no JSON value that ends can fit it": {"$ref": "#"}}
+    for words, schema in schemas.items():
+        _, told, _ = send(server, "POST", CHATS, {**CHAT, "response_format": as_json(schema)})
+        assert told["error"]["message"].rstrip(".") == f"Invalid schema for 'response_format': {words}"
+
+
+def test_a_compressed_body_is_refused_by_its_name(server: ToyServer) -> None:
+    body = gzip.compress(json.dumps(CHAT).encode())
+    status, told, _ = send(server, "POST", CHATS, body, {"Content-Encoding": "gzip"})
+    assert (status, told["error"]["code"]) == (415, "unsupported_content_encoding")
 
 
 def test_messages_say_what_is_right(server: ToyServer) -> None:
@@ -166,6 +187,8 @@ def test_strict_json_reads_what_json_reads() -> None:
         with pytest.raises(JsonError):
             strict_json(content)
     assert strict_json(b"[" * 64 + b"]" * 64)
+    with pytest.raises(JsonError, match=r"^holds an integer of more than 64 bits$"):
+        strict_json(b"9" * 6000)
 
 
 def test_nothing_that_was_refused_is_kept(server: ToyServer) -> None:

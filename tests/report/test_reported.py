@@ -55,6 +55,8 @@ def verification_of(folder: Path) -> verification.Verification:
         at="http://127.0.0.1:1/v1",
         served_as=EVIL,
         n_prompts=50,
+        n_wanted=60,
+        source="rows.jsonl",
         labels=("false", "true"),
         verdict="different",
         difference=1.05,
