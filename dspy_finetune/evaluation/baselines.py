@@ -998,8 +998,9 @@ def with_baselines(
 ) -> dict[str, Program]:
     """The programs, and behind them `baselines.usual` of the field that the metrics read; without `train` the untuned.
 
-    Programs of the same name stay as they are. Raises as `baselines.usual`, and UsageError where no metric names a
-    field, or where a base model was named and no program has a prompt and a host to ask it with.
+    Programs of the same name stay as they are. Raises as `baselines.usual`, and UsageError where neither a metric
+    nor a tuned program names a field, or where a base model was named and no program has a prompt and a host to ask it
+    with.
     """
     base_model = options.base_model
     parts = [part for program in programs.values() for part in _parts(program)]
@@ -1017,10 +1018,13 @@ def with_baselines(
     rows = list(train)
     if not rows:
         raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
+    # A metric that is a plain function names no field; the prompt of the tuned program does.
     field = next((one.field for one in metrics if isinstance(one, (Metric, SetMetric))), None)
+    field = field or (tuned.prompt.label_field if tuned is not None else None)
     if field is None:
         raise UsageError(
-            "train=... adds baselines for the field of the first metric from ft.metrics, and there is none"
+            "train=... adds baselines for the field of the first metric from ft.metrics or for a tuned program's label,"
+            " and there is neither"
         )
     if any(not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None) for row in rows):
         raise UsageError("train: each example must say which fields are inputs; see example.with_inputs(...)")

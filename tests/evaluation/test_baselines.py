@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from dspy_finetune.errors import EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import BaselineOptions, baselines, compare, metrics
 from dspy_finetune.hosts import Host
+from dspy_finetune.predictors import OpenAIPredictor
 
 RNG = random.Random(0)
 TRAIN = [
@@ -309,3 +310,17 @@ def test_a_host_gives_vectors_in_order_and_in_batches(monkeypatch):
     texts = ["x" * n for n in range(1, 300)]
     assert baselines.HostEmbedder(host=host)(texts) == [[float(n)] for n in range(1, 300)]
     assert [len(part) for part in asked] == [128, 128, 43]
+
+
+def test_a_metric_of_ones_own_gets_the_baselines_of_the_tuned_programs_label():
+    rows = [dspy.Example(title=f"On {n}", liked=n % 2 == 0).with_inputs("title") for n in range(20)]
+    tuned = OpenAIPredictor("title -> liked: bool", "some-model", host=Host.compatible("http://127.0.0.1:9/v1"))
+
+    def right(example, prediction, trace=None):
+        return example.liked == prediction.liked
+
+    found = baselines.with_baselines({"tuned": tuned}, rows, [right], BaselineOptions())
+    assert set(found) == {"tuned", "majority", "TF-IDF + logistic"}
+    assert found["majority"](title="On 3").liked in (True, False)
+    with pytest.raises(UsageError, match="there is neither"):
+        baselines.with_baselines({"mine": lambda title: None}, rows, [right], BaselineOptions())
