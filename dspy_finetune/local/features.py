@@ -34,11 +34,13 @@ from dspy_finetune.local.heads import (
     fit,
     numbers_of,
     rows_of,
+    sets_of,
     task_of_answers,
 )
 from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
 from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
+from dspy_finetune.local.words import Words
 from dspy_finetune.values import compared_fields
 
 Array = NDArray[np.float32]
@@ -140,6 +142,8 @@ class View:
     """For "difference" the two fields' names: the one that the first label names, then the other."""
     written: tuple[str, ...] = ()
     """For "difference" the two names in their order in the message."""
+    words: Words | None = None
+    """The words of the training rows, where they are features too."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
@@ -149,7 +153,19 @@ class View:
     def from_dict(cls, facts: Mapping[str, Any]) -> View:
         """Read what `to_dict` gave."""
         shape = Shape(**{name: _tuple(value) for name, value in facts["shape"].items()})
-        return cls(**{**{name: _tuple(value) for name, value in facts.items()}, "shape": shape})
+        known = facts.get("words")  # a head of an earlier version has none
+        words = Words(**{name: _tuple(value) for name, value in known.items()}) if known else None
+        return cls(**{**{name: _tuple(value) for name, value in facts.items()}, "shape": shape, "words": words})
+
+    def with_words(self, prompts: Sequence[Messages]) -> View:
+        """With the words of these prompts."""
+        flat = [single for messages in prompts for single in self.singles(messages) or []] if self.compared else prompts
+        return replace(self, words=Words.of([self.text(messages) for messages in flat]))
+
+    def text(self, messages: Messages) -> str:
+        """What the words are read from: all fields' texts."""
+        texts = self.shape.texts(messages)
+        return "\n".join(texts if self.shape.is_named(messages) else texts[:1])
 
     def singles(self, messages: Messages) -> list[Messages] | None:
         """The prompts in which each of two fields stands alone, the first label's first; None where they are not there.
@@ -273,7 +289,7 @@ class Reader:
             found = [row for row, pair in enumerate(pairs) if pair is not None]
             result[name][found] = values[0::2] - values[1::2]
         # A prompt without the two fields says nothing about them: no difference, and equal probabilities.
-        return result or {name: np.zeros((len(prompts), 1), np.float32) for name in self._names()}
+        return result or {name: np.zeros((len(prompts), n), np.float32) for name, n in self._widths(view).items()}
 
     def fits(self, messages: Messages, view: View) -> bool:
         """Whether a prompt has the shape of those it was trained on."""
@@ -285,8 +301,15 @@ class Reader:
     def _fits(self, messages: Messages, shape: Shape) -> bool:
         return shape.fits(encode_prompt(self.tokenizer, messages) if self.base else None, messages)
 
-    def _names(self) -> list[str]:
-        return [name for name, model in (("base", self.base), ("encoder", self.encoder)) if model]
+    def _widths(self, view: View) -> dict[str, int]:
+        """How many features one text has of each kind."""
+        found = {}
+        if self.base:
+            sizes = self.base[1].config.get_text_config()
+            found["base"] = len(layer_numbers(sizes.num_hidden_layers)) * int(sizes.hidden_size)
+        if self.encoder:
+            found["encoder"] = int(self.encoder[1].config.hidden_size)
+        return found | ({"words": len(view.words.terms)} if view.words else {})
 
     def _blocks(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
         blocks = {}
@@ -294,6 +317,8 @@ class Reader:
             blocks["base"] = self._read_base(prompts, view)
         if self.encoder:
             blocks["encoder"] = self._read_encoder(prompts, view)
+        if view.words:
+            blocks["words"] = view.words.vectors([view.text(messages) for messages in prompts])
         return blocks
 
     def _read_base(self, prompts: Sequence[Messages], view: View) -> Array:
@@ -605,6 +630,7 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
     is_pair = compared_fields(fields, task_of_answers(answers).labels) is not None
     rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[0] for _ in prompts]
     shared = common_length(min(rows), max(rows))
+    words = Words.of([asked(messages) for messages in prompts])
     most = MAX_SPAN_TOKENS if n_fields == 1 else max(map(len, rows))
     return sizes, Reading(
         n_rows=len(rows),
@@ -615,6 +641,7 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
         n_vectors=3 if is_pair else n_fields + (n_fields > 1),
         n_widest=1 if is_pair else n_fields,
         encoder=Sizes.of(other) if other else None,
+        n_words=len(words.terms) if words else 0,
     )
 
 
@@ -631,12 +658,12 @@ def fit_rows(
     None where it was stopped.
     """
     task = task_of_answers(answers)
-    views = {view.mode: view for view in views_of(reader.tokenizer, prompts, task.labels)}
+    views = {view.mode: view.with_words(prompts) for view in views_of(reader.tokenizer, prompts, task.labels)}
     try:
         blocks = {mode: reader.read(prompts, view) for mode, view in views.items()}
     except Stopped:
         return None
-    n_sets = sum(len(of_mode) + (len(of_mode) > 1) for of_mode in blocks.values())
+    n_sets = sum(len(sets_of(of_mode)) for of_mode in blocks.values())
     told: list[Candidate] = []
 
     def tell(candidate: Candidate) -> None:
@@ -659,6 +686,7 @@ def fit_rows(
         return None
     head, candidates = fitted
     view = views[head.mode]
+    view = view if "words" in head.blocks else replace(view, words=None)
     head.facts |= {
         "base": spec.base,
         "found": task.found,

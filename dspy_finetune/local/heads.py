@@ -50,6 +50,9 @@ RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
 """Ridge's alpha, over standardised features."""
 WEIGHTS = {"encoder": math.sqrt(2.0)}
 """The encoder has 384 features beside the base's 2,304: counted twice it was better on three sets of four."""
+WORDS_LENGTH = 48.0
+"""The length of a text's vector of words: its square is that of 2,304 standardised features. A word is not standardised
+for itself, which would make the rarest the loudest."""
 MAX_CV_ROWS = 2500
 """More rows choose no better, and take minutes."""
 N_QUANTILES = 20
@@ -354,7 +357,7 @@ class Candidate:
     """One way to fit the head, and how it did on rows that its fold had left out."""
 
     blocks: tuple[str, ...]
-    """Which models' features: "base", "encoder"."""
+    """Which features: "base", "encoder", "words"."""
     mode: Mode
     strength: float
     """C for labels, alpha for numbers."""
@@ -369,7 +372,9 @@ class Candidate:
     @property
     def name(self) -> str:
         """In words."""
-        what = " and ".join({"base": "the base", "encoder": "the sentence encoder"}[block] for block in self.blocks)
+        names = {"base": "the base", "encoder": "the sentence encoder", "words": "the words"}
+        *others, last = (names[block] for block in self.blocks)
+        what = f"{', '.join(others)} and {last}" if others else last
         how = {"whole": "", "fields": ", an average for each field", "difference": ", difference of the two fields"}
         scale = ", on the logarithm" if self.scale == "log" else ""
         letter = "C" if self.accuracy is not None else "alpha"
@@ -478,10 +483,10 @@ def fit(
     Args:
         task: What the answers are: labels or numbers.
         answers: One for each row.
-        blocks: For each way to average, each model's features (rows, width); for "difference" the first label's field
-            minus the second's.
+        blocks: For each way to average, each model's features (rows, width), and those of the words; for "difference"
+            the first label's field minus the second's.
         items: The texts of each row, for the folds.
-        sets: Which models' features are tried together; default: each alone, and all.
+        sets: Which features are tried together; default: `sets_of`.
         seed: Of the folds.
         tell: Is given the best strength of each set of features, as it is known.
         should_stop: Asked between two sets of features.
@@ -518,7 +523,7 @@ def _fit(
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[tuple[Candidate, Wide]] = []  # with the out-of-fold predictions
     for mode, of_mode in blocks.items():
-        for names in sets or _sets(of_mode):
+        for names in sets or sets_of(of_mode):
             if should_stop():
                 return None
             values = _standardised(of_mode, names, is_centred=mode != "difference")[0][chosen_rows]
@@ -546,9 +551,18 @@ def _fit(
     return head, candidates
 
 
-def _sets(blocks: Blocks) -> list[tuple[str, ...]]:
-    alone: list[tuple[str, ...]] = [(name,) for name in blocks]
-    return [*alone, tuple(blocks)] if len(alone) > 1 else alone
+def sets_of(blocks: Blocks) -> list[tuple[str, ...]]:
+    """The features that are tried together: each model's, the models', the encoder's with the words, and all.
+
+    Examples:
+        >>> sets_of(dict.fromkeys(["base", "encoder", "words"]))[2:]
+        [('base', 'encoder'), ('encoder', 'words'), ('base', 'encoder', 'words')]
+    """
+    names = tuple(blocks)
+    models = tuple(name for name in names if name != "words")
+    alone: list[tuple[str, ...]] = [(name,) for name in models]
+    joined = [models, tuple(name for name in names if name != "base"), names]
+    return list(dict.fromkeys([*alone, *(one for one in joined if len(one) > 1)]))
 
 
 def _standardised(blocks: Blocks, names: Sequence[str], *, is_centred: bool) -> tuple[Wide, Wide, Wide]:
@@ -556,8 +570,10 @@ def _standardised(blocks: Blocks, names: Sequence[str], *, is_centred: bool) -> 
     values = np.concatenate([blocks[name] for name in names], axis=1).astype(np.float64)
     center = values.mean(axis=0) if is_centred else np.zeros(values.shape[1])
     spread = np.sqrt(((values - center) ** 2).mean(axis=0))
+    is_word = np.concatenate([np.full(blocks[name].shape[1], name == "words") for name in names])
     weight = np.concatenate([np.full(blocks[name].shape[1], WEIGHTS.get(name, 1.0)) for name in names])
     spread = np.where(spread > 1e-9, spread, np.inf) / weight  # a feature that never differs says nothing
+    spread = np.where(is_word, 1 / WORDS_LENGTH, spread)
     return (values - center) / spread, center, spread
 
 

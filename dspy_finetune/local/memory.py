@@ -163,6 +163,8 @@ class Reading:
     """Averages of a row in the widest of these ways."""
     encoder: Sizes | None = None
     """The sentence encoder that reads beside the base, or in its place."""
+    n_words: int = 0
+    """Words that are features, too."""
 
     def first(self, n_rows: int) -> Reading:
         """With fewer rows."""
@@ -190,9 +192,9 @@ def reading_bytes(sizes: Sizes | None, reading: Reading, *, width: int = 4) -> i
     """
     loaded = sum(4 * one.n_parameters for one in (sizes, reading.encoder) if one)
     wide = [one.hidden * n for one, n in ((sizes, len(reading.layers)), (reading.encoder, 1)) if one]
-    features = 4 * reading.n_rows * reading.n_vectors * sum(wide)
+    features = 4 * reading.n_rows * (reading.n_vectors * sum(wide) + 2 * reading.n_words)
     reads = GAPS * _pass_bytes(sizes, reading, width) if sizes else 0
-    fits = _fit_bytes(reading.n_rows, reading.n_widest * sum(wide))
+    fits = _fit_bytes(reading.n_rows, reading.n_widest * sum(wide) + reading.n_words)
     return round(RUNTIME_BYTES + loaded + features + max(reads, fits))
 
 

@@ -639,7 +639,7 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     head = Head.load(frozen.head)
     view = View.from_dict(head.facts["view"])
     if "base" not in head.blocks:
-        emit({"message": "No adapter was trained: the head that won reads the sentence encoder alone"})
+        emit({"message": "No adapter was trained: the head that won does not read the base"})
         return frozen
     too_little = _joint_shortage(spec, view, prompts, answers)
     if too_little:
@@ -750,12 +750,9 @@ class Joint:
         adapted = [one for one in self.model.parameters() if one.requires_grad]
         self.rate = spec.learning_rate
         self.optimizer = torch.optim.AdamW([*adapted, self.weights, self.bias], lr=self.rate, weight_decay=0.0)
-        self.n_base = values.shape[1] - (self.head_width("encoder") if "encoder" in head.blocks else 0)
-
-    def head_width(self, block: str) -> int:
-        """How many features a block has."""
-        assert block == "encoder"
-        return int(self.reader.encoder[1].config.hidden_size)
+        n_spans = len(view.shape.fields) if view.mode == "fields" else 1
+        self.n_base = len(self.layers) * n_spans * self.plain.config.get_text_config().hidden_size
+        assert head.blocks[0] == "base"
 
     def logits(self, prompts: Sequence[Any], rows: Sequence[int]) -> torch.Tensor:
         """(rows, labels)."""
@@ -767,11 +764,8 @@ class Joint:
             base = means[0::2] - means[1::2]
         else:
             base = self._means(asked, self.view)
-        place = list(self.head.blocks).index("base")
-        rest = self.values[list(rows)]
-        rest = rest[:, self.n_base :] if place == 0 else rest[:, : rest.shape[1] - self.n_base]
-        parts = [base, rest] if place == 0 else [rest, base]
-        return (torch.cat(parts, dim=1) / self.spread) @ self.weights + self.bias
+        rest = self.values[list(rows), self.n_base :]
+        return (torch.cat([base, rest], dim=1) / self.spread) @ self.weights + self.bias
 
     def wanted(self, answers: Sequence[str]) -> torch.Tensor:
         """(rows,): each row's label, or its number on the scale of the head."""
