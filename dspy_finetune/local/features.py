@@ -658,7 +658,9 @@ def fit_rows(
     None where it was stopped.
     """
     task = task_of_answers(answers)
-    views = {view.mode: view.with_words(prompts) for view in views_of(reader.tokenizer, prompts, task.labels)}
+    first, *others = views_of(reader.tokenizer, prompts, task.labels)
+    # Words are the same however a prompt's fields are averaged: they are tried once.
+    views = {view.mode: view for view in (first.with_words(prompts), *others)}
     try:
         blocks = {mode: reader.read(prompts, view) for mode, view in views.items()}
     except Stopped:

@@ -192,7 +192,7 @@ def reading_bytes(sizes: Sizes | None, reading: Reading, *, width: int = 4) -> i
     """
     loaded = sum(4 * one.n_parameters for one in (sizes, reading.encoder) if one)
     wide = [one.hidden * n for one, n in ((sizes, len(reading.layers)), (reading.encoder, 1)) if one]
-    features = 4 * reading.n_rows * (reading.n_vectors * sum(wide) + 2 * reading.n_words)
+    features = 4 * reading.n_rows * (reading.n_vectors * sum(wide) + reading.n_words)
     reads = GAPS * _pass_bytes(sizes, reading, width) if sizes else 0
     fits = _fit_bytes(reading.n_rows, reading.n_widest * sum(wide) + reading.n_words)
     return round(RUNTIME_BYTES + loaded + features + max(reads, fits))

@@ -71,3 +71,21 @@ def test_a_head_that_compares_says_one_half_of_a_prompt_without_the_two_fields(t
     reader = features.Reader.open(toy_model)
     blocks = reader.read([[{"role": "user", "content": "Hello"}]], features.View.from_dict(head.facts["view"]))
     assert np.exp(head.log_probabilities(blocks)) == pytest.approx(np.array([[0.5, 0.5]]))
+
+
+def test_words_come_first_only_where_they_win_by_more_than_the_noise() -> None:
+    """A difference within the standard error of its rows leaves the models' features first."""
+    from dspy_finetune.local import heads
+
+    def tried(blocks: tuple[str, ...], losses: np.ndarray) -> heads._Tried:
+        loss = float(np.nanmean(losses))
+        return heads.Candidate(blocks=blocks, mode="whole", strength=1.0, loss=loss, loss_error=0.1), losses, losses
+
+    noise = np.random.default_rng(0).normal(size=200)
+    plain = tried(("base",), np.zeros(200))
+    for gain, first in ((0.5, ("base", "words")), (0.01, ("base",))):
+        losses = noise - noise.mean() - gain
+        losses[3] = np.nan  # a row that no fold left out
+        ordered = heads._best_first([plain, tried(("base", "words"), losses)])
+        assert ordered[0][0].blocks == first
+        assert len(ordered) == 2
