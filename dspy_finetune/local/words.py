@@ -3,10 +3,10 @@
 In: the training rows' texts, then any text. Out: `Words`, the words and word pairs that are in two rows or more with
 their weights, and one vector of length one for each text. As scikit-learn's `TfidfVectorizer` has it with
 `ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", min_df=2`; numpy alone is needed.
-Joined with the frozen features where that won the cross-validation by more than its noise, accuracy on three splits each
-went from .64 to .70 on pairs of packages (which is larger; TF-IDF .68), from .68 to .71 on package descriptions of twelve
-sections, from .58 to .63 on descriptions with contradicting duplicates (TF-IDF .63), stayed at .73 on headline pairs and
-went from .618 to .609 on 440 news titles, where the spread of a split is .02.
+Joined with the frozen features where that won the cross-validation by more than its noise, accuracy on three splits
+each went from .64 to .70 on pairs of packages (which is larger; TF-IDF .68), from .68 to .71 on package descriptions of
+twelve sections, from .58 to .63 on descriptions with contradicting duplicates (TF-IDF .63), stayed at .73 on headline
+pairs and went from .618 to .609 on 440 news titles, where the spread of a split is .02.
 """
 
 from __future__ import annotations
