@@ -131,7 +131,7 @@ def verify(
     Example: dspy-finetune verify predictor.json --at http://127.0.0.1:8000/v1
     """
     load_env(env_file)
-    other = host_named(at)
+    other = host_named(at, option="--at")
     name, own = _model_and_host(model, host, root)
     try:
         found = hold_against(

@@ -127,11 +127,11 @@ def migrate(
         beta=beta,
         recipe=recipe,
     )
-    target = host_named(to, root=root)
+    target = host_named(to, root=root, option="--to")
     made = migrate_model(
         model,
         to=target,
-        host=host_named(origin) if origin else None,
+        host=host_named(origin, option="--from") if origin else None,
         base_model=base_model,
         train=train,
         validation=validation,

@@ -123,8 +123,8 @@ def delimiter_of(path: str, delimiter: str | None) -> str | None:
     return None if path.lower().endswith((".json", ".jsonl", ".ndjson", ".parquet")) else delimiter
 
 
-def host_named(text: str, *, root: Path | None = None) -> Host:
-    """A host by the name that `--host` takes.
+def host_named(text: str, *, root: Path | None = None, option: str = "--host") -> Host:
+    """A host by the name that `--host` and its like take.
 
     >>> host_named("https://llm.example.com/v1")
     Host.compatible('https://llm.example.com/v1')
@@ -133,6 +133,7 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
         text: One of `NAMED_HOSTS`, or an address; `azure=ADDRESS` for a resource of Azure, `local=ADDRESS` for a server
             of this package, `NAME=ADDRESS` for another host with a name, whose key is then in NAME_API_KEY.
         root: The embedded server's folder.
+        option: What the user gave it by, for the message.
 
     Raises:
         UsageError: It is none of these.
@@ -151,7 +152,7 @@ def host_named(text: str, *, root: Path | None = None) -> Host:
         return Host.compatible(text)
     if name.replace("-", "").isalnum() and address.startswith(("http://", "https://")):
         return Host.compatible(address, name=name)
-    raise UsageError(f"--host {text}: expected {', '.join(NAMED_HOSTS)}, an address, or NAME=ADDRESS")
+    raise UsageError(f"{option} {text}: expected {', '.join(NAMED_HOSTS)}, an address, or NAME=ADDRESS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +197,14 @@ def _named(name: str, field: str, judging: Judging) -> Any:
                 f"--metric {name} needs --judge MODEL and --judge-rubric TEXT (or @FILE): who judges, and by what; "
                 "there is no judge by default"
             )
-        lm = host_named(judging.host).lm(judging.judge)
+        lm = host_named(judging.host, option="--judge-host").lm(judging.judge)
         return getattr(metrics, name)(field, rubric=_text(judging.rubric), lm=lm)
     if name in EMBEDDED:
         if judging.embedder is None:
             raise UsageError(f"--metric {name} needs --embedder MODEL, such as text-embedding-3-small")
-        return metrics.semantic_similarity(field, HostEmbedder(judging.embedder, host=host_named(judging.host)))
+        return metrics.semantic_similarity(
+            field, HostEmbedder(judging.embedder, host=host_named(judging.host, option="--judge-host"))
+        )
     raise UsageError(f"no metric {name!r}; there are: {_KNOWN}")
 
 

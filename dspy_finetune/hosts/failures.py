@@ -122,7 +122,7 @@ def describe_failure(exception: BaseException, *, host: str, doing: str = "", se
         reason = _cause(exception, secrets)
         error = HostError(f"{start}: no answer ({reason or text}); check the address and the network", **fields)
     else:
-        error = HostError(f"{start}: HTTP {status}: {text}{_remedy(status, code)}", **fields)
+        error = HostError(f"{start}: HTTP {status}: {text}{_remedy(status, code, is_told=bool(details))}", **fields)
     error.__cause__ = exception
     return error
 
@@ -198,7 +198,9 @@ def _cause(exception: BaseException, secrets: Iterable[str]) -> str:
     return redact(" ".join(str(cause).split()), secrets) if cause is not None else ""
 
 
-def _remedy(status: int, code: str | None) -> str:
+def _remedy(status: int, code: str | None, *, is_told: bool) -> str:
+    if status in {404, 405, 501} and not is_told:
+        return "; nothing there answers as OpenAI's API does: check the address, with /v1 where it has that"
     if status == 401:
         return "; check the key in the environment"
     if status == 403:

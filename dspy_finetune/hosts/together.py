@@ -9,6 +9,8 @@ from OpenAI:
   `n_evals` says how often, which is billed: once an epoch here.
 - A job keeps no metadata: the intent's digest stands in the suffix.
 - Statuses are other words; events carry no id and no losses, which `GET /fine-tunes/{id}/metrics` has.
+- `POST /fine-tunes/estimate-price` wants the id of an uploaded file, and `plan` uploads nothing: the price stays to be
+  asked of the host.
 - A tuned model answers on a dedicated endpoint, billed by the minute: `deploy` and `undeploy` make and end one, and
   nothing here does so unasked. They are the description's /endpoints; the client has a newer /v2 of them. Bases whose
   name ends in -Reference cannot be hosted so.

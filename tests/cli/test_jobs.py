@@ -292,10 +292,13 @@ def test_a_host_is_named_by_the_text_that_names_it_again(text: str) -> None:
     assert host_option(host_named(text)) == f"--host {text}"
 
 
-def test_a_root_is_named_again(tmp_path: Path) -> None:
+def test_a_root_is_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert host_option(Host.local(root=tmp_path)) == f"--host local --root {tmp_path}"
-    with pytest.raises(UsageError, match="NAME=ADDRESS"):
+    with pytest.raises(UsageError, match=r"--host somewhere: .*NAME=ADDRESS"):
         host_named("somewhere")
+    for command, option in (("verify", "--at"), ("migrate", "--to")):
+        assert run(command, "m", option, "somewhere") == 2
+        assert f"error: {option} somewhere: expected" in capsys.readouterr().err
 
 
 def test_a_curve_keeps_its_shape_in_little_room() -> None:

@@ -125,6 +125,18 @@ def test_an_answered_error_keeps_status_request_id_and_whether_to_retry(
     assert pickle.loads(pickle.dumps(error)).status == status
 
 
+def test_an_address_without_an_api_is_said_to_be_one(fake: FakeOpenAI) -> None:
+    """A web server answers 404 with a page of its own; the API's own 404 says what is missing."""
+    fake.fail("GET /models", status=404, body=b"<html>not here</html>")
+    host = Host.compatible(fake.url, "k")
+    with pytest.raises(HostError, match=r"check the address, with /v1") as caught, host.talking("list the models"):
+        host.client(max_retries=0).models.list()
+    assert caught.value.status == 404
+    with pytest.raises(HostError, match="no route") as caught, host.talking("ask"):
+        host.client().get("/nowhere", cast_to=dict)
+    assert "check the address" not in str(caught.value)
+
+
 def test_a_host_that_does_not_answer_is_retryable_and_says_where_to_look() -> None:
     host = Host.compatible("http://127.0.0.1:9/v1", "k")
     with pytest.raises(HostError, match="no answer") as caught, host.talking("list the models"):
