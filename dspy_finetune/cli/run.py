@@ -36,7 +36,13 @@ class Step:
     """After `dspy-finetune`."""
 
     def __str__(self) -> str:
-        return f"dspy-finetune {shlex.join(self.arguments)}"
+        return f"dspy-finetune {' '.join(map(_quoted, self.arguments))}"
+
+
+def _quoted(argument: str) -> str:
+    """As a shell takes it and a person reads it: a signature's Literal['A', 'B'] in double quotes."""
+    is_plain = "'" in argument and not set(argument) & set('"$`\\!')
+    return f'"{argument}"' if is_plain else shlex.quote(argument)
 
 
 def register(app: typer.Typer) -> None:
