@@ -159,6 +159,10 @@ def split(
     stratify_by: Annotated[
         str | None, typer.Option("--stratify-by", help="Spread this column's values evenly over the three files.")
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="An input column whose empty cells (null) are written as empty texts; may be repeated."),
+    ] = None,
     delimiter: CellDelimiter = None,
     decimal: Decimal = ".",
     seed: Annotated[int, typer.Option(help="Random seed: another seed gives another split.")] = 0,
@@ -183,6 +187,7 @@ def split(
     answer = label or number
     if answer is not None:
         rows = labelled(rows, answer, data)
+    rows = [row.copy(**{name: "" for name in text or () if row.get(name) is None}) for row in rows] if text else rows
     parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, rare="train", seed=seed)
     written = {}
     for name, part in zip(("train", "validation", "test"), parts, strict=True):

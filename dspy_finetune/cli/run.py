@@ -89,9 +89,8 @@ def run(
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:
         raise UsageError("give one of --label, --number and --pairs: each names the label's column")
-    columns = guess_columns(
-        load_examples(data, delimiter=delimiter), label=chosen[0] if chosen else None, inputs=text or None
-    )
+    examples = load_examples(data, delimiter=delimiter)
+    columns = guess_columns(examples, label=chosen[0] if chosen else None, inputs=text or None)
     if number is not None:
         columns = replace(columns, task="number", labels=())
     if pairs is not None and columns.task != "pairs":
@@ -107,6 +106,9 @@ def run(
     cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
     cells += () if decimal == "." else ("--decimal", decimal)
     split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()), *cells)
+    # A null would be refused as an input; in a CSV file it is an empty text already.
+    nulls = [name for name in columns.inputs if any(example.get(name) is None for example in examples)]
+    split += tuple(part for name in nulls for part in ("--text", name))
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
     training += ["--host", host, *(("--root", str(folder / "host")) if host == "local" else ()), "--seed", str(seed)]
     has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])

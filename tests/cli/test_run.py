@@ -126,3 +126,17 @@ def test_ctrl_c_says_in_which_step_and_how_to_go_on(
     assert hint.startswith("warning: stopped in step 1 of 5: go on with the same command and --out ")
     assert f"'{tmp_path / 'a b'}'" in hint
     assert last == "interrupted"
+
+
+def test_null_cells_of_an_input_become_empty_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"title": f"A film {n}", "director": None if n % 3 else "Jo Doe", "liked": n % 2} for n in range(30)]
+    Path("films.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert run("run", "films.json", "--text", "title", "--text", "director", "--dry-run", "--out", "here") == 0
+    step = shlex.split(capsys.readouterr().out.splitlines()[1])
+    assert step[1] == "split"
+    assert run(*step[1:]) == 0
+    written_rows = [json.loads(line) for line in Path("here/data/train.jsonl").read_text().splitlines()]
+    assert {row["director"] for row in written_rows} == {"", "Jo Doe"}
