@@ -14,6 +14,7 @@ import math
 import random
 import statistics
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -314,9 +315,11 @@ class _Look:
     def folds(self, n_folds: int) -> list[list[int]]:
         """Row numbers of each fold: groups stay together, labels are spread evenly."""
         selection = require("sklearn.model_selection", "eval", "cross-validation")
-        strata = self._strata()
+        strata = baselines.common_strata(self._strata(), n_folds)
         splitter = selection.StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=self.seed)
-        return [[int(row) for row in test] for _, test in splitter.split(strata, strata, self.groups)]
+        with warnings.catch_warnings():  # of a label on fewer rows than folds: then some folds do not test it
+            warnings.filterwarnings("ignore", message="The least populated class")
+            return [[int(row) for row in test] for _, test in splitter.split(strata, strata, self.groups)]
 
     def _strata(self) -> list[str]:
         values = [row[self.columns.label] for row in self.rows]

@@ -780,7 +780,8 @@ def _is_skewed(numbers: Sequence[float]) -> bool:
 
 def _folds(rows: Sequence[tuple[str, ...]], strata: Sequence[str] | None) -> list[tuple[list[int], list[int]]]:
     """(training, test) places; rows that share a text stand in one fold. Empty where there are too few to choose by."""
-    least = min(Counter(strata).values()) if strata is not None else len(rows)
+    answers = ["all"] * len(rows) if strata is None else common_strata(strata, N_FOLDS)
+    least = min(Counter(answers).values(), default=0)
     n_folds = min(N_FOLDS, least)
     if len(rows) < MIN_ROWS_FOR_FOLDS or n_folds < 2:
         return []
@@ -797,7 +798,6 @@ def _folds(rows: Sequence[tuple[str, ...]], strata: Sequence[str] | None) -> lis
                 groups[place] = number
     if len(set(groups)) < n_folds:
         return []
-    answers = strata if strata is not None else ["all"] * len(rows)
     # Groups of one are no groups: the splitter that heeds them takes most of a second for some hundred rows.
     is_grouped = len(set(groups)) < len(rows)
     kind = selection.StratifiedGroupKFold if is_grouped else selection.StratifiedKFold
@@ -807,6 +807,25 @@ def _folds(rows: Sequence[tuple[str, ...]], strata: Sequence[str] | None) -> lis
         for train, test in splitter.split(answers, answers, groups if is_grouped else None)
         if len(train) and len(test) and (strata is None or len({strata[place] for place in train}) > 1)
     ]
+
+
+def common_strata(labels: Sequence[str], n_folds: int) -> list[str]:
+    """What folds are stratified by: the labels, but those with fewer rows than folds together.
+
+    One label that is seen once would leave no folds, and with them no choice of the strength. Fewer than two labels
+    with enough rows stay as they are.
+
+    Examples:
+        >>> common_strata(["a", "a", "b", "b", "rare", "odd"], 2)
+        ['a', 'a', 'b', 'b', '(rare)', '(rare)']
+    """
+    counts = Counter(labels)
+    rare = {label for label, n in counts.items() if n < n_folds}
+    if not rare or len(counts) - len(rare) < 2:
+        return list(labels)
+    is_enough = sum(counts[label] for label in rare) >= n_folds
+    name = "(rare)" if is_enough else counts.most_common(1)[0][0]
+    return [name if label in rare else label for label in labels]
 
 
 def _out_of_fold(

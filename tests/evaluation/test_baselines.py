@@ -324,3 +324,17 @@ def test_a_metric_of_ones_own_gets_the_baselines_of_the_tuned_programs_label():
     assert found["majority"](title="On 3").liked in (True, False)
     with pytest.raises(UsageError, match="there is neither"):
         baselines.with_baselines({"mine": lambda title: None}, rows, [right], BaselineOptions())
+
+
+def test_a_label_that_is_seen_once_leaves_the_strength_to_cross_validation() -> None:
+    pytest.importorskip("sklearn")
+    rows = [
+        dspy.Example(text=f"{['bees and heather', 'taxes and rent'][n % 2]} {n}", kind=["a", "b"][n % 2]).with_inputs(
+            "text"
+        )
+        for n in range(40)
+    ]
+    rows.append(dspy.Example(text="a thing of its own", kind="odd").with_inputs("text"))
+    found = baselines.tfidf_logistic(rows, label="kind")
+    assert "by 5-fold cross-validation" in found.card["strength"]
+    assert found(text="heather")["kind"] == "a"
