@@ -213,7 +213,10 @@ def test_a_judge_is_named_by_the_user_and_in_the_report(quiz, tmp_path, capsys):
         (("--metric", "token_f1", "--judge", "gpt"), "--judge is asked by no metric"),
         (("--metric", "within=near"), "within=20%,40"),
         (("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", " "), "the rubric is empty"),
-        (("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", "x", "--judge-host", "moon"), "--host moon"),
+        (
+            ("--metric", "rubric_score", "--judge", "gpt", "--judge-rubric", "x", "--judge-host", "moon"),
+            "--judge-host moon",
+        ),
     ],
 )
 def test_a_judge_that_is_missing_or_superfluous_is_told_in_one_line(quiz, capsys, options, said):
