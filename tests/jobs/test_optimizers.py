@@ -269,6 +269,7 @@ def test_it_is_a_step_of_better_together(program: Any, fake: FakeOpenAI, time: F
 
 def test_on_the_local_server_from_samples_to_answers(tmp_path: Path) -> None:
     """The whole way over HTTP: samples of a random model, a DPO job in its worker, answers of the tuned one."""
+    pytest.importorskip("torch", reason="the local host needs the extra `local`")
     server = start_server(tmp_path / "root", build_toy_model(tmp_path / "toy"))
     try:
         host = Host.local(server.url)
