@@ -41,7 +41,7 @@ CASES: list[tuple[str, int, str]] = [
     ("convert train.jsonl train.jsonl --to trl", 2, "is the input itself"),
     ("check train.jsonl --fix train.jsonl", 2, "would overwrite its input"),
     ("compare rows.jsonl --program saved.json", 2, "NAME=FILE"),
-    ("plan train.jsonl --host nowhere", 2, "expected openai, azure, local"),
+    ("plan train.jsonl --host nowhere", 2, "expected local, openai, azure"),
     ("plan train.jsonl --epochs many", 2, "from 1 to 50"),
     ("plan train.jsonl --metadata x", 2, "KEY=VALUE"),
     ("quickstart --size huge", 2, "choose one of full, small"),
