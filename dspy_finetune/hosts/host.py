@@ -343,7 +343,8 @@ class Host:
             "kind": self._kind,
             "name": self._name,
             "base_url": self._url,
-            "root": self._root,
+            # From the file system's root: a saved predictor is loaded from other folders, too.
+            "root": os.fspath(self.root) if self._root and self.root else None,
             "base_model": self._base_model,
             "training_type": self._training_type,
         }
