@@ -31,14 +31,28 @@ METHODS = {
 """What a method's name in the results holds (the first that fits): what README calls it. In README's order."""
 
 
+DIRECT = "fitted in one process"
+
+
+def _size(section: str) -> tuple[str, ...]:
+    """(set, training rows, test rows), as the section's title has them."""
+    title = section.splitlines()[0]
+    return (title.split(",")[0], *re.findall(r"(\d[\d,]*) t", title))
+
+
 def measured() -> dict[str, dict[str, list[str]]]:
     """By README's names of set and method: the value and the seconds, as the results have them."""
     found: dict[str, dict[str, list[str]]] = {}
     n_splits: dict[tuple[str, str], int] = {}
-    for section in RESULTS.read_text(encoding="utf-8").split("\n### ")[1:]:
+    sections = RESULTS.read_text(encoding="utf-8").split("\n### ")[1:]
+    by_jobs = {_size(section) for section in sections if DIRECT not in section.splitlines()[0]}
+    trained = {size[:2] for size in by_jobs}
+    for section in sections:
         title = section.splitlines()[0]
         name = next((shown for start, shown in SETS.items() if title.startswith(start)), None)
-        if name is None:
+        # Fits in one process stand in where no job was measured on as many rows, or in the column of those jobs.
+        is_second = DIRECT in title and _size(section) not in by_jobs and _size(section)[:2] in trained
+        if name is None or is_second:
             continue
         lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
         header, rows = lines[0], lines[2:]
