@@ -465,10 +465,17 @@ class Host:
                     hidden = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
                     options["default_headers"] = {**hidden, **options.get("default_headers", {})}
                 # Loopback is never behind a proxy, whatever HTTP_PROXY says.
-                http = options.pop("http_client", None) or openai.DefaultHttpxClient(trust_env=self._kind != "local")
-                client = openai.OpenAI(api_key=key, base_url=base_url, http_client=http, **options)
-                # A client that is forgotten closes its sockets; at the interpreter's end the system does.
-                weakref.finalize(client, http.close).atexit = False
+                own = (
+                    openai.DefaultHttpxClient(trust_env=self._kind != "local") if "http_client" not in options else None
+                )
+                client = openai.OpenAI(api_key=key, base_url=base_url, **{"http_client": own, **options})
+                if own is not None:
+                    # Sockets are closed with the last client over them, a copy by `with_options` too. The transports
+                    # stand in no cycle with it, so that none is collected before it is closed; at the interpreter's
+                    # end the system closes them.
+                    for transport in (own._transport, *own._mounts.values()):
+                        if transport is not None:
+                            weakref.finalize(own, transport.close).atexit = False
                 self._clients[name] = client
             return client
 

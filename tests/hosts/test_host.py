@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
+from typing import Any
 
+import openai
 import pytest
 
 from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError, UsageError
@@ -99,6 +102,30 @@ def test_clients_are_shared_and_differ_by_options(fake: FakeOpenAI) -> None:
     assert host.client(max_retries=0) is not host.client()
     assert host.client(max_retries=0).max_retries == 0
     host.close()
+
+
+def test_a_copy_of_a_client_outlives_the_host_and_the_client_it_was_made_of(fake: FakeOpenAI) -> None:
+    client = Host.local(fake.url).client().with_options(max_retries=0)
+    gc.collect()
+    assert client.models.list().data == []
+
+
+def test_a_forgotten_client_closes_its_connections_even_from_a_reference_cycle(fake: FakeOpenAI) -> None:
+    """Left to the collector, an open socket is an error of this test by `filterwarnings`."""
+    cycle: list[Any] = [Host.local(fake.url).client()]
+    cycle[0].models.list()
+    cycle.append(cycle)
+    transport = cycle[0]._client._transport
+    del cycle
+    gc.collect()
+    assert not transport._pool.connections
+
+
+def test_the_callers_own_http_client_stays_open(fake: FakeOpenAI) -> None:
+    with openai.DefaultHttpxClient(trust_env=False) as own:
+        Host.local(fake.url).client(http_client=own)
+        gc.collect()
+        assert not own.is_closed
 
 
 def test_loopback_is_reached_whatever_proxy_is_set(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
