@@ -33,7 +33,7 @@ from dspy_finetune.export.dialects import DIALECTS
 from dspy_finetune.export.formats import method_of
 from dspy_finetune.hosts import Host, load_catalog
 from dspy_finetune.hosts.embedded import home
-from dspy_finetune.hosts.shapes import present
+from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, names_of, plan

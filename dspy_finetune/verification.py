@@ -21,7 +21,7 @@ from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.errors import DataError, EmptyDatasetError, HostError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.lm import positions_on_wire
-from dspy_finetune.hosts.shapes import present
+from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs import FinetunedModel, list_jobs
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.probabilities import label_masses

@@ -45,8 +45,8 @@ from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, U
 from dspy_finetune.export.tokens import TokenCounter
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, never_sent
-from dspy_finetune.hosts.shapes import pages, present, whole
-from dspy_finetune.hosts.shapes import part as part_of
+from dspy_finetune.hosts.protocol import pages, present, whole
+from dspy_finetune.hosts.protocol import part as part_of
 from dspy_finetune.jobs.records import CLOCK, Entry, Journal
 from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 

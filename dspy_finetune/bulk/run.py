@@ -30,8 +30,7 @@ from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 import dspy
 
-from dspy_finetune._appendlog import AppendLog
-from dspy_finetune._files import file_error
+from dspy_finetune._files import AppendLog, file_error
 from dspy_finetune.bulk import rate_limit
 from dspy_finetune.bulk.rate_limit import (
     DEFAULT_RETRY,

@@ -46,7 +46,7 @@ from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.collect import Program, jsonable
 from dspy_finetune.evaluation.metrics import AnyMetric, Embed, Metric, SetMetric, accuracy, token_f1, within
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.shapes import present
+from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat

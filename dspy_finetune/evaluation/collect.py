@@ -32,7 +32,7 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
-from dspy_finetune._appendlog import AppendLog, HeldLog
+from dspy_finetune._files import AppendLog, HeldLog
 from dspy_finetune.errors import AnswerError, MissingExtraError, NoAnswerError, RowError, UsageError
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat

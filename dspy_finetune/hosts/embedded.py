@@ -21,8 +21,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dspy_finetune._appendlog import process_lock
-from dspy_finetune._files import file_error
+from dspy_finetune._files import file_error, process_lock
 from dspy_finetune.errors import HostError, MissingExtraError
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"

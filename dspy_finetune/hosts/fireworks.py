@@ -25,10 +25,13 @@ from dspy_finetune.hosts.protocol import (
     HostModel,
     metadata_of,
     method_and_settings,
+    part,
+    present,
+    rows,
     seconds_of,
     tag_of,
+    whole_answer,
 )
-from dspy_finetune.hosts.shapes import part, present, rows, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI

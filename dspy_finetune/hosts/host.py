@@ -571,7 +571,7 @@ class Host:
 
         Raises:
             HostError: Whatever the client raised.
-            MalformedResponseError: The answer lacks what the host's description promises (hosts/shapes.py).
+            MalformedResponseError: The answer lacks what the host's description promises (hosts/protocol.py).
         """
         import openai
 

@@ -23,10 +23,14 @@ from dspy_finetune.hosts.protocol import (
     OpenAIApi,
     metadata_of,
     method_and_settings,
+    part,
     plain,
+    present,
+    rows,
     tagged_suffix,
+    whole,
+    whole_answer,
 )
-from dspy_finetune.hosts.shapes import part, present, rows, whole, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI

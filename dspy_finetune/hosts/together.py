@@ -28,10 +28,14 @@ from dspy_finetune.hosts.protocol import (
     HostModel,
     metadata_of,
     method_and_settings,
+    part,
+    present,
+    rows,
     seconds_of,
     tagged_suffix,
+    whole,
+    whole_answer,
 )
-from dspy_finetune.hosts.shapes import part, present, rows, whole, whole_answer
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -16,9 +16,9 @@ from dspy_finetune.catalog import load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFailedError, JobTimeoutError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
+from dspy_finetune.hosts.failures import BACKOFF, Patience
 from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.patience import BACKOFF, Patience
 from dspy_finetune.jobs.records import (
     CANCELLED,
     CLOCK,
@@ -384,7 +384,7 @@ class Job(Reported):
                 facts = self.refresh()
                 events = self._events_if_any() if with_events else []
             except HostError as error:
-                waited = patience.pause_after(error, self._bears(error))
+                waited = patience.pause_after(error, self._bears(error), CLOCK.now())
                 if waited is None:
                     raise self._left_alone(error) from error
                 pause_now = waited

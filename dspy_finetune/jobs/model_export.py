@@ -36,7 +36,7 @@ from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.errors import DataError, FileError, HostError, UsageError
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.shapes import part, present, whole_answer
+from dspy_finetune.hosts.protocol import part, present, whole_answer
 from dspy_finetune.jobs.records import job_facts, journal_of
 
 MOST_LABELS = 64

@@ -22,15 +22,14 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from dspy_finetune._appendlog import AppendLog, process_lock
+from dspy_finetune._files import AppendLog, process_lock
 from dspy_finetune.catalog import Catalog
 from dspy_finetune.errors import JobError
 from dspy_finetune.export.cost import training_cost
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import redact
-from dspy_finetune.hosts.protocol import plain
-from dspy_finetune.hosts.shapes import whole
+from dspy_finetune.hosts.protocol import plain, whole
 
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})

@@ -26,9 +26,8 @@ from typing import Any, TypeVar
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.failures import never_sent, told_pause_seconds
+from dspy_finetune.hosts.failures import LONGEST_TOLD_SECONDS, Patience, never_sent, told_pause_seconds
 from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY, HostApi, HostFile
-from dspy_finetune.jobs.patience import LONGEST_TOLD_SECONDS, Patience
 from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
 
 logger = logging.getLogger(__name__)
@@ -341,7 +340,8 @@ class Submission:
             except HostError as error:
                 # An address at which nobody has answered yet may be a wrong one.
                 is_nobody = not self._is_reached and error.__cause__ is not None and never_sent(error.__cause__)
-                pause = self._patience.pause_after(error, OUTAGE_SECONDS if error.retryable and not is_nobody else 0.0)
+                limit = OUTAGE_SECONDS if error.retryable and not is_nobody else 0.0
+                pause = self._patience.pause_after(error, limit, CLOCK.now())
                 if pause is None:
                     raise
                 CLOCK.sleep(pause)

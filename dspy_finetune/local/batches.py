@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from dspy_finetune._appendlog import AppendLog
-from dspy_finetune._files import write_json
+from dspy_finetune._files import AppendLog, write_json
 from dspy_finetune.errors import RowError
 from dspy_finetune.local.scheduler import Supervised
 from dspy_finetune.local.schemas import ApiError, Body, ExpiresAfter, Metadata, Name, read_rows

@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import process_lock
-from dspy_finetune._files import file_error
+from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
 

@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import is_locked, try_lock
-from dspy_finetune._files import write_json
+from dspy_finetune._files import is_locked, try_lock, write_json
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.local.chat import message_text
 from dspy_finetune.local.heads import task_of

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import try_lock
-from dspy_finetune._files import atomic_writer, file_error
+from dspy_finetune._files import atomic_writer, file_error, try_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base

@@ -36,8 +36,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dspy_finetune._appendlog import AppendLog
-from dspy_finetune._files import atomic_writer, file_error, write_json
+from dspy_finetune._files import AppendLog, atomic_writer, file_error, write_json
 from dspy_finetune.local.schemas import ApiError, Body, Event, ExpiresAfter, FileRecord, JobRecord, ModelRecord, Name
 
 logger = logging.getLogger(__name__)

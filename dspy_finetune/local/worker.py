@@ -22,8 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dspy_finetune._appendlog import AppendLog, process_lock
-from dspy_finetune._files import write_json
+from dspy_finetune._files import AppendLog, process_lock, write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads
 from dspy_finetune.local.schemas import Recipe, Trainer, TrainResult, TrainSpec

@@ -24,7 +24,7 @@ from typing import Any
 
 import dspy
 
-from dspy_finetune._appendlog import AppendLog, HeldLog
+from dspy_finetune._files import AppendLog, HeldLog
 from dspy_finetune._optional import require
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dspy_finetune._appendlog import AppendLog, is_locked, try_lock
+from dspy_finetune._files import AppendLog, is_locked, try_lock
 from dspy_finetune.errors import DataError, FileError
 
 

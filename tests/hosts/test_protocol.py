@@ -10,8 +10,7 @@ import pytest
 
 from dspy_finetune.errors import HostError, MalformedResponseError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.protocol import HostApi
-from dspy_finetune.hosts.shapes import pages, part, present, rows, whole
+from dspy_finetune.hosts.protocol import HostApi, pages, part, present, rows, whole
 from tests.fake_openai import FakeOpenAI
 
 
