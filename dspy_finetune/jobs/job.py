@@ -139,7 +139,8 @@ def make_progress(
         cost: The price of so many trained tokens of this job.
         now: The hour.
     """
-    steps = [event for event in events if isinstance(event.data.get("step"), (int, float))]
+    # Below 0 or at it stands what the local host tried before its first step: it is no progress.
+    steps = [event for event in events if isinstance(event.data.get("step"), (int, float)) and event.data["step"] > 0]
     step = int(steps[-1].data["step"]) if steps else None
     total = next(
         (int(e.data["total_steps"]) for e in reversed(steps) if isinstance(e.data.get("total_steps"), (int, float))),

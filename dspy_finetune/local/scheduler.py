@@ -33,7 +33,17 @@ from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.local.chat import message_text
 from dspy_finetune.local.heads import task_of
 from dspy_finetune.local.models import PACKAGED_ENCODER, base_name, is_encoder
-from dspy_finetune.local.schemas import FINAL, ApiError, JobRecord, Method, Recipe, learning_rate, read_rows, resolve
+from dspy_finetune.local.schemas import (
+    BASE_LEARNING_RATE,
+    FINAL,
+    ApiError,
+    JobRecord,
+    Method,
+    Recipe,
+    learning_rate,
+    read_rows,
+    resolve,
+)
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
 
 logger = logging.getLogger(__name__)
@@ -348,6 +358,8 @@ class Scheduler:
             "learning_rate": learning_rate(job.method, resolved),
             "beta": resolved.get("beta", 0.1),
             "recipe": resolved.get("recipe", "lora"),
+            # A rate that was left to the host may be searched for; so it is again where a job goes on after a crash.
+            "finds_rate": job.given.get("learning_rate_multiplier") in (None, "auto"),
             "seed": job.seed,
             "device": self.device,
             "n_threads": self.n_threads,
@@ -442,6 +454,7 @@ class Scheduler:
             self.store.update_job(
                 job.id,
                 status="succeeded",
+                resolved=self._with_rate(job, result.get("learning_rate")),
                 fine_tuned_model=model_id,
                 finished_at=int(time.time()),
                 trained_tokens=result["trained_tokens"],
@@ -451,6 +464,12 @@ class Scheduler:
         shutil.rmtree(self.store.job_folder(job.id) / "work", ignore_errors=True)
 
     # Small things
+
+    def _with_rate(self, job: JobRecord, rate: float | None) -> dict[str, Any] | None:
+        """The hyperparameters as they were trained with: the rate may have been the job's own choice."""
+        if rate is None or job.resolved is None:
+            return job.resolved
+        return job.resolved | {"learning_rate_multiplier": round(rate / BASE_LEARNING_RATE[job.method], 6)}
 
     def _requeue(self, job: JobRecord, why: str, *, crashes: int | None = None) -> None:
         crashes = job.crashes if crashes is None else crashes
@@ -545,6 +564,7 @@ def estimated_finish(job: JobRecord, events: Callable[[str], list[dict[str, Any]
         if event["type"] == "metrics"
         and event["created_at"] >= job.started_at
         and isinstance(event["data"].get("step"), int)
+        and event["data"]["step"] > 0  # rates that are tried before the first are no pace
     ]
     if len(steps) < ESTIMATE_AFTER_STEPS:
         return None

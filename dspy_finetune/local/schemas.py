@@ -12,10 +12,8 @@ What "auto" means on this host is one rule for each hyperparameter, without torc
 - learning_rate_multiplier: 1, times the base rate: 1e-3 (LoRA r=8 on all linear layers of a 135M
   model, batches of 4: 540 titles twice gave 0.97 on held-out ones at 1e-3; 300 titles at 2e-3 in batches of 8 under a
   system prompt of 75 tokens stayed at chance, and at 3e-4 nothing was learned in three epochs of 200. DPO on 100
-  explained pairs wrote whole sentences at 1e-3, and loops or nothing at 5e-4). It is not searched for within a job: on
-  200 news titles (AUC .648 on 250 others after three epochs) the loss on the held-out tenth was .677, .775 and .674
-  after the epochs, which hides the rates' differences; 30 steps on 120 packaged titles gave .513 at 1e-3 and .694 at
-  3e-4 on 60 others, the fixed rate's favour. `evaluation.sweep` compares whole jobs.
+  explained pairs wrote whole sentences at 1e-3, and loops or nothing at 5e-4). A supervised LoRA job
+  compares it with others by a short sweep where it has rows enough (rates.py). `evaluation.sweep` compares whole jobs.
 - beta: 0.1.
 """
 
@@ -172,6 +170,8 @@ class TrainSpec:
     """What the run may take; None: what is free."""
     recipe: Recipe = "lora"
     """What is trained; "auto" has been settled by now."""
+    finds_rate: bool = False
+    """Whether a supervised LoRA job may take a better rate, found by a short sweep on its rows."""
     base: str = ""
     """The base's name, for the card of a head."""
     encoder_folder: Path | None = None
@@ -193,6 +193,8 @@ class TrainResult:
     """(step, adapter folder) for each epoch, oldest first."""
     head: Path | None = None
     """The folder with the linear head; None where the model itself answers."""
+    learning_rate: float | None = None
+    """The rate that was trained at, where it was the recipe's to choose."""
 
 
 class Trainer(Protocol):

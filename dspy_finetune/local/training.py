@@ -26,9 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from dspy_finetune._files import sha256_file
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune._optional import require
-from dspy_finetune.local import features, memory
+from dspy_finetune.local import features, memory, rates
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
@@ -36,6 +37,7 @@ from dspy_finetune.local.hardware import fast_dtype
 from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, rows_of, task_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
+from dspy_finetune.local.rates import Sweep, Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 
 MIN_HALF_TOKENS = 150
@@ -324,7 +326,7 @@ class TokenScores:
     label_mask: torch.Tensor
     """Whether there is a label."""
     among_choices: torch.Tensor | None = None
-    """Mean negative log-likelihood of a row's answer among the answers there are; None where they are not known."""
+    """(B,): negative log-likelihood of a row's answer among the answers there are; None where they are not known."""
 
     def loss(self) -> torch.Tensor:
         """Mean negative log-likelihood over the labels; 0 where there is none."""
@@ -399,7 +401,7 @@ def score_rows(
     # Only labelled positions meet the vocabulary: its 49,152 rows are a fifth of the small model's work.
     head = model.get_output_embeddings()
     log_probs, tops = [], []
-    among = hidden.new_zeros(()).float()
+    among = hidden.new_zeros(len(input_ids)).float()
     begun: dict[int, tuple[int, ...]] = {}
     for start in range(0, max(len(where), 1), HEAD_CHUNK):
         logits = head(hidden[start : start + HEAD_CHUNK]).float()  # (m, V)
@@ -411,7 +413,8 @@ def score_rows(
             beginning = begun.get(row, ())
             allowed = list(choices.get(beginning, ())) if choices else []
             if len(allowed) > 1:
-                among = among + logits[number, allowed].logsumexp(0) - logits[number, token]
+                lost = logits[number, allowed].logsumexp(0) - logits[number, token]
+                among = among.index_add(0, torch.tensor([row], device=device), lost[None])
             begun[row] = (*beginning, token)
 
     def spread(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -422,7 +425,7 @@ def score_rows(
         log_probs=spread(log_probs),
         is_top1=spread(tops),
         label_mask=label_mask,
-        among_choices=among / len(input_ids) if choices else None,
+        among_choices=among if choices else None,
     )
 
 
@@ -474,7 +477,7 @@ class PrefixTreeSFTTrainer(AveragedGradients, SFTTrainer):
         self._metrics[mode]["mean_token_accuracy"].append(scores.accuracy())
         if scores.among_choices is None:
             return scores.loss()
-        return scores.among_choices + FORM_WEIGHT * scores.loss()
+        return scores.among_choices.mean() + FORM_WEIGHT * scores.loss()
 
 
 def load_rows(tokenizer: Any, path: Path) -> Dataset:
@@ -487,27 +490,164 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     tokenizer = load_tokenizer(spec)
     rows = load_rows(tokenizer, spec.train_file)
     setup = plan(spec, Rows.of([(row["input_ids"], n_trained(row["labels"])) for row in rows]), emit)
+    task = task_of(spec.train_file)
+    closed = choices_of([encode_completion(tokenizer, label) for label in task.labels])
+    job = SftJob(spec=spec, setup=setup, tokenizer=tokenizer, choices=closed if task.kind == "labels" else None)
+    model = load(spec, setup)
+    if spec.finds_rate:
+        rate = find_rate(job, model, rows, emit=emit, should_stop=should_stop)
+        if rate is None:
+            return features.stopped()
+        job = replace(job, spec=replace(spec, learning_rate=rate))
+        transformers.set_seed(spec.seed)  # as if the rate had been given: what was tried leaves no trace
     held_out = load_rows(tokenizer, spec.validation_file) if spec.validation_file else None
     # With one epoch there is nothing to choose from, and every row is worth more as a row to learn from.
     if held_out is None and len(rows) >= MIN_HELD_OUT_ROWS and spec.n_epochs > 1:
         rows, held_out = _held_out(tokenizer, rows, spec.seed)
     reporter = Reporter(emit, should_stop)
-    keeps_best = held_out is not None and spec.n_epochs > 1
-    options = settings(spec, setup, is_validated=held_out is not None, keeps_best=keeps_best)
-    trainer = PrefixTreeSFTTrainer(
-        model=load(spec, setup),
-        args=SFTConfig(**options, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=rows,
-        eval_dataset=held_out,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        peft_config=adapter(),
-        callbacks=[reporter],
+    trainer = job.trainer(
+        model,
+        settings(
+            job.spec, setup, is_validated=held_out is not None, keeps_best=held_out is not None and spec.n_epochs > 1
+        ),
+        rows,
+        held_out,
+        reporter,
     )
-    task = task_of(spec.train_file)
-    if task.kind == "labels":
-        trainer.choices = choices_of([encode_completion(tokenizer, label) for label in task.labels])
-    return run(trainer, spec, reporter, n_tokens=sum(len(ids) for ids in rows["input_ids"]))
+    result = run(trainer, spec, reporter, n_tokens=sum(len(ids) for ids in rows["input_ids"]))
+    return replace(result, learning_rate=job.spec.learning_rate if spec.finds_rate else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftJob:
+    """What the trainers of one supervised job share."""
+
+    spec: TrainSpec
+    setup: Setup
+    tokenizer: Any
+    choices: Choices | None
+    """The closed set of answers, where there is one."""
+
+    def trainer(
+        self, model: Any, options: Mapping[str, Any], rows: Dataset, held_out: Dataset | None, callback: Any
+    ) -> PrefixTreeSFTTrainer:
+        """A trainer of a new adapter on a model."""
+        trainer = PrefixTreeSFTTrainer(
+            model=model,
+            args=SFTConfig(**options, packing=False, dataset_kwargs={"skip_prepare_dataset": True}),
+            train_dataset=rows,
+            eval_dataset=held_out,
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=self.tokenizer.pad_token_id),
+            processing_class=self.tokenizer,
+            peft_config=adapter(),
+            callbacks=[callback],
+        )
+        trainer.choices = self.choices
+        return trainer
+
+
+# A rate that is right for the rows: each of a few trains an adapter for some steps, and rows that none of them saw say
+# which is best. The adapters are thrown away, and the job begins as if the rate had been given.
+
+
+def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop: Callable[[], bool]) -> float | None:
+    """The rate to train at, every candidate told to `emit`; None where it was stopped. The model is left as it was."""
+    spec, usual = job.spec, job.spec.learning_rate
+    sweep = rates.sweep_of(len(rows), spec.n_epochs, spec.batch_size)
+    parts = _held_out(job.tokenizer, rows, rates.SEED, len(rows) // sweep.n_held_out) if sweep else (rows, None)
+    if sweep is None or parts[1] is None or world_size() > 1:
+        why = (
+            "several processes train the job" if world_size() > 1 else "its rows and epochs are too few to compare any"
+        )
+        emit({"message": f"Learning rate {usual:g}, the usual one: no others are tried, since {why}"})
+        return usual
+    candidates = [usual * multiplier for multiplier in rates.MULTIPLIERS]
+    facts = {
+        "base": rates.base_digest(spec.model_folder),
+        "rows": sha256_file(spec.train_file),
+        "method": f"sft, {spec.recipe}",
+        "adapter": [memory.LORA_RANK, LORA_ALPHA, LORA_DROPOUT],
+        "training": [spec.batch_size, WARMUP_SHARE, job.setup.dtype],
+        "rates": candidates,
+        "sweep": [sweep.n_steps, len(parts[1])],
+    }
+    path = rates.kept_at(facts)
+    trials = rates.kept(path)
+    told = "known from an earlier job on the same rows" if len(trials) == len(candidates) else "tried"
+    share = f"{sweep.n_steps} steps each, then {len(parts[1])} rows held out of the training rows"
+    emit({"message": f"Learning rates {', '.join(f'{rate:g}' for rate in candidates)} are {told}: {share}"})
+    for number, rate in enumerate(candidates):
+        if number >= len(trials):
+            trial = _tried(job, model, rate, sweep, parts, should_stop)
+            if trial is None:
+                return None
+            trials.append(trial)
+            rates.keep(path, facts, trials)
+        emit(_told(trials[number], number - len(candidates) + 1))
+    best, why = rates.best(trials, usual)
+    emit({"message": f"Learning rate {best.rate:g}: {why}"})
+    return best.rate
+
+
+def _told(trial: Trial, step: int) -> dict[str, Any]:
+    is_finite = math.isfinite(trial.loss)
+    return {
+        "step": step,  # before the first of the job
+        "candidate": trial.name,
+        "valid_loss": trial.loss if is_finite else None,
+        "valid_loss_error": trial.loss_error if is_finite else None,
+        "valid_mean_token_accuracy": trial.accuracy,
+    }
+
+
+class _Stopper(TrainerCallback):
+    """Ends a training between two steps when asked to, and keeps nothing of it."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.stopped = self.stopped or self.should_stop()
+        control.should_training_stop = control.should_training_stop or self.stopped
+        return control
+
+
+def _tried(
+    job: SftJob, model: Any, rate: float, sweep: Sweep, parts: tuple[Dataset, Dataset], should_stop: Callable[[], bool]
+) -> Trial | None:
+    """One rate, trained for the steps of a sweep and measured on the rows that were held out; None where stopped."""
+    transformers.set_seed(rates.SEED)  # the same adapter to begin with, and the same rows, under each rate
+    spec = replace(job.spec, learning_rate=rate, seed=rates.SEED)
+    options = settings(spec, job.setup, is_validated=False)
+    options |= {"max_steps": sweep.n_steps, "save_strategy": "no", "logging_strategy": "no"}
+    stopper = _Stopper(should_stop)
+    trainer = job.trainer(model, options, parts[0], None, stopper)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trial = None if stopper.stopped else Trial(rate=rate, **measured(trainer, parts[1]))
+    trainer.model.unload()
+    return trial
+
+
+@torch.no_grad()
+def measured(trainer: PrefixTreeSFTTrainer, rows: Dataset) -> dict[str, Any]:
+    """`losses` of each row, with the mean that `compute_loss` has, and the `accuracy` of their tokens."""
+    trainer.model.eval()
+    scored = []
+    for start in range(0, len(rows), 8):
+        batch = trainer.data_collator([rows[row] for row in range(start, min(start + 8, len(rows)))])
+        ids, mask, labels = (batch[name].to(trainer.model.device) for name in ("input_ids", "attention_mask", "labels"))
+        with trainer.accelerator.autocast():
+            scored.append(score_rows(trainer.model.get_base_model(), ids, mask, labels, trainer.choices))
+    tokens = torch.cat([one.label_mask.sum(dim=1) for one in scored])
+    losses = -torch.cat([one.log_probs.sum(dim=1) for one in scored]) / tokens.float().mean()
+    if trainer.choices:
+        losses = (
+            torch.cat([one.among_choices for one in scored if one.among_choices is not None]) + FORM_WEIGHT * losses
+        )
+    n_right = sum(int(one.is_top1.sum()) for one in scored)
+    return {"losses": tuple(losses.tolist()), "accuracy": n_right / max(1, int(tokens.sum()))}
 
 
 def n_trained(labels: Sequence[int]) -> int:
@@ -515,15 +655,21 @@ def n_trained(labels: Sequence[int]) -> int:
     return sum(label != IGNORED for label in labels)
 
 
-def _held_out(tokenizer: Any, rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """(rows to train on, a tenth to validate on): equal prompts, and a pair's two orders, are on one side."""
-    n_folds = max(10, math.ceil(len(rows) / 200))  # two hundred say enough
+def _held_out(tokenizer: Any, rows: Dataset, seed: int, n_folds: int | None = None) -> tuple[Dataset, Dataset | None]:
+    """(rows to train on, a tenth to validate on): equal prompts, and a pair's two orders, are on one side.
+
+    None in the place of the tenth where all rows ask the same.
+    """
+    n_folds = n_folds or max(10, math.ceil(len(rows) / 200))  # two hundred say enough
     asked = [
         tokenizer.decode(ids[: labels.count(IGNORED)])
         for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
     ]
     # A pair that is written in both orders has the same words twice, in another order.
-    train, held_out = folds_of([[" ".join(sorted(text.split()))] for text in asked], n_folds, seed)[0]
+    folds = folds_of([[" ".join(sorted(text.split()))] for text in asked], n_folds, seed)
+    if not folds:
+        return rows, None
+    train, held_out = folds[0]
     return rows.select(train.tolist()), rows.select(held_out.tolist())
 
 

@@ -66,16 +66,18 @@ class Metrics:
         }
         parts = [f"{name}={metrics[key]:.2f}" for name, key in named.items() if key in metrics]
         message = f"Step {metrics['step']}/{metrics.get('total_steps', '?')}: {', '.join(parts)}"
+        event_id = None
         if "candidate" in metrics:
-            figures = f"cross-validated loss {metrics['valid_loss']:.4g} ± {metrics['valid_loss_error']:.2g}"
-            message = f"Candidate {metrics['step']}/{metrics['total_steps']}: {metrics['candidate']}: {figures}"
-        append_event(self.folder, message, kind="metrics", data=metrics)
+            message = _candidate(metrics)
+            # A job that goes on tells again what it knows; a candidate's figures are an event once.
+            event_id = derived_id("ftevent-", self.folder.name, message)
+        append_event(self.folder, message, kind="metrics", data=metrics, event_id=event_id)
 
     def csv(self) -> str:
         """The result file: one row for each step, blank where nothing was measured."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        # A head's steps are candidates: what was tried stands beside its figures.
+        # A head's steps are candidates, and those before the first of a LoRA are rates: what was tried stands there.
         more = CANDIDATE_COLUMNS if any("candidate" in metrics for metrics in self.steps.values()) else ()
         writer.writerow((*COLUMNS, *more))
         for step, metrics in sorted(self.steps.items()):
@@ -91,6 +93,16 @@ class Metrics:
             )
             writer.writerow("" if value is None else value for value in row)
         return stream.getvalue()
+
+
+def _candidate(metrics: dict[str, Any]) -> str:
+    # Heads are compared in the place of steps, rates before the first step: at -2, -1 and 0.
+    is_before = metrics["step"] < 1
+    name = metrics["candidate"] if is_before else f"{metrics['step']}/{metrics['total_steps']}: {metrics['candidate']}"
+    if "valid_loss" not in metrics:
+        return f"Candidate {name}: no finite loss"
+    kind = "held-out" if is_before else "cross-validated"
+    return f"Candidate {name}: {kind} loss {metrics['valid_loss']:.4g} ± {metrics['valid_loss_error']:.2g}"
 
 
 def run_job(folder: Path) -> None:
@@ -143,6 +155,7 @@ def run_job(folder: Path) -> None:
             "steps": result.steps,
             "adapter": result.adapter and os.fspath(result.adapter),
             "head": result.head and os.fspath(result.head),
+            "learning_rate": result.learning_rate,
             "checkpoints": [
                 {"step": step, "adapter": os.fspath(path), "metrics": metrics.steps.get(step, {})}
                 for step, path in result.checkpoints
@@ -186,6 +199,7 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         dtype=task.get("dtype", "auto"),
         memory_bytes=task.get("memory_bytes"),
         recipe=task.get("recipe", "lora"),
+        finds_rate=task.get("finds_rate", False),
         base=task["base"],
         encoder_folder=packaged_encoder(),
     )

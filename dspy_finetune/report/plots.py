@@ -382,7 +382,8 @@ def loss_curves(training: Training) -> dict[str, tuple[tuple[float, float], ...]
             known = tuple(
                 (float(row["step"]), float(row[key]))
                 for row in rows
-                if _is_number(row.get("step")) and _is_number(row.get(key))
+                # Below 1 stands what the local host tried before its first step.
+                if _is_number(row.get("step")) and _is_number(row.get(key)) and row["step"] > 0
             )
             if known:
                 curves[name + suffix] = known

@@ -359,6 +359,12 @@ class Trained:
 
     def metrics(self) -> list[dict[str, Any]]:
         return [
+            {
+                "step": 0,
+                "train_loss": None,
+                "valid_loss": 0.5,
+                "candidate": "learning rate 0.001",
+            },  # before the training
             {"step": 1, "train_loss": 2.0, "valid_loss": None},
             {"step": 2, "train_loss": float("nan"), "valid_loss": 1.5},
             {"step": 3, "train_loss": 1.0, "valid_loss": 1.25},

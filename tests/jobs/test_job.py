@@ -282,6 +282,14 @@ def test_a_finished_job_took_what_it_took_whenever_it_is_looked_at(finished_at: 
     assert look.elapsed_seconds == seconds
 
 
+def test_what_is_tried_before_the_first_step_is_no_progress() -> None:
+    facts = job_facts({"id": "j", "status": "running", "created_at": 100})
+    tried = [event({"id": str(n), "type": "metrics", "data": {"step": n - 2, "valid_loss": 0.5}}) for n in range(3)]
+    look = make_progress(facts, tried, n_tokens=90, cost=lambda facts, n_tokens: None, now=200.0)
+    assert (look.step, look.total_steps, look.losses, look.eta_seconds) == (None, None, (), None)
+    assert [row["step"] for row in metrics_from_events(tried)] == [-2, -1, 0]
+
+
 def test_a_notebook_shows_the_last_poll_without_polling_again(job: Job, host: Host, fake: FakeOpenAI) -> None:
     before = len(fake.requests)
     assert "job.refresh() polls again" in job._repr_html_()

@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 
 from tests.local.toy_server import ToyServer
+from tests.local.toy_worker import RATE_ROWS
 
 CHAT_ROWS = [
     {"messages": [{"role": "user", "content": f"Title: {i}"}, {"role": "assistant", "content": "true"}]}
@@ -42,6 +43,24 @@ def wait(client: OpenAI, job_id: str, *statuses: str, seconds: float = 240) -> A
             return job
         time.sleep(0.05)
     raise AssertionError(f"still {job.status} after {seconds} s")
+
+
+@pytest.mark.parametrize(("given", "trained"), [({}, 2.0), ({"learning_rate_multiplier": 1.5}, 1.5)])
+def test_a_job_tells_the_rate_that_it_chose_and_keeps_one_that_was_given(
+    server: ToyServer, given: dict[str, Any], trained: float
+) -> None:
+    client = server.client()
+    rows = [
+        {"messages": [{"role": "user", "content": f"Title: {i}"}, {"role": "assistant", "content": "true"}]}
+        for i in range(RATE_ROWS)
+    ]
+    job = client.fine_tuning.jobs.create(
+        model="toy",
+        training_file=upload(client, rows),
+        extra_body={"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, **given}}}},
+    )
+    done = wait(client, job.id)
+    assert done.method.supervised.hyperparameters.learning_rate_multiplier == pytest.approx(trained)
 
 
 def test_a_job_goes_from_upload_to_a_model_that_answers(server: ToyServer) -> None:

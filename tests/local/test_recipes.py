@@ -265,8 +265,12 @@ def test_both_orders_of_a_pair_are_held_out_together(toy_model: Path) -> None:
         for a, b, answer in ((one, other, "A"), (other, one, "B"))
     ]
     rows = Dataset.from_list([row for one in messages for row in training.tokenize(tokenizer, one)])
-    parts = training._held_out(tokenizer, rows, seed=0)
-    assert len(parts[1]) == 12
+    train, held_out = training._held_out(tokenizer, rows, seed=0)
+    assert held_out is not None
+    assert len(held_out) == 12
     # The answers differ between the orders: what is equal is the words of the question.
-    words = [{" ".join(sorted(tokenizer.decode(ids[:-2]).split())) for ids in part["input_ids"]} for part in parts]
+    words = [
+        {" ".join(sorted(tokenizer.decode(ids[:-2]).split())) for ids in part["input_ids"]}
+        for part in (train, held_out)
+    ]
     assert not words[0] & words[1]

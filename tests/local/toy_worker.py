@@ -1,6 +1,7 @@
 """The real worker with a recipe that pretends: ten steps, as slow as TOY_STEP_SECONDS, and a fixed adapter.
 
-Like the real recipes it leaves a checkpoint when it is stopped and goes on from it.
+Like the real recipes it leaves a checkpoint when it is stopped and goes on from it, and with RATE_ROWS rows it finds
+that twice the rate is better, where the rate is its own to choose.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 from tests.local.toy import write_toy_adapter
 
 STEPS = 10
+RATE_ROWS = 30
 
 
 def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
@@ -32,7 +34,12 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     middle = write_toy_adapter(spec.output_folder / "checkpoint-5", scale=0.5)
     last = write_toy_adapter(spec.output_folder / "checkpoint-10")
     return TrainResult(
-        trained_tokens=n_rows * 10, steps=STEPS, adapter=adapter, stopped=stopped, checkpoints=((5, middle), (10, last))
+        trained_tokens=n_rows * 10,
+        steps=STEPS,
+        adapter=adapter,
+        stopped=stopped,
+        checkpoints=((5, middle), (10, last)),
+        learning_rate=2 * spec.learning_rate if spec.finds_rate and n_rows >= RATE_ROWS else None,
     )
 
 

@@ -1,0 +1,145 @@
+"""The learning rate that suits a job's rows: a few are tried on a small share of them, and the choice is kept.
+
+In: how many rows, epochs and rows a step a job has; then each held-out row's loss under each rate. Out: how long each
+rate is tried, the rate that is taken, and a file of the cache in which the same job finds what was measured before.
+Not covered: the training (training.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy_finetune._files import read_json, sha256_file, write_json
+from dspy_finetune.errors import DataError, FileError
+from dspy_finetune.local.models import cache_folder
+
+MULTIPLIERS = (0.3, 1.0, 2.0)
+"""Times the fixed rate. Three times that rate was not tried: at twice it, a warm-up half as long broke the model."""
+MAX_SHARE = 0.15
+"""Of the job's own row-steps: what all rates together may take, the held-out rows' passes among it."""
+PASS_SHARE = 1 / 3
+"""A row that is only read, against one that is trained on: forward alone instead of forward and backward."""
+MIN_STEPS = 12
+"""With fewer steps for each rate nothing is learned that could be compared."""
+MAX_STEPS = 48
+MAX_HELD_OUT = 64
+SEED = 0
+"""Of the rows that are drawn: the job's own seed changes nothing, so that jobs that differ by it share the choice."""
+RULE = 1
+"""Goes up when the choice is made in another way: what was kept before is then measured anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How much is tried."""
+
+    n_steps: int
+    """Steps under each rate."""
+    n_held_out: int
+    """Rows that no rate is trained on."""
+
+
+def sweep_of(n_rows: int, n_epochs: int, batch_size: int) -> Sweep | None:
+    """How much may be tried within MAX_SHARE of the job's row-steps; None where that is too little to tell.
+
+    Examples:
+        >>> sweep_of(600, 3, 4)
+        Sweep(n_steps=17, n_held_out=64)
+        >>> sweep_of(200, 3, 4) is None
+        True
+    """
+    n_held_out = min(MAX_HELD_OUT, n_rows // 6)
+    n_rates = len(MULTIPLIERS)
+    budget = MAX_SHARE * n_rows * n_epochs - n_rates * PASS_SHARE * n_held_out
+    n_steps = min(MAX_STEPS, int(budget / (n_rates * batch_size)))
+    return Sweep(n_steps=n_steps, n_held_out=n_held_out) if n_steps >= MIN_STEPS else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One rate, and how it did."""
+
+    rate: float
+    losses: tuple[float, ...]
+    """Of each held-out row; their mean is the loss that the job's training has."""
+    accuracy: float
+    """Share of the trained tokens of held-out rows that were the most likely one."""
+
+    @property
+    def loss(self) -> float:
+        """The mean over the held-out rows."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def loss_error(self) -> float:
+        """Its standard error."""
+        return _standard_error(self.losses)
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"learning rate {self.rate:.3g}"
+
+
+def best(trials: Sequence[Trial], default: float) -> tuple[Trial, str]:
+    """(the trial that is taken, why): the default rate, unless another is better by more than its noise.
+
+    A rate is better where its losses are lower than the default's by more than one standard error of the difference,
+    row by row: a short run favours now the small steps and now the large ones.
+    """
+    usual = next(trial for trial in trials if trial.rate == default)
+    lowest = min((trial for trial in trials if math.isfinite(trial.loss)), key=lambda trial: trial.loss, default=usual)
+    if lowest is usual:
+        return usual, "the usual rate has the lowest held-out loss"
+    gains = [before - after for before, after in zip(usual.losses, lowest.losses, strict=True)]
+    if not math.isfinite(usual.loss):
+        return lowest, "the usual rate has no finite held-out loss"
+    gain, error = statistics.fmean(gains), _standard_error(gains)
+    figures = f"{lowest.name} is better by {gain:.2g} ± {error:.2g} on {len(gains)} held-out rows"
+    if gain > error:
+        return lowest, f"{figures}, more than one standard error"
+    return usual, f"{figures}, within one standard error: the usual rate stays"
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    is_known = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) / math.sqrt(len(values)) if is_known else math.inf
+
+
+# What was measured, kept: a job that goes on after a crash, or comes again with the same rows, measures nothing twice.
+
+
+def base_digest(folder: Path) -> str:
+    """The SHA-256 of a model's configuration and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def kept_at(facts: Mapping[str, Any]) -> Path:
+    """The file of the cache for what these facts say: all that the held-out losses depend on."""
+    text = json.dumps({"rule": RULE, **facts}, sort_keys=True)
+    return cache_folder() / "rates" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+
+def kept(path: Path) -> list[Trial]:
+    """What was measured so far; nothing where the file is missing or damaged."""
+    with contextlib.suppress(FileError, DataError, TypeError, KeyError, ValueError):
+        found = read_json(path, "a list of learning rates that were tried", "delete it")["trials"]
+        return [Trial(**{**one, "losses": tuple(map(float, one["losses"]))}) for one in found]
+    return []
+
+
+def keep(path: Path, facts: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+    """Write what was measured so far. A cache that cannot be written costs a second measurement, not the job."""
+    with contextlib.suppress(FileError):
+        write_json(path, {"what": "learning rates that were tried", **facts, "trials": [asdict(one) for one in trials]})
