@@ -18,7 +18,7 @@ import typer
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
 from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText
-from dspy_finetune.errors import UsageError
+from dspy_finetune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from dspy_finetune.data.fields import Columns
@@ -84,7 +84,9 @@ def run(
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
     from dspy_finetune.data.fields import field_name, guess_columns
+    from dspy_finetune.evaluation.advise import has_value, only_label
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
+    from dspy_finetune.values import fold
 
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:
@@ -102,6 +104,9 @@ def run(
     names = Counter(map(field_name, (*columns.inputs, columns.label)))
     if twice := [name for name, n in names.items() if n > 1]:
         raise UsageError(f"two columns would both be the field {twice[0]!r}; rename one of them in {data}")
+    labels = {fold(str(example[columns.label])) for example in examples if has_value(example, columns.label)}
+    if len(labels) == 1:
+        raise DataError(only_label(columns.label, examples[0][columns.label]))
     folder = to or new_folder(data.stem)
     cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
     cells += () if decimal == "." else ("--decimal", decimal)

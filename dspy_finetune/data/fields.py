@@ -378,6 +378,11 @@ def guess_columns(
     read = tuple(inputs) if inputs is not None else _inputs(values, chosen)
     if not read:
         raise DataError(f"no column beside {chosen!r} holds text to read; name the inputs")
+    if label is None and _is_row((chosen, *read), values):
+        raise DataError(
+            f"the columns are called {', '.join(map(repr, values))}, which reads like a row: give the file a first "
+            "line of column names, or name the label's column with label= (--label)"
+        )
     kind = {"binary": "yes or no", "number": "numbers", "text": "free text"}.get(
         task, f"{len(labels)} distinct answers"
     )
@@ -421,6 +426,8 @@ def _pair(
 def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     """What answering with this column is, and its closed set of answers if it has one."""
     known = [value for value in values if value is not None]
+    if not all(isinstance(value, Hashable) for value in known):  # lists, objects
+        return "text", ()
     distinct = _distinct(known)
     texts = {str(value).strip().casefold() for value in distinct}
     if texts and texts <= {*TRUE_WORDS, *FALSE_WORDS}:
@@ -458,7 +465,7 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         for name in values
         if name not in inputs
         and not _is_identifier(name, values[name])
-        and any(one is not None for one in values[name])
+        and any(one is not None and isinstance(one, Hashable) for one in values[name])
     ]
     named = [name for name in candidates if _LABEL_NAMES.search(name) or _FLAG_NAMES.match(name)]
     tasks = {name: _task(values[name])[0] for name in candidates}
@@ -471,6 +478,11 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         if len(found) == 1:
             return found[0]
     if not candidates:
+        if "messages" in values:
+            raise DataError(
+                "the rows hold messages: they are training rows already; check and train them as they are "
+                "(dspy-finetune check FILE, dspy-finetune train FILE)"
+            )
         raise DataError(
             f"no column can be the label; the fields are {', '.join(values)}: name it with label= (--label)"
         )
@@ -484,6 +496,15 @@ def _inputs(values: Mapping[str, list[Any]], label: str) -> tuple[str, ...]:
     # A column with the label's meaning in other words (points beside is_favorite) is no input: text alone is read.
     worded = [name for name in texts if _mean_words(values[name]) >= 2 and _task(values[name])[0] != "number"]
     return tuple(worded or texts)
+
+
+def _is_row(columns: Sequence[str], values: Mapping[str, list[Any]]) -> bool:
+    """Whether a label's and inputs' names are no header: one of the label's values, and a text of several words."""
+    label, *inputs = columns
+    is_value = (
+        _is_number(label) if _task(values[label])[0] == "number" else fold(label) in map(fold, map(str, values[label]))
+    )
+    return is_value and any(len(name.split()) >= 3 for name in inputs)
 
 
 def _mean_words(values: Sequence[Any]) -> float:

@@ -41,6 +41,9 @@ MIN_ROWS = 60
 GOOD_ENOUGH = 0.97
 """A cheap baseline with this accuracy leaves a tuned model nothing to win."""
 
+MIN_TEST_ROWS = 30
+"""Below this many the normal approximation behind `n_test_rows` does not hold, however alike two baselines are."""
+
 _CONSTANT = ("majority", "median")
 
 
@@ -95,7 +98,8 @@ class Advice(Reported):
     n_conflicts: int
     """Those whose labels differ."""
     ceiling: float | None
-    """Accuracy that nothing can pass on the duplicates: the share of each group's most frequent label; None without."""
+    """Accuracy that nothing can pass on the duplicates: the share of each group's most frequent label; None without,
+    and for numbers."""
     n_test_rows: int | None
     """Test rows that show a difference of five points (of 5 % for a number) with a power of 0.8."""
     seconds: float
@@ -180,19 +184,20 @@ def advise(
         rows = random.Random(seed).sample(rows, max_rows)
     columns = _columns(rows, signature, label)
     n_given = len(rows)
-    rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows if _has(row, columns.label)]
+    rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows if has_value(row, columns.label)]
     if not rows:
         raise EmptyDatasetError(f"no row has a value of {columns.label!r}; give labelled examples")
     groups = _groups(rows)
     metric = _metric(columns.task)
-    embed = _embedder(encoder, rows, columns) if metric != "none" else None
+    n_groups, is_constant = max(groups) + 1, len({label_text(row[columns.label]) for row in rows}) == 1
+    has_figures = metric != "none" and n_groups >= 2 * n_folds and not is_constant
+    embed = _embedder(encoder, rows, columns) if has_figures else None
     look = _Look(rows=rows, columns=columns, groups=groups, embed=embed, seed=seed)
     n_duplicates, n_conflicts, ceiling = _noise(rows, columns)
-    n_groups = max(groups) + 1
     scores: dict[str, list[float]] = {}
     curve: tuple[CurveStep, ...] = ()
     gain = error = None
-    if metric != "none" and n_groups >= 2 * n_folds:
+    if has_figures:
         folds = look.folds(n_folds)
         scores = look.out_of_fold(folds)
         learning = {name: values for name, values in scores.items() if not name.startswith(_CONSTANT)}
@@ -219,12 +224,20 @@ def advise(
         seconds=time.monotonic() - began,
     )
     recommendation, reasons = _recommend(advice, scores, groups)
+    if is_constant and len(rows) > 1:
+        recommendation, reasons = "more labels first", (only_label(columns.label, rows[0][columns.label]),)
     if len(rows) < n_given:
         reasons += (f"Left out, as {columns.label!r} is empty: {n_given - len(rows):,} of {n_given:,} rows.",)
     return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
 
 
-def _has(row: Any, label: str) -> bool:
+def only_label(label: str, value: Any) -> str:
+    """What is said of rows that all have one label."""
+    return f"Every row has the same {label}, {value!r:.60}: there is nothing to tell apart; label others, too."
+
+
+def has_value(row: Any, label: str) -> bool:
+    """Whether a row has a label: neither none nor blanks alone."""
     value = row.get(label)
     return value is not None and str(value).strip() != ""
 
@@ -418,6 +431,8 @@ def _noise(rows: Sequence[dspy.Example], columns: Columns) -> tuple[int, int, fl
     conflicts = [given for given in repeated if len(set(given)) > 1]
     if not repeated:
         return 0, 0, None
+    if columns.task == "number":  # two prices of one thing bound no share of right answers
+        return len(repeated), len(conflicts), None
     right = sum(Counter(given).most_common(1)[0][1] for given in repeated)
     return len(repeated), len(conflicts), right / sum(map(len, repeated))
 
@@ -435,7 +450,8 @@ def _test_rows(scores: Mapping[str, Sequence[float]], ranked: Sequence[str], met
     one, other = scores[ranked[0]], scores[ranked[1]]
     spread = statistics.pstdev([a - b for a, b in zip(one, other, strict=True)])
     difference = 0.05 if metric == "accuracy" else 0.05 * statistics.fmean(one)
-    return items_needed(difference, spread) if spread else None
+    needed = items_needed(difference, spread) if spread else None
+    return None if needed is None else max(needed, MIN_TEST_ROWS)
 
 
 def _figure(interval: Interval) -> str:
@@ -480,13 +496,14 @@ def _recommend(
             f"Twice the rows brought {advice.gain_per_doubling:+.3f} (standard error {advice.gain_error:.3f})."
         )
         rising = advice.gain_per_doubling > 2 * advice.gain_error
-    if advice.ceiling is not None and advice.n_conflicts:
-        reasons.append(
-            f"{advice.n_conflicts} of {advice.n_duplicates} groups with equal inputs have different labels: nothing "
-            f"passes {advice.ceiling:.3f} there."
-        )
+    is_number = task == "number"
+    if advice.n_conflicts:
+        found_twice = f"{advice.n_conflicts} of {advice.n_duplicates} groups with equal inputs have different"
+        ceiling = "" if advice.ceiling is None else f": nothing passes {advice.ceiling:.3f} there"
+        reasons.append(f"{found_twice} {'numbers' if is_number else 'labels'}{ceiling}.")
     if advice.n_test_rows is not None:
-        reasons.append(f"A difference of five points takes about {advice.n_test_rows:,} test rows to show.")
+        difference = "5 % of the error" if is_number else "five points"
+        reasons.append(f"A difference of {difference} takes about {advice.n_test_rows:,} test rows to show.")
     found: Recommendation
     if not is_better:
         found = "more labels first"

@@ -13,15 +13,23 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic_core import PydanticUndefined
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
-from dspy_finetune.prompts.answers import Codec, JsonLayout, checked_text, codec_of, field_text, loads, plain_value
+from dspy_finetune.prompts.answers import (
+    Codec,
+    JsonLayout,
+    checked_text,
+    codec_of,
+    field_text,
+    is_optional,
+    loads,
+    plain_value,
+)
 from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of, dump_signature, load_signature
 from dspy_finetune.values import answer_text, sections_of
 
@@ -55,7 +63,7 @@ class AdapterPrompt(PromptFormat, kind="adapter"):
         outputs = self._signature.output_fields
         self._codecs = {name: codec_of(field.annotation) for name, field in outputs.items()}
         self._takes_none = frozenset(
-            name for name, field in self._signature.fields.items() if NoneType in get_args(field.annotation)
+            name for name, field in self._signature.fields.items() if is_optional(field.annotation)
         )
         self._images = frozenset(
             field["name"] for field in self._saved_signature["inputs"] if "dspy" in str(field["type"])

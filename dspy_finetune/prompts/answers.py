@@ -5,8 +5,8 @@ answers; and `TemplateLayout` and `JsonLayout` over the codecs in order: `write`
 (text -> values), each other's inverse.
 
 Inputs: a str stands as it is, an Enum member of str as its value; numbers, bools, lists, dicts, dataclasses and
-pydantic models as JSON. Outputs: labels and numbers by their codecs (values.py), str as it is, everything else as
-JSON.
+pydantic models as JSON; None, where the type has it, as null. Outputs: labels and numbers by their codecs (values.py),
+str as it is, everything else as JSON.
 
 Default layouts: a single output is its own text. Several outputs of which the first is a label: the label on the first
 line, then one line `Name: value` per output, line breaks inside a value as visible escapes. Any other several outputs:
@@ -28,8 +28,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
-from typing import Any, Literal, get_origin
+from functools import cached_property, partial
+from typing import Any, Literal, get_args, get_origin
 
 import dspy
 import pydantic
@@ -78,6 +78,11 @@ def input_json(value: Any) -> str:
         raise RowError(
             f"{value!r:.80} holds a number that is not finite", value=value, remedy="correct the row"
         ) from error
+
+
+def is_optional(annotation: Any) -> bool:
+    """Whether None is one of a type's values: `str | None`."""
+    return annotation is type(None) or type(None) in get_args(annotation)
 
 
 def is_structured(annotation: Any) -> bool:
@@ -310,9 +315,15 @@ def renderer(template: Template) -> Callable[[Any], str]:
 
 def slot_text(slot: Slot, example: Any) -> str:
     """The text of one slot. Raises RowError, naming the field."""
-    if slot.mode == "line":
-        return escape_line(field_text(slot.name, input_text, example))
-    return str(field_text(slot.name, input_json if slot.mode == "json" else input_text, example))
+    text_of = input_json if slot.mode == "json" else input_text
+    if slot.is_optional:
+        text_of = partial(_text_or_null, text_of)
+    text = str(field_text(slot.name, text_of, example))
+    return escape_line(text) if slot.mode == "line" else text
+
+
+def _text_or_null(text_of: Callable[[Any], str], value: Any) -> str:
+    return "null" if value is None else text_of(value)
 
 
 def field_text(name: str, text_of: Callable[[Any], Any], example: Any) -> Any:

@@ -49,6 +49,7 @@ from dspy_finetune.prompts.answers import (
     TemplateLayout,
     codec_of,
     default_source,
+    is_optional,
     is_structured,
     renderer,
     title,
@@ -236,10 +237,11 @@ class PromptFormat:
             for name, field in self._signature.input_fields.items()
             if name not in self._images and is_structured(field.annotation)
         ]
+        optional = [name for name, field in self._signature.input_fields.items() if is_optional(field.annotation)]
         source = system_source(self._signature, system, rubric)
-        self._system = Template(source, self.input_fields, what="system", structured=structured)
+        self._system = Template(source, self.input_fields, what="system", structured=structured, optional=optional)
         source = "\n".join(f"{title(name)}: {{{name}}}" for name in self.input_fields) if user is None else user
-        self._user = Template(source, self.input_fields, what="user", structured=structured)
+        self._user = Template(source, self.input_fields, what="user", structured=structured, optional=optional)
         self._check_inputs()
         source = default_source(self._codecs) if completion is None else completion
         if source == "json" and number is not None and number.scale == "log":
@@ -580,9 +582,15 @@ def dump_type(annotation: Any, where: str) -> dict[str, Any]:
     if is_model and not annotation.__module__.startswith("dspy."):
         return _dump_model(annotation, where)
     raise UsageError(
-        f'field "{where}": a prompt with the type {getattr(annotation, "__name__", annotation)} cannot be saved; '
+        f'field "{where}": a prompt with the type {type_text(annotation)} cannot be saved; '
         "use str, numbers, bool, Literal, Enum, list, dict with str keys, dspy.Image, or a pydantic model of these"
     )
+
+
+def type_text(annotation: Any) -> str:
+    """A type as its author wrote it: `Literal[1, None]`, `tuple[int, int]`, `bytes`."""
+    is_plain = isinstance(annotation, type) and not get_args(annotation)
+    return annotation.__name__ if is_plain else repr(annotation).replace("typing.", "")
 
 
 def _dump_enum(annotation: type[enum.Enum], where: str) -> dict[str, Any]:

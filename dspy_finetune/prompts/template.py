@@ -82,6 +82,8 @@ class Slot:
     """The field."""
     mode: Mode
     """How its value is written."""
+    is_optional: bool = False
+    """Whether its value may be None."""
 
 
 class Template:
@@ -92,7 +94,8 @@ class Template:
         names: The names that it may use.
         what: What it is called in messages: "user", "system" or "completion".
         coded: Names whose texts are drawn from a small language of their own (labels, numbers): written bare, even
-        beside others. structured: Names whose values are always written as JSON.
+        beside others. structured: Names whose values are always written as JSON. optional: Names whose values may be
+        None.
 
     Raises:
         UsageError: An unknown name, a lone brace, two slots that touch, or a mode that could not be read back.
@@ -106,10 +109,11 @@ class Template:
         what: str,
         coded: Collection[str] = (),
         structured: Collection[str] = (),
+        optional: Collection[str] = (),
     ) -> None:
         self.source = source
         self.what = what
-        self._coded, self._structured = frozenset(coded), frozenset(structured)
+        self._coded, self._structured, self._optional = frozenset(coded), frozenset(structured), frozenset(optional)
         self.parts: tuple[str | Slot, ...] = self._resolve(self._parse(source, names))
         self.names: tuple[str, ...] = tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Slot)))
 
@@ -163,7 +167,8 @@ class Template:
             elif name in self._coded:
                 mode = "coded"
             self._check_separator(name, mode, following)
-            resolved.append(Slot(name=name, mode=mode))  # type: ignore[arg-type]  # the pattern above admits the modes only
+            # The pattern above admits the modes only.
+            resolved.append(Slot(name=name, mode=mode, is_optional=name in self._optional))  # type: ignore[arg-type]
         return tuple(resolved)
 
     def _mode(

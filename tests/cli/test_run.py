@@ -140,3 +140,15 @@ def test_null_cells_of_an_input_become_empty_texts(
     assert run(*step[1:]) == 0
     written_rows = [json.loads(line) for line in Path("here/data/train.jsonl").read_text().splitlines()]
     assert {row["director"] for row in written_rows} == {"", "Jo Doe"}
+
+
+def test_rows_of_one_label_are_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("same.csv").write_text(
+        "text,liked\n" + "".join(f"About thing {n},{['yes', 'Yes', ' '][n % 3]}\n" for n in range(30)), encoding="utf-8"
+    )
+    assert run("run", "same.csv") == 1
+    assert "Every row has the same liked, 'yes': there is nothing to tell apart" in capsys.readouterr().err
+    assert not Path("runs").exists()

@@ -105,3 +105,22 @@ def test_a_column_whose_name_is_no_field_is_found_under_the_fields_name() -> Non
     assert loaded[0].toDict() == {"Film_Title": "Bees", "Cost_Total": 3.5, "class_": "x", "other": 1}
     with pytest.raises(UsageError, match="no column 'Film_Title'"):  # two columns that fit are none
         load_examples([{"Film Title": "Bees", "Film-Title": "Ants"}], inputs=["Film_Title"])
+
+
+def test_lists_and_objects_are_no_labels_and_no_fault_of_the_program() -> None:
+    tags = rows(text=TEXTS, label=[["a", "b"]] * 24, kind=[{"x": 1}] * 24)
+    assert guess_columns(tags, label="label").task == "text"
+    assert guess_columns(rows(text=TEXTS, label=["yes", "no"] * 12, tags=[["a"]] * 24)).label == "label"
+    chats = rows(messages=[[{"role": "user", "content": text}] for text in TEXTS])
+    with pytest.raises(DataError, match="training rows already"):
+        guess_columns(chats)
+
+
+@pytest.mark.parametrize("label", ["no", "17"])
+def test_a_first_line_that_is_a_row_is_asked_about(label: str) -> None:
+    values = ["yes", "no"] * 12 if label == "no" else list(range(24))
+    table = rows(**{"A title about nothing": TEXTS, label: values})
+    with pytest.raises(DataError, match="reads like a row"):
+        guess_columns(table)
+    assert guess_columns(table, label=label).label == label
+    assert guess_columns(rows(text=TEXTS, spam=["spam", "ham"] * 12)).label == "spam"

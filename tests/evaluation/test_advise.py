@@ -90,6 +90,30 @@ def test_numbers_are_measured_by_their_absolute_error() -> None:
     assert advice.recommendation == "head"
 
 
+def test_advice_on_numbers_speaks_of_numbers_and_asks_for_no_handful_of_test_rows() -> None:
+    """Words tell nothing here, so two baselines that say the same: a difference of theirs has next to no spread."""
+    rows = [dspy.Example(title=f"box {n // 2}", price=1000 + n % 2 + n / 1e4) for n in range(120)]
+    advice = advise(rows, "title -> price: float")
+    assert (advice.n_conflicts, advice.ceiling, advice.n_test_rows) == (60, None, 30)
+    told = " ".join(advice.reasons)
+    assert "60 of 60 groups with equal inputs have different numbers." in told
+    assert "A difference of 5 % of the error takes about 30 test rows to show." in told
+
+
+def test_one_label_alone_and_a_handful_of_rows_are_told_at_once() -> None:
+    """Neither needs an encoder: it would take most of a minute to start."""
+
+    def encoder(texts: list[str]) -> list[list[float]]:
+        raise AssertionError("asked about texts that no figure is made of")
+
+    one = advise([dspy.Example(title=f"box {n}", liked="yes") for n in range(100)], label="liked", encoder=encoder)
+    assert one.recommendation == "more labels first"
+    assert one.reasons == ("Every row has the same liked, 'yes': there is nothing to tell apart; label others, too.",)
+    few = advise([dspy.Example(title=f"box {n}", liked=n % 2 == 0) for n in range(5)], encoder=encoder)
+    assert few.reasons[0].startswith("5 independent rows")
+    assert not few.baselines
+
+
 def test_free_text_asks_for_lora_and_pairs_are_seen() -> None:
     answers = [dspy.Example(question=f"Why {w} and {n}?", answer=f"Since {n} {w}") for n, w in enumerate(WORDS * 2)]
     assert advise(answers, "question -> answer").recommendation == "LoRA"

@@ -141,6 +141,24 @@ def test_labels_that_cannot_be_told_apart_in_a_layout_are_refused() -> None:
 # Values
 
 
+def test_none_is_written_where_the_inputs_type_has_it() -> None:
+    made = dspy.Signature({"text": (str | None, dspy.InputField()), "ok": (bool, dspy.OutputField())}, "Is it?")
+    prompt = PromptFormat.from_dict(PromptFormat(made).to_dict())
+    assert prompt.messages({"text": None})[-1]["content"] == "Text: null"
+    assert prompt.messages({"text": "a"})[-1]["content"] == "Text: a"
+    beside = PromptFormat(made, user="{text:json} is it")
+    assert beside.messages({"text": None})[-1]["content"] == "null is it"
+    with pytest.raises(RowError, match='field "text": is missing'):
+        prompt.messages({})
+
+
+def test_a_type_that_cannot_be_saved_is_named_as_it_was_written() -> None:
+    for annotation, name in ((Literal[1, None], r"Literal\[1, None\]"), (tuple[int, int], r"tuple\[int, int\]")):
+        made = dspy.Signature({"text": (str, dspy.InputField()), "kind": (annotation, dspy.OutputField())}, "Which?")
+        with pytest.raises(UsageError, match=f"the type {name} cannot be saved"):
+            PromptFormat(made)
+
+
 def test_a_missing_or_empty_field_is_named() -> None:
     prompt = pairwise()
     with pytest.raises(RowError, match='field "title_b": is missing'):
