@@ -90,6 +90,8 @@ class ModelFacts(_Facts):
     """A training row is cut at so many tokens, from its end."""
     train_tokens_per_second: PositiveFloat | None = None
     """Measured on two processor cores, where it trains on your own machine."""
+    read_tokens_per_second: PositiveFloat | None = None
+    """The same where it is only read, for a linear head. A beginning that all rows share counts once."""
     context_tokens: PositiveInt | None = None
     """Prompt and answer together, on the tuned model."""
     prices: Prices = Prices()

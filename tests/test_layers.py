@@ -14,7 +14,7 @@ LAYERS = [
     "report", "data", "prompts", "export", "hosts", "jobs", "optimizers", "predictors", "verification", "bulk",
     "evaluation", "migration", "integrations", "cli",
 ]  # fmt: skip
-SHARED = {"errors", "_optional", "_files", "_jsonl", "_progress", "values", "catalog"}
+SHARED = {"errors", "_optional", "_files", "_jsonl", "_progress", "values", "tasks", "catalog"}
 ALLOWED = {
     # The command that is the server, and the main job.
     ("cli", "local"),

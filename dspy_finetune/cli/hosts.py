@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dspy_finetune.cli.app import print_json, say, warn
+from dspy_finetune.cli.jobs import duration
 from dspy_finetune.cli.options import AsJson
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
@@ -95,15 +96,16 @@ def _advice(advice: HostAdvice) -> None:
         (
             one.host,
             one.base_model.rpartition("/")[2],
-            one.method,
+            one.how,
             "unknown" if one.n_tokens is None else f"{one.n_tokens:,}",
             cost_text(one.cost_usd),
+            "" if one.eta_seconds is None else f"about {duration(one.eta_seconds)}",
             "yes" if one.gives_weights else "no",
             one.ends.isoformat() if one.ends else "",
         )
         for one in advice.possible
     ]
-    head = ("host", "model", "method", "tokens", "cost", "weights", "ends")
+    head = ("host", "model", "method", "tokens", "cost", "time", "weights", "ends")
     table = as_text(Table(head=head, rows=tuple(cells), holds_text=True)) + "\n"
     say(table if cells else "no host takes this file")
     for one in advice.offers:

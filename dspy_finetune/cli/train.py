@@ -341,9 +341,13 @@ def show(made: Plan, console: Console, evaluation_costs: Mapping[str, InferenceC
     validation = f", {made.validation.n_rows:,} to measure on" if made.validation is not None else ""
     table.add_row("model", f"{made.base_model} on {made.host.name}, by {made.method}")
     table.add_row("rows", f"{made.train.n_rows:,}{validation}")
-    table.add_row("hyperparameters", ", ".join(str(one) for one in made.hyperparameters))
-    epochs = "1 epoch" if made.n_epochs == 1 else f"{made.n_epochs} epochs"
-    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,} in {epochs}"
+    if made.choice is not None:
+        table.add_row(
+            "recipe", f"{made.choice.recipe}, {made.choice.what} ({made.choice.by}): {made.choice.task.found}"
+        )
+    if made.settings:
+        table.add_row("hyperparameters", ", ".join(str(one) for one in made.settings))
+    tokens = "unknown" if made.n_tokens is None else f"{made.n_tokens:,}, {made.passes}"
     table.add_row("tokens", tokens)
     table.add_row("cost", _usd(made.cost_usd))
     eta = "unknown: no finished job to go by" if made.eta_seconds is None else f"about {duration(made.eta_seconds)}"

@@ -45,6 +45,8 @@ class HostOffer:
     """Of the training; None where unknown."""
     eta_seconds: float | None
     """How long it takes; None where nothing is known to go by."""
+    recipe: str | None
+    """What the local host will train for these rows: head, lora or head+lora; None elsewhere."""
     ends: date | None
     """No new job from this day on."""
     gives_weights: bool
@@ -62,6 +64,16 @@ class HostOffer:
     def is_possible(self) -> bool:
         """Whether the host would take the file."""
         return not self.reason
+
+    @property
+    def how(self) -> str:
+        """The method, and the recipe where the host has some."""
+        return self.method if self.recipe is None else f"{self.method} ({self.recipe})"
+
+    @property
+    def time(self) -> str:
+        """How long it takes, to be added to a line; empty where unknown."""
+        return "" if self.eta_seconds is None else f", about {self.eta_seconds:,.0f} s"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
@@ -92,7 +104,7 @@ class HostAdvice(Reported):
         lines = [self._head()]
         for one in self.offers:
             lines.append(
-                f"  {one.host}: {one.reason or f'{one.method} of {one.base_model}, {cost_text(one.cost_usd)}'}"
+                f"  {one.host}: {one.reason or f'{one.how} of {one.base_model}, {cost_text(one.cost_usd)}{one.time}'}"
             )
             if one.command:
                 lines.append(f"    {one.command}")
@@ -104,7 +116,7 @@ class HostAdvice(Reported):
             (
                 one.host,
                 one.base_model,
-                cost_text(one.cost_usd) if one.is_possible else "",
+                cost_text(one.cost_usd) + one.time if one.is_possible else "",
                 "" if one.ends is None else one.ends.isoformat(),
                 one.reason or "; ".join(one.warnings),
                 one.command,
@@ -189,6 +201,7 @@ def _offer(
         n_tokens=made.n_tokens if made is not None else None,
         cost_usd=made.cost_usd if made is not None else None,
         eta_seconds=made.eta_seconds if made is not None else None,
+        recipe=made.choice.recipe if made is not None and made.choice is not None else None,
         ends=_ends(model, facts, catalog),
         gives_weights=KINDS[kind].gives_weights,
         serving=facts.serving,

@@ -36,6 +36,7 @@ from dspy_finetune.jobs.records import CLOCK, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, RESERVED_KEYS, Order, Submission, Upload
 from dspy_finetune.report.blocks import Bullets, Facts, Heading, Section
 from dspy_finetune.report.page import Reported
+from dspy_finetune.tasks import MAX_CV_ROWS, RECIPES, Recipe, RecipeChoice, choose_recipe, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,6 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 Method = Literal["sft", "dpo"]
-Recipe = Literal["auto", "head", "lora", "head+lora"]
 Value = int | float | bool | Recipe
 Origin = Literal["given", "rule", "host default"]
 
@@ -127,8 +127,6 @@ NAMES: dict[Method, tuple[str, ...]] = {
     "dpo": ("n_epochs", "batch_size", "learning_rate_multiplier", "beta"),
 }
 RECIPE = "recipe"
-RECIPES: tuple[Recipe, ...] = ("auto", "head", "lora", "head+lora")
-"""What a supervised job of the local host trains; "auto" looks at the rows."""
 RATES = ("learning_rate_multiplier", "learning_rate")
 """A factor on the host's own rate, and the rate itself: a host takes one of the two."""
 LIKELY_ABSOLUTE = 0.01
@@ -277,6 +275,10 @@ def checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
     return checked
 
 
+HEAD_SECONDS = 8.0
+"""Until a head's worker has imported torch and opened its models."""
+HEAD_FIT_SECONDS = 0.0065
+"""Choosing and fitting a head, for each row that it chooses by: 1.5 s on 220 titles, 5.5 s on 880, on one core."""
 ESTIMATE_MARGIN = 1.15
 """Open models' tokenizers split some texts into more tokens than OpenAI's table does: a budget must still hold."""
 
@@ -309,30 +311,88 @@ def estimated_tokens(path: Path, host: Host, base: str, catalog: Catalog) -> tup
 
 
 def estimate_seconds(
-    journal: Journal, host: Host, base: str, n_tokens: int | None, catalog: Catalog | None = None
+    journal: Journal,
+    host: Host,
+    base: str,
+    n_tokens: int | None,
+    *,
+    recipe: Recipe | None = None,
+    reckoned: float | None = None,
 ) -> float | None:
-    """By the median speed of this journal's finished jobs on the same host and base model.
+    """By the median pace of this journal's finished jobs on the same host and base model and by the same recipe.
 
-    Without any, on this machine, by the catalog's measured speed and the processor's cores.
+    Args:
+        journal: The jobs that ended.
+        host: Where this one will run.
+        base: Its base model.
+        n_tokens: Tokens trained on, all epochs.
+        recipe: What the local host will train; None elsewhere.
+        reckoned: How long it takes by the catalog's measured speeds. It holds where no such job has ended, and the
+            pace of those that have is seconds for one of these, else seconds for a token.
     """
-    if n_tokens is None:
-        return None
-    intents: dict[str, tuple[str, str]] = {}
-    speeds = []
+    reckonings: dict[str, float | None] = {}
+    paces, speeds = [], []
     for entry in journal.entries():
         if entry.event == "intent":
-            described = entry.facts.get("host") or {}
-            intents[entry.intent] = (str(described.get("name")), strip_model_id(str(entry.facts.get("base_model"))))
+            described = (entry.facts.get("host") or {}).get("name")
+            found = described, strip_model_id(str(entry.facts.get("base_model"))), entry.facts.get("trains")
+            reckonings.pop(entry.intent, None)
+            if found == (host.name, base, recipe):
+                reckonings[entry.intent] = entry.facts.get("reckoned_seconds")
         seconds, tokens = entry.facts.get("seconds"), entry.facts.get("trained_tokens")
-        if entry.event == "ended" and seconds and tokens and intents.get(entry.intent) == (host.name, base):
+        if entry.event == "ended" and seconds and tokens and entry.intent in reckonings:
             speeds.append(tokens / seconds)
-    if speeds:
-        return float(n_tokens / median(speeds))
-    facts = catalog.model(base) if catalog is not None else None
-    if facts is None or facts.train_tokens_per_second is None or not host.is_this_machine():
+            if before := reckonings[entry.intent]:
+                paces.append(seconds / before)
+    if reckoned is not None:
+        return reckoned * (median(paces) if paces else 1.0)
+    return n_tokens / median(speeds) if speeds and n_tokens is not None else None
+
+
+def _choice(
+    path: Path, method: Method, settled: Sequence[Hyperparameter], host: Host, base: str
+) -> RecipeChoice | None:
+    """What the local host will train; it asks the same functions.
+
+    Raises:
+        DataError: The recipe does not fit the rows, or the host takes no such row.
+    """
+    if not host.kind.has_recipes or method != "sft":
+        return None
+    asked: Recipe = next(
+        (one for one in RECIPES for given in settled if (given.name, given.value) == (RECIPE, one)), "auto"
+    )
+    try:
+        return choose_recipe(task_of(path), asked, base=base)
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _reckoned(
+    file: TrainingFile,
+    choice: RecipeChoice | None,
+    n_once: int | None,
+    n_epochs: int,
+    host: Host,
+    base: str,
+    catalog: Catalog,
+) -> float | None:
+    """How long a job takes on this machine by the catalog's measured speeds; None where they are not known."""
+    facts = catalog.model(base)
+    if facts is None or n_once is None or not host.is_this_machine():
         return None
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return n_tokens / (facts.train_tokens_per_second * n_cores / 2)
+    trains = facts.train_tokens_per_second
+    recipe = choice.recipe if choice is not None else "lora"
+    lora = 0.0 if recipe == "head" else None if trains is None else n_once * n_epochs / (trains * n_cores / 2)
+    reads = facts.read_tokens_per_second
+    if recipe == "lora":
+        return lora
+    if reads is None or lora is None:
+        return None
+    share = choice.task.read_share if choice is not None else 1.0
+    fits = min(file.n_rows, MAX_CV_ROWS) * HEAD_FIT_SECONDS
+    return HEAD_SECONDS + n_once * share / (reads * n_cores / 2) + fits + lora
 
 
 Source = TrainingFile | str | os.PathLike[str]
@@ -439,15 +499,19 @@ class Plan(Reported):
     """The user's own."""
     wandb: WandB | None
     """Weights & Biases, where the host reports to it."""
+    choice: RecipeChoice | None
+    """What the local host will train, by the rule that it goes by itself; None for other hosts and methods."""
     n_tokens: int | None
-    """Tokens trained on, all epochs; None where no table for the model is known."""
+    """Tokens trained on, all epochs (a head reads once); None where no table for the model is known."""
     n_epochs: int
     """Epochs: passes over the training data."""
     cost_usd: float | None
     """What training costs; None where no price is known, 0 where nothing is billed."""
     eta_seconds: float | None
-    """How long it will take, by finished jobs of this journal on the same host and model, else on this machine by the
-    model's measured speed; None where neither is known."""
+    """How long it will take, by finished jobs of this journal on the same host and model and by the same recipe, else
+    on this machine by the model's measured speed; None where neither is known."""
+    reckoned_seconds: float | None = field(default=None, repr=False)
+    """The same by the model's measured speed alone, which finished jobs are held against."""
     warnings: tuple[str, ...] = field(default=())
     """What should be known before money is spent."""
 
@@ -523,6 +587,8 @@ class Plan(Reported):
             "metadata": self.metadata,
             "wandb": dict(self.wandb.__dict__) if self.wandb else None,
             "n_rows": self.train.n_rows,
+            "recipe": self.choice.recipe if self.choice else None,
+            "recipe_reason": str(self.choice) if self.choice else None,
             "n_tokens": self.n_tokens,
             "n_epochs": self.n_epochs,
             "cost_usd": self.cost_usd,
@@ -534,9 +600,22 @@ class Plan(Reported):
         cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.2f}"
         tokens = "tokens unknown" if self.n_tokens is None else f"{self.n_tokens:,} tokens"
         return (
-            f"{self.method} of {self.base_model} on {self.host.name}: {self.train.n_rows:,} rows,"
-            f" {self.n_epochs} epoch{'s' if self.n_epochs != 1 else ''}, {tokens}, {cost}"
+            f"{self.method} of {self.base_model} on {self.host.name}: {self.train.n_rows:,} rows, {self.passes},"
+            f" {tokens}, {cost}"
         )
+
+    @property
+    def passes(self) -> str:
+        """How often the rows are gone through, in words."""
+        if self.choice is not None and self.choice.recipe == "head":
+            return "read once for a head"
+        return f"{self.n_epochs} epoch{'s' if self.n_epochs != 1 else ''}"
+
+    @property
+    def settings(self) -> tuple[Hyperparameter, ...]:
+        """The hyperparameters that the recipe goes by: a head has but those that were given."""
+        is_head = self.choice is not None and self.choice.recipe == "head"
+        return tuple(one for one in self.hyperparameters if not is_head or one.name == RECIPE)
 
     def section(self) -> Section:
         """The blocks of a report: what the job does and costs, and what should be known before."""
@@ -544,10 +623,11 @@ class Plan(Reported):
             "training file": str(self.train.path),
             "validation file": None if self.validation is None else str(self.validation.path),
             "rows": f"{self.train.n_rows:,}",
-            "hyperparameters": ", ".join(map(str, self.hyperparameters)),
+            "recipe": None if self.choice is None else f"{self.choice.recipe}, {self.choice.what} ({self.choice.by})",
+            "hyperparameters": ", ".join(map(str, self.settings)) or None,
             "suffix": self.suffix,
             "seed": None if self.seed is None else str(self.seed),
-            "tokens": None if self.n_tokens is None else f"{self.n_tokens:,} in {self.n_epochs} epochs",
+            "tokens": None if self.n_tokens is None else f"{self.n_tokens:,}, {self.passes}",
             "cost": None if self.cost_usd is None else f"${self.cost_usd:,.2f}",
             "time": None if self.eta_seconds is None else f"about {self.eta_seconds:,.0f} s",
         }
@@ -602,6 +682,8 @@ class Plan(Reported):
                 "data_sha256": self.train.sha256,
                 "prompt_digest": self.train.prompt_digest,
                 "n_tokens": self.n_tokens,
+                "trains": self.choice.recipe if self.choice else None,
+                "reckoned_seconds": self.reckoned_seconds,
                 "estimated_cost_usd": self.cost_usd,
             },
         )
@@ -667,9 +749,15 @@ def plan(
         # Measured on once an epoch, and billed like trained tokens.
         held = held_out.n_billed_tokens or estimated_tokens(held_out.path, host, base, catalog)[0] or 0
         n_once += held
-    n_tokens = n_once * n_epochs if n_once is not None else None
+    choice = _choice(file.path, chosen, settled, host, base)
+    is_head = choice is not None and choice.recipe == "head"
+    n_tokens = n_once * (1 if is_head else n_epochs) if n_once is not None else None
+    reckoned = _reckoned(file, choice, n_once, n_epochs, host, base, catalog)
     notes = [*file.warnings, *(held_out.warnings if held_out else ()), *([remark] if remark else [])]
     notes += _host_notes(host, settled, seed, metadata)
+    if is_head and (unused := [one for one in settled if one.origin == "given" and one.name != RECIPE]):
+        names = ", ".join(map(str, unused))
+        notes.append(f"{names}: a head has none of these, and passes them over; recipe=lora trains with them")
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
     if not is_known:
@@ -700,10 +788,14 @@ def plan(
         seed=check_seed(seed),
         metadata=check_metadata(metadata),
         wandb=WandB(project=wandb) if isinstance(wandb, str) else wandb,
+        choice=choice,
         n_tokens=n_tokens,
         n_epochs=n_epochs,
         cost_usd=cost.cost_usd,
-        eta_seconds=estimate_seconds(journal_of(host), host, base, n_tokens, catalog),
+        eta_seconds=estimate_seconds(
+            journal_of(host), host, base, n_tokens, recipe=choice.recipe if choice else None, reckoned=reckoned
+        ),
+        reckoned_seconds=reckoned,
         warnings=tuple(notes),
     )
 

@@ -15,34 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dspy_finetune.errors import UsageError
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""The roles that are accepted; `developer` is rendered as `system`, which open models were trained with."""
-
-Message = Mapping[str, Any]
+from dspy_finetune.tasks import Message, message_text
 
 # Whether control tokens are read out of a text is a setting of the tokenizer, not of the call: threads must not mix.
 _ENCODING = threading.Lock()
-
-
-def message_text(message: Message) -> str:
-    """The text of one message: a string, or text parts joined.
-
-    Raises:
-        UsageError: The role is unknown, or the content is not text.
-    """
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise UsageError(f"role {role!r} is not one of {', '.join(ROLES)}")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise UsageError("tool calls are not supported by the local host; use plain text messages")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, (list, tuple)):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-        if content and len(texts) == len(content) and all(isinstance(text, str) for text in texts):
-            return "".join(str(text) for text in texts)
-    raise UsageError(f"the content of a {role} message must be text, found {type(content).__name__}")
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:

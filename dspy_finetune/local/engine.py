@@ -35,7 +35,7 @@ from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads, fast_dtype
 from dspy_finetune.local.heads import Head
 from dspy_finetune.local.memory import READ_TOKENS
-from dspy_finetune.local.models import PACKAGED_ENCODER, check_base, is_encoder, load_model, load_tokenizer
+from dspy_finetune.local.models import check_base, load_model, load_tokenizer
 from dspy_finetune.local.sampling import (
     GREEDY,
     LOWEST_LOGPROB,
@@ -50,6 +50,7 @@ from dspy_finetune.local.sampling import (
     seeded,
 )
 from dspy_finetune.local.schemas import ApiError, stopping
+from dspy_finetune.tasks import PACKAGED_ENCODER, is_encoder
 
 logger = logging.getLogger(__name__)
 

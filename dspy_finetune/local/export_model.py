@@ -33,15 +33,14 @@ from dspy_finetune._files import file_error, sha256_file, write_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import FileError, FinetuneError, UsageError
 from dspy_finetune.local.models import (
-    PACKAGED_ENCODER,
     PACKAGED_MODEL,
     base_folder,
-    is_encoder,
     load_model,
     load_tokenizer,
 )
 from dspy_finetune.local.schemas import ApiError, Body, ModelName
 from dspy_finetune.local.store import Store, new_id
+from dspy_finetune.tasks import PACKAGED_ENCODER, is_encoder
 
 PACKAGED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What the packaged model is a 4-bit rounding of."""

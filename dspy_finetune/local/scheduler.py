@@ -30,21 +30,19 @@ from typing import Any
 
 from dspy_finetune._files import is_locked, try_lock, write_json
 from dspy_finetune.errors import RowError, UsageError
-from dspy_finetune.local.chat import message_text
-from dspy_finetune.local.heads import task_of
-from dspy_finetune.local.models import PACKAGED_ENCODER, base_name, is_encoder
+from dspy_finetune.local.models import base_name
 from dspy_finetune.local.schemas import (
     BASE_LEARNING_RATE,
     FINAL,
     ApiError,
     JobRecord,
     Method,
-    Recipe,
     learning_rate,
     read_rows,
     resolve,
 )
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
+from dspy_finetune.tasks import Recipe, RecipeChoice, choose_recipe, is_encoder_base, message_text, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -291,46 +289,32 @@ class Scheduler:
             resolved = resolve(job.method, job.given, n_examples)
             chosen = self._choose_recipe(job)
             if chosen is not None:
-                recipe, why = chosen
-                resolved["recipe"] = recipe
-                if recipe == "head":  # each row is read once
+                resolved["recipe"] = chosen.recipe
+                if chosen.recipe == "head":  # each row is read once
                     resolved |= {"n_epochs": 1, "batch_size": 1}
             with self.store.lock:
                 if self.store.job(job.id).status == "validating_files":
                     self._say(job, "Files validated, moving job to queued state")
                     if chosen is not None:
-                        self._say(job, why)
+                        self._say(job, str(chosen))
                     elif self.store.head(job.model) is not None:
                         why = "The model's linear head is not trained by preferences: the job goes on from its base"
                         self._say(job, why, level="warn")
                     self.store.update_job(job.id, status="queued", resolved=resolved)
 
-    def _choose_recipe(self, job: JobRecord) -> tuple[Recipe, str] | None:
-        """(the recipe of a supervised job, what was found and chosen in words); None for another method."""
+    def _choose_recipe(self, job: JobRecord) -> RecipeChoice | None:
+        """The recipe of a supervised job; None for another method."""
         if job.method != "sft":
             return None
         tuned = self.store.model(job.model)
         base = tuned.base if tuned else job.model
         asked: Recipe = job.given.get("recipe") or "auto"
         task = task_of(self.store.content(job.training_file))
-        is_base_encoder = base == PACKAGED_ENCODER or is_encoder(Path(base).expanduser())
-        if is_base_encoder and (task.kind == "text" or asked in ("lora", "head+lora")):
-            message = f"{base} is a sentence encoder, which writes no text and takes a head alone"
-            why = task.found if task.kind == "text" else f'the recipe is "{asked}"'
-            raise ApiError(400, f"{message}, but {why}; choose a chat model", code="invalid_recipe", param="model")
-        if asked in ("head", "head+lora") and task.kind == "text":
-            message = (
-                f'The recipe "{asked}" needs labels or numbers, but {task.found}; leave the recipe out, or take "lora"'
-            )
-            raise ApiError(400, message, code="invalid_recipe", param="hyperparameters.recipe")
-        recipe: Recipe = ("lora" if task.kind == "text" else "head") if asked == "auto" else asked
-        what = {
-            "head": "a linear head on the frozen base",
-            "lora": "a LoRA adapter",
-            "head+lora": "a linear head, then a LoRA adapter under it if that is better on held-out rows",
-        }[recipe]
-        by = "chosen for this" if asked == "auto" else "as asked for"
-        return recipe, f"Rows: {task.n_rows or 'several turns'}, {task.found}. Recipe: {recipe}, {what} ({by})"
+        try:
+            return choose_recipe(task, asked, base=base)
+        except UsageError as error:
+            param = "model" if is_encoder_base(base) else "hyperparameters.recipe"
+            raise ApiError(400, str(error), code="invalid_recipe", param=param) from error
 
     def _content(self, file_id: str, param: str) -> Path:
         try:

@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import RowError
+from dspy_finetune.tasks import Recipe
 
 MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas need about 20."""
@@ -133,9 +134,6 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 Method = Literal["sft", "dpo"]
 """The two ways to train; on the wire they are called `supervised` and `dpo`."""
-
-Recipe = Literal["auto", "head", "lora", "head+lora"]
-"""What a supervised job trains: a linear head on the frozen base, a LoRA adapter, or an adapter under a head."""
 
 Emit = Callable[[dict[str, Any]], None]
 """Takes one step's metrics: step, total_steps, train_loss, and what else was measured at that step."""

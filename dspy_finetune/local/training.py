@@ -34,11 +34,12 @@ from dspy_finetune.local.chat import encode_completion, encode_prompt, training_
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import PrefixTree
 from dspy_finetune.local.hardware import fast_dtype
-from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, rows_of, task_of, to_scale
+from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.rates import Sweep, Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
+from dspy_finetune.tasks import rows_of, task_of
 
 MIN_HALF_TOKENS = 150
 """From so many distinct tokens in a batch on, a processor is faster in bfloat16. With AMX and SmolLM2-135M: 1.14 times

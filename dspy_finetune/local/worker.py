@@ -25,8 +25,9 @@ from typing import Any
 from dspy_finetune._files import AppendLog, process_lock, write_json
 from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads
-from dspy_finetune.local.schemas import Recipe, Trainer, TrainResult, TrainSpec
+from dspy_finetune.local.schemas import Trainer, TrainResult, TrainSpec
 from dspy_finetune.local.store import append_event, derived_id, is_no_space
+from dspy_finetune.tasks import Recipe
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file."""

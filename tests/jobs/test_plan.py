@@ -231,6 +231,34 @@ def test_the_time_is_reckoned_from_finished_jobs(sft_file: Path, host: Host, tim
     assert plan(sft_file, base_model=BASE, host=host).eta_seconds is not None
 
 
+def test_the_time_of_a_head_is_reckoned_from_heads_alone(sft_file: Path, tmp_path: Path) -> None:
+    """A job by LoRA on the same rows took 20 times as long, and says nothing of a head's time."""
+    host, model = Host.local(root=tmp_path / "host"), "smollm2-135m-instruct"
+    made = plan(sft_file, base_model=model, host=host)
+    assert made.reckoned_seconds is not None
+    journal = journal_of(host)
+    for name, trains, seconds in (("a", "lora", 20), ("b", "head", 3), ("c", "head", 2), ("d", None, 50)):
+        facts = {"host": host.to_dict(), "base_model": model, "trains": trains}
+        journal.append(name, "intent", at=1.0, attempt=1, reckoned_seconds=made.reckoned_seconds, **facts)
+        journal.append(name, "ended", at=2.0, trained_tokens=100, seconds=seconds * made.reckoned_seconds)
+    again = plan(sft_file, base_model=model, host=host)
+    assert again.eta_seconds == pytest.approx(2.5 * made.reckoned_seconds)
+    assert made.to_dict()["recipe"] == "head"
+
+
+def test_the_recipe_that_the_host_would_refuse_is_refused_before(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    turns = [(f"What is {n}?", f"It is the number after {n - 1}.") for n in range(12)]
+    rows = [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in turns]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    host = Host.local()
+    assert plan(path, base_model=host.base_model, host=host).to_dict()["recipe"] == "lora"
+    with pytest.raises(DataError, match=r'train.jsonl: The recipe "head" needs labels or numbers, but the answers are'):
+        plan(path, base_model=host.base_model, host=host, hyperparameters={"recipe": "head"})
+    with pytest.raises(DataError, match="minilm-l6 is a sentence encoder, which writes no text"):
+        plan(path, base_model="minilm-l6", host=host)
+
+
 def test_the_intent_changes_with_all_that_decides_and_with_nothing_else(
     sft_file: Path, tmp_path: Path, host: Host
 ) -> None:
@@ -378,7 +406,8 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     assert any("is not on this machine yet" in note for note in estimated.warnings)
     words_tokenizer(tmp_path / "cache" / "models" / f"{model}-q4_1-1" / "tokenizer.json")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    made = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2})
+    lora = {"n_epochs": 2, "recipe": "lora"}
+    made = plan(sft_file, base_model=model, host=Host.local(), hyperparameters=lora)
     rows = [json.loads(line)["messages"] for line in sft_file.read_text().splitlines()]
     # Of each message its words, the word of its role and 3 marks; of each row 3 more.
     n_tokens = sum(3 + sum(len(message["content"].split()) + 1 + 3 for message in row) for row in rows)
@@ -386,12 +415,23 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     assert made.eta_seconds == pytest.approx(2 * n_tokens / (2 * 110))
     assert made.cost_usd == 0.0
     assert not any("estimated" in note for note in made.warnings)
+    head = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2})
+    assert head.choice is not None and head.eta_seconds is not None
+    assert (head.choice.recipe, head.choice.task.labels) == ("head", ("false", "true"))
+    assert head.n_tokens == n_tokens
+    assert any("n_epochs=2 (given): a head has none of these" in note for note in head.warnings)
+    # What all prompts begin with is read once; 4 cores read twice as fast as the catalog's 2; each row is fitted.
+    asked = ["\n".join(message["content"] for message in row[:-1]) for row in rows]
+    n_shared = next(n for n in range(1000) if len({text[: n + 1] for text in asked}) > 1)
+    share = (sum(map(len, asked)) - n_shared * (len(asked) - 1)) / sum(map(len, asked))
+    read = n_tokens * share / (2 * 2800)
+    assert head.eta_seconds == pytest.approx(8 + read + 0.0065 * len(rows))
+    assert "read once for a head" in str(head)
+    both = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2, "recipe": "head+lora"})
+    assert both.eta_seconds == pytest.approx(head.eta_seconds + 2 * n_tokens / (2 * 110))
     elsewhere = plan(sft_file, base_model=model, host=Host.local("http://192.0.2.7:8000/v1"))
     assert elsewhere.n_tokens is not None
     assert elsewhere.eta_seconds is None
     folder = tmp_path / "mine"
     words_tokenizer(folder / "tokenizer.json")
-    assert (
-        plan(sft_file, base_model=str(folder), host=Host.local(), hyperparameters={"n_epochs": 2}).n_tokens
-        == 2 * n_tokens
-    )
+    assert plan(sft_file, base_model=str(folder), host=Host.local(), hyperparameters=lora).n_tokens == 2 * n_tokens

@@ -1,4 +1,4 @@
-"""Linear heads: what a file asks for, folds that keep items apart, fits against plain definitions, jobs that serve."""
+"""Linear heads: folds that keep items apart, fits against plain definitions, jobs that serve."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 
+from dspy_finetune import tasks
 from dspy_finetune.errors import MissingExtraError
 from dspy_finetune.local import features as features_of
 from dspy_finetune.local import heads, models, worker
@@ -29,86 +30,6 @@ GENERATOR = np.random.default_rng(3)
 
 def features(n_rows: int, width: int = 6) -> Any:
     return GENERATOR.normal(size=(n_rows, width)).astype(np.float32) * 3 + 1
-
-
-# What a file asks for
-
-
-@pytest.mark.parametrize(
-    ("answers", "kind"),
-    [
-        (["true", "false"] * 6, "labels"),
-        (["very good", "very bad", "very bad", "very good"], "labels"),
-        (["1", "2", "10", "1", "2", "10"], "labels"),
-        ([str(number) for number in range(64)] * 2, "labels"),
-        ([f"label {number}" for number in range(65)] * 2, "text"),
-        (["true", "false", "maybe", "true", "false"], "text"),
-        (["true"] * 12, "text"),
-        (["$3.50", "$12.00", "$1,999.99"], "numbers"),
-        (["3", "4.5", "12"], "numbers"),
-        (["3 kg", "4 kg", "12 kg"], "numbers"),
-        (["USD 3", "USD 4", "USD 12"], "numbers"),
-        (['{"price": 3}', '{"price": 4}', '{"price": 12}'], "numbers"),
-        (["-3", "0", "4.5"], "numbers"),
-        (["\u22123", "0", "+4"], "numbers"),
-        (["-$5.00", "$3.00", "$1,200.00"], "numbers"),
-        (["12%", "3%", "45%"], "numbers"),
-        (["1.299,00 €", "12,50 €", "999,99 €"], "numbers"),
-        (["1 299,5", "12,5", "0,199"], "numbers"),
-        (["1'299.00", "12.50", "3.00"], "numbers"),
-        ([f"${number}.00" for number in range(12)] * 2, "numbers"),
-        ([f"{number / 2}" for number in range(11)] * 2, "labels"),
-        (["00017", "00123", "01000"], "text"),
-        (["2024-01-31", "2023-05-12", "2022-11-30"], "text"),
-        (["12:30", "09:15", "23:59"], "text"),
-        (["1.2.3", "1.3.0", "2.0.1"], "text"),
-        (["yes"] * 20 + ["no"] * 19 + ["unsure"], "labels"),
-        (["yes"] * 9 + ["no"] * 9 + ["unsure"], "text"),
-        (["yes"] * 39 + ["no"], "text"),
-        (["3 kg", "4 lb", "5 kg"], "text"),
-        (["from 3 to 4", "from 4 to 6", "from 1 to 2"], "text"),
-        (["A: It shows.", "B: It tells.", "A: Short."], "text"),
-    ],
-)
-def test_answers_are_labels_numbers_or_text(answers: list[str], kind: str) -> None:
-    assert heads.task_of_answers(answers).kind == kind
-
-
-@pytest.mark.parametrize(
-    ("answers", "value", "written"),
-    [
-        (["$3.50", "$12.00", "$19.99"], 72.1, "$72.10"),
-        (["3", "4.5", "12.25"], 72.5, "72.5"),
-        (["1,200 EUR", "900 EUR", "12,000 EUR"], 1234.4, "1,234 EUR"),
-        (["-3", "2", "0"], -0.2, "0"),
-        (["-$5.00", "$3.00", "$1.50"], -1234.5, "-$1234.50"),
-        (["$-5", "$3", "$1"], -2.0, "$-2"),
-        (["\u22123", "0", "+4"], -2.0, "\u22122"),
-        (["\u22123", "0", "+4"], 2.0, "+2"),
-        (["\u22123", "0", "+4"], 0.0, "0"),
-        (["€1.299,00", "€12,50", "€999,99"], 1234567.891, "€1.234.567,89"),
-        (["1 299,5", "12,5", "3"], 1234.5, "1 234,5"),
-        (["1'299.00", "12.50", "3.00"], 1234.5, "1'234.50"),
-        (["12 %", "3 %", "45 %"], 7.4, "7 %"),
-        (["1.299 €", "2.500 €", "3.750 €", "1.100 €", "4.990 €", "999 €"], 1300.4, "1.300 €"),
-        (["1.299", "2.5", "3.75", "1.1", "4.99", "9"], 1.25, "1.25"),
-        (["0.125", "0.250", "0.375", "0.500", "0.625", "1"], 0.75, "0.75"),
-    ],
-)
-def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: float, written: str) -> None:
-    style = heads.number_style(answers)
-    assert style is not None
-    assert style.write(value) == written
-    assert style.read(written) == pytest.approx(value, abs=1 if style.decimals == 0 else 0.01)
-    again = [style.write(style.read(answer) or 0.0) for answer in answers]
-    assert [style.read(one) for one in again] == [style.read(one) for one in answers]
-    assert again == answers or not style.is_fixed
-    assert style.read("7 or 8") is None
-
-
-def test_what_is_odd_about_labels_is_said() -> None:
-    found = heads.task_of_answers(["yes"] * 20 + ["Yes "] * 20 + ["no"] * 19 + ["unsure"]).found
-    assert found.endswith("'unsure' 1), of which 1 is seen once; some differ in case or blanks alone")
 
 
 def test_a_field_may_have_several_lines(toy_model: Path) -> None:
@@ -135,23 +56,6 @@ def test_a_field_may_have_several_lines(toy_model: Path) -> None:
         assert not shape.is_named([{"role": "user", "content": text}])
     assert features_of.shared_fields([*prompts, [{"role": "user", "content": "Body: y\nTitle: x"}]]) == ()
     assert features_of.shared_fields([[{"role": "user", "content": "Is it?\nTitle: x"}]]) == ()
-
-
-def test_a_file_that_trains_on_two_turns_is_no_file_of_labels(tmp_path: Path) -> None:
-    messages = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "true"},
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "true"},
-    ]
-    path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    assert heads.task_of(path).kind == "text"
-    messages[1]["weight"] = 0  # type: ignore[assignment]
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    rows = heads.rows_of(path)
-    assert rows is not None
-    assert (rows[0][0], rows[1]) == (messages[:3], ["true"])
 
 
 # Folds
@@ -194,7 +98,7 @@ def test_probabilities_are_those_of_a_plain_logistic_regression_on_standardised_
 
     base = features(60, 90)
     answers = ["yes" if value > 1 else "no" for value in base[:, 0] + GENERATOR.normal(size=60)]
-    task = heads.task_of_answers(answers)
+    task = tasks.task_of_answers(answers)
     fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(60)])
     assert fitted is not None
     head, candidates = fitted
@@ -209,7 +113,7 @@ def test_probabilities_are_those_of_a_plain_logistic_regression_on_standardised_
 def test_many_labels_have_probabilities_that_sum_to_one() -> None:
     base, encoder = features(90), features(90, 4)
     answers = [f"label {int(value) % 3}" for value in base[:, 0] * 2]
-    task = heads.task_of_answers(answers)
+    task = tasks.task_of_answers(answers)
     fitted = heads.fit(task, answers, {"whole": {"base": base, "encoder": encoder}}, [[str(i)] for i in range(90)])
     assert fitted is not None
     head, candidates = fitted
@@ -223,7 +127,7 @@ def test_the_better_features_win_by_cross_validation() -> None:
     """The encoder's features hold the answer, the base's are noise."""
     encoder, base = features(120, 4), features(120, 4)
     answers = ["true" if value > 1 else "false" for value in encoder[:, 1]]
-    task = heads.task_of_answers(answers)
+    task = tasks.task_of_answers(answers)
     fitted = heads.fit(task, answers, {"whole": {"base": base, "encoder": encoder}}, [[str(i)] for i in range(120)])
     assert fitted is not None
     best, alone = fitted[1][0], {one.blocks: one for one in fitted[1]}
@@ -235,7 +139,7 @@ def test_exchanging_two_fields_exchanges_the_probabilities() -> None:
     first, second = features(80), features(80)
     answers = ["A" if value > 0 else "B" for value in (first - second)[:, 0]]
     answers[:60] = ["A"] * 60  # labels out of balance: an intercept would lean towards A
-    task = heads.task_of_answers(answers)
+    task = tasks.task_of_answers(answers)
     fitted = heads.fit(task, answers, {"difference": {"base": first - second}}, [[str(i)] for i in range(80)])
     assert fitted is not None
     one = np.exp(fitted[0].log_probabilities({"base": first - second}))
@@ -248,7 +152,7 @@ def test_prices_are_fitted_on_the_logarithm_and_their_interval_covers() -> None:
     base = features(400, 5)
     prices = np.exp((base[:, 0] - 1) / 3 + 3 + 0.3 * GENERATOR.normal(size=400))
     answers = [f"${price:.2f}" for price in prices]
-    task = heads.task_of_answers(answers[:200])
+    task = tasks.task_of_answers(answers[:200])
     items = [[str(i)] for i in range(200)]
     fitted = heads.fit(task, answers[:200], {"whole": {"base": base[:200]}}, items)
     assert fitted is not None
@@ -267,7 +171,7 @@ def test_prices_are_fitted_on_the_logarithm_and_their_interval_covers() -> None:
 def test_a_head_is_the_same_after_saving(tmp_path: Path) -> None:
     base = features(40)
     answers = ["x", "y"] * 20
-    task = heads.task_of_answers(answers)
+    task = tasks.task_of_answers(answers)
     fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(40)])
     assert fitted is not None
     fitted[0].save(tmp_path / "head")

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dspy_finetune import tasks
 from dspy_finetune.local import features, heads, training, worker
 from dspy_finetune.local.api import Host, create_app
 from dspy_finetune.local.features import batches_of
@@ -186,7 +187,7 @@ def test_a_head_that_cannot_fit_is_refused_before_a_model_is_loaded_and_the_refu
     monkeypatch.setattr(features.Reader, "open", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(MemoryShortError, match=r"fitting a head needs about \d+ MB of memory, and 1 MB are free; not"):
         features.train_head(job, emit=lambda told: None, should_stop=lambda: False)
-    sizes, reading = features.to_read(job, *(heads.rows_of(job.train_file) or ((), ())))
+    sizes, reading = features.to_read(job, *(tasks.rows_of(job.train_file) or ((), ())))
     assert sizes is not None
     assert (reading.n_rows, len(reading.lengths), reading.layers) == (20, 20, (1, 2))
     many = replace(reading, n_rows=100_000)
