@@ -49,10 +49,10 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> None:
     """One split: the sweep, then the jobs it asks for; prints a line for each."""
     from dspy_finetune.local import rates, training
     from dspy_finetune.local.chat import encode_completion
-    from dspy_finetune.local.heads import task_of
     from dspy_finetune.local.memory import Setup
     from dspy_finetune.local.models import base_folder
     from dspy_finetune.local.schemas import BASE_LEARNING_RATE, TrainSpec
+    from dspy_finetune.tasks import task_of
 
     rates.sweep_of = lambda *sizes: rates.Sweep(n_steps=given.steps, n_held_out=given.held_out)
     rates.kept = lambda path: []  # measured anew, whatever was measured before

@@ -416,7 +416,8 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     assert made.cost_usd == 0.0
     assert not any("estimated" in note for note in made.warnings)
     head = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2})
-    assert head.choice is not None and head.eta_seconds is not None
+    assert head.choice is not None
+    assert head.eta_seconds is not None
     assert (head.choice.recipe, head.choice.task.labels) == ("head", ("false", "true"))
     assert head.n_tokens == n_tokens
     assert any("n_epochs=2 (given): a head has none of these" in note for note in head.warnings)
