@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,22 @@ class ToyServer:
 
     process: subprocess.Popen[str]
     facts: dict[str, Any]
+    clients: list[OpenAI] = field(default_factory=list)
+    """Closed with the server: the collector may come to a socket before it comes to its client."""
 
     @property
     def url(self) -> str:
         return str(self.facts["url"])
 
     def client(self, **options: Any) -> OpenAI:
-        return OpenAI(base_url=self.url, api_key=options.pop("api_key", "local"), max_retries=0, **options)
+        client = OpenAI(base_url=self.url, api_key=options.pop("api_key", "local"), max_retries=0, **options)
+        self.clients.append(client)
+        return client
 
     def stop(self) -> int:
         self.process.terminate()
         code = self.process.wait(120)  # a worker may take 20 seconds to stop, and a busy machine its time
+        self._close_clients()
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
@@ -41,11 +46,16 @@ class ToyServer:
         """Stop it as its user would, and give what it said on stderr."""
         self.process.terminate()
         _, said = self.process.communicate(timeout=120)
+        self._close_clients()
         return str(said)
 
     def kill(self) -> None:
         self.process.kill()
         self.stop()
+
+    def _close_clients(self) -> None:
+        while self.clients:
+            self.clients.pop().close()
 
 
 def start_server(root: Path, model: Path, *, step_seconds: float = 0.01, **options: Any) -> ToyServer:
