@@ -189,7 +189,7 @@ def fit(text: str, stream: Any, *, indent: int = 0) -> str:
     """Text as it is written to this stream: to a terminal with lines and tables of its width, elsewhere unchanged."""
     if not stream.isatty():
         return text
-    from dspy_finetune.report.text import fitted  # here: --help must not wait for it
+    from dspy_finetune.report.blocks import fitted  # here: --help must not wait for it
 
     return fitted(text, shutil.get_terminal_size().columns, indent=indent)
 

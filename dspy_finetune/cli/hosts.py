@@ -13,8 +13,7 @@ from dspy_finetune.cli.jobs import duration
 from dspy_finetune.cli.options import AsJson
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
-from dspy_finetune.report.blocks import Table
-from dspy_finetune.report.text import as_text
+from dspy_finetune.report.blocks import Table, as_text
 
 ASK = "ask the host"
 """Where no dated public source tells a price or a model: never 0."""

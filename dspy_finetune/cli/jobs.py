@@ -31,7 +31,7 @@ from dspy_finetune.jobs.model import ListedModel, list_models
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.jobs.sequence import SequenceJob
 from dspy_finetune.report import blocks
-from dspy_finetune.report.text import as_text
+from dspy_finetune.report.blocks import as_text
 
 JobHost = Annotated[
     str | None,

@@ -29,9 +29,8 @@ from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
 from dspy_finetune.evaluation.metrics import Embed
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
-from dspy_finetune.report.blocks import Bullets, Facts, Section, Table
+from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text
 from dspy_finetune.report.page import Reported
-from dspy_finetune.report.text import as_text
 from dspy_finetune.values import MAX_CHOICES, is_label, label_text, read_number
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]

@@ -70,7 +70,7 @@ from dspy_finetune.evaluation.scoring import (
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.answers import Codec
-from dspy_finetune.report.text import figure
+from dspy_finetune.report.blocks import figure
 from dspy_finetune.values import label_text, read_number, same_label
 
 MAX_LABELS = 8

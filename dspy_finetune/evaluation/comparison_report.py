@@ -28,6 +28,7 @@ from dspy_finetune.evaluation.scoring import Comparison, Difference, PairwiseBia
 from dspy_finetune.evaluation.statistics import Interval, mcnemar, mean_interval
 from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import (
+    MISSING,
     Block,
     Bullets,
     Curves,
@@ -41,9 +42,13 @@ from dspy_finetune.report.blocks import (
     Section,
     Table,
     Text,
+    as_text,
+    count,
+    figure,
+    p_text,
+    with_interval,
 )
 from dspy_finetune.report.plots import Training, loss_curves
-from dspy_finetune.report.text import MISSING, as_text, count, figure, p_text, with_interval
 from dspy_finetune.values import label_text, read_number, same_label
 
 Band: TypeAlias = Literal["near", "fair", "far"]

@@ -57,9 +57,8 @@ from dspy_finetune.evaluation.training_runs import (
 from dspy_finetune.hosts import Host
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report import plots
-from dspy_finetune.report.blocks import Plot, Plots, Section, Table, Text
+from dspy_finetune.report.blocks import MISSING, Plot, Plots, Section, Table, Text, as_text, figure, with_interval
 from dspy_finetune.report.page import Reported
-from dspy_finetune.report.text import MISSING, as_text, figure, with_interval
 
 FORMAT = 1
 """Version of the JSON form."""

@@ -50,9 +50,8 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.plan import RECIPE, names_of
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.report.blocks import Section, Table, Text
+from dspy_finetune.report.blocks import MISSING, Section, Table, Text, as_text, with_interval
 from dspy_finetune.report.page import Reported
-from dspy_finetune.report.text import MISSING, as_text, with_interval
 
 FORMAT = 1
 """Version of the JSON form."""

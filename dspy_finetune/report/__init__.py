@@ -17,9 +17,20 @@ What `compare`, `learning_curve`, `plan`, `check` and all others return is `Repo
 has `to_html`, `to_markdown` and a notebook's view; `write_html` puts several on one page.
 """
 
-from dspy_finetune.report.blocks import Bullets, Facts, Heading, ItemList, Plot, Plots, Section, Table, Text
+from dspy_finetune.report.blocks import (
+    Bullets,
+    Facts,
+    Heading,
+    ItemList,
+    Plot,
+    Plots,
+    Section,
+    Table,
+    Text,
+    as_text,
+    markdown,
+)
 from dspy_finetune.report.page import Reported, write_html
-from dspy_finetune.report.text import as_text, markdown
 
 __all__ = [
     "Bullets",

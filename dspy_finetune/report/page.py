@@ -19,7 +19,7 @@ from typing import Any
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
-from dspy_finetune.report import plots, text
+from dspy_finetune.report import plots
 from dspy_finetune.report.blocks import (
     Block,
     Bullets,
@@ -32,6 +32,8 @@ from dspy_finetune.report.blocks import (
     Shown,
     Table,
     Text,
+    losses,
+    markdown,
 )
 from dspy_finetune.report.plots import Training, loss_curves
 
@@ -94,11 +96,11 @@ def render(sections: Sequence[Section], *, title: str, training: Training | None
     )
     environment.filters["as_drawn"] = markup
     script = (folder / "page.js").read_text(encoding="utf-8")
-    losses = Plot(
+    training_losses = Plot(
         name="training",
         draw=lambda name: plots.losses(curves, name),
         caption="Loss over the steps of the training.",
-        alt="Loss: " + "; ".join(text.losses(curves)),
+        alt="Loss: " + "; ".join(losses(curves)),
     )
     page: str = environment.get_template("page.html.jinja").render(
         title=title,
@@ -109,7 +111,7 @@ def render(sections: Sequence[Section], *, title: str, training: Training | None
         max_items=MAX_ITEMS,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=[_drawn(section, number) for number, section in enumerate(sections, start=1)],
-        training=_pictures([losses], ""),
+        training=_pictures([training_losses], ""),
     )
     return page
 
@@ -123,7 +125,7 @@ class Reported:
 
     def markdown(self) -> str:
         """The whole as Markdown."""
-        return text.markdown(self.section())
+        return markdown(self.section())
 
     def html(self) -> str:
         """One self-contained HTML page. Raises MissingExtraError without the extra `report`."""

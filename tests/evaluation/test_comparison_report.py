@@ -21,9 +21,8 @@ from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.compare import prompt_cards
 from dspy_finetune.evaluation.comparison_report import difference_table
 from dspy_finetune.predictors import OpenAIPredictor
+from dspy_finetune.report import blocks, plots, write_html
 from dspy_finetune.report import page as pages
-from dspy_finetune.report import plots, write_html
-from dspy_finetune.report import text as texts
 from dspy_finetune.report.plots import loss_curves
 
 EVIL = "<script>alert(1)</script> | *bold* & $x$"
@@ -261,7 +260,7 @@ def test_several_reports_share_one_page(report, tmp_path):
     [(None, "–"), (float("nan"), "–"), (0.8123, "0.812"), (-0.05, "−0.050"), (39.857, "39.9"), (12345.6, "12,346")],
 )
 def test_figures_are_short(value: Any, text: str):
-    assert texts.figure(value) == text
+    assert blocks.figure(value) == text
 
 
 def test_the_template_travels_with_the_package():
@@ -483,7 +482,7 @@ def test_a_failed_call_is_no_opinion_and_near_numbers_do_not_disagree():
     }
     found = compare(programs, rows, [metrics.mean_absolute_error("price")]).comparison
     assert [(row.number, row.is_disputed) for row in details.item_list(found).items][:2] == [(1, True), (2, False)]
-    assert difference_table(found).rows[1][5] == texts.MISSING  # nothing was tested against what always fails
+    assert difference_table(found).rows[1][5] == blocks.MISSING  # nothing was tested against what always fails
 
 
 def test_a_text_of_many_thousand_characters_is_opened_on_demand_and_cut():

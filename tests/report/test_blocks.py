@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_finetune.report.blocks import Table
-from dspy_finetune.report.text import as_text, fitted
+from dspy_finetune.report.blocks import Table, as_text, fitted
 
 WORDS = st.text("abc", min_size=1, max_size=9)
 LINES = st.lists(st.lists(WORDS, min_size=1, max_size=12).map(" ".join), min_size=1, max_size=4)
