@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 DATA = {
     "dspy_finetune/py.typed",
     "dspy_finetune/catalog.json",
-    "dspy_finetune/quickstart/titles.jsonl",
-    "dspy_finetune/quickstart/rubric.txt",
+    "dspy_finetune/quickstart_titles.jsonl",
+    "dspy_finetune/quickstart_rubric.txt",
     "dspy_finetune/report/page.html.jinja",
 }
 

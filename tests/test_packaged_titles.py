@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from dspy_finetune.errors import UsageError
-from dspy_finetune.quickstart.main_job import RUBRIC, load_rubric, load_titles, read_titles
+from dspy_finetune.quickstart import RUBRIC, load_rubric, load_titles, read_titles
 
 EXAMPLES = load_titles()
 TITLES = [example.title for example in EXAMPLES]

@@ -2,6 +2,9 @@
 
 In: labelled titles, a rubric, a folder, a host. Out: a `Result`: what was written, and two reports. Each of the seven
 steps is a call or two of the public library; `README.md` shows the same in fifteen lines.
+
+>>> len(load_titles()) > 600
+True
 """
 
 from __future__ import annotations
@@ -44,14 +47,30 @@ from dspy_finetune.prompts import binary, explained_pairwise, pairwise
 from dspy_finetune.report import write_html
 from dspy_finetune.report.plots import loss_curves
 
+__all__ = [
+    "RUBRIC",
+    "SIZES",
+    "Material",
+    "Result",
+    "Size",
+    "Step",
+    "load_rubric",
+    "load_titles",
+    "prepare",
+    "read_titles",
+    "run",
+    "size_of",
+    "summary",
+]
+
 # The packaged titles: what one reader likes to read, written for this package.
 #
-# In: `titles.jsonl` and `rubric.txt`, which lie beside this module. Out: `dspy.Example`s with `id`, `title` (the
-# input), `is_favorite` and, for most rows, `reason`. The reader is invented, the titles are not headlines of any
-# publication, and all of it was written for this package under its licence (MIT). Labels follow the rubric, with no
-# noise added. The wording is as varied as the subjects on either side, so that counting words helps little: here a
-# model that reads leads TF-IDF by more than it would on most real feeds. Not covered: splitting and pairing, which
-# belong to `dspy_finetune.data`.
+# In: `quickstart_titles.jsonl` and `quickstart_rubric.txt`, which lie beside this module. Out: `dspy.Example`s with
+# `id`, `title` (the input), `is_favorite` and, for most rows, `reason`. The reader is invented, the titles are not
+# headlines of any publication, and all of it was written for this package under its licence (MIT). Labels follow the
+# rubric, with no noise added. The wording is as varied as the subjects on either side, so that counting words helps
+# little: here a model that reads leads TF-IDF by more than it would on most real feeds. Not covered: splitting and
+# pairing, which belong to `dspy_finetune.data`.
 
 
 def load_rubric() -> str:
@@ -61,7 +80,7 @@ def load_rubric() -> str:
         >>> load_rubric().startswith("The reader likes")
         True
     """
-    return files("dspy_finetune.quickstart").joinpath("rubric.txt").read_text(encoding="utf-8").strip()
+    return files("dspy_finetune").joinpath("quickstart_rubric.txt").read_text(encoding="utf-8").strip()
 
 
 def load_titles() -> list[dspy.Example]:
@@ -72,7 +91,7 @@ def load_titles() -> list[dspy.Example]:
         >>> sorted(example.inputs().keys())
         ['title']
     """
-    text = files("dspy_finetune.quickstart").joinpath("titles.jsonl").read_text(encoding="utf-8")
+    text = files("dspy_finetune").joinpath("quickstart_titles.jsonl").read_text(encoding="utf-8")
     return [dspy.Example(**json.loads(line)).with_inputs("title") for line in text.splitlines()]
 
 

@@ -18,7 +18,7 @@ from dspy_finetune.cli.main import main
 from dspy_finetune.quickstart import RUBRIC, SIZES, Material, Size, Step, load_titles, prepare, run
 from tests.local.toy import build_toy_model
 
-SCHEMAS = Path(__file__).parents[1] / "export" / "schemas"
+SCHEMAS = Path(__file__).parent / "export" / "schemas"
 TINY = Size(
     name="tiny",
     n_titles=40,
