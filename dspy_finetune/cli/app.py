@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -170,12 +171,30 @@ def print_json(value: Any) -> None:
 
 def talk() -> Console:
     """Where progress and remarks go: stderr, so that stdout holds results alone; nowhere with --quiet."""
-    return Console(stderr=True, quiet=is_quiet(), width=_width(sys.stderr))
+    return Console(stderr=True, quiet=is_quiet(), width=_width(sys.stderr), file=_unpadded(sys.stderr))
 
 
 def out() -> Console:
     """Where results go: stdout."""
-    return Console(width=_width(sys.stdout))
+    return Console(width=_width(sys.stdout), file=_unpadded(sys.stdout))
+
+
+class _Unpadded:
+    """A stream without the blanks that rich fills the cells of a table's last column with."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _unpadded(stream: Any) -> Any:
+    return stream if stream.isatty() else _Unpadded(stream)
 
 
 def _width(stream: Any) -> int | None:

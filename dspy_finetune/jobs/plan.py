@@ -275,7 +275,7 @@ def checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
     return checked
 
 
-HEAD_SECONDS = 8.0
+HEAD_SECONDS = 12.0
 """Until a head's worker has imported torch and opened its models."""
 HEAD_FIT_SECONDS = 0.0065
 """Choosing and fitting a head, for each row that it chooses by: 1.5 s on 220 titles, 5.5 s on 880, on one core."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -70,3 +71,18 @@ def test_colours_are_for_terminals_that_want_them(
     assert plain.count("1 of 41 rows have no 'liked'") == 1, "a warning is no remark, and stands there once"
     assert plain.count("stay together") == (not quiet)
     assert plain.count(": 32 rows (train)") == 1
+
+
+def test_no_line_in_a_pipe_ends_with_blanks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.jsonl"
+    turns = [("user", "A quiet town, part {n}"), ("assistant", "{yes}")]
+    rows = [
+        [{"role": role, "content": text.format(n=n, yes="yes" if n % 2 else "no")} for role, text in turns]
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    code, said = written(["plan", str(path), "--host", "local"], monkeypatch, is_terminal=False)
+    assert code == 0
+    lines = [line for line in said.splitlines() if not line.startswith("warning")]
+    assert lines[2].startswith("recipe  head, a linear head on the frozen base")
+    assert [line for line in lines if line != line.rstrip()] == []
