@@ -1267,6 +1267,16 @@ def load_number(value: Any, decimal: DecimalMark = ".") -> float:
     return float(_load_decimal(value, NUMBER, decimal))
 
 
+def currency_of(cell: Any) -> str:
+    """The sign of the currency of an amount in a file, "" for a bare number or none.
+
+    >>> currency_of("12 EUR"), currency_of("-$5"), currency_of("40"), currency_of(40)
+    ('€', '$', '', '')
+    """
+    found = _amount(cell) if isinstance(cell, str) else None
+    return next(iter(found[2]), "") if found is not None else ""
+
+
 def load_int(value: Any, decimal: DecimalMark = ".") -> int:
     """A whole number from a file, exact however large it is; 3.0 is 3. Raises Unparseable."""
     number = _load_decimal(value, NumberFormat(kind="int"), decimal)

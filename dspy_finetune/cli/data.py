@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,10 +81,11 @@ _PRESETS = {
     "number": ("ft.prompts.number(Task)", "ft.OpenAIPredictor", "mean_absolute_error"),
     "text": ("ft.prompts.answer(Task)", "ft.OpenAIPredictor", "token_f1"),
 }
+_NONE: Mapping[str, Any] = {}
 _INSTRUCTIONS = {
     "binary": "Does this hold: {label}?",
     "labels": "Choose the {label}.",
-    "pairs": "Which of the two is preferred?",
+    "pairs": "Which of the two: {label}?",
     "number": "Estimate the {label}.",
     "text": "Give the {label}.",
 }
@@ -240,14 +241,19 @@ def init(
     Example: dspy-finetune init titles.csv
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.fields import guess_columns
+    from dspy_finetune.data.fields import guess_columns, number_options
 
     files = {to / "finetune.py": "", to / "pyproject.toml": _SETTINGS}
     for path in files:
         if path.exists():
             raise UsageError(f"{path} is there already; choose another folder with --out, or delete it")
-    columns = guess_columns(load_examples(data, delimiter=delimiter), label=label, inputs=text or None)
-    files[to / "finetune.py"] = script(columns, data.resolve(), delimiter, decimal)
+    examples = load_examples(data, delimiter=delimiter)
+    columns = guess_columns(examples, label=label, inputs=text or None)
+    columns.check_fields(data)
+    numbers = {}
+    if columns.task == "number":
+        numbers = number_options([example.get(columns.label) for example in examples], columns.label, decimal)
+    files[to / "finetune.py"] = script(columns, data.resolve(), delimiter, decimal, numbers)
     for path, content in files.items():
         with atomic_writer(path) as file:
             file.write(content.encode())
@@ -259,36 +265,32 @@ def init(
     remark(f"{data}: {columns.why}; inputs {', '.join(columns.inputs)}. Now: cd {to} && python finetune.py")
 
 
-def script(columns: Columns, data: Path, delimiter: str | None = None, decimal: str = ".") -> str:
+def script(
+    columns: Columns, data: Path, delimiter: str | None = None, decimal: str = ".", numbers: Mapping[str, Any] = _NONE
+) -> str:
     """The script for a task, as Python source."""
-    prompt, predictor, metric = _PRESETS[columns.task]
-    fields = [f"    {name}: str = dspy.InputField()" for name in columns.inputs]
-    fields.append(f"    {columns.label}: {_type(columns)} = dspy.OutputField()")
-    stratify = f", stratify_by={columns.label!r}, rare='train'" if columns.task in ("binary", "labels") else ""
+    from dspy_finetune.data.fields import field_name  # here: --help must not wait for dspy
+
+    # The preset asks for A or B, and compares fields that end in _a and _b; other names are a choice of two labels.
+    is_choice = columns.task == "pairs" and not columns.is_a_or_b
+    prompt, predictor, metric = _PRESETS["labels" if is_choice else columns.task]
+    prompt = prompt.replace(
+        "(Task)", "".join(["(Task", *(f", {name}={value!r}" for name, value in numbers.items()), ")"])
+    )
+    label = field_name(columns.label)
+    fields = [f"    {field_name(name)}: str = dspy.InputField()" for name in columns.inputs]
+    fields.append(f"    {label}: {columns.annotation} = dspy.OutputField()")
+    stratify = f", stratify_by={label!r}, rare='train'" if columns.task in ("binary", "labels") else ""
     return _SCRIPT.format(
         name=data.name,
         path=str(data),
         cells=("" if delimiter is None else f", delimiter={delimiter!r}")
         + ("" if decimal == "." else f", decimal={decimal!r}"),
-        instructions=_INSTRUCTIONS[columns.task].format(label=columns.label.replace("_", " ")),
+        instructions=_INSTRUCTIONS[columns.task].format(label=label.replace("_", " ").strip()),
         fields="\n".join(fields),
-        imports="from typing import Literal\n\n" if columns.task in ("labels", "pairs") else "",
+        imports="from typing import Literal\n\n" if "Literal" in columns.annotation else "",
         prompt=prompt,
         predictor=predictor,
-        metric=f"ft.metrics.{metric}({columns.label!r})",
+        metric=f"ft.metrics.{metric}({label!r})",
         stratify=stratify,
     )
-
-
-def _type(columns: Columns) -> str:
-    if columns.task == "binary":
-        return "bool"
-    if columns.task == "pairs":
-        return "Literal['A', 'B']"
-    if columns.task == "labels":
-        return f"Literal[{', '.join(repr(_choice(value)) for value in sorted(columns.labels, key=str))}]"
-    return "float" if columns.task == "number" else "str"
-
-
-def _choice(value: Any) -> Any:
-    return value if isinstance(value, (str, int, bool)) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,7 +37,15 @@ def export(
         str | None,
         typer.Option(help='A DSPy signature, "headline -> liked: bool": your fields for the preset, or alone.'),
     ] = None,
-    rubric: Annotated[str | None, typer.Option(help="Text for the preset's system message, or @FILE.")] = None,
+    rubric: Annotated[
+        str | None, typer.Option(help="Text for the preset's system message (of number: the task), or @FILE.")
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option(help='With --preset number: the currency sign, "" for bare numbers; $ without.')
+    ] = None,
+    decimals: Annotated[
+        int | None, typer.Option(help="With --preset number: digits after the point; 2 without.", min=0)
+    ] = None,
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
     dialect: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.")] = "openai",
@@ -66,7 +73,7 @@ def export(
     from dspy_finetune.data import iter_examples
     from dspy_finetune.export import export_dpo, export_sft
 
-    form = prompt_named(preset, prompt, rubric, signature)
+    form = prompt_named(preset, prompt, rubric, signature, currency=currency, decimals=decimals)
     examples = iter_examples(
         data,
         rename=renames(rename or []),
@@ -147,8 +154,12 @@ def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+_RUBRIC_OF = {"answer": "system", "number": "task"}
+"""What a preset without a rubric calls the text in its place."""
+
+
 def prompt_named(
-    preset: str | None, saved: Path | None, rubric: str | None, signature: str | None = None
+    preset: str | None, saved: Path | None, rubric: str | None, signature: str | None = None, **number: Any
 ) -> PromptFormat:
     """The prompt that `--preset`, `--signature` or `--prompt` names. Raises UsageError, FileError."""
     from dspy_finetune import prompts
@@ -157,6 +168,9 @@ def prompt_named(
 
     if (preset is None and signature is None) == (saved is None):
         raise UsageError("give --preset or --signature, or else --prompt: the rows are rendered by it")
+    given = {name: value for name, value in number.items() if value is not None}
+    if given and preset != "number":
+        raise UsageError(f"--{next(iter(given))} says how --preset number writes its numbers")
     if rubric is not None and rubric.startswith("@"):
         rubric = read_text(rubric[1:])
     if saved is not None:
@@ -168,10 +182,9 @@ def prompt_named(
     if preset is None:
         assert signature is not None
         return prompts.PromptFormat(signature, **options)
-    make = getattr(prompts, preset)
-    if rubric is not None and "rubric" not in inspect.signature(make).parameters:
-        raise UsageError(f"the preset {preset} takes no rubric; use --prompt with a saved prompt")
-    made: PromptFormat = make(signature, **options)
+    if rubric is not None:
+        options = {_RUBRIC_OF.get(preset, "rubric"): rubric}
+    made: PromptFormat = getattr(prompts, preset)(signature, **options, **given)
     return made
 
 

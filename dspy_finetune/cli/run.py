@@ -7,11 +7,10 @@ every file it writes is kept in one folder. A step whose file is there already i
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +21,7 @@ from dspy_finetune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from dspy_finetune.data.fields import Columns
+    from dspy_finetune.values import DecimalMark
 
 _PRESETS = {"binary": "binary", "pairs": "pairwise", "number": "number", "text": "answer"}
 
@@ -83,7 +83,7 @@ def run(
     Example: dspy-finetune run titles.csv --label liked
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.fields import field_name, guess_columns
+    from dspy_finetune.data.fields import guess_columns
     from dspy_finetune.evaluation.advise import has_value, only_label
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
     from dspy_finetune.values import fold
@@ -101,9 +101,7 @@ def run(
             f"--pairs {pairs}: no two input columns such as title_a and title_b stand beside it that its values name "
             f"({found})"
         )
-    names = Counter(map(field_name, (*columns.inputs, columns.label)))
-    if twice := [name for name, n in names.items() if n > 1]:
-        raise UsageError(f"two columns would both be the field {twice[0]!r}; rename one of them in {data}")
+    columns.check_fields(data)
     labels = {fold(str(example[columns.label])) for example in examples if has_value(example, columns.label)}
     if len(labels) == 1:
         raise DataError(only_label(columns.label, examples[0][columns.label]))
@@ -122,7 +120,7 @@ def run(
             columns,
             data,
             folder,
-            rubric=rubric,
+            meaning=[*prompt_options(columns, examples, decimal), *(() if rubric is None else ("--rubric", rubric))],
             split=split,
             training=training,
             has_validation=has_validation,
@@ -166,7 +164,7 @@ def plan_steps(
     data: Path,
     folder: Path,
     *,
-    rubric: str | None,
+    meaning: Sequence[str],
     split: Sequence[str],
     training: Sequence[str],
     has_validation: bool,
@@ -197,9 +195,8 @@ def plan_steps(
         arguments=("split", str(data), "--out", str(rows), *split, *answer, *stratify),
     )
     # The preset asks for A or B, and compares fields that end in _a and _b; other names are a choice of two labels.
-    is_preset = columns.task in _PRESETS and (columns.task != "pairs" or is_a_or_b(columns))
+    is_preset = columns.task in _PRESETS and (columns.task != "pairs" or columns.is_a_or_b)
     preset = ("--preset", _PRESETS[columns.task]) if is_preset else ()
-    meaning = () if rubric is None else ("--rubric", rubric)
     # Without rows of its own to validate on, the local host holds some of the training rows out by itself.
     files = {"train": train} | ({"validation": folder / "validation.jsonl"} if has_validation else {})
     for name, to in files.items():
@@ -227,21 +224,22 @@ def plan_steps(
     )
 
 
+def prompt_options(columns: Columns, rows: Sequence[Any], decimal: DecimalMark) -> Iterator[str]:
+    """What the export has to be told of the label's numbers: a currency, and how many decimals."""
+    from dspy_finetune.data.fields import number_options  # here: --help must not wait for dspy
+
+    if columns.task == "number":
+        cells = [row.get(columns.label) for row in rows]
+        for name, value in number_options(cells, columns.label, decimal).items():
+            yield from (f"--{name}", str(value))
+
+
 def signature_text(columns: Columns) -> str:
     """The task as a DSPy signature in one line."""
     from dspy_finetune.data.fields import field_name  # here: --help must not wait for dspy
 
-    if columns.task == "labels" or (columns.task == "pairs" and not is_a_or_b(columns)):
-        kind = f": Literal[{', '.join(repr(str(value)) for value in sorted(columns.labels, key=str))}]"
-    else:
-        kind = {"binary": ": bool", "pairs": ": Literal['A', 'B']", "number": ": float", "text": ""}[columns.task]
+    kind = "" if columns.annotation == "str" else f": {columns.annotation}"
     return f"{', '.join(map(field_name, columns.inputs))} -> {field_name(columns.label)}{kind}"
-
-
-def is_a_or_b(columns: Columns) -> bool:
-    """Whether a pair's label is A or B, and its fields end so."""
-    ends = [name[-2:] for name in columns.inputs]
-    return ends == ["_a", "_b"] and {str(label).strip().casefold() for label in columns.labels} == {"a", "b"}
 
 
 def invoke(command: Callable[..., object], step: Step) -> int:

@@ -21,6 +21,7 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import dspy
@@ -33,6 +34,7 @@ from dspy_finetune.values import (
     Unparseable,
     choice_loader,
     compared_fields,
+    currency_of,
     fold,
     is_closed_set,
     load_bool,
@@ -333,6 +335,35 @@ class Columns:
     why: str
     """One line: how this was told."""
 
+    @property
+    def is_a_or_b(self) -> bool:
+        """Whether this is a pair whose fields end in _a and _b, and whose label says A or B."""
+        ends = [field_name(name)[-2:] for name in self.inputs]
+        labels = {str(label).strip().casefold() for label in self.labels}
+        return self.task == "pairs" and ends == ["_a", "_b"] and labels == {"a", "b"}
+
+    @property
+    def annotation(self) -> str:
+        """The label's type, as Python writes it.
+
+        >>> columns = Columns(task="labels", inputs=("text",), label="stars", labels=(2, 1), why="")
+        >>> columns.annotation
+        'Literal[1, 2]'
+        """
+        if self.is_a_or_b:
+            return "Literal['A', 'B']"
+        if self.task in ("labels", "pairs"):
+            is_whole = all(isinstance(label, int) for label in self.labels)
+            labels = sorted(self.labels) if is_whole else sorted(map(str, self.labels))
+            return f"Literal[{', '.join(map(repr, labels))}]"
+        return {"binary": "bool", "number": "float"}.get(self.task, "str")
+
+    def check_fields(self, table: object) -> None:
+        """Raise UsageError where two of the columns would be one field of a signature."""
+        names = Counter(map(field_name, (*self.inputs, self.label)))
+        if twice := [name for name, n in names.items() if n > 1]:
+            raise UsageError(f"two columns would both be the field {twice[0]!r}; rename one of them in {table}")
+
 
 def guess_columns(
     examples: Sequence[dspy.Example], *, label: str | None = None, inputs: Sequence[str] | None = None
@@ -389,6 +420,47 @@ def guess_columns(
     if task == "labels" and len(labels) < len(_distinct(values[chosen])):
         kind += " (spellings that differ in letter case or blanks are one)"
     return Columns(task=task, inputs=read, label=chosen, labels=labels, why=f"{chosen} holds {kind}")
+
+
+_MONEY = re.compile(
+    r"(^|_)(price|cost|fee|fare|rent|salary|wage|income|revenue|sales|budget|amount|usd|dollars?)s?($|_)", re.IGNORECASE
+)
+_USUAL_DECIMALS = 2
+_MAX_DECIMALS = 12
+
+
+def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> dict[str, Any]:
+    """What `prompts.number` has to be told, so that it writes these numbers as they are.
+
+    Its own defaults are dollars and two decimals.
+
+    >>> number_options(["0.125", "3"], "ratio"), number_options(["€5", "€7.50"], "price"), number_options([3], "price")
+    ({'currency': '', 'decimals': 3}, {'currency': '€'}, {})
+
+    Args:
+        cells: The label's cells; what is no number is passed over.
+        name: The label's column: a bare number under `price` is money, under `size` it is none.
+        decimal: The decimal mark of the cells.
+
+    Raises:
+        DataError: The amounts are in several currencies.
+    """
+    signs: set[str] = set()
+    n_decimals = 0
+    for cell in cells:
+        with contextlib.suppress(Unparseable):
+            digits = Decimal(repr(load_number(cell, decimal))).normalize()
+            signs |= {sign} if (sign := currency_of(cell)) else set()
+            n_decimals = max(n_decimals, -int(digits.as_tuple().exponent))
+    if len(signs) > 1:
+        raise DataError(
+            f"{name!r} holds amounts in several currencies ({', '.join(sorted(signs))}): convert them to one"
+        )
+    sign = signs.pop() if signs else "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
+    options: dict[str, Any] = {} if sign == "$" else {"currency": sign}
+    if n_decimals > _USUAL_DECIMALS:
+        options["decimals"] = min(n_decimals, _MAX_DECIMALS)
+    return options
 
 
 def _values(examples: Sequence[dspy.Example]) -> dict[str, list[Any]]:

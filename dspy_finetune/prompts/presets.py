@@ -9,6 +9,7 @@ A first argument that is text without an arrow is the rubric (of `answer` the sy
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import dspy
@@ -20,9 +21,13 @@ from dspy_finetune.values import LabelSet, NumberFormat
 
 Signature = type[dspy.Signature]
 
+_TASTE = re.compile(r"(^|_)(lik(e|ed|es|ing)|favou?rites?|prefer\w*|enjoy\w*|loved?|loves)($|_)", re.IGNORECASE)
+"""Outputs that speak of a reader's taste, by their names; any other is asked about by its own name."""
 _BINARY = "Would this reader like the {thing}? Answer {labels}."
+_HOLDS = "Does this hold for the {thing}: {output}? Answer {labels}."
+_KIND = "Choose for the {thing}: {output}. Answer {labels}."
 _PAIRWISE = "Which {thing} would this reader prefer? Answer {labels}."
-_EXPLAINED = "Which {thing} would this reader prefer? Answer {labels}, then why."
+_WHICH = "Which {thing}: {output}? Answer {labels}."
 _ANSWER = "You are a helpful assistant."
 _NUMBER = "Estimate the {output} of this {thing}. Respond with the {output}, no explanation."
 _LOG_NUMBER = "Estimate the {output} of this {thing}. Respond with ln(1 + {output}), no explanation."
@@ -55,7 +60,11 @@ def binary(
     labels = _labels_of("binary", made, 'such as "title -> is_favorite: bool"')
     inputs = list(made.input_fields)
     thing = _words(inputs[0]) if len(inputs) == 1 else "item"
-    return PromptFormat(_instructed(made, _BINARY, thing, labels), rubric=rubric, system=system)
+    return PromptFormat(
+        _instructed(made, _BINARY, _HOLDS if bool in map(type, labels) else _KIND, thing, labels),
+        rubric=rubric,
+        system=system,
+    )
 
 
 def pairwise(
@@ -82,7 +91,7 @@ def pairwise(
     given, rubric = _read(signature, "rubric", rubric)
     made = given or _signature(_two(inputs), [(output, Literal["A", "B"])])
     labels, thing, user = _two_sides("pairwise", made)
-    return PromptFormat(_instructed(made, _PAIRWISE, thing, labels), rubric=rubric, system=system, user=user)
+    return PromptFormat(_instructed(made, _PAIRWISE, _WHICH, thing, labels), rubric=rubric, system=system, user=user)
 
 
 def explained_pairwise(
@@ -121,7 +130,7 @@ def explained_pairwise(
             f" \"title_a, title_b -> preferred: Literal['A', 'B'], explanation\"; got {made.signature}"
         )
     return PromptFormat(
-        _instructed(made, _EXPLAINED, thing, labels),
+        _instructed(made, _explained(_PAIRWISE), _explained(_WHICH), thing, labels),
         rubric=rubric,
         system=system,
         user=user,
@@ -274,11 +283,18 @@ def _is_instructed(signature: Signature) -> bool:
     return str(signature.instructions) != plain
 
 
-def _instructed(signature: Signature, template: str, thing: str, labels: LabelSet) -> Signature:
+def _instructed(signature: Signature, of_taste: str, of_any: str, thing: str, labels: LabelSet) -> Signature:
     if _is_instructed(signature):
         return signature
-    made: Signature = signature.with_instructions(template.format(thing=thing, labels=" or ".join(labels.texts)))
+    output = _label_field(signature) or ""
+    template = of_taste if _TASTE.search(output) else of_any
+    text = template.format(thing=thing, output=_words(output), labels=" or ".join(labels.texts))
+    made: Signature = signature.with_instructions(text)
     return made
+
+
+def _explained(template: str) -> str:
+    return template.removesuffix(".") + ", then why."
 
 
 def _label_field(signature: Signature) -> str | None:

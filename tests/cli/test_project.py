@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,49 @@ def test_init_writes_a_script_for_the_file_and_overwrites_none(
     assert "inputs headline" in capsys.readouterr().err
     assert run("init", str(titles)) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            {"from": "A line of text {n}", "the class!": "{yes}"},
+            ["from_: str = dspy.InputField()", "the_class: bool = dspy.OutputField()", "accuracy('the_class')"],
+        ),
+        (
+            {"about it": "A line of text {n}", "installed size": "{n}.125"},
+            ["installed_size: float", "ft.prompts.number(Task, currency='', decimals=3)"],
+        ),
+        (
+            {"Text left": "A line {n}", "Text right": "A word {n}", "class": "{left}"},
+            ["class_: Literal['left', 'right'] = dspy.OutputField()", "ft.PromptFormat(Task)", "ft.OpenAIPredictor("],
+        ),
+    ],
+)
+def test_init_writes_a_script_that_loads_columns_of_any_name(
+    columns: dict[str, str], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = [{"n": n, "yes": ["yes", "no"][n % 2], "left": ["left", "right"][n % 2]} for n in range(40)]
+    rows = [",".join(cell.format(**row) for cell in columns.values()) for row in cells]
+    Path("x.csv").write_text("\n".join([",".join(columns), *rows]), encoding="utf-8")
+    assert run("init", "x.csv") == 0
+    source = Path("finetune-project/finetune.py").read_text(encoding="utf-8")
+    for line in lines:
+        assert line in source
+    # The script as far as it asks no host: the signature is read, the rows are loaded, the prompt renders them.
+    names: dict[str, Any] = {"__name__": "script"}
+    exec(
+        compile(
+            source.partition("    # The local host trains")[0] + "    return prompt, train\n",
+            "x",
+            "exec",
+            dont_inherit=True,
+        ),
+        names,
+    )
+    prompt, train = names["main"]()
+    assert prompt.training_messages(train[0])
 
 
 @pytest.mark.parametrize("task", data._PRESETS)

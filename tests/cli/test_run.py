@@ -152,3 +152,46 @@ def test_rows_of_one_label_are_refused_before_anything_is_asked(
     assert run("run", "same.csv") == 1
     assert "Every row has the same liked, 'yes': there is nothing to tell apart" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("cells", "name", "options", "answer"),
+    [
+        (["0.1234", "0.5"], "share", ["--currency", "", "--decimals", "4"], "0.1234"),
+        (["€63.89", "€7"], "cost", ["--currency", "€"], "€63.89"),
+        (["-26", "14"], "score", ["--currency", ""], "-26.00"),
+        (["1,199.99", "5"], "price", [], "$1199.99"),
+    ],
+)
+def test_numbers_are_written_as_the_file_has_them(
+    cells: list[str],
+    name: str,
+    options: list[str],
+    answer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f'About thing {n},"{cells[n % 2]}"\n' for n in range(40))
+    Path("x.csv").write_text(f"thing,{name}\n{lines}", encoding="utf-8")
+    assert run("run", "x.csv", "--number", name, "--rubric", "How much?", "--out", "o", "--dry-run") == 0
+    steps = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    exports = next(step for step in steps if step[0] == "export")
+    place = exports.index("--rubric")
+    assert exports[exports.index("--signature") + 2 : place] == options
+    for step in (next(step for step in steps if step[0] == "split"), exports):
+        assert invoke(typer.main.get_command(build_app()), Step(title="", arguments=tuple(step))) == 0
+    rows = [json.loads(line)["messages"] for line in Path("o/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert answer in [row[-1]["content"] for row in rows]
+    assert rows[0][0]["content"].startswith("How much?\n\nAbout thing")
+
+
+def test_amounts_in_several_currencies_are_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f"About thing {n},{'$€'[n % 2]}{n}\n" for n in range(40))
+    Path("x.csv").write_text("thing,price\n" + lines, encoding="utf-8")
+    assert run("run", "x.csv", "--dry-run") == 1
+    assert "several currencies ($, €)" in capsys.readouterr().err

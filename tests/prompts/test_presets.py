@@ -190,7 +190,7 @@ def test_a_signatures_own_instructions_are_the_system_message() -> None:
 
 def test_a_signature_may_have_more_inputs_and_other_labels() -> None:
     flagged = binary("subject, body -> is_spam: Literal['spam', 'ham']")
-    assert flagged.system == "Would this reader like the item? Answer spam or ham."
+    assert flagged.system == "Choose for the item: is spam. Answer spam or ham."
     assert flagged.messages({"subject": "Hi", "body": "x"})[1]["content"] == "Subject: Hi\nBody: x"
     both = pairwise("reader, title_a, by_a, title_b, by_b -> preferred: Literal['A', 'B']")
     row = {"reader": "Ana", "title_a": "Bees", "by_a": "Bo", "title_b": "Rust", "by_b": "Cy"}
@@ -258,3 +258,13 @@ def test_what_has_no_logarithm_is_refused() -> None:
         PromptFormat("product -> price: float", completion="json", number=NumberFormat(scale="log"))
     with pytest.raises(UsageError, match='scale: "plain" or "log"'):
         NumberFormat(scale="log10")  # type: ignore[arg-type]
+
+
+def test_a_label_that_is_no_taste_is_asked_about_by_its_own_name() -> None:
+    assert binary("message -> urgent: bool").system == "Does this hold for the message: urgent? Answer true or false."
+    assert binary("headline -> liked: bool").system == "Would this reader like the headline? Answer true or false."
+    assert pairwise("a, b -> bigger: Literal['A', 'B']").system == "Which one: bigger? Answer A or B."
+    assert (
+        explained_pairwise("text_a, text_b -> clearer: Literal['A', 'B'], why").system
+        == "Which text: clearer? Answer A or B, then why."
+    )
