@@ -36,8 +36,8 @@ from dspy_finetune._files import AppendLog, HeldLog
 from dspy_finetune.errors import AnswerError, MissingExtraError, NoAnswerError, RowError, UsageError
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.prompts.answers import Codec, codec_of
-from dspy_finetune.values import NUMBER, LabelSet
+from dspy_finetune.prompts.answers import codec_of
+from dspy_finetune.values import NUMBER, LabelSet, NumberFormat
 
 Outcome: TypeAlias = Literal["answered", "parse_failure", "no_answer", "failed"]
 """What became of a question; no_answer: the model refused, was cut off, or only reasoned."""
@@ -218,27 +218,28 @@ def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     return f"{digest}-{seen[digest]}"
 
 
-# How an answer is read: by one codec for all programs, so that a baseline that answers in text is read kindly too.
+# How an answer is read: in one way for all programs, so that a baseline that answers in text is read kindly too.
+
+
+Reader: TypeAlias = LabelSet | NumberFormat
+"""How a field's answers are read: as one of its labels, or as a number."""
 
 
 def reader_of(
     name: str, labels: Sequence[Any], programs: Iterable[Program], *, is_number: bool = False
-) -> Codec | None:
+) -> Reader | None:
     """How a field is read: as the first program with a prompt or a signature declares it, else as its labels tell.
 
     None where the labels are of too many kinds to say what else is one (see `LabelSet.among`).
     """
-    kind = "number" if is_number else "label"
-    for codec in (codec for program in programs for codec in _declared(program, name)):
-        if codec.kind == kind and _reads_all(codec, labels):
-            return codec
-    if is_number:
-        return Codec(annotation=float, number=NUMBER)
-    found = LabelSet.among(labels)
-    return None if found is None else Codec(annotation=Any, labels=found)
+    kind = NumberFormat if is_number else LabelSet
+    for reader in (reader for program in programs for reader in _declared(program, name)):
+        if isinstance(reader, kind) and _reads_all(reader, labels):
+            return reader
+    return NUMBER if is_number else LabelSet.among(labels)
 
 
-def _declared(program: Program, name: str) -> Iterator[Codec]:
+def _declared(program: Program, name: str) -> Iterator[Reader | None]:
     parts = (
         [program, *(part for _, part in program.named_sub_modules())] if isinstance(program, dspy.Module) else [program]
     )
@@ -246,42 +247,39 @@ def _declared(program: Program, name: str) -> Iterator[Codec]:
         prompt = getattr(part, "prompt", None)
         if isinstance(prompt, PromptFormat):
             if name in prompt.output_fields:
-                yield prompt.codec(name)
+                yield prompt.codec(name).reader
             continue
         outputs = getattr(getattr(part, "signature", None), "output_fields", None) or {}
         if name in outputs:
             with contextlib.suppress(UsageError):  # a Literal whose members cannot be told apart by their texts
-                yield codec_of(outputs[name].annotation)
+                yield codec_of(outputs[name].annotation).reader
 
 
-def _reads_all(codec: Codec, labels: Sequence[Any]) -> bool:
+def _reads_all(reader: Reader, labels: Sequence[Any]) -> bool:
     try:
         for label in labels:
-            codec.read(label)
+            reader.read(label)
     except AnswerError:
         return False
     return True
 
 
-def read_field_of(answers: Sequence[Answer], name: str, codec: Codec) -> tuple[Answer, ...]:
+def read_field_of(answers: Sequence[Answer], name: str, reader: Reader) -> tuple[Answer, ...]:
     """The answers with one field read; None stands in it, and the reason in `error`, for a parse failure."""
     found = []
     for answer in answers:
         if answer.outcome != "answered" or name not in answer.outputs:
             found.append(answer)
             continue
+        said = answer.outputs[name]
+        # A baseline may answer a whole number with 12.5: a number is a number, only texts are read by the format.
+        own = NUMBER if isinstance(reader, NumberFormat) and not isinstance(said, str) else reader
         try:
-            value, error = jsonable(_read_one(answer.outputs[name], name, codec)), answer.error
+            value, error = jsonable(own.read(said, name=name)), answer.error
         except AnswerError as failure:
             value, error = None, _first_line(failure)
         found.append(dataclasses.replace(answer, outputs={**answer.outputs, name: value}, error=error))
     return tuple(found)
-
-
-def _read_one(value: Any, name: str, codec: Codec) -> Any:
-    # A baseline may answer a whole number with 12.5: a number is a number, only texts are read by the format.
-    is_number = codec.number is not None and not isinstance(value, str)
-    return NUMBER.read(value) if is_number else codec.read(value, name=name)
 
 
 def with_parse_failures(answers: Sequence[Answer], name: str) -> tuple[Answer, ...]:

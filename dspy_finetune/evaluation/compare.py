@@ -41,6 +41,7 @@ from dspy_finetune.evaluation.collect import (
     Collected,
     CompareProgress,
     Program,
+    Reader,
     RunOptions,
     ask_again,
     collect,
@@ -69,9 +70,8 @@ from dspy_finetune.evaluation.scoring import (
 )
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.prompts.answers import Codec
 from dspy_finetune.report.blocks import figure
-from dspy_finetune.values import label_text, read_number, same_label
+from dspy_finetune.values import LabelSet, label_text, read_number, same_label
 
 MAX_LABELS = 8
 """Labels that a card counts one by one."""
@@ -163,14 +163,14 @@ def _compared(
     }
     n_twice = len(rows) if options.noise_floor is True else min(int(options.noise_floor), len(rows))
     again = ask_again(programs, inputs[:n_twice], num_threads, run) if n_twice else {}
-    # A function of the user's sees what the programs said; metrics see it read, by one codec for all programs.
-    metrics, codecs = _with_codecs(metrics, rows, programs)
-    read = {name: _read(one, codecs) for name, one in collected.items()}
+    # A function of the user's sees what the programs said; metrics see it read, in one way for all programs.
+    metrics, readers = _with_readers(metrics, rows, programs)
+    read = {name: _read(one, readers) for name, one in collected.items()}
     facts, columns = _score(metrics, rows, collected, read, how, num_threads, run.on_progress)
     deciding = read if _is_read(metrics[0]) else collected
-    again = {name: _read(one, codecs) if _is_read(metrics[0]) else one for name, one in again.items()}
+    again = {name: _read(one, readers) if _is_read(metrics[0]) else one for name, one in again.items()}
     told = {
-        name: dataclasses.replace(one, answers=with_parse_failures(one.answers, next(iter(codecs), "")))
+        name: dataclasses.replace(one, answers=with_parse_failures(one.answers, next(iter(readers), "")))
         for name, one in read.items()
     }
     others = [name for name in programs if name != candidate]
@@ -281,28 +281,28 @@ def _is_read(metric: AnyMetric) -> bool:
     return isinstance(metric, (Metric, SetMetric)) and metric.reads not in ("answer", "item")
 
 
-def _with_codecs(
+def _with_readers(
     metrics: Sequence[AnyMetric], rows: Sequence[Any], programs: Mapping[str, Program]
-) -> tuple[list[AnyMetric], dict[str, Codec]]:
+) -> tuple[list[AnyMetric], dict[str, Reader]]:
     """The metrics with the labels that answers are read among, and how each field of a label or number is read."""
     found: list[AnyMetric] = []
-    codecs: dict[str, Codec] = {}
+    readers: dict[str, Reader] = {}
     for metric in metrics:
         if isinstance(metric, (Metric, SetMetric)) and metric.reads in ("label", "number"):
             labels = [row[metric.field] for row in rows if metric.field in row]
-            codec = reader_of(metric.field, labels, programs.values(), is_number=metric.reads == "number")
-            if codec is not None:
-                codecs.setdefault(metric.field, codec)
-                if metric.labels is None and metric.reads == "label":
-                    metric = dataclasses.replace(metric, labels=codec.labels)
+            reader = reader_of(metric.field, labels, programs.values(), is_number=metric.reads == "number")
+            if reader is not None:
+                readers.setdefault(metric.field, reader)
+                if metric.labels is None and isinstance(reader, LabelSet):
+                    metric = dataclasses.replace(metric, labels=reader)
         found.append(metric)
-    return found, codecs
+    return found, readers
 
 
-def _read(collected: Collected, codecs: Mapping[str, Codec]) -> Collected:
+def _read(collected: Collected, readers: Mapping[str, Reader]) -> Collected:
     answers = collected.answers
-    for name, codec in codecs.items():
-        answers = read_field_of(answers, name, codec)
+    for name, reader in readers.items():
+        answers = read_field_of(answers, name, reader)
     return dataclasses.replace(collected, answers=answers)
 
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dspy_finetune._files import file_error, read_json, sha256_file, write_json
 from dspy_finetune.catalog import Catalog, load_catalog, strip_model_id
 from dspy_finetune.errors import DataError, FileError
-from dspy_finetune.export.checks.across import SeenRows
-from dspy_finetune.export.checks.checker import RowChecker, check_file
+from dspy_finetune.export.checks.checker import RowChecker, SeenRows, check_file
 from dspy_finetune.export.checks.report import CheckReport, IssueLog
 from dspy_finetune.export.formats import Method
 from dspy_finetune.report.blocks import Facts, Section

@@ -167,15 +167,18 @@ class Codec:
             return self.number.decode(text, name=name)
         return text if self.annotation is str else self.from_json(loads(text), text)
 
+    @property
+    def reader(self) -> LabelSet | NumberFormat | None:
+        """What reads a program's answer, a text or a value; None for a text or JSON, which is taken as it is."""
+        return self.labels if self.labels is not None else self.number
+
     def read(self, value: Any, *, name: str | None = None) -> Any:
         """The label or number that a program's answer is, a text or a value; anything else as it is.
 
         Raises:
             AnswerError: It is none.
         """
-        if self.labels is not None:
-            return self.labels.read(value, name=name)
-        return value if self.number is None else self.number.read(value, name=name)
+        return value if self.reader is None else self.reader.read(value, name=name)
 
     def to_json(self, value: Any) -> Any:
         """The value as JSON types, for a JSON answer. Raises RowError."""

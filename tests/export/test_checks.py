@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dspy_finetune.errors import FileError, UsageError
 from dspy_finetune.export import RowChecker, check
-from dspy_finetune.export.checks.across import SeenRows
+from dspy_finetune.export.checks.checker import SeenRows
 from dspy_finetune.export.checks.codes import CODES
 from dspy_finetune.export.checks.report import KEPT_PER_CODE, IssueLog
 from dspy_finetune.export.dialects import DIALECTS
@@ -255,9 +255,9 @@ def test_large_sets_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_
     train = write(tmp_path / "train.jsonl", [chat(i % 40, content=f"{i % 3}") for i in range(500)])
     validation = write(tmp_path / "validation.jsonl", [chat(i, content="0") for i in range(30, 600)])
     whole = check(train, validation=validation, count=False)
-    monkeypatch.setattr("dspy_finetune.export.checks.across._IN_MEMORY", 64)
-    monkeypatch.setattr("dspy_finetune.export.checks.across._AT_ONCE", 7)
-    monkeypatch.setattr("dspy_finetune.export.checks.across._MARKS", 1)
+    monkeypatch.setattr("dspy_finetune.export.checks.checker._IN_MEMORY", 64)
+    monkeypatch.setattr("dspy_finetune.export.checks.checker._AT_ONCE", 7)
+    monkeypatch.setattr("dspy_finetune.export.checks.checker._MARKS", 1)
     if not has_room:
 
         def full() -> None:
@@ -297,7 +297,7 @@ def test_what_repeats_by_chance_takes_no_memory() -> None:
 
 @pytest.mark.parametrize("n_rows", [3, 300])
 def test_two_hashes_and_a_line_come_back_from_the_temporary_file(monkeypatch: pytest.MonkeyPatch, n_rows: int) -> None:
-    monkeypatch.setattr("dspy_finetune.export.checks.across._IN_MEMORY", 64)
+    monkeypatch.setattr("dspy_finetune.export.checks.checker._IN_MEMORY", 64)
     rows = [(hash(("prompt", i)), hash(("output", i)), i + 1) for i in range(n_rows)]
     seen = SeenRows()
     for prompt, output, line in rows:

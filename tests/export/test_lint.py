@@ -15,8 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export import export_sft, lint
-from dspy_finetune.export.checks.across import PairGraph, choice_of, pair_of
-from dspy_finetune.export.checks.shortcuts import auc, binomial_p
+from dspy_finetune.export.checks.shortcuts import PairGraph, auc, binomial_p, choice_of, pair_of
 from dspy_finetune.prompts import binary
 
 from .test_checks import BROKEN, GOOD, write

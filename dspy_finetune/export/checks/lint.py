@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import FinetuneError, UsageError
-from dspy_finetune.export.checks.across import PairGraph, choice_of
 from dspy_finetune.export.checks.checker import RowChecker
 from dspy_finetune.export.checks.report import Issue, by_code, issue_tables
-from dspy_finetune.export.checks.shortcuts import LintFigures, Sample, Sampled, graph_of, issue, measure, shortcuts
+from dspy_finetune.export.checks.shortcuts import (
+    LintFigures,
+    PairGraph,
+    Sample,
+    Sampled,
+    choice_of,
+    graph_of,
+    issue,
+    measure,
+    shortcuts,
+)
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.report.blocks import Facts, Section
 from dspy_finetune.report.page import Reported

@@ -1,7 +1,7 @@
 """What a check found: `Issue`, the figures of the file, and the `CheckReport` that holds both.
 
 In: issues one at a time, through `IssueLog`. Out: frozen values that print as a short table, as JSON, and as a page.
-Not covered: finding the issues (rules.py, across.py, shortcuts.py) and their texts (codes.py).
+Not covered: finding the issues (rules.py, checker.py, shortcuts.py) and their texts (codes.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rules of one row: which format it is in, whether that fits the method, and what must be in it.
 
 In: a parsed row. Out: issues in an `IssueLog`, and a `RowFacts` with what the checks between rows need.
-Not covered: text that is not JSON (`_jsonl`), rules between rows (across.py), counts per file (checker.py).
+Not covered: text that is not JSON (`_jsonl`), rules between rows and counts per file (checker.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from dspy_finetune._jsonl import MISSING, decode, kind, read_python, shown
 from dspy_finetune.errors import RowError
-from dspy_finetune.export.checks.across import pair_hash
 from dspy_finetune.export.checks.report import IssueLog
 from dspy_finetune.export.dialects import HostRules, is_trained
 from dspy_finetune.export.formats import (
@@ -846,3 +845,13 @@ def _facts(
 def digest(value: Any) -> int:
     """A 64-bit hash of a JSON value, whatever the order of its keys; valid within this process."""
     return hash(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
+
+
+def pair_hash(chosen: int, rejected: int) -> int:
+    """One hash of two outputs, the same in both orders but for its last bit, which says which came first.
+
+    So a duplicate and a reversed preference are told apart without a third hash.
+    """
+    if chosen < rejected:
+        return hash((chosen, rejected)) | 1
+    return hash((rejected, chosen)) & ~1
