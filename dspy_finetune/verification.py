@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -152,11 +153,20 @@ def verify(
         n_threads: Requests at the same time.
 
     Raises:
-        UsageError: No prompts are to be had, or the server does not say which of its models is meant.
+        UsageError: The model is a linear head, and the server is no local host with it; no prompts are to be had, or
+            the server does not say which of its models is meant.
         HostError: One of the two does not answer.
     """
     own, name = _own_host(model, host)
     other = at if isinstance(at, Host) else Host.compatible(at)
+    if _has_head(own, name) and not _has_head(other, served_as or name):
+        address = other.base_url or other.name
+        raise UsageError(
+            f"{name} is a linear head, which no chat server answers for, so {address} serves another model; export it"
+            f" (dspy-finetune export-model {shlex.quote(name)} --format head --out FOLDER), serve it in Python by"
+            " ft.load_predictor('FOLDER'), and hold it against the host's by dspy-finetune compare ROWS --program"
+            " export=FOLDER --program host=PREDICTOR.json"
+        )
     prompts, labels, source = _prompts(name, own, data, n_prompts)
     there = served_as or _served_as(other, name)
     ours = [_ask(own, name, prompts, labels, n_threads) for _ in range(2)]
@@ -384,6 +394,18 @@ def _template_findings(ours: Sequence[_Reply], theirs: Sequence[_Reply]) -> tupl
         f"the server reads {by} tokens for the same prompts: another chat template or tokenizer (a system message that"
         " is added or left out, a doubled opening token); serve the template of the export",
     )
+
+
+def _has_head(host: Host, model: str) -> bool:
+    """Whether a host says that a model answers by a linear head; the local host does."""
+    if parse_model_id(model).organisation != "local":
+        return False
+    try:
+        with host.talking(f"ask for the model {model}"):
+            told: Any = present(host.client().models.retrieve(model), "id")
+    except HostError:
+        return False  # no such model there; what asks it says so
+    return "linear head" in str((told.model_extra or {}).get("description"))
 
 
 def _distance_to_base(

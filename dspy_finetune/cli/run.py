@@ -1,11 +1,15 @@
 """`dspy-finetune run`: from a labelled file to a tuned model and a verdict: the other commands, one after the other.
 
 Each step is a command of this package, printed before it runs, so that any of them can be repeated or changed by hand;
-every file it writes is kept in one folder. A step whose file is there already is done again.
+every file it writes is kept in one folder, in which one run is at work at a time. A step whose file is there already is
+done again; a job that was started is found again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dspy_finetune._files import file_error, read_json, try_lock, write_json
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
 from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.errors import DataError, FinetuneError, UsageError
 
 if TYPE_CHECKING:
     from dspy_finetune.data.fields import Columns
     from dspy_finetune.values import DecimalMark
 
+NOTE = "run.json"
+"""The commands of a run, and whether it came to its end."""
 _PRESETS = {"binary": "binary", "pairs": "pairwise", "number": "number", "text": "answer"}
 
 
@@ -105,7 +112,6 @@ def run(
     labels = {fold(str(example[columns.label])) for example in examples if has_value(example, columns.label)}
     if len(labels) == 1:
         raise DataError(only_label(columns.label, examples[0][columns.label]))
-    folder = to or new_folder(data.stem)
     cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
     cells += () if decimal == "." else ("--decimal", decimal)
     split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()), *cells)
@@ -113,50 +119,113 @@ def run(
     nulls = [name for name in columns.inputs if any(example.get(name) is None for example in examples)]
     split += tuple(part for name in nulls for part in ("--text", name))
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
-    training += ["--host", host, *(("--root", str(folder / "host")) if host == "local" else ()), "--seed", str(seed)]
+    training += ["--host", host, "--seed", str(seed)]
     has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])
-    steps = [
-        *plan_steps(
+
+    def steps_in(folder: Path) -> list[Step]:
+        made = plan_steps(
             columns,
             data,
             folder,
             meaning=[*prompt_options(columns, examples, decimal), *(() if rubric is None else ("--rubric", rubric))],
             split=split,
-            training=training,
+            training=[*training, *(("--root", str(folder / "host")) if host == "local" else ())],
             has_validation=has_validation,
             cells=cells,
             encoder=("--encoder", ENCODER) if host == "local" and has_encoder() else (),
         )
-    ]
-    if as_json:
-        print_json({"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]})
-        if dry_run:
-            return
-    elif dry_run:
-        for step in steps:
-            print(step)
+        return list(made)
+
+    if dry_run:
+        folder = to or new_folder(data.stem)
+        told = {"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps_in(folder)]}
+        if as_json:
+            print_json(told)
+        else:
+            print("\n".join(told["commands"]))
         return
-    console = talk()
-    remark(f"{columns.why}; inputs {', '.join(columns.inputs)}")
-    command = typer.main.get_command(build_app())
-    code = 0
-    with telling_once():
-        for position, step in enumerate(steps, start=1):
-            console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
-            console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
-            code = invoke(command, step)
-            if code == INTERRUPTED:  # typer makes this code of Ctrl-C
-                how = f"go on with the same command and --out {shlex.quote(str(folder))}"
-                warn([f"stopped in step {position} of {len(steps)}: {how}; a job that was started is found again"])
-                raise typer.Exit(code)
-            if code and position < len(steps):
-                raise typer.Exit(code)
+    with claimed(to, data.stem, steps_in) as (folder, steps):
+        if as_json:
+            told = {"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]}
+            print_json(told)
+        remark(f"{columns.why}; inputs {', '.join(columns.inputs)}")
+        code = follow(steps, folder, is_named=to is not None)
     if not as_json:
         print(f"\nEverything is in {folder}; the report: {folder / 'report.html'}")
         print("In Python:  import dspy_finetune as ft")
         print(f"            predictor = ft.load_predictor({str(folder / 'predictor.json')!r})")
     if code:
         raise typer.Exit(code)
+
+
+def follow(steps: Sequence[Step], folder: Path, *, is_named: bool) -> int:
+    """Run the commands; the last one's exit code. Whatever stops one says how to go on."""
+    command = typer.main.get_command(build_app())
+    console = talk()
+    code = 0
+    again = "the same command" if is_named else f"the same command, or with --out {shlex.quote(str(folder))}"
+    with telling_once():
+        for position, step in enumerate(steps, start=1):
+            console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
+            console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
+            at = f"stopped in step {position} of {len(steps)}"
+            stopped = f"{at}: go on with {again}; a job that was started is found again"
+            try:
+                code = invoke(command, step)
+            except FinetuneError:
+                warn([stopped])
+                raise
+            if code == INTERRUPTED:  # typer makes this code of Ctrl-C
+                warn([stopped])
+                raise typer.Exit(code)
+            if code and position < len(steps):
+                raise typer.Exit(code)
+    if code != 1:
+        write_json(folder / NOTE, {"commands": [str(step) for step in steps], "is_finished": True})
+    return code
+
+
+@contextlib.contextmanager
+def claimed(to: Path | None, name: str, steps_in: Callable[[Path], list[Step]]) -> Iterator[tuple[Path, list[Step]]]:
+    """A folder in which no other run is at work, and the commands there.
+
+    Without a name for it the one in which the same commands were stopped, else a new one.
+
+    Raises:
+        UsageError: Another run is at work in the folder that was named.
+        FileError: It cannot be made, or written to.
+    """
+
+    def is_ours(path: Path) -> bool:
+        return not path.exists() or was_stopped(path, steps_in(path))
+
+    for folder in [to] if to is not None else names_of(name, is_ours):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise file_error(error, folder, "make") from error
+        lock = try_lock(folder / f".{NOTE}.lock")
+        if lock is not None:
+            break
+    else:
+        raise UsageError(f"{to}: another run is at work in this folder; wait for it, or give another --out")
+    steps = steps_in(folder)
+    try:
+        if to is None and (folder / NOTE).exists():
+            remark(f"going on in {folder}, where the same command was stopped; --out NAME begins anew")
+        write_json(folder / NOTE, {"commands": [str(step) for step in steps], "is_finished": False})
+        yield folder, steps
+    finally:
+        os.close(lock)
+
+
+def was_stopped(folder: Path, steps: Sequence[Step]) -> bool:
+    """Whether these very commands were begun in a folder and not ended."""
+    try:
+        told = read_json(folder / NOTE, "the note of a run", "give another --out")
+    except FinetuneError:
+        return False
+    return told == {"commands": [str(step) for step in steps], "is_finished": False}
 
 
 def plan_steps(
@@ -251,8 +320,13 @@ def invoke(command: Callable[..., object], step: Step) -> int:
     return code if isinstance(code, int) else 0
 
 
+def names_of(name: str, is_fit: Callable[[Path], bool]) -> Iterator[Path]:
+    """runs/NAME, runs/NAME-2 and so on: those that fit."""
+    base = Path("runs") / name
+    names = (base if number == 1 else base.with_name(f"{name}-{number}") for number in itertools.count(1))
+    return (path for path in names if is_fit(path))
+
+
 def new_folder(name: str) -> Path:
     """runs/NAME, or the first runs/NAME-N that is not there yet."""
-    base = Path("runs") / name
-    names = (base if number == 1 else base.with_name(f"{name}-{number}") for number in range(1, 10_000))
-    return next(path for path in names if not path.exists())
+    return next(names_of(name, lambda path: not path.exists()))

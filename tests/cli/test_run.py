@@ -120,12 +120,52 @@ def test_ctrl_c_says_in_which_step_and_how_to_go_on(
     def press(*rows: object, **options: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dspy_finetune.evaluation.advise", press)
-    assert run("run", str(written(tmp_path, "titles")), "--out", str(tmp_path / "a b")) == 130
+    rows = str(written(tmp_path, "titles"))
+    assert run("run", rows, "--out", "a b") == 130
     *_, hint, last = capsys.readouterr().err.splitlines()
-    assert hint.startswith("warning: stopped in step 1 of 5: go on with the same command and --out ")
-    assert f"'{tmp_path / 'a b'}'" in hint
+    assert hint.startswith("warning: stopped in step 1 of 5: go on with the same command; a job that was started is")
     assert last == "interrupted"
+    # Without a name the folder is found by the commands that were begun in it; others get a folder of their own.
+    for _ in range(2):
+        assert run("run", rows) == 130
+        *_, hint, last = capsys.readouterr().err.splitlines()
+        assert "go on with the same command, or with --out runs/titles;" in hint
+    assert run("run", rows, "--seed", "1") == 130
+    assert "going on in" not in capsys.readouterr().err
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["titles", "titles-2"]
+    assert run("run", rows) == 130
+    assert "going on in runs/titles, where the same command was stopped" in capsys.readouterr().err
+
+
+def test_one_run_at_a_time_is_at_work_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = str(written(tmp_path, "titles"))
+    told: list[str] = []
+
+    def second(*rows_asked: object, **options: object) -> None:
+        """While the first run is in its first step."""
+        assert run("run", rows, "--out", "runs/titles") == 2
+        told.extend(line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dspy_finetune.evaluation.advise", second)
+    assert run("run", rows) == 130
+    wait = "wait for it, or give another --out"
+    assert told == [f"error: runs/titles: another run is at work in this folder; {wait}"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dspy_finetune.evaluation.advise", lambda *rows, **options: pytest.fail("too late"))
+    (tmp_path / "file").write_text("no folder")
+    assert run("run", str(written(tmp_path, "titles")), "--out", str(tmp_path / "file" / "x")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot make {tmp_path / 'file' / 'x'}: a part of the path is a file, not a folder")
 
 
 def test_null_cells_of_an_input_become_empty_texts(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import math
 import pickle
@@ -23,7 +25,7 @@ import dspy_finetune as ft
 from dspy_finetune.cli.main import main
 from dspy_finetune.errors import DataError, HostError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.jobs import FinetunedModel
+from dspy_finetune.jobs import FinetunedModel, model_export
 from dspy_finetune.jobs.model_export import modelfile, short_name
 from dspy_finetune.local.export_model import turn_parts, usual_precision
 from dspy_finetune.local.models import load_model
@@ -418,6 +420,12 @@ def head(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedH
         recipe = {"type": "supervised", "supervised": {"hyperparameters": {"recipe": "head"}}}
         name = train(running, "toy", extra_body={"method": recipe})
         model = as_model(running, name)
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            words = ("--host", f"local={running.url}", "--at", running.url, "--as", "toy")
+            assert command("verify", name, *words) == 2
+        assert f"{name} is a linear head, which no chat server answers for, so {running.url} serves" in told.getvalue()
+        assert "--format head --out FOLDER), serve it in Python by ft.load_predictor('FOLDER')" in told.getvalue()
         with pytest.raises(HostError, match="is a linear head on a frozen base and no chat model: export it as head"):
             model.export(place / "gguf", format="gguf")
         host = Host.local(running.url)
@@ -525,34 +533,63 @@ class LocalHub:
         shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
 
 
-def test_a_push_to_the_hub_brings_the_folder_with_its_card(
-    server: ToyServer, tuned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def hub_command(server: ToyServer, tuned: str) -> tuple[str, ...]:
+    where = ("--host", f"local={server.url}")
+    return ("export-model", tuned, *where, "--format", "hub", "--weights", "peft", "--out")
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, after those of progress."""
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback")))
+    return line
+
+
+def test_the_command_pushes_the_folder_with_its_card_to_the_hub(
+    server: ToyServer, tuned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Private unless told otherwise; the card names the repository; what is refused keeps the files and says so."""
     import huggingface_hub
 
     monkeypatch.setattr(LocalHub, "folder", tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
-    model = as_model(server, tuned)
-    made = model.export(tmp_path / "out", format="hub", repo="acme/taste", weights="peft")
+    argv = hub_command(server, tuned)
+    assert command(*argv, str(tmp_path / "out"), "--repo", "acme/taste") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("https://huggingface.co/acme/taste: adapter")
     pushed = tmp_path / "hub" / "acme" / "taste"
     assert (pushed / ".private").read_text() == "True"
     assert {path.name for path in pushed.iterdir()} >= {"README.md", "adapter_model.safetensors", "tokenizer.json"}
-    assert f"--lora-modules {made.name}=acme/taste" in (pushed / "README.md").read_text()
-    assert made.url == "https://huggingface.co/acme/taste"
+    (served_as,) = re.findall(r"--lora-modules (\S+=acme/taste)", said)
+    assert served_as in (pushed / "README.md").read_text()
+    assert command(*argv, str(tmp_path / "no")) == 2
+    assert 'format "hub" needs the repository' in one_error(capsys)
     with pytest.raises(HostError, match=r"took no stranger/taste .*no write access.* the files are in"):
-        model.export(tmp_path / "again", format="hub", repo="stranger/taste")
+        as_model(server, tuned).export(tmp_path / "again", format="hub", repo="stranger/taste")
     assert (tmp_path / "again" / "model.safetensors").is_file()
 
 
+def test_a_hub_that_does_not_answer_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real client, whose errors are of another library in each of its versions; the token stays secret."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    with pytest.raises(
+        HostError, match=rf"took no acme/taste .* the files are in {tmp_path}: check HF_TOKEN"
+    ) as raised:
+        model_export.push(tmp_path, "acme/taste", private=True, say=lambda text: None)
+    assert "secretsecret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_base_whose_licence_forbids_derivatives_is_not_passed_on(
-    server: ToyServer, tuned: str, tmp_path: Path
+    server: ToyServer, tuned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = Path(server.facts["models"][0]) / "README.md"
     card.write_text("---\nlicense: cc-by-nc-nd-4.0\n---\nA model.\n")
     try:
-        with pytest.raises(UsageError, match=r"licence \(cc-by-nc-nd-4\.0\) forbids passing on"):
-            as_model(server, tuned).export(tmp_path / "out", format="hub", repo="acme/taste")
+        assert command(*hub_command(server, tuned), str(tmp_path / "out"), "--repo", "acme/taste") == 2
+        assert "licence (cc-by-nc-nd-4.0) forbids passing on what is made from it" in one_error(capsys)
         assert not (tmp_path / "out").exists()
     finally:
         card.unlink()
