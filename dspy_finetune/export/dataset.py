@@ -22,6 +22,7 @@ from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.export.checks.checker import RowChecker, SeenRows, check_file
 from dspy_finetune.export.checks.report import CheckReport, IssueLog
 from dspy_finetune.export.formats import Method
+from dspy_finetune.export.tokens import Tokenizer
 from dspy_finetune.report.blocks import Facts, Section
 from dspy_finetune.report.page import Reported
 
@@ -197,6 +198,8 @@ class TrainingFile(Reported):
     """What the rows were rendered with; None when they came as ready messages."""
     is_changed: bool = False
     """Whether a manifest lies beside it that describes other bytes."""
+    is_estimated: bool = False
+    """Whether its tokens were counted by a tokenizer that was given, for want of a table of the model's."""
     seen: SeenRows | None = field(default=None, repr=False, compare=False)
     """Hashes of its rows, for the comparison with a validation file; None once it was pickled."""
     modified_ns: int | None = field(default=None, repr=False, compare=False)
@@ -292,21 +295,34 @@ class TrainingFile(Reported):
         host: str = "openai",
         role: str = "train",
         catalog: Catalog | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> TrainingFile:
         """Check any file for a method, a model and a host, by the catalog's limits, and hash it.
+
+        Args:
+            path: The JSONL file.
+            method: `sft`, `dpo` or `rft`; None reads it off the first row.
+            base_model: Whose limits apply and whose tokens are counted.
+            host: Whose limits apply: a name of the catalog.
+            role: `train` or `validation`, which have different limits.
+            catalog: Where the limits stand; the packaged one by default.
+            tokenizer: Counts the tokens of a text, for a model without a known table.
 
         Raises:
             FileError: The file cannot be read.
             UsageError: The method is unknown.
         """
         target = Path(path)
-        checker = RowChecker(method=method, base_model=base_model, host=host, role=role, catalog=catalog)
+        checker = RowChecker(
+            method=method, base_model=base_model, host=host, role=role, tokenizer=tokenizer, catalog=catalog
+        )
         report = check_file(checker, target, host)
         sha256, manifest = sha256_file(target), Manifest.read(target)
         is_changed = manifest is not None and manifest.sha256 != sha256
         if manifest is None or is_changed:
             manifest = Manifest.of(report, target, sha256)
-        return cls._made(target, manifest, report, checker.seen, is_changed=is_changed)
+        made = cls._made(target, manifest, report, checker.seen, is_changed=is_changed)
+        return made if tokenizer is None else replace(made, is_estimated=True)
 
     @classmethod
     def written(
@@ -347,9 +363,18 @@ class TrainingFile(Reported):
         )
 
     def checked_for(
-        self, *, method: str, base_model: str | None, host: str, role: str = "train", catalog: Catalog | None = None
+        self,
+        *,
+        method: str,
+        base_model: str | None,
+        host: str,
+        role: str = "train",
+        catalog: Catalog | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> TrainingFile:
-        """The file checked for these; itself where that was done before and the file on disk is the same.
+        """The file checked and counted for these; itself where that was done and the file on disk is the same.
+
+        `read` documents the arguments.
 
         Raises:
             FileError: The file cannot be read.
@@ -358,9 +383,18 @@ class TrainingFile(Reported):
         is_short = role != "train" and "too-few-examples" in report.codes  # no fault of a validation file
         same = (report.method, report.base_model, report.host) == (method, base_model, host)
         same = same and (catalog is None or catalog == load_catalog())
+        same = same and (tokenizer is None or self.n_tokens is not None)
         if same and not is_short and self.seen is not None and self._is_on_disk():
             return self
-        return TrainingFile.read(self.path, method=method, base_model=base_model, host=host, role=role, catalog=catalog)
+        return TrainingFile.read(
+            self.path,
+            method=method,
+            base_model=base_model,
+            host=host,
+            role=role,
+            catalog=catalog,
+            tokenizer=tokenizer,
+        )
 
     def compared_with(self, validation: TrainingFile) -> TrainingFile:
         """The same with what its rows have in common with the validation file's, neither read again."""

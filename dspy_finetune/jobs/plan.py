@@ -19,14 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune._optional import require
 from dspy_finetune.catalog import Catalog, HostFacts, load_catalog, strip_model_id
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, UsageError
 from dspy_finetune.export.checks.report import CheckReport
 from dspy_finetune.export.cost import default_epochs, training_cost
 from dspy_finetune.export.dataset import Manifest, TrainingFile
-from dspy_finetune.export.tokens import TokenCounter, load_encoding
+from dspy_finetune.export.tokens import Tokenizer, encoding_for, load_encoding
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import tokenizer_file
 from dspy_finetune.hosts.protocol import TAG_CHARS, HostKind
@@ -283,31 +282,43 @@ ESTIMATE_MARGIN = 1.15
 """Open models' tokenizers split some texts into more tokens than OpenAI's table does: a budget must still hold."""
 
 
-def estimated_tokens(path: Path, host: Host, base: str, catalog: Catalog) -> tuple[int | None, str]:
-    """(the tokens of a file's rows where no table of the model is known, a remark on them); (None, "") without a price.
+@dataclass(frozen=True, kw_only=True)
+class TokenEstimate:
+    """How the tokens of a model are counted of which no table is known."""
+
+    tokenizer: Tokenizer
+    """Counts those of a text."""
+    factor: float = 1.0
+    """What the count is multiplied by."""
+    remark: str = ""
+    """What is said of it."""
+
+
+def token_estimate(host: Host, base: str, catalog: Catalog) -> TokenEstimate | None:
+    """How a file's tokens are estimated; None where the model's table is known, or nobody knows its price.
 
     On the local host by the model's own tokenizer, if it is on this machine; else by OpenAI's table, high rather than
     low where somebody is billed.
     """
+    if encoding_for(base) is not None:
+        return None
     if host.kind.name != "local":
         prices = catalog.prices(base, catalog_name(host, catalog))
         if prices is None or prices.training is None:
-            return None, ""
-        table = load_encoding("o200k_base")
-        counter = TokenCounter(lambda text: len(table.encode(text, disallowed_special=())))
-        n_tokens = sum(counter.row(row) for _, row in read_jsonl(path))
+            return None
         remark = f"the tokens for {base} are estimated: OpenAI's o200k_base and {ESTIMATE_MARGIN - 1:.0%} more"
-        return round(n_tokens * ESTIMATE_MARGIN), remark
-    file, remark = tokenizer_file(base), ""
-    if file is not None:
-        library = require("tokenizers", "local", "counting the tokens of a local model")
-        encode = library.Tokenizer.from_file(str(file)).encode
-        counter = TokenCounter(lambda text: len(encode(text, add_special_tokens=False).ids))
-    else:
-        table = load_encoding("o200k_base")
-        counter = TokenCounter(lambda text: len(table.encode(text, disallowed_special=())))
+        return TokenEstimate(tokenizer=_openai_tokens, factor=ESTIMATE_MARGIN, remark=remark)
+    file = tokenizer_file(base)
+    if file is None:
         remark = f"the tokenizer of {base} is not on this machine yet; tokens are estimated by OpenAI's o200k_base"
-    return sum(counter.row(row) for _, row in read_jsonl(path)), remark
+        return TokenEstimate(tokenizer=_openai_tokens, remark=remark)
+    library = require("tokenizers", "local", "counting the tokens of a local model")
+    encode = library.Tokenizer.from_file(str(file)).encode
+    return TokenEstimate(tokenizer=lambda text: len(encode(text, add_special_tokens=False).ids))
+
+
+def _openai_tokens(text: str) -> int:
+    return len(load_encoding("o200k_base").encode_ordinary(text))
 
 
 def estimate_seconds(
@@ -422,6 +433,7 @@ def read_training_files(
     base_model: str,
     host: str,
     catalog: Catalog | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[TrainingFile, TrainingFile | None]:
     """Check the files against host, model and method and against each other; what an export checked so is not read.
 
@@ -432,6 +444,7 @@ def read_training_files(
         base_model: The base model's name.
         host: The catalog's name of the host.
         catalog: Whose limits apply; the packaged one by default.
+        tokenizer: Counts the tokens of a text, for a model without a known table.
 
     Raises:
         DataError: The host would refuse one of them; shows the first issues.
@@ -439,6 +452,7 @@ def read_training_files(
         FileError: One cannot be read.
     """
     wanted: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "catalog": catalog}
+    wanted["tokenizer"] = tokenizer
     file = _checked(train, role="train", **wanted)
     if validation is None:
         return _accepted(file), None
@@ -735,25 +749,26 @@ def plan(
     _check_method(chosen, base, dialect, catalog)
     host_facts = catalog.host(dialect)
     is_known = _check_known(base, dialect, catalog, allow_unknown_model)
+    estimate = token_estimate(host, base, catalog)
+    tokenizer = estimate.tokenizer if estimate is not None else None
     file, held_out = read_training_files(
-        train, validation, method=chosen, base_model=base, host=dialect, catalog=catalog
+        train, validation, method=chosen, base_model=base, host=dialect, catalog=catalog, tokenizer=tokenizer
     )
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
     settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
     n_epochs = epochs_of(settled, file.n_rows)
-    n_once, remark = file.n_billed_tokens, ""
-    if n_once is None:
-        n_once, remark = estimated_tokens(file.path, host, base, catalog)
+    n_once = _billed_tokens(file, estimate)
     if held_out is not None and host.kind.bills_validation and n_once is not None:
         # Measured on once an epoch, and billed like trained tokens.
-        held = held_out.n_billed_tokens or estimated_tokens(held_out.path, host, base, catalog)[0] or 0
-        n_once += held
+        n_once += _billed_tokens(held_out, estimate) or 0
     choice = _choice(file.path, chosen, settled, host, base)
     is_head = choice is not None and choice.recipe == "head"
     n_tokens = n_once * (1 if is_head else n_epochs) if n_once is not None else None
     reckoned = _reckoned(file, choice, n_once, n_epochs, host, base, catalog)
-    notes = [*file.warnings, *(held_out.warnings if held_out else ()), *([remark] if remark else [])]
+    notes = [*file.warnings, *(held_out.warnings if held_out else ())]
+    if estimate is not None and estimate.remark and file.is_estimated:
+        notes.append(estimate.remark)
     notes += _host_notes(host, settled, seed, metadata)
     if is_head and (unused := [one for one in settled if one.origin == "given" and one.name != RECIPE]):
         names = ", ".join(map(str, unused))
@@ -798,6 +813,14 @@ def plan(
         reckoned_seconds=reckoned,
         warnings=tuple(notes),
     )
+
+
+def _billed_tokens(file: TrainingFile, estimate: TokenEstimate | None) -> int | None:
+    """What one epoch is billed for; None where nobody can count it."""
+    counted = file.n_billed_tokens
+    if counted is None or estimate is None or not file.is_estimated:
+        return counted
+    return round(counted * estimate.factor)
 
 
 def _host_notes(
