@@ -8,16 +8,16 @@
 (32, 4, 48, False)
 """
 
-from dspy_finetune.data.items import normalize_text
-from dspy_finetune.data.load import Examples, ExampleStream, iter_examples, load_examples
-from dspy_finetune.data.pairs import items_from_pairs, make_pairs, swap
-from dspy_finetune.data.quality import (
+from dspy_finetune.data.items import (
     Conflict,
     Deduplicated,
     Duplicate,
     deduplicate,
     find_conflicts,
+    normalize_text,
 )
+from dspy_finetune.data.load import Examples, ExampleStream, iter_examples, load_examples
+from dspy_finetune.data.pairs import items_from_pairs, make_pairs, swap
 from dspy_finetune.data.split import Leakage, LeakedItem, Split, find_leakage, split
 
 __all__ = [

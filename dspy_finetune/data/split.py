@@ -18,8 +18,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.data.fields import check_names
-from dspy_finetune.data.items import By, How, check_how, check_rows, connected_rows, row_items, values_of
-from dspy_finetune.data.quality import label_key
+from dspy_finetune.data.items import By, How, check_how, check_rows, connected_rows, label_key, row_items, values_of
 from dspy_finetune.errors import DataError, LeakageError, UsageError
 from dspy_finetune.report.blocks import Section, Table
 from dspy_finetune.report.page import Reported

@@ -14,7 +14,6 @@ from dspy_finetune.export.checks.fix import FixReport, fix
 from dspy_finetune.export.checks.lint import LintReport, lint
 from dspy_finetune.export.checks.report import CheckReport, Issue
 from dspy_finetune.export.checks.show import show
-from dspy_finetune.export.convert import convert
 from dspy_finetune.export.cost import (
     InferenceCost,
     TrainingCost,
@@ -32,7 +31,7 @@ from dspy_finetune.export.preferences import (
     preferences_from_program,
 )
 from dspy_finetune.export.tokens import TokenCounter, count_messages, count_tokens
-from dspy_finetune.export.writer import export_dpo, export_sft
+from dspy_finetune.export.writer import convert, export_dpo, export_sft
 
 __all__ = [
     "CheckReport",
