@@ -107,8 +107,6 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> None:
 
 
 def _tested(job: Any, adapter: Path, test: Path) -> str:
-    import statistics
-
     from peft import PeftModel
     from transformers import TrainerCallback
 
@@ -120,8 +118,8 @@ def _tested(job: Any, adapter: Path, test: Path) -> str:
         model, training.settings(job.spec, job.setup, is_validated=False), rows, None, TrainerCallback()
     )
     trainer.model = PeftModel.from_pretrained(trainer.model.unload(), adapter)
-    measured = training.measured(trainer, rows)
-    return f"test loss {statistics.fmean(measured['losses']):.3f}, token accuracy {measured['accuracy']:.3f}"
+    tested = training.measured(trainer, rows, job.spec.learning_rate)
+    return f"test loss {tested.loss:.3f} ± {tested.loss_error:.3f}, token accuracy {tested.accuracy:.3f}"
 
 
 def main() -> None:

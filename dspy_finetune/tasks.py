@@ -36,6 +36,8 @@ PACKAGED_ENCODER = "minilm-l6"
 MAX_CV_ROWS = 2500
 """Of more rows so many, drawn at random, choose a head: all choose no better, and take minutes."""
 MAX_LABEL_CHARS = 200
+MAX_LABELS = 500
+"""A head that is asked for takes so many; for more than values.MAX_CHOICES an adapter is trained unless it is."""
 MAX_NUMBER_LABELS = 11
 """So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
 
@@ -195,7 +197,7 @@ def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
     return prompts, answers
 
 
-def task_of(path: Path) -> Task:
+def task_of(path: Path, max_labels: int = MAX_CHOICES) -> Task:
     """Look at a training file's answers: labels of a closed set, numbers of one format, or text."""
     rows = rows_of(path)
     if rows is None:
@@ -205,7 +207,12 @@ def task_of(path: Path) -> Task:
     pairs = enumerate(zip(first, last, strict=False))
     n_shared = next((number for number, (one, other) in pairs if one != other), len(first))
     share = 1.0 - n_shared * (len(texts) - 1) / n_chars if n_chars else 1.0
-    return replace(task_of_answers(rows[1]), read_share=share)
+    return replace(task_of_answers(rows[1], max_labels), read_share=share)
+
+
+def max_labels(asked: Recipe, *, base: str) -> int:
+    """How many different answers are still labels: more where a head is asked for, or all that the base takes."""
+    return MAX_LABELS if asked in ("head", "head+lora") or is_encoder_base(base) else MAX_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,8 +277,12 @@ def choose_recipe(task: Task, asked: Recipe, *, base: str) -> RecipeChoice:
     return RecipeChoice(recipe=recipe, what=what, by=by, task=task)
 
 
-def task_of_answers(answers: Sequence[str]) -> Task:
+def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES) -> Task:
     """What these answers are.
+
+    Args:
+        answers: One for each row.
+        max_labels: So many different answers may be labels; more than MAX_CHOICES only where they are no numbers.
 
     Examples:
         >>> task_of_answers(["true", "false"] * 5).labels
@@ -289,7 +300,7 @@ def task_of_answers(answers: Sequence[str]) -> Task:
     is_amount = (
         style is not None and len(counts) > MAX_NUMBER_LABELS and bool(style.before + style.after or style.decimals)
     )
-    is_closed = is_closed_set(counts) and (once == 0 or style is None)
+    is_closed = is_closed_set(counts, max_labels if style is None else MAX_CHOICES) and (once == 0 or style is None)
     if is_closed and is_short and not is_amount:
         shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(4))
         more = f", and {len(counts) - 4} more" if len(counts) > 4 else ""
@@ -306,6 +317,8 @@ def task_of_answers(answers: Sequence[str]) -> Task:
         return Task(kind="numbers", n_rows=n, found=found, style=style)
     if len(counts) == 1:
         found = "every answer is the same"
+    elif is_short and is_closed_set(counts, MAX_LABELS):
+        found = f'every answer is one of {len(counts)} labels, for which the recipe "head" can be asked for, too'
     elif is_short and once and len(counts) <= MAX_CHOICES and len(counts) < n / 2:
         found = f"{once} of {len(counts)} answers are seen once: too few to call them labels"
     else:

@@ -389,15 +389,15 @@ def _folded_label(text: str) -> str:
 _WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 
 
-def is_closed_set(counts: Mapping[Any, int]) -> bool:
-    """Whether answers with these counts are labels: few, and given again and again but for a few rare ones.
+def is_closed_set(counts: Mapping[Any, int], most: int = MAX_CHOICES) -> bool:
+    """Whether answers with these counts are labels: at most so many, given again and again but for a few rare ones.
 
     >>> is_closed_set({"net": 9, "doc": 10, "zope": 1}), is_closed_set({"It is.": 1, "It was.": 1})
     (True, False)
     """
     once, n_rows = sum(count < 2 for count in counts.values()), sum(counts.values())
     has_rare = len(counts) - once >= 2 and once <= n_rows * MAX_ONCE
-    return 2 <= len(counts) <= MAX_CHOICES and (once == 0 or has_rare)
+    return 2 <= len(counts) <= most and (once == 0 or has_rare)
 
 
 _SIDE_NAMES = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"))

@@ -51,6 +51,21 @@ def test_answers_are_labels_numbers_or_text(answers: list[str], kind: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ([f"label {number}" for number in range(65)] * 2, "labels"),
+        ([f"label {number}" for number in range(500)] * 2, "labels"),
+        ([f"label {number}" for number in range(501)] * 2, "text"),
+        ([f"label {number}" for number in range(300)], "text"),
+        ([str(number) for number in range(65)] * 2, "numbers"),
+        (["true", "false"] * 6, "labels"),
+    ],
+)
+def test_a_head_that_is_asked_for_takes_more_labels(answers: list[str], kind: str) -> None:
+    assert tasks.task_of_answers(answers, tasks.MAX_LABELS).kind == kind
+
+
+@pytest.mark.parametrize(
     ("answers", "value", "written"),
     [
         (["$3.50", "$12.00", "$19.99"], 72.1, "$72.10"),
@@ -102,3 +117,19 @@ def test_a_file_that_trains_on_two_turns_is_no_file_of_labels(tmp_path: Path) ->
     rows = tasks.rows_of(path)
     assert rows is not None
     assert (rows[0][0], rows[1]) == (messages[:3], ["true"])
+
+
+def test_more_labels_are_told_of_the_head_that_takes_them(tmp_path: Path) -> None:
+    answers = [f"ward {number}" for number in range(70) for _ in range(2)]
+    path = tmp_path / "train.jsonl"
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": one}]} for one in answers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = []
+    for asked in ("auto", "head"):
+        found = tasks.task_of(path, tasks.max_labels(asked, base="toy"))
+        told.append(tasks.choose_recipe(found, asked, base="toy"))
+    assert [choice.recipe for choice in told] == ["lora", "head"]
+    assert 'for which the recipe "head" can be asked for' in str(told[0])
+    assert "every answer is one of 70 labels ('ward 0' 2, " in str(told[1])
+    encoder = tasks.task_of(path, tasks.max_labels("auto", base=tasks.PACKAGED_ENCODER))
+    assert tasks.choose_recipe(encoder, "auto", base=tasks.PACKAGED_ENCODER).recipe == "head"

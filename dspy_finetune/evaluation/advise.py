@@ -514,7 +514,10 @@ def _recommend(
         reasons.append(f"{best.name} is right in {best.interval.value:.1%}: use it, a tuned model has nothing to win.")
     elif len(advice.columns.labels) > MAX_CHOICES:
         found = "LoRA"
-        reasons.append(f"{len(advice.columns.labels)} labels are more than a linear head takes ({MAX_CHOICES}).")
+        n_labels = len(advice.columns.labels)
+        reasons.append(
+            f"{n_labels} labels are more than take a linear head by themselves ({MAX_CHOICES}); recipe head does."
+        )
     else:
         found = "head"
         reasons.append(

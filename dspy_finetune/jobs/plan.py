@@ -35,7 +35,7 @@ from dspy_finetune.jobs.records import CLOCK, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, RESERVED_KEYS, Order, Submission, Upload
 from dspy_finetune.report.blocks import Bullets, Facts, Heading, Section
 from dspy_finetune.report.page import Reported
-from dspy_finetune.tasks import MAX_CV_ROWS, RECIPES, Recipe, RecipeChoice, choose_recipe, task_of
+from dspy_finetune.tasks import MAX_CV_ROWS, RECIPES, Recipe, RecipeChoice, choose_recipe, max_labels, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -374,7 +374,7 @@ def _choice(
         (one for one in RECIPES for given in settled if (given.name, given.value) == (RECIPE, one)), "auto"
     )
     try:
-        return choose_recipe(task_of(path), asked, base=base)
+        return choose_recipe(task_of(path, max_labels(asked, base=base)), asked, base=base)
     except UsageError as error:
         raise DataError(f"{path}: {error}") from error
 

@@ -32,7 +32,7 @@ from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes,
 from dspy_finetune.local.models import load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
 from dspy_finetune.local.words import Words
-from dspy_finetune.tasks import Messages, is_encoder, message_text, rows_of, task_of_answers
+from dspy_finetune.tasks import MAX_LABELS, Messages, is_encoder, message_text, rows_of, task_of_answers
 from dspy_finetune.values import compared_fields
 
 Array = NDArray[np.float32]
@@ -618,7 +618,7 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
     other = spec.model_folder if alone else spec.encoder_folder
     fields = shared_fields(prompts)
     n_fields = max(1, len(fields))
-    is_pair = compared_fields(fields, task_of_answers(answers).labels) is not None
+    is_pair = compared_fields(fields, task_of_answers(answers, MAX_LABELS).labels) is not None
     rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[0] for _ in prompts]
     shared = common_length(min(rows), max(rows))
     words = Words.of([asked(messages) for messages in prompts])
@@ -648,7 +648,7 @@ def fit_rows(
 
     None where it was stopped.
     """
-    task = task_of_answers(answers)
+    task = task_of_answers(answers, MAX_LABELS)
     first, *others = views_of(reader.tokenizer, prompts, task.labels)
     # Words are the same however a prompt's fields are averaged: they are tried once.
     views = {view.mode: view for view in (first.with_words(prompts), *others)}

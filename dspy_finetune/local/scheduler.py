@@ -42,7 +42,7 @@ from dspy_finetune.local.schemas import (
     resolve,
 )
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
-from dspy_finetune.tasks import Recipe, RecipeChoice, choose_recipe, is_encoder_base, message_text, task_of
+from dspy_finetune.tasks import Recipe, RecipeChoice, choose_recipe, is_encoder_base, max_labels, message_text, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class Scheduler:
         tuned = self.store.model(job.model)
         base = tuned.base if tuned else job.model
         asked: Recipe = job.given.get("recipe") or "auto"
-        task = task_of(self.store.content(job.training_file))
+        task = task_of(self.store.content(job.training_file), max_labels(asked, base=base))
         try:
             return choose_recipe(task, asked, base=base)
         except UsageError as error:

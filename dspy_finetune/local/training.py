@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take,
 from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.rates import Sweep, Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
-from dspy_finetune.tasks import rows_of, task_of
+from dspy_finetune.tasks import MAX_LABELS, rows_of, task_of
 
 MIN_HALF_TOKENS = 150
 """From so many distinct tokens in a batch on, a processor is faster in bfloat16. With AMX and SmolLM2-135M: 1.14 times
@@ -562,7 +563,7 @@ def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop
         )
         emit({"message": f"Learning rate {usual:g}, the usual one: no others are tried, since {why}"})
         return usual
-    candidates = [usual * multiplier for multiplier in rates.MULTIPLIERS]
+    candidates = [0.0, *(usual * multiplier for multiplier in rates.MULTIPLIERS)]
     facts = {
         "base": rates.base_digest(spec.model_folder),
         "rows": sha256_file(spec.train_file),
@@ -576,7 +577,7 @@ def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop
     trials = rates.kept(path)
     told = "known from an earlier job on the same rows" if len(trials) == len(candidates) else "tried"
     share = f"{sweep.n_steps} steps each, then {len(parts[1])} rows held out of the training rows"
-    emit({"message": f"Learning rates {', '.join(f'{rate:g}' for rate in candidates)} are {told}: {share}"})
+    emit({"message": f"Learning rates {', '.join(f'{rate:g}' for rate in candidates[1:])} are {told}: {share}"})
     for number, rate in enumerate(candidates):
         if number >= len(trials):
             trial = _tried(job, model, rate, sweep, parts, should_stop)
@@ -625,15 +626,26 @@ def _tried(
     stopper = _Stopper(should_stop)
     trainer = job.trainer(model, options, parts[0], None, stopper)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trial = None if stopper.stopped else Trial(rate=rate, **measured(trainer, parts[1]))
+    if rate:
+        trainer.train()
+    trial: Trial | None = None if stopper.stopped else measured(trainer, parts[1], rate)
     trainer.model.unload()
-    return trial
+    if rate or trial is None or job.choices is None:
+        return trial
+    # How often each label is right is all that can be known without a text; the untrained model knows less.
+    n_each = Counter(_answer(labels) for labels in parts[0]["labels"])
+    total = n_each.total() + len(n_each)
+    losses = (-math.log((n_each[_answer(labels)] + 1) / total) for labels in parts[1]["labels"])
+    return replace(trial, losses=tuple(losses))
+
+
+def _answer(labels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(label for label in labels if label != IGNORED)
 
 
 @torch.no_grad()
-def measured(trainer: PrefixTreeSFTTrainer, rows: Dataset) -> dict[str, Any]:
-    """`losses` of each row, with the mean that `compute_loss` has, and the `accuracy` of their tokens."""
+def measured(trainer: PrefixTreeSFTTrainer, rows: Dataset, rate: float) -> Trial:
+    """How a trainer's model does on rows that it was not trained on."""
     trainer.model.eval()
     scored = []
     for start in range(0, len(rows), 8):
@@ -643,12 +655,10 @@ def measured(trainer: PrefixTreeSFTTrainer, rows: Dataset) -> dict[str, Any]:
             scored.append(score_rows(trainer.model.get_base_model(), ids, mask, labels, trainer.choices))
     tokens = torch.cat([one.label_mask.sum(dim=1) for one in scored])
     losses = -torch.cat([one.log_probs.sum(dim=1) for one in scored]) / tokens.float().mean()
-    if trainer.choices:
-        losses = (
-            torch.cat([one.among_choices for one in scored if one.among_choices is not None]) + FORM_WEIGHT * losses
-        )
+    if trainer.choices:  # which label is right: that one is written at all is learned first, and by any rate
+        losses = torch.cat([one.among_choices for one in scored if one.among_choices is not None])
     n_right = sum(int(one.is_top1.sum()) for one in scored)
-    return {"losses": tuple(losses.tolist()), "accuracy": n_right / max(1, int(tokens.sum()))}
+    return Trial(rate=rate, losses=tuple(losses.tolist()), accuracy=n_right / max(1, int(tokens.sum())))
 
 
 def n_trained(labels: Sequence[int]) -> int:
@@ -779,7 +789,7 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     rows = rows_of(spec.train_file)
     assert rows is not None  # the scheduler has looked
     prompts, answers = rows
-    task = task_of(spec.train_file)
+    task = task_of(spec.train_file, MAX_LABELS)
     frozen = features.train_head(spec, emit=emit, should_stop=should_stop)
     if frozen.stopped or frozen.head is None:
         return frozen

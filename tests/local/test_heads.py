@@ -123,6 +123,21 @@ def test_many_labels_have_probabilities_that_sum_to_one() -> None:
     assert [one.loss for one in candidates] == sorted(one.loss for one in candidates)
 
 
+def test_two_rows_for_each_of_many_labels_are_fitted() -> None:
+    """Each label's rows lie close together, far from the others': every row is nearest to its own label's."""
+    centers = features(70, 40)
+    answers = [f"label {number:02}" for number in range(70) for _ in range(2)]
+    base = np.repeat(centers, 2, axis=0) + 0.1 * features(140, 40)
+    task = tasks.task_of_answers(answers, tasks.MAX_LABELS)
+    fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(140)])
+    assert fitted is not None
+    head, candidates = fitted
+    told = [head.labels[row] for row in head.log_probabilities({"base": base}).argmax(axis=1)]
+    assert np.mean([one == answer for one, answer in zip(told, answers, strict=True)]) > 0.95
+    assert candidates[0].loss < math.log(70)
+    assert candidates[0].strength >= 1.0
+
+
 def test_the_better_features_win_by_cross_validation() -> None:
     """The encoder's features hold the answer, the base's are noise."""
     encoder, base = features(120, 4), features(120, 4)
@@ -455,6 +470,21 @@ def test_a_recipe_that_does_not_fit_the_rows_is_refused_by_name(real: ToyServer)
     done = train(real, chat_rows(texts, [f"It is number {i}, or {i + 1}." for i in range(12)]), recipe="head")
     assert (done.status, done.error.code, done.error.param) == ("failed", "invalid_recipe", "hyperparameters.recipe")
     assert "texts of their own" in done.error.message
+
+
+def test_many_labels_take_a_head_that_is_asked_for(real: ToyServer) -> None:
+    """Served with the 20 most likely, each by its own probability."""
+    labels = [f"ward {number}, floor {number % 7}" for number in range(70)]
+    rows = chat_rows([f"Title: {label} {part}" for label in labels for part in "ab"], [x for x in labels for _ in "ab"])
+    done = train(real, rows, recipe="head")
+    assert done.status == "succeeded", done.error
+    answer = ask(real, done.fine_tuned_model, "Title: ward 3, floor 3 a", top_logprobs=20).choices[0]
+    top = answer.logprobs.content[0].top_logprobs
+    assert answer.message.content == top[0].token in labels
+    assert len({one.token for one in top} & set(labels)) == 20
+    shares = [math.exp(one.logprob) for one in top]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) < 1
 
 
 def test_what_is_longer_than_the_context_is_refused_for_embeddings_and_by_a_head(real: ToyServer) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerCallback
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dspy_finetune.local import rates, training
 from dspy_finetune.local.chat import encode_completion
@@ -22,7 +23,7 @@ from tests.local.test_recipes import chat_rows, question, spec, steps_of
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:trl")
 
 
-@pytest.mark.parametrize("n_rows", [10, 150, 462, 463, 600, 2000, 2001, 50_000])
+@pytest.mark.parametrize("n_rows", [10, 150, 509, 510, 600, 2000, 2001, 50_000])
 @pytest.mark.parametrize("n_epochs", [1, 3, 25])
 def test_a_sweep_stays_within_its_share_of_the_job(n_rows: int, n_epochs: int) -> None:
     batch_size = 4 if n_rows <= 2000 else 8
@@ -30,13 +31,13 @@ def test_a_sweep_stays_within_its_share_of_the_job(n_rows: int, n_epochs: int) -
     if sweep is None:
         return
     trained = len(rates.MULTIPLIERS) * sweep.n_steps * batch_size
-    read = len(rates.MULTIPLIERS) * sweep.n_held_out / 3  # forward alone
+    read = (1 + len(rates.MULTIPLIERS)) * sweep.n_held_out / 3  # forward alone, once without training
     assert trained + read <= 0.15 * n_rows * n_epochs
     assert rates.MIN_STEPS <= sweep.n_steps <= rates.MAX_STEPS
 
 
 def test_few_rows_or_epochs_are_not_searched() -> None:
-    found = [rates.sweep_of(n_rows, n_epochs, 4) is None for n_rows, n_epochs in ((461, 3), (463, 3), (463, 1))]
+    found = [rates.sweep_of(n_rows, n_epochs, 4) is None for n_rows, n_epochs in ((509, 3), (510, 3), (510, 1))]
     assert found == [True, False, True]
 
 
@@ -44,24 +45,35 @@ def trial(rate: float, *losses: float) -> Trial:
     return Trial(rate=rate, losses=losses, accuracy=0.5)
 
 
+UNTRAINED = trial(0.0, 9.0, 9.0, 9.0, 9.0)
+
+
 def test_another_rate_has_to_win_by_more_than_its_noise() -> None:
     usual = trial(1e-3, 1.0, 2.0, 3.0, 4.0)
     clear = trial(2e-3, 0.8, 1.7, 2.9, 3.6)  # better by 0.2, 0.3, 0.1 and 0.4
     gains = [0.2, 0.3, 0.1, 0.4]
     assert statistics.mean(gains) > statistics.stdev(gains) / 2
-    assert rates.best([trial(3e-4, 9.0, 9.0, 9.0, 9.0), usual, clear], 1e-3)[0] is clear
+    assert rates.best([UNTRAINED, trial(3e-4, 8.0, 8.0, 8.0, 8.0), usual, clear], 1e-3)[0] is clear
     unclear = trial(2e-3, 0.0, 2.5, 3.5, 3.9)  # better by 1.0, -0.5, -0.5 and 0.1: 0.025 with an error of 0.35
-    chosen, why = rates.best([unclear, usual], 1e-3)
+    chosen, why = rates.best([UNTRAINED, unclear, usual], 1e-3)
     assert chosen is usual
     assert "0.025 ± 0.35 on 4 held-out rows, within one standard error" in why
-    assert rates.best([usual, trial(2e-3, 5.0, 5.0, 5.0, 5.0)], 1e-3)[0] is usual
+    assert rates.best([UNTRAINED, usual, trial(2e-3, 5.0, 5.0, 5.0, 5.0)], 1e-3)[0] is usual
+
+
+def test_a_rate_that_has_learned_nothing_is_not_taken() -> None:
+    """The one that goes astray the least is ahead of the others, and no better than no training."""
+    usual, slow = trial(1e-3, 1.0, 1.1, 0.9, 1.2), trial(3e-4, 0.7, 0.8, 0.6, 0.8)
+    chosen, why = rates.best([trial(0.0, 0.7, 0.7, 0.7, 0.7), slow, usual], 1e-3)
+    assert (chosen, "has learned nothing yet" in why) == (usual, True)
+    assert rates.best([trial(0.0, 1.7, 1.7, 1.7, 1.7), slow, usual], 1e-3)[0] is slow
 
 
 def test_a_rate_that_broke_the_model_is_never_taken() -> None:
-    broken = trial(2e-3, math.nan, 1.0)
-    assert rates.best([trial(1e-3, 2.0, 2.0), broken], 1e-3)[0].rate == 1e-3
-    assert rates.best([trial(1e-3, math.nan, 1.0), trial(3e-4, 2.0, 2.0)], 1e-3)[0].rate == 3e-4
-    assert rates.best([trial(1e-3, math.nan, 1.0), replace(broken, rate=3e-4)], 1e-3)[0].rate == 1e-3
+    untrained, broken = trial(0.0, 3.0, 3.0), trial(2e-3, math.nan, 1.0)
+    assert rates.best([untrained, trial(1e-3, 2.0, 2.0), broken], 1e-3)[0].rate == 1e-3
+    assert rates.best([untrained, trial(1e-3, math.nan, 1.0), trial(3e-4, 2.0, 2.0)], 1e-3)[0].rate == 3e-4
+    assert rates.best([untrained, trial(1e-3, math.nan, 1.0), replace(broken, rate=3e-4)], 1e-3)[0].rate == 1e-3
 
 
 def test_what_is_kept_depends_on_all_that_the_losses_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +119,12 @@ def test_a_job_tries_rates_and_trains_as_if_its_choice_had_been_given(
     job = spec(toy_model, tmp_path / "one", "sft", chat_rows(40), finds_rate=True, **settings)
     result = training.train(job, emit=told.append, should_stop=lambda: False)
     tried = [row for row in told if "candidate" in row]
-    assert [row["step"] for row in tried] == [-2, -1, 0]
-    assert [row["candidate"] for row in tried] == [f"learning rate {rate}" for rate in ("0.003", "0.01", "0.02")]
+    assert [row["step"] for row in tried] == [-3, -2, -1, 0]
+    named = [f"learning rate {rate}" for rate in ("0.003", "0.01", "0.02")]
+    assert [row["candidate"] for row in tried] == ["no training", *named]
     # Always the same answer: the faster, the better.
-    assert tried[2]["valid_loss"] < tried[1]["valid_loss"] < tried[0]["valid_loss"]
+    losses = [row["valid_loss"] for row in tried]
+    assert losses == sorted(losses, reverse=True)
     assert result.learning_rate == 0.02
     messages = [row["message"] for row in told if "message" in row]
     assert "Learning rates 0.003, 0.01, 0.02 are tried: 3 steps each, then 4 rows held out" in messages[1]
@@ -119,13 +133,13 @@ def test_a_job_tries_rates_and_trains_as_if_its_choice_had_been_given(
     job = spec(toy_model, tmp_path / "two", "sft", chat_rows(40), **{**settings, "learning_rate": 0.02})
     plain = training.train(job, emit=given.append, should_stop=lambda: False)
     assert plain.learning_rate is None
-    losses = [[row["train_loss"] for row in one if "train_loss" in row] for one in (told, given)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    steps = [[row["train_loss"] for row in one if "train_loss" in row] for one in (told, given)]
+    assert steps[0] == pytest.approx(steps[1], abs=1e-6)
     assert [path.name for path in (tmp_path / "one" / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-def test_the_held_out_loss_is_the_one_that_training_has(toy_model: Path, tmp_path: Path, short: Path) -> None:
-    """Against the trainer's own loss of one batch of all held-out rows, for labels and for texts."""
+def test_held_out_losses_are_those_of_a_plain_forward_pass(toy_model: Path, tmp_path: Path, short: Path) -> None:
+    """Of labels the log loss among the labels, and of texts the share of each row in the mean over all tokens."""
     for name, answers in (("labels", ["true", "false"]), ("texts", [f"true {n} A" for n in range(40)])):
         rows = [
             {"messages": [*question(f"A {i}"), {"role": "assistant", "content": answers[i % len(answers)]}]}
@@ -136,15 +150,39 @@ def test_the_held_out_loss_is_the_one_that_training_has(toy_model: Path, tmp_pat
         data = training.load_rows(tokenizer, job.train_file)
         closed = [encode_completion(tokenizer, answer) for answer in answers]
         choices = training.choices_of(closed) if name == "labels" else None
-        setup = Setup()
-        sft = training.SftJob(spec=job, setup=setup, tokenizer=tokenizer, choices=choices)
-        options = training.settings(job, setup, is_validated=False)
-        trainer = sft.trainer(training.load(job, setup), options, data, None, TrainerCallback())
-        measured = training.measured(trainer, data)
-        batch = trainer.data_collator([data[row] for row in range(40)])
-        loss = float(trainer.compute_loss(trainer.model.eval(), batch).detach())
-        assert statistics.fmean(measured["losses"]) == pytest.approx(loss, rel=1e-5)
-        assert len(measured["losses"]) == 40
+        sft = training.SftJob(spec=job, setup=Setup(), tokenizer=tokenizer, choices=choices)
+        options = training.settings(job, Setup(), is_validated=False)
+        trainer = sft.trainer(training.load(job, Setup()), options, data, None, TrainerCallback())
+        found = training.measured(trainer, data, 1e-3)
+        model: Any = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
+        expected = []
+        n_trained = [training.n_trained(labels) for labels in data["labels"]]
+        for ids, n in zip(data["input_ids"], n_trained, strict=True):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -n - 1 : -1]
+            if choices:
+                allowed = [answer[0] for answer in closed]
+                expected.append(-float(logits[0, allowed].log_softmax(-1)[allowed.index(ids[-n])]))
+            else:
+                log_probs = logits.log_softmax(-1)[range(n), ids[-n:]]
+                expected.append(-float(log_probs.sum()) / statistics.fmean(n_trained))
+        assert found.losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_training_labels_have_the_loss_of_their_shares(toy_model: Path, tmp_path: Path, short: Path) -> None:
+    """Nine in ten rows are "true": that is known without a text."""
+    told: list[dict[str, Any]] = []
+    rows = [
+        {"messages": [*question(f"A {i}"), {"role": "assistant", "content": "false" if i % 10 == 0 else "true"}]}
+        for i in range(100)
+    ]
+    job = spec(toy_model, tmp_path, "sft", rows, n_epochs=1, batch_size=50, finds_rate=True)
+    training.train(job, emit=told.append, should_stop=lambda: False)
+    (untrained,) = [row for row in told if row.get("candidate") == "no training"]
+    # Four rows are held out: of 96 or so, about 86 are "true".
+    shares = [-math.log(share) for share in (0.9, 0.1)]
+    expected = [statistics.fmean([shares[1]] * n + [shares[0]] * (4 - n)) for n in range(5)]
+    assert min(abs(untrained["valid_loss"] - one) for one in expected) < 0.06
 
 
 def test_a_job_that_goes_on_does_not_try_again(
@@ -168,17 +206,17 @@ def test_a_job_that_goes_on_does_not_try_again(
         return len(asked) > 4
 
     stopped = training.train(job, emit=lambda row: None, should_stop=in_second)
-    assert (stopped.stopped, stopped.checkpoints, measured) == (True, (), [0.003, 0.01])
+    assert (stopped.stopped, stopped.checkpoints, measured) == (True, (), [0.0, 0.003, 0.01])
     told: list[dict[str, Any]] = []
     again = training.train(job, emit=told.append, should_stop=lambda: steps_of(told)[-1:] == [1])
     assert again.stopped
-    assert measured == [0.003, 0.01, 0.01, 0.02]
+    assert measured == [0.0, 0.003, 0.01, 0.01, 0.02]
     rest: list[dict[str, Any]] = []
     training.train(job, emit=rest.append, should_stop=lambda: False)
-    assert steps_of(rest) == [-2, -1, 0, 3, 4]
+    assert steps_of(rest) == [-3, -2, -1, 0, 3, 4]
     other = replace(job, seed=1, output_folder=tmp_path / "other")
     training.train(other, emit=rest.append, should_stop=lambda: False)
-    assert len(measured) == 4
+    assert len(measured) == 5
     assert any("known from an earlier job on the same rows" in row.get("message", "") for row in rest)
     assert len(list(short.iterdir())) == 1
 
