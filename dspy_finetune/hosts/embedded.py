@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspy_finetune._files import file_error, process_lock
-from dspy_finetune.errors import HostError, MissingExtraError
+from dspy_finetune.errors import HostError, MissingExtraError, UsageError
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0
@@ -138,8 +138,16 @@ def ensure_server(root: Path, *, model: str | None = None, timeout_seconds: floa
         MissingExtraError: What the server needs is not installed.
         HostError: It did not come up in time; the message holds its log's last line.
         FileError: The root folder cannot be used.
+        UsageError: The root's path is no text.
     """
     root = root.expanduser().absolute()
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the path {str(root)!r} of the local host holds bytes that are no text here; set PYTHONUTF8=1, or choose "
+            "another folder (--root)"
+        ) from error
     found = find_server(root)
     if found is not None:
         return found

@@ -299,6 +299,21 @@ class FinetunedPredictor(dspy.Module, Parameter):
         order = [labels.decode(text) for text in self.calibration.labels]
         return dict(zip(order, self.calibration.apply([probabilities[label] for label in order]), strict=True))
 
+    def __call__(self, *args: Any, **inputs: Any) -> dspy.Prediction:
+        """Ask about one item; its inputs are given by name. Raises UsageError where one is not."""
+        self._check_named(args)
+        return super().__call__(**inputs)
+
+    async def acall(self, *args: Any, **inputs: Any) -> dspy.Prediction:
+        """The same, without blocking the event loop."""
+        self._check_named(args)
+        return await super().acall(**inputs)
+
+    def _check_named(self, args: Sequence[Any]) -> None:
+        if args:
+            named = ", ".join(f"{name}=..." for name in self.prompt.input_fields)
+            raise UsageError(f"give the inputs by name, as to a dspy.Predict: predictor({named})")
+
     # -- what DSPy does to parameters ---------------------------------------------------------------------------
 
     def reset(self) -> None:

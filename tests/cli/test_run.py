@@ -62,6 +62,8 @@ def test_each_task_becomes_commands_that_the_command_line_takes(
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [line[1] for line in lines] == ["advise", "split", "export", "train", "compare"]
     assert signature in lines[2]
+    metrics = [value for option, value in zip(lines[-1], lines[-1][1:], strict=False) if option == "--metric"]
+    assert metrics == (["token_f1", "exact_match"] if name == "answers" else [])
     group: Any = typer.main.get_command(build_app())
     for line in lines:
         group.commands[line[1]].make_context(line[1], line[2:])  # raises where an option or a value is wrong

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dspy_finetune.errors import HostError, MissingExtraError
+from dspy_finetune.errors import HostError, MissingExtraError, UsageError
 from dspy_finetune.hosts import Host, embedded
 
 # Stands for `python -m dspy_finetune.local`: the same options, the same server.json, no torch.
@@ -155,3 +155,10 @@ def test_importing_and_describing_a_local_host_starts_nothing(root: Path) -> Non
     host.lm("m")
     host.close()
     assert list(root.iterdir()) == []
+
+
+def test_a_path_that_is_no_text_is_refused_before_the_server_starts(tmp_path: Path) -> None:
+    """The server names its root in JSON, and would not answer at all."""
+    with pytest.raises(UsageError, match=r"PYTHONUTF8=1"):
+        embedded.ensure_server(tmp_path / "b\udcfcro")
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 import dspy_finetune as ft
+from dspy_finetune.errors import UsageError
 
 from .conftest import ChatServer
 
@@ -66,6 +67,15 @@ def test_set_lm_changes_nothing(chat: ChatServer) -> None:
     unsure(chat)
     assert program(title="x").escalated is True
     assert {body["model"] for body in chat.bodies} == {"ft:m0", "ft:m1", "ft:m2"}
+
+
+def test_inputs_without_a_name_are_told_how(chat: ChatServer) -> None:
+    predictor = ft.OpenAIPredictor(ft.prompts.binary(), "ft:m0", host=chat.host)
+    with pytest.raises(UsageError, match=r"predictor\(title=\.\.\.\)"):
+        predictor("Lock gates")
+    with pytest.raises(UsageError, match=r"predictor\(title=\.\.\.\)"):
+        asyncio.run(predictor.acall("Lock gates"))
+    assert not chat.bodies
 
 
 def test_parallel_and_batch(chat: ChatServer) -> None:
