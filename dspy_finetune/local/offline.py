@@ -1,7 +1,7 @@
 """An exported head asked in this process: the very completions that the host would send, without a host.
 
 In: the folder that `export-model --format head` wrote, and the body of a chat request. Out: a chat.completion.
-Not covered: whose prompt that is (predictors/in_process.py).
+Not covered: whose prompt that is (predictors/base.py).
 """
 
 from __future__ import annotations
