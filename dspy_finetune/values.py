@@ -1267,6 +1267,57 @@ def load_number(value: Any, decimal: DecimalMark = ".") -> float:
     return float(_load_decimal(value, NUMBER, decimal))
 
 
+_UNIT = re.compile(
+    r"(?P<number>[-+\u2212]?\d[\d.,'’ \u00a0\u202f]*?)(?P<gap>\s*)(?P<unit>[%‰°]|°?[^\W\d_][^\s\d.,+-]*)"
+)
+_MULTIPLIERS = frozenset({"e", "k", "m", "b", "t", "bn", "mn", "tn"})
+"""Right behind the digits these are no unit: "5k" is 5,000."""
+
+
+def split_unit(cell: Any) -> tuple[str, str]:
+    """(the number, the unit behind it) of a cell in a file; ("", "") where it has none. A currency is no unit.
+
+    >>> split_unit("83%"), split_unit("0.04 MB"), split_unit("12 EUR"), split_unit("5k")
+    (('83', '%'), ('0.04', 'MB'), ('', ''), ('', ''))
+    """
+    found = _UNIT.fullmatch(cell.strip()) if isinstance(cell, str) and len(cell) <= _MAX_CHARS else None
+    if found is None or _currency_of(found["unit"]) or not (found["unit"][0].isalpha() or found["unit"][0] in "%‰°"):
+        return "", ""
+    is_multiplier = not found["gap"] and found["unit"].casefold() in _MULTIPLIERS
+    return ("", "") if is_multiplier else (found["number"], found["unit"])
+
+
+class NumberColumn:
+    """A column's cells as numbers: where the first has a unit, each has to have the same.
+
+    >>> read = NumberColumn(load_number)
+    >>> read("0.04 MB"), read("12 MB")
+    (0.04, 12.0)
+    """
+
+    def __init__(self, load: Callable[[Any], float]) -> None:
+        self._load = load
+        self._unit: str | None = None
+
+    def __call__(self, cell: Any) -> float:
+        """The number. Raises Unparseable."""
+        try:
+            number, unit = self._load(cell), ""
+        except Unparseable:
+            text, unit = split_unit(cell)
+            if not unit:
+                raise
+            number = self._load(text)
+        if self._unit is None:
+            self._unit = unit
+        if unit != self._unit:
+            told = [f"in {one}" if one else "without a unit" for one in (unit, self._unit)]
+            raise Unparseable(
+                f"{shown(cell)} is {told[0]}, and a row before it is {told[1]}", "write the whole column in one unit"
+            )
+        return number
+
+
 def currency_of(cell: Any) -> str:
     """The sign of the currency of an amount in a file, "" for a bare number or none.
 

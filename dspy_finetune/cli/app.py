@@ -53,7 +53,7 @@ GROUPS = {
     "The rows": "--data --train --validation --test --examples --label --number --pairs --text --field --signature"
     " --delimiter --decimal --format --split --rename --limit --fractions --group-by --stratify-by --skip-bad --dedupe"
     " --keep --prefix --evaluate",
-    "The prompt": "--preset --prompt --rubric --both-orders",
+    "The prompt": "--unit --preset --prompt --rubric --both-orders",
     "The model and its training": "--model --base-model --method --epochs --batch-size --learning-rate-multiplier"
     " --learning-rate --lora-rank --full --beta --recipe --suffix --seed --metadata --wandb --allow-unknown-model"
     " --sizes --dialect --size",

@@ -50,6 +50,9 @@ def export(
     currency: Annotated[
         str | None, typer.Option(help='With --preset number: the currency sign, "" for bare numbers; $ without.')
     ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="With --preset number: the unit behind each number, such as MB or %.")
+    ] = None,
     decimals: Annotated[
         int | None, typer.Option(help="With --preset number: digits after the point; 2 without.", min=0)
     ] = None,
@@ -80,7 +83,7 @@ def export(
     from dspy_finetune.data import iter_examples
     from dspy_finetune.export import export_dpo, export_sft
 
-    form = prompt_named(preset, prompt, rubric, signature, currency=currency, decimals=decimals)
+    form = prompt_named(preset, prompt, rubric, signature, currency=currency, unit=unit, decimals=decimals)
     examples = iter_examples(
         data,
         rename=renames(rename or []),
@@ -178,6 +181,10 @@ def prompt_named(
     given = {name: value for name, value in number.items() if value is not None}
     if given and preset != "number":
         raise UsageError(f"--{next(iter(given))} says how --preset number writes its numbers")
+    if "unit" in given:
+        if "currency" in given:
+            raise UsageError("give one of --currency and --unit: a number has one of them")
+        given |= {"currency": given.pop("unit"), "position": "after"}
     if rubric is not None and rubric.startswith("@"):
         rubric = read_text(rubric[1:])
     if saved is not None:

@@ -296,12 +296,15 @@ def plan_steps(
 
 
 def prompt_options(columns: Columns, rows: Sequence[Any], decimal: DecimalMark) -> Iterator[str]:
-    """What the export has to be told of the label's numbers: a currency, and how many decimals."""
+    """What the export has to be told of the label's numbers: a currency or unit, and how many decimals."""
     from dspy_finetune.data.fields import number_options  # here: --help must not wait for dspy
 
     if columns.task == "number":
         cells = [row.get(columns.label) for row in rows]
-        for name, value in number_options(cells, columns.label, decimal).items():
+        options = number_options(cells, columns.label, decimal)
+        if options.pop("position", "before") == "after":
+            options = {"unit": options.pop("currency"), **options}
+        for name, value in options.items():
             yield from (f"--{name}", str(value))
 
 

@@ -31,6 +31,7 @@ from dspy_finetune.values import (
     FALSE_WORDS,
     TRUE_WORDS,
     DecimalMark,
+    NumberColumn,
     Unparseable,
     choice_loader,
     compared_fields,
@@ -41,6 +42,7 @@ from dspy_finetune.values import (
     load_int,
     load_number,
     shown,
+    split_unit,
 )
 
 # Nothing is guessed: a value that can be read in two ways is refused. bool, int, float, Literal and Enum are read by
@@ -52,7 +54,7 @@ Converter = Callable[[Any], Any]
 
 
 def converter_for(annotation: Any, decimal: DecimalMark = ".") -> Converter:
-    """The function that turns a raw value into one of this type; of a type not named above, values pass through.
+    """The function that turns a column's raw values into those of this type; of a type not named, values pass through.
 
     >>> converter_for(float)("$1,199.99")
     1199.99
@@ -61,8 +63,8 @@ def converter_for(annotation: Any, decimal: DecimalMark = ".") -> Converter:
         return _optional(converter_for(_without_none(annotation), decimal))
     simple: dict[Any, Converter] = {
         bool: load_bool,
-        float: functools.partial(load_number, decimal=decimal),
-        int: functools.partial(load_int, decimal=decimal),
+        float: NumberColumn(functools.partial(load_number, decimal=decimal)),
+        int: NumberColumn(functools.partial(load_int, decimal=decimal)),
         str: _parse_text,
     }
     # isinstance first: an annotation such as an unhashable Annotated cannot be looked up.
@@ -436,6 +438,8 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
 
     >>> number_options(["0.125", "3"], "ratio"), number_options(["€5", "€7.50"], "price"), number_options([3], "price")
     ({'currency': '', 'decimals': 3}, {'currency': '€'}, {})
+    >>> number_options(["0.04 MB", "3 MB"], "size")
+    {'currency': 'MB', 'position': 'after'}
 
     Args:
         cells: The label's cells; what is no number is passed over.
@@ -446,10 +450,13 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
         DataError: The amounts are in several currencies.
     """
     signs: set[str] = set()
+    units: set[str] = set()
     n_decimals = 0
     for cell in cells:
         with contextlib.suppress(Unparseable):
-            digits = Decimal(repr(load_number(cell, decimal))).normalize()
+            text, unit = split_unit(cell)
+            digits = Decimal(repr(load_number(text or cell, decimal))).normalize()
+            units |= {unit} if unit else set()
             signs |= {sign} if (sign := currency_of(cell)) else set()
             n_decimals = max(n_decimals, -int(digits.as_tuple().exponent))
     if len(signs) > 1:
@@ -458,6 +465,8 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
         )
     sign = signs.pop() if signs else "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
     options: dict[str, Any] = {} if sign == "$" else {"currency": sign}
+    if units:
+        options = {"currency": min(units), "position": "after"}
     if n_decimals > _USUAL_DECIMALS:
         options["decimals"] = min(n_decimals, _MAX_DECIMALS)
     return options
@@ -512,7 +521,14 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     for value in distinct:  # the most frequent first: it stands for the other spellings of the same label
         spellings.setdefault(fold(str(value)), str(value))
     is_closed = is_closed_set(Counter(fold(str(value)) for value in known))
-    return ("labels", tuple(spellings.values())) if is_closed else ("text", ())
+    if is_closed:
+        return "labels", tuple(spellings.values())
+    return ("number" if distinct and _has_one_unit(distinct) else "text"), ()
+
+
+def _has_one_unit(values: Sequence[Any]) -> bool:
+    found = [split_unit(value) for value in values]
+    return len({unit for _, unit in found}) == 1 and all(number and _is_number(number) for number, _ in found)
 
 
 def _is_number(value: Any) -> bool:

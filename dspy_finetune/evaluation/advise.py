@@ -31,7 +31,7 @@ from dspy_finetune.evaluation.metrics import Embed
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text
 from dspy_finetune.report.page import Reported
-from dspy_finetune.values import MAX_CHOICES, is_label, label_text, read_number
+from dspy_finetune.values import MAX_CHOICES, is_label, label_text, read_number, split_unit
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
 
@@ -186,6 +186,10 @@ def advise(
     rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows if has_value(row, columns.label)]
     if not rows:
         raise EmptyDatasetError(f"no row has a value of {columns.label!r}; give labelled examples")
+    if columns.task == "number":
+        for row in rows:
+            if number := split_unit(row[columns.label])[0]:
+                row[columns.label] = number
     groups = _groups(rows)
     metric = _metric(columns.task)
     n_groups, is_constant = max(groups) + 1, len({label_text(row[columns.label]) for row in rows}) == 1

@@ -237,3 +237,21 @@ def test_amounts_in_several_currencies_are_asked_about(
     Path("x.csv").write_text("thing,price\n" + lines, encoding="utf-8")
     assert run("run", "x.csv", "--dry-run") == 1
     assert "several currencies ($, €)" in capsys.readouterr().err
+
+
+def test_numbers_with_a_unit_are_trained_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("files.csv").write_text("name,size\n" + "".join(f"File {n},{n * 0.13:.2f} MB\n" for n in range(60)))
+    assert run("run", "files.csv", "--label", "size", "--dry-run", "--out", "x") == 0
+    lines = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    assert "--unit MB" in " ".join(lines[2])
+    assert run(*lines[1]) == 0
+    assert run(*lines[2]) == 0
+    sizes = {json.loads(line)["messages"][-1]["content"] for line in Path("x/train.jsonl").read_text().splitlines()}
+    assert sizes < {f"{n * 0.13:.2f} MB" for n in range(60)}
+    assert run("advise", "files.csv", "--label", "size", "--encoder", "none") == 0
+    assert "absolute error" in capsys.readouterr().out
+    assert run(*lines[2], "--currency", "$") == 2
+    assert "give one of --currency and --unit" in capsys.readouterr().err

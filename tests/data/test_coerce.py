@@ -164,3 +164,24 @@ def test_a_row_with_several_bad_fields_is_one_error_that_names_them() -> None:
 def test_types_that_are_none_are_refused(types: Any) -> None:
     with pytest.raises(UsageError, match="types"):
         load_examples([{"a": 1}], types=types)
+
+
+def test_a_column_of_numbers_has_one_unit_or_none() -> None:
+    """What the first row has every row has to have; the row that has not is named, with both."""
+    for cells, numbers in (
+        (["83%", "7 %", "0.5%"], [83.0, 7.0, 0.5]),
+        (["0.04 MB", "1,200 MB"], [0.04, 1200.0]),
+        (["-3 °C", "\u22124 °C"], [-3.0, -4.0]),
+    ):
+        found = load_examples([{"size": cell} for cell in cells], types={"size": float})
+        assert [row.size for row in found] == numbers
+    for cells, problem in (
+        (["0.04 MB", "1 GB"], "'1 GB' is in GB, and a row before it is in MB"),
+        (["0.04 MB", "1"], "'1' is without a unit, and a row before it is in MB"),
+        (["12", "83%"], "'83%' is in %, and a row before it is without a unit"),
+        (["1 kg", "5k"], "'5k' is not a number"),
+        (["1.299,99 kg", "5 kg"], "'1.299,99' is ambiguous: the comma does not part groups"),
+    ):
+        with pytest.raises(RowsError) as raised:
+            load_examples([{"size": cell} for cell in cells], types={"size": float | None})
+        assert [problem in str(error) for error in raised.value.errors] == [True], raised.value
