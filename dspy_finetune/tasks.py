@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,8 @@ class NumberStyle:
     """Whether a number above zero has a sign, too."""
     is_sign_first: bool = False
     """Whether the sign stands in front of `before`, as in -$5."""
+    n_significant: int | None = None
+    """Digits that count, where some answers have an exponent (1.2e-05) and numbers are written as floats are."""
 
     def write(self, value: float) -> str:
         """The number as the training rows write it.
@@ -102,11 +105,19 @@ class NumberStyle:
             '$72.10'
             >>> NumberStyle(after=" €", decimals=1, is_fixed=True, point=",", is_sign_first=True).write(-12.34)
             '-12,3 €'
+            >>> NumberStyle(decimals=3, is_fixed=False, n_significant=3).write(0.0000123)
+            '1.23e-05'
         """
-        digits = f"{abs(value):{',' if self.has_thousands else ''}.{self.decimals}f}"
-        if not self.is_fixed and "." in digits:
-            digits = digits.rstrip("0").rstrip(".")
-        is_zero = not digits.strip("0.")
+        size = abs(value)
+        if self.n_significant is not None:
+            digits = f"{size:.{self.n_significant}g}"
+        else:
+            # A float has seventeen digits: those behind them are nobody's.
+            most = self.decimals if self.is_fixed or size < 1e-300 else max(0, 16 - math.floor(math.log10(size)))
+            digits = f"{size:{',' if self.has_thousands else ''}.{min(self.decimals, most)}f}"
+            if not self.is_fixed and "." in digits:
+                digits = digits.rstrip("0").rstrip(".")
+        is_zero = not float(digits.replace(",", ""))
         sign = "" if is_zero else self.minus if value < 0 else "+" if self.has_plus else ""
         digits = digits.translate({ord(","): self.thousands, ord("."): self.point})
         return (
@@ -128,11 +139,12 @@ class _NumberParts:
     sign: str
     digits: str
     decimals: str
+    exponent: str
     is_sign_first: bool
 
     @property
     def value(self) -> float:
-        size = float(f"{re.sub(r'[^0-9]', '', self.digits)}.{self.decimals or 0}")
+        size = float(f"{re.sub(r'[^0-9]', '', self.digits)}.{self.decimals or 0}e{self.exponent or 0}")
         return -size if self.sign in ("-", "\u2212") else size
 
 
@@ -141,6 +153,7 @@ def _number_pattern(point: str, thousands: str) -> re.Pattern[str]:
     point, thousands = re.escape(point), re.escape(thousands)
     return re.compile(
         rf"(?P<sign>[{_SIGNS}])?(?P<digits>[1-9]\d{{0,2}}(?:{thousands}\d{{3}})+|\d+)(?:{point}(?P<decimals>\d+))?"
+        r"(?:[eE](?P<exponent>[+-]?\d{1,3})\b)?"
     )
 
 
@@ -160,6 +173,7 @@ def _number_parts(answer: str, point: str, thousands: str) -> _NumberParts | Non
         sign=answer[0] if is_sign_first else match["sign"] or "",
         digits=match["digits"],
         decimals=match["decimals"] or "",
+        exponent=match["exponent"] or "",
         is_sign_first=is_sign_first,
     )
 
@@ -354,7 +368,10 @@ def _style_by(answers: Sequence[str], point: str, thousands: str) -> NumberStyle
     is_whole = all(len(one.digits) <= 3 for one in parts) and not any(one.digits == "0" for one in marked)
     if point == "." and set(decimals) == {0, 3} and len(marked) >= MIN_THOUSANDS and is_whole:
         return None
+    if not all(math.isfinite(one.value) for one in parts):
+        return None
     signs = {one.sign for one in parts}
+    has_exponent = any(one.exponent for one in parts)
     return NumberStyle(
         before=parts[0].before,
         after=parts[0].after,
@@ -366,4 +383,7 @@ def _style_by(answers: Sequence[str], point: str, thousands: str) -> NumberStyle
         minus="\u2212" if "\u2212" in signs else "-",
         has_plus="+" in signs,
         is_sign_first=any(one.is_sign_first for one in parts),
+        n_significant=min(17, max(len((one.digits + one.decimals).lstrip("0")) for one in parts))
+        if has_exponent
+        else None,
     )

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_finetune._files import write_json
+from dspy_finetune.errors import DataError
 from dspy_finetune.tasks import MAX_CV_ROWS, NumberStyle, Task
 
 Array = NDArray[np.float32]
@@ -47,6 +48,8 @@ WEIGHTS = {"encoder": math.sqrt(2.0)}
 WORDS_LENGTH = 48.0
 """The length of a text's vector of words: its square is that of 2,304 standardised features. A word is not standardised
 for itself, which would make the rarest the loudest."""
+MIN_DECADES = 3
+"""Numbers of which four in five lie over so many powers of ten are of many sizes."""
 N_QUANTILES = 20
 """A number's distribution is this many equally likely values."""
 
@@ -286,6 +289,11 @@ def _fit(
         chosen_rows = np.sort(np.random.default_rng(seed).permutation(n_rows)[:MAX_CV_ROWS])
     n_folds = max(2, min(5 if n_rows <= 1000 else 3, n_rows))
     folds = folds_of([items[row] for row in chosen_rows.tolist()], n_folds, seed)
+    if not folds:
+        raise DataError(
+            f"all {n_rows:,} prompts are the same, so that nothing tells their answers apart; "
+            "check that the prompt holds the inputs"
+        )
     targets = numbers_of(task.style, answers) if task.style is not None else None
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[_Tried] = []
@@ -300,7 +308,7 @@ def _fit(
                 labels = len(task.labels)
                 found.append(_label_candidate(values, classes[chosen_rows], labels, folds, names, mode))
             tell(min((one for one, *_ in found if one.blocks == names and one.mode == mode), key=lambda one: one.loss))
-    found = _best_first(found)
+    found = _best_first(found, is_wide=targets is not None and _is_wide(targets))
     best, out_of_fold, _ = found[0]
     values, center, spread = _standardised(blocks[best.mode], best.blocks, is_centred=best.mode != "difference")
     if targets is not None:
@@ -318,20 +326,33 @@ def _fit(
     return head, candidates
 
 
-def _best_first(found: Sequence[_Tried]) -> list[_Tried]:
+def _best_first(found: Sequence[_Tried], *, is_wide: bool = False) -> list[_Tried]:
     """By loss; one with words comes first only where it wins by more than the standard error of the difference.
 
     Words are thousands of features: on 440 news titles they were chosen by .001 to .012 of log loss, which one standard
     error is, and were right less often; where they tell the label they win by several.
+    Numbers of many sizes take the logarithm likewise unless it loses by more: what the few large ones say of the
+    plain scale is noise, and on it the small ones would all be answered with the same large number.
     """
     ordered = sorted(found, key=lambda one: one[0].loss)
+    ordered = _first_unless_worse(ordered, lambda one: "words" not in one.blocks)
+    return _first_unless_worse(ordered, lambda one: one.scale == "log") if is_wide else ordered
+
+
+def _first_unless_worse(ordered: list[_Tried], is_preferred: Callable[[Candidate], bool]) -> list[_Tried]:
+    """The first that is preferred in front, unless it is worse by more than the standard error of the difference."""
     best = ordered[0]
-    plain = next((one for one in ordered if "words" not in one[0].blocks), best)
-    gain = (plain[2] - best[2])[~np.isnan(plain[2] - best[2])]
-    if "words" in best[0].blocks and float(gain.mean()) <= _standard_error(gain):
-        ordered.remove(plain)
-        return [plain, *ordered]
+    other = next((one for one in ordered if is_preferred(one[0])), best)
+    gain = (other[2] - best[2])[~np.isnan(other[2] - best[2])]
+    if other is not best and float(gain.mean()) <= _standard_error(gain):
+        return [other, *(one for one in ordered if one is not other)]
     return ordered
+
+
+def _is_wide(targets: Wide) -> bool:
+    """Whether most numbers are above zero and lie over MIN_DECADES powers of ten."""
+    low, high = np.quantile(targets, [0.1, 0.9])
+    return bool(low > 0 and high / low >= 10**MIN_DECADES)
 
 
 def sets_of(blocks: Blocks) -> list[tuple[str, ...]]:
@@ -365,6 +386,8 @@ def _rotated(train: Wide) -> tuple[Wide, Wide]:
     if train.shape[0] >= train.shape[1]:
         return train, np.eye(train.shape[1])
     values, vectors = np.linalg.eigh(train @ train.T)
+    if values.max() <= 0:  # all rows are the same: there is nothing to turn, and the intercept says all
+        return np.zeros((len(train), 1)), np.zeros((train.shape[1], 1))
     kept = values > max(values.max(), 1e-12) * 1e-9
     root = np.sqrt(values[kept])
     return vectors[:, kept] * root, (train.T @ vectors[:, kept]) / root

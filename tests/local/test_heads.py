@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from dspy_finetune import tasks
-from dspy_finetune.errors import MissingExtraError
+from dspy_finetune.errors import DataError, MissingExtraError
 from dspy_finetune.local import features as features_of
 from dspy_finetune.local import heads, models, worker
 from dspy_finetune.local.chat import encode_prompt
@@ -181,6 +181,37 @@ def test_prices_are_fitted_on_the_logarithm_and_their_interval_covers() -> None:
     below = np.mean([price < median for price, median in zip(prices[200:], head.numbers(fresh), strict=True)])
     assert 0.4 <= below <= 0.6
     assert all(values == sorted(values) and len(values) == heads.N_QUANTILES for values in head.quantiles(fresh))
+
+
+def test_numbers_of_many_sizes_take_the_logarithm_unless_it_loses() -> None:
+    """Six powers of ten: on the plain scale small numbers would get large answers, for no gain in the mean."""
+    base = features(120, 4)
+    amounts = 10 ** ((base[:, 0] - 1) / 2 + 2 + GENERATOR.normal(size=120))
+    answers = [f"{amount:.3f}" for amount in amounts]
+    task = tasks.task_of_answers(answers)
+    fitted = heads.fit(task, answers, {"whole": {"base": base}}, [[str(i)] for i in range(120)])
+    assert fitted is not None
+    head, (best, other) = fitted
+    assert (best.scale, other.scale) == ("log", "plain")
+    assert best.loss - other.loss < best.loss_error
+    small = amounts < 10
+    assert np.median(np.array(head.numbers({"base": base}))[small]) < 30
+
+
+def test_prompts_that_are_all_the_same_are_refused_and_two_are_enough() -> None:
+    """With two different ones each fold trains on rows that are all the same: the labels' shares are all there is."""
+    answers = ["yes", "yes", "no"] * 10
+    task = tasks.task_of_answers(answers)
+    same, two = np.ones((30, 4), np.float32), np.repeat(features(2, 4), 15, axis=0)
+    with pytest.raises(DataError, match="all 30 prompts are the same"):
+        heads.fit(task, answers, {"whole": {"base": same}}, [["x"]] * 30)
+    fitted = heads.fit(task, answers, {"whole": {"base": two}}, [["x"]] * 15 + [["y"]] * 15)
+    assert fitted is not None
+    assert np.exp(fitted[0].log_probabilities({"base": two}))[0, 1] == pytest.approx(2 / 3, abs=0.02)
+    numbers = [f"${number}.50" for number in range(30)]
+    fitted = heads.fit(tasks.task_of_answers(numbers), numbers, {"whole": {"base": two}}, [["x"]] * 15 + [["y"]] * 15)
+    assert fitted is not None
+    assert all(0.5 <= value <= 29.5 for value in fitted[0].numbers({"base": two}))
 
 
 def test_a_head_is_the_same_after_saving(tmp_path: Path) -> None:
