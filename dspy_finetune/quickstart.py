@@ -10,6 +10,7 @@ True
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import logging
@@ -61,6 +62,7 @@ __all__ = [
     "run",
     "size_of",
     "summary",
+    "write_example",
 ]
 
 # The packaged titles: what one reader likes to read, written for this package.
@@ -93,6 +95,27 @@ def load_titles() -> list[dspy.Example]:
     """
     text = files("dspy_finetune").joinpath("quickstart_titles.jsonl").read_text(encoding="utf-8")
     return [dspy.Example(**json.loads(line)).with_inputs("title") for line in text.splitlines()]
+
+
+EXAMPLE_ROWS = 300
+"""Of the first file for `dspy-finetune run`: docs/quickstart.md shows what comes of it."""
+
+
+def write_example(path: str | os.PathLike[str]) -> int:
+    """Write the first packaged titles as a CSV file with the columns `headline` and `liked`; returns how many.
+
+    Raises:
+        UsageError: There is a file already.
+        FileError: It cannot be written.
+    """
+    if Path(path).exists():
+        raise UsageError(f"{os.fspath(path)} is there already; name a new file, or delete it")
+    rows = [(row.title, "yes" if row.is_favorite else "no") for row in load_titles()[:EXAMPLE_ROWS]]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("headline", "liked"), *rows])
+    with atomic_writer(path) as file:
+        file.write(text.getvalue().encode())
+    return len(rows)
 
 
 def read_titles(

@@ -62,8 +62,8 @@ GROUPS = {
     "What it may cost": "--max-usd --allow-unknown-price --batch --calls --dry-run --new --no-wait --retry-failed",
     "What it is compared by": "--program --metric --judge --judge-rubric --embedder --encoder --reference --margin"
     " --subgroup --noise-floor --stored --no-compare",
-    "What is written": "--out --save --html --markdown --plot --json --json-to --checkpoint --overwrite --folder --show"
-    " --fix",
+    "What is written": "--example --out --save --html --markdown --plot --json --json-to --checkpoint --overwrite"
+    " --folder --show --fix",
 }
 """The options of a command by what they are about, as `--help` shows them where there are many."""
 FEW_OPTIONS = 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,10 @@ def quickstart(
     text: Annotated[str, typer.Option(help="With --data: the column of the title.")] = "title",
     label: Annotated[str, typer.Option(help="With --data: the column of the yes or no.")] = "is_favorite",
     rubric: Annotated[Path | None, typer.Option(help="With --data: a text file with the reader's taste.")] = None,
+    example: Annotated[
+        Path | None,
+        typer.Option("--example", help="Write 300 of the packaged titles to this CSV file for `run`, and end."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Split, pair, export, tune three models, use them in DSPy, compare, report: the main job.
@@ -41,8 +46,12 @@ def quickstart(
     """
     # Imported here: `dspy-finetune --help` shall not wait for DSPy.
     from dspy_finetune.hosts import Host
-    from dspy_finetune.quickstart import Step, read_titles, run, size_of
+    from dspy_finetune.quickstart import Step, read_titles, run, size_of, write_example
 
+    if example is not None:
+        n_rows = write_example(example)
+        say(f"{example}: {n_rows} titles; next: dspy-finetune run {shlex.quote(str(example))} --label liked")
+        return
     counts = size_of(size)
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)
     place = folder or new_folder("quickstart")

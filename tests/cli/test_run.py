@@ -255,3 +255,17 @@ def test_numbers_with_a_unit_are_trained_with_it(
     assert "absolute error" in capsys.readouterr().out
     assert run(*lines[2], "--currency", "$") == 2
     assert "give one of --currency and --unit" in capsys.readouterr().err
+
+
+def test_a_first_file_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("quickstart", "--example", "my titles.csv") == 0
+    assert capsys.readouterr().out == (
+        "my titles.csv: 300 titles; next: dspy-finetune run 'my titles.csv' --label liked\n"
+    )
+    assert run("run", "my titles.csv", "--label", "liked", "--dry-run") == 0
+    assert "headline -> liked: bool" in capsys.readouterr().out
+    assert run("quickstart", "--example", "my titles.csv") == 2
+    assert "error: my titles.csv is there already; name a new file" in capsys.readouterr().err
