@@ -678,6 +678,7 @@ def predict(
     if not is_wired(predictor):
         raise UsageError("batch_api takes a predictor of this library on its own host; use bulk.predict for others")
     assert predictor.host is not None
+    predictor.check_root()
     target = Path(output)
     path = target.with_name(f"{target.name}.batch")
     started = time.monotonic()

@@ -103,6 +103,7 @@ class Scorer:
         self._requester: HostRequester | ProgramRequester = ProgramRequester(predictor, self._limiter)
         if is_wired(predictor):
             assert predictor.host is not None
+            predictor.check_root()
             transport = Transport(predictor.host, max_connections=concurrency, timeout_seconds=policy.timeout_seconds)
             self._loop.run_until_complete(transport.__aenter__())  # it lives as long as the actor
             budget = Budget(None, Prices(predictor), Tokens())

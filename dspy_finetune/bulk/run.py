@@ -286,6 +286,7 @@ class Run:
                 if is_wired(self._program):
                     assert isinstance(self._program, FinetunedPredictor)
                     assert self._program.host is not None
+                    self._program.check_root()
                     transport = await stack.enter_async_context(
                         Transport(
                             self._program.host,

@@ -29,6 +29,7 @@ from dspy_finetune._optional import require
 from dspy_finetune.errors import (
     AnswerError,
     DataError,
+    HostError,
     LogprobsError,
     NoAnswerError,
     PromptMismatchError,
@@ -141,8 +142,18 @@ class FinetunedPredictor(dspy.Module, Parameter):
             self._lm = head_lm(Path(self.folder), self.model, self.lm_options)
         if self._lm is None:
             assert self.host is not None
+            self.check_root()
             self._lm = self.host.lm(self.model, **engines_for(self.host, self.lm_options))
         return self._lm
+
+    def check_root(self) -> None:
+        """Raise HostError where the model's local host would be started in a new, empty folder."""
+        root = self.host.to_dict().get("root") if self.host is not None else None  # of an embedded host alone
+        if root is not None and self.model.startswith("ft:") and not Path(root).is_dir():
+            raise HostError(
+                f"the local host's folder {root}, in which {self.model} was trained, is not there; where it was moved,"
+                " say load_predictor(FILE, host=ft.Host.local(root=FOLDER)), or move the predictor's file beside it"
+            )
 
     @lm.setter
     def lm(self, value: object) -> None:
@@ -460,7 +471,19 @@ def load_predictor(path: str | os.PathLike[str], *, host: Host | None = None) ->
     state = read_json(path, "a saved predictor", remedy)
     if str(state.get("predictor")) not in _KINDS:
         raise DataError(f"{os.fspath(path)} is not a saved predictor; {remedy}")
-    return predictor_of(state, host=host)
+    return predictor_of(state, host=host or _moved_host(state.get("host"), Path(path)))
+
+
+def _moved_host(saved: object, path: Path) -> Host | None:
+    """The local host of a predictor's file that was moved together with the host's folder; None where it was not.
+
+    `dspy-finetune run` keeps both in one folder, which may be renamed or copied to another machine.
+    """
+    root = saved.get("root") if isinstance(saved, Mapping) else None
+    if not isinstance(root, str) or Path(root).is_dir():
+        return None
+    beside = path.expanduser().absolute().parent / Path(root).name
+    return Host.local(root=beside) if (beside / "models").is_dir() else None
 
 
 def _from_folder(folder: Path, host: Host | None) -> FinetunedPredictor:

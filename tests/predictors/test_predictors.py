@@ -13,6 +13,8 @@ import dspy
 import pytest
 
 import dspy_finetune as ft
+from dspy_finetune import bulk
+from dspy_finetune.errors import HostError
 from dspy_finetune.predictors.pairwise import argues_for
 
 from .conftest import ChatServer
@@ -305,6 +307,26 @@ def test_one_file_holds_the_predictor(chat: ChatServer, tmp_path: Path, monkeypa
     assert loaded.render(title="x") == predictor(chat).render(title="x")
     assert loaded(title="x").is_favorite is True
     assert loaded.lm.model == "openai/ft:base:org::abc"
+
+
+def test_a_predictor_finds_its_local_host_beside_it_and_makes_no_empty_one(tmp_path: Path) -> None:
+    """The folder of a `run` is renamed: host and file move together. A file alone must start no host without models."""
+    (tmp_path / "old" / "host" / "models").mkdir(parents=True)
+    prompt, file = ft.prompts.binary(RUBRIC), tmp_path / "new" / "predictor.json"
+    ft.OpenAIPredictor(prompt, "ft:toy::1", host=ft.Host.local(root=tmp_path / "old" / "host")).save(
+        tmp_path / "old" / "predictor.json"
+    )
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = ft.load_predictor(file).host
+    assert found is not None
+    assert found.root == tmp_path / "new" / "host"
+    file.rename(tmp_path / "alone.json")
+    alone = ft.load_predictor(tmp_path / "alone.json")
+    with pytest.raises(HostError, match=r"old/host, in which ft:toy::1 was trained, is not there"):
+        alone(title="x")
+    with pytest.raises(HostError, match=r"is not there"):
+        bulk.predict(alone, [{"title": "x"}], tmp_path / "answers.jsonl")
+    assert not (tmp_path / "old").exists()
 
 
 def test_the_file_says_where_the_model_comes_from(chat: ChatServer, tmp_path: Path) -> None:
