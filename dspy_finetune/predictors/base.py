@@ -146,6 +146,10 @@ class FinetunedPredictor(dspy.Module, Parameter):
             self._lm = self.host.lm(self.model, **engines_for(self.host, self.lm_options))
         return self._lm
 
+    @lm.setter
+    def lm(self, value: object) -> None:
+        logger.debug("set_lm leaves %s on its tuned model %s", type(self).__name__, self.model)
+
     def check_root(self) -> None:
         """Raise HostError where the model's local host would be started in a new, empty folder."""
         root = self.host.to_dict().get("root") if self.host is not None else None  # of an embedded host alone
@@ -154,10 +158,6 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 f"the local host's folder {root}, in which {self.model} was trained, is not there; where it was moved,"
                 " say load_predictor(FILE, host=ft.Host.local(root=FOLDER)), or move the predictor's file beside it"
             )
-
-    @lm.setter
-    def lm(self, value: object) -> None:
-        logger.debug("set_lm leaves %s on its tuned model %s", type(self).__name__, self.model)
 
     def render(self, **inputs: Any) -> list[dict[str, Any]]:
         """The messages that are sent for these inputs."""
