@@ -162,10 +162,10 @@ def verify(
     if _has_head(own, name) and not _has_head(other, served_as or name):
         address = other.base_url or other.name
         raise UsageError(
-            f"{name} is a linear head, which no chat server answers for, so {address} serves another model; export it"
-            f" (dspy-finetune export-model {shlex.quote(name)} --format head --out FOLDER), serve it in Python by"
-            " ft.load_predictor('FOLDER'), and hold it against the host's by dspy-finetune compare ROWS --program"
-            " export=FOLDER --program host=PREDICTOR.json"
+            f"{name} is a linear head, which no chat server answers for: what answers at {address} is another model;"
+            f" export it (dspy-finetune export-model {shlex.quote(name)} --format head --out FOLDER), serve it in"
+            " Python by ft.load_predictor('FOLDER'), and hold it against the host's by dspy-finetune compare ROWS"
+            " --program export=FOLDER --program host=PREDICTOR.json"
         )
     prompts, labels, source = _prompts(name, own, data, n_prompts)
     there = served_as or _served_as(other, name)

@@ -229,9 +229,8 @@ class Cell:
     @property
     def name(self) -> str:
         """For people."""
-        epochs = f"{self.plan.n_epochs} epoch{'s' * (self.plan.n_epochs != 1)}"
         others = [f"{name}={value}" for name, value in self.tried.items() if name != "n_epochs"]
-        return ", ".join([self.base_model, f"{self.n_rows} rows", epochs, *others, f"seed {self.seed}"])
+        return ", ".join([self.base_model, f"{self.n_rows} rows", self.plan.passes, *others, f"seed {self.seed}"])
 
 
 @dataclass

@@ -676,8 +676,8 @@ def push(folder: Path, repo: str, *, private: bool, say: Callable[[str], object]
     except Exception as error:  # of requests, httpx or httpx2 by the version: they have no base class in common
         reason = " ".join(str(error).split())[:200]
         raise HostError(
-            f"the Hugging Face hub took no {repo} ({reason}); the files are in {folder}: check HF_TOKEN and the name,"
-            f" then: hf upload {repo} {folder}"
+            f"the Hugging Face hub took no {repo} ({reason}); the files are in {folder}: check HF_TOKEN, the name and"
+            f" the network, then: hf upload {repo} {folder}"
         ) from error
     return url
 

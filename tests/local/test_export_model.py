@@ -424,7 +424,10 @@ def head(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedH
         with contextlib.redirect_stderr(told):
             words = ("--host", f"local={running.url}", "--at", running.url, "--as", "toy")
             assert command("verify", name, *words) == 2
-        assert f"{name} is a linear head, which no chat server answers for, so {running.url} serves" in told.getvalue()
+        assert (
+            f"{name} is a linear head, which no chat server answers for: what answers at {running.url}"
+            in told.getvalue()
+        )
         assert "--format head --out FOLDER), serve it in Python by ft.load_predictor('FOLDER')" in told.getvalue()
         with pytest.raises(HostError, match="is a linear head on a frozen base and no chat model: export it as head"):
             model.export(place / "gguf", format="gguf")
@@ -575,7 +578,7 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(tmp_path: Path, monkeypa
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     with pytest.raises(
-        HostError, match=rf"took no acme/taste .* the files are in {tmp_path}: check HF_TOKEN"
+        HostError, match=rf"took no acme/taste .* the files are in {tmp_path}: check HF_TOKEN, the name and the"
     ) as raised:
         model_export.push(tmp_path, "acme/taste", private=True, say=lambda text: None)
     assert "secretsecret" not in str(raised.value)
