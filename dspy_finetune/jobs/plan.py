@@ -24,7 +24,7 @@ from dspy_finetune.catalog import Catalog, HostFacts, load_catalog, strip_model_
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, UsageError
 from dspy_finetune.export.checks.report import CheckReport
 from dspy_finetune.export.cost import default_epochs, training_cost
-from dspy_finetune.export.dataset import Manifest, TrainingFile
+from dspy_finetune.export.dataset import TrainingFile
 from dspy_finetune.export.tokens import Tokenizer, encoding_for, load_encoding
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import tokenizer_file
@@ -417,51 +417,11 @@ def path_of(data: Source) -> Path:
     return data.path if isinstance(data, TrainingFile) else Path(data)
 
 
-def method_of(data: Source) -> str | None:
-    """What the file's maker says that it trains; None if nobody says."""
+def _checked(data: Source, method: Method | None, role: str, **wanted: Any) -> TrainingFile:
+    """The file, checked and counted; what an export checked so is not read again. Without a method the rows tell it."""
     if isinstance(data, TrainingFile):
-        return data.method
-    manifest = Manifest.read(data)
-    return manifest.method if manifest is not None else None
-
-
-def read_training_files(
-    train: Source,
-    validation: Source | None,
-    *,
-    method: str,
-    base_model: str,
-    host: str,
-    catalog: Catalog | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> tuple[TrainingFile, TrainingFile | None]:
-    """Check the files against host, model and method and against each other; what an export checked so is not read.
-
-    Args:
-        train: What an export gave, or a path.
-        validation: The same, to measure on.
-        method: sft or dpo.
-        base_model: The base model's name.
-        host: The catalog's name of the host.
-        catalog: Whose limits apply; the packaged one by default.
-        tokenizer: Counts the tokens of a text, for a model without a known table.
-
-    Raises:
-        DataError: The host would refuse one of them; shows the first issues.
-        EmptyDatasetError: One has no rows.
-        FileError: One cannot be read.
-    """
-    wanted: dict[str, Any] = {"method": method, "base_model": base_model, "host": host, "catalog": catalog}
-    wanted["tokenizer"] = tokenizer
-    file = _checked(train, role="train", **wanted)
-    if validation is None:
-        return _accepted(file), None
-    held_out = _checked(validation, role="validation", **wanted)
-    return _accepted(file.compared_with(held_out)), _accepted(held_out)
-
-
-def _checked(data: Source, **wanted: Any) -> TrainingFile:
-    return data.checked_for(**wanted) if isinstance(data, TrainingFile) else TrainingFile.read(data, **wanted)
+        return data.checked_for(method=method or data.method, role=role, **wanted)
+    return TrainingFile.read(data, method=method, role=role, **wanted)
 
 
 def _accepted(file: TrainingFile) -> TrainingFile:
@@ -724,7 +684,7 @@ def plan(
         train: What an export gave, or a JSONL file.
         validation: The same, to measure on while training.
         base_model: A base model's name, or a tuned model to train on.
-        method: sft or dpo; None takes what the data was exported for, and sft for a bare file.
+        method: sft or dpo; None takes what the data was exported for, and of a bare file what its rows are.
         host: Where to train.
         hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`, and `beta` for dpo; "auto" leaves one to
             the host. On the local host a supervised job takes `recipe`, too: "auto" (looks at the rows), "head" (a
@@ -744,16 +704,21 @@ def plan(
     catalog = catalog or load_catalog()
     asked = _asked_model(base_model, host, catalog)
     base = base_model.base if isinstance(base_model, FinetunedModel) else strip_model_id(asked)
-    chosen = _method(method, train)
+    named = _named_method(method)
     dialect = catalog_name(host, catalog)
-    _check_method(chosen, base, dialect, catalog)
+    if named is not None:  # before a large file is read
+        _check_method(named, base, dialect, catalog)
     host_facts = catalog.host(dialect)
     is_known = _check_known(base, dialect, catalog, allow_unknown_model)
     estimate = token_estimate(host, base, catalog)
-    tokenizer = estimate.tokenizer if estimate is not None else None
-    file, held_out = read_training_files(
-        train, validation, method=chosen, base_model=base, host=dialect, catalog=catalog, tokenizer=tokenizer
-    )
+    wanted: dict[str, Any] = {"base_model": base, "host": dialect, "catalog": catalog}
+    wanted["tokenizer"] = estimate.tokenizer if estimate is not None else None
+    file = _checked(train, named, "train", **wanted)
+    chosen = _method_of(file, named)
+    _check_method(chosen, base, dialect, catalog)
+    held_out = _checked(validation, chosen, "validation", **wanted) if validation is not None else None
+    file = _accepted(file if held_out is None else file.compared_with(held_out))
+    held_out = _accepted(held_out) if held_out is not None else None
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
     settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
@@ -860,14 +825,20 @@ def _asked_model(base_model: str | FinetunedModel, host: Host, catalog: Catalog)
     return facts.id if facts is not None and name in facts.aliases else name
 
 
-def _method(method: str | None, train: Source) -> Method:
-    made_for = method_of(train)
-    chosen = method or made_for or "sft"
-    if chosen not in get_args(Method):
-        raise UsageError(f'unknown method "{chosen}": expected sft or dpo')
-    if method is not None and made_for is not None and made_for != method:
-        raise UsageError(f'method="{method}", but the data was exported for {made_for}; export it again, or change one')
-    return "dpo" if chosen == "dpo" else "sft"
+def _named_method(method: str | None) -> Method | None:
+    if method is not None and method not in get_args(Method):
+        raise UsageError(f'unknown method "{method}": expected sft or dpo')
+    return None if method is None else "dpo" if method == "dpo" else "sft"
+
+
+def _method_of(file: TrainingFile, named: Method | None) -> Method:
+    """What the file trains: as it was exported, else as was named, else as its rows tell."""
+    if named is not None and named != file.method:
+        made_for = file.method
+        raise UsageError(f'method="{named}", but the data was exported for {made_for}; export it again, or change one')
+    if file.report.method not in (None, *get_args(Method)):
+        raise UsageError(f"{file.path}: its rows train by {file.report.method}: expected sft or dpo")
+    return file.method
 
 
 def _check_known(base: str, dialect: str, catalog: Catalog, is_allowed: bool) -> bool:

@@ -436,3 +436,19 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     folder = tmp_path / "mine"
     words_tokenizer(folder / "tokenizer.json")
     assert plan(sft_file, base_model=str(folder), host=Host.local(), hyperparameters=lora).n_tokens == 2 * n_tokens
+
+
+def test_a_bare_file_is_planned_for_what_its_rows_are(sft_file: Path, dpo_file: Path, host: Host) -> None:
+    assert plan(sft_file, base_model=BASE, host=host).method == "sft"
+    assert plan(dpo_file, base_model=BASE, host=host).method == "dpo"
+    with pytest.raises(UsageError, match=r"gpt-4o-mini.*models that can: .*gpt-4\.1"):
+        plan(dpo_file, base_model="gpt-4o-mini-2024-07-18", host=host)
+
+
+def test_a_method_that_the_file_was_not_exported_for_is_told_first(host: Host, tmp_path: Path) -> None:
+    examples = [{"title": f"Title {n}", "is_favorite": n % 2 == 0} for n in range(12)]
+    train = export_sft(examples, prompts.binary(), tmp_path / "exported.jsonl")
+    for source in (train, train.path):
+        assert plan(source, base_model=BASE, host=host).method == "sft"
+        with pytest.raises(UsageError, match="was exported for sft"):
+            plan(source, base_model=BASE, host=host, method="dpo")
