@@ -323,6 +323,8 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES) -> Ta
             found += f", of which {once} {'is' if once == 1 else 'are'} seen once"
         if len({" ".join(label.casefold().split()) for label in counts}) < len(counts):
             found += "; some differ in case or blanks alone"
+        if style is not None and len(counts) > MAX_NUMBER_LABELS:
+            found += "; whole numbers without a unit are taken for names: write amounts with a unit or decimals (17.0)"
         return Task(kind="labels", n_rows=n, found=found, labels=tuple(sorted(counts)))
     if style is not None:
         values = [style.read(answer) or 0.0 for answer in answers]

@@ -105,6 +105,13 @@ def test_a_number_is_written_as_the_rows_write_it(answers: list[str], value: flo
     assert style.read("7 or 8") is None
 
 
+def test_whole_numbers_that_are_taken_for_names_are_told_how_to_be_amounts() -> None:
+    ages = [str(18 + number % 20) for number in range(60)]
+    assert "whole numbers without a unit are taken for names" in tasks.task_of_answers(ages).found
+    assert "taken for names" not in tasks.task_of_answers(["1", "2", "3", "4", "5"] * 9).found
+    assert tasks.task_of_answers([f"{age}.0" for age in ages]).kind == "numbers"
+
+
 def test_what_is_odd_about_labels_is_said() -> None:
     found = tasks.task_of_answers(["yes"] * 20 + ["Yes "] * 20 + ["no"] * 19 + ["unsure"]).found
     assert found.endswith("'unsure' 1), of which 1 is seen once; some differ in case or blanks alone")

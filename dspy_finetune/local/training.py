@@ -575,7 +575,7 @@ def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop
     }
     path = rates.kept_at(facts)
     trials = rates.kept(path)
-    told = "known from an earlier job on the same rows" if len(trials) == len(candidates) else "tried"
+    told = "known from an earlier run on the same rows" if len(trials) == len(candidates) else "tried"
     share = f"{sweep.n_steps} steps each, then {len(parts[1])} rows held out of the training rows"
     emit({"message": f"Learning rates {', '.join(f'{rate:g}' for rate in candidates[1:])} are {told}: {share}"})
     for number, rate in enumerate(candidates):

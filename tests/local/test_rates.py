@@ -217,7 +217,7 @@ def test_a_job_that_goes_on_does_not_try_again(
     other = replace(job, seed=1, output_folder=tmp_path / "other")
     training.train(other, emit=rest.append, should_stop=lambda: False)
     assert len(measured) == 5
-    assert any("known from an earlier job on the same rows" in row.get("message", "") for row in rest)
+    assert any("known from an earlier run on the same rows" in row.get("message", "") for row in rest)
     assert len(list(short.iterdir())) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -128,6 +129,23 @@ def test_a_recipe_that_meets_a_full_disk_fails_its_job_as_no_space(
     (tmp_path / "task.json").write_text('{"n_threads": 1}')
     worker.run_job(tmp_path)
     assert json.loads((tmp_path / "result.json").read_bytes())["error"]["code"] == "no_space"
+
+
+def test_a_job_of_many_labels_trains_a_head_where_it_is_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    jobs = Scheduler(store)
+    chats = [
+        [{"role": "user", "content": f"Title: {n}"}, {"role": "assistant", "content": f"ward {n % 70}"}]
+        for n in range(140)
+    ]
+    content = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats).encode()
+    file = store.add_file(io.BytesIO(content), "train.jsonl", "fine-tune")
+    chosen = []
+    for number, given in enumerate(({}, {"recipe": "head"}, {"recipe": "lora"})):
+        job = job_in(store, number, training_file=file.id, given=given)
+        chosen.append(jobs._choose_recipe(job))
+    assert [choice and choice.recipe for choice in chosen] == ["lora", "head", "lora"]
+    assert 'for which the recipe "head" can be asked for' in str(chosen[0])
 
 
 def test_the_event_says_from_which_step_a_job_goes_on(tmp_path: Path) -> None:
