@@ -45,7 +45,7 @@ def trial(rate: float, *losses: float) -> Trial:
     return Trial(rate=rate, losses=losses, accuracy=0.5)
 
 
-UNTRAINED = trial(0.0, 9.0, 9.0, 9.0, 9.0)
+UNTRAINED = trial(0.0, 4.9, 4.9, 4.9, 4.9)
 
 
 def test_another_rate_has_to_win_by_more_than_its_noise() -> None:
@@ -53,7 +53,7 @@ def test_another_rate_has_to_win_by_more_than_its_noise() -> None:
     clear = trial(2e-3, 0.8, 1.7, 2.9, 3.6)  # better by 0.2, 0.3, 0.1 and 0.4
     gains = [0.2, 0.3, 0.1, 0.4]
     assert statistics.mean(gains) > statistics.stdev(gains) / 2
-    assert rates.best([UNTRAINED, trial(3e-4, 8.0, 8.0, 8.0, 8.0), usual, clear], 1e-3)[0] is clear
+    assert rates.best([UNTRAINED, trial(3e-4, 4.8, 4.8, 4.8, 4.8), usual, clear], 1e-3)[0] is clear
     unclear = trial(2e-3, 0.0, 2.5, 3.5, 3.9)  # better by 1.0, -0.5, -0.5 and 0.1: 0.025 with an error of 0.35
     chosen, why = rates.best([UNTRAINED, unclear, usual], 1e-3)
     assert chosen is usual
@@ -67,6 +67,17 @@ def test_a_rate_that_has_learned_nothing_is_not_taken() -> None:
     chosen, why = rates.best([trial(0.0, 0.7, 0.7, 0.7, 0.7), slow, usual], 1e-3)
     assert (chosen, "has learned nothing yet" in why) == (usual, True)
     assert rates.best([trial(0.0, 1.7, 1.7, 1.7, 1.7), slow, usual], 1e-3)[0] is slow
+
+
+def test_a_larger_rate_has_to_win_by_a_tenth_of_what_the_usual_one_has_learned() -> None:
+    """Of 2.0 that the usual rate has learned, 0.1 is a start that more steps make up for, and 0.3 is not."""
+    untrained, usual = trial(0.0, 4.0, 4.0, 4.0), trial(1e-3, 2.0, 1.9, 2.1)
+    ahead, far_ahead = trial(2e-3, 1.9, 1.8, 2.0), trial(2e-3, 1.7, 1.6, 1.8)
+    chosen, why = rates.best([untrained, usual, ahead], 1e-3)
+    assert (chosen, "less than 10% of what the usual rate has learned" in why) == (usual, True)
+    assert rates.best([untrained, usual, far_ahead], 1e-3)[0] is far_ahead
+    slower = replace(ahead, rate=3e-4)
+    assert rates.best([untrained, usual, slower], 1e-3)[0] is slower
 
 
 def test_a_rate_that_broke_the_model_is_never_taken() -> None:
