@@ -136,7 +136,7 @@ def split(
 
 
 def _checked_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    shares = tuple(fractions)
+    shares = tuple(fractions) if isinstance(fractions, Sequence) else ()
     if len(shares) != 3 or not all(isinstance(share, (int, float)) and math.isfinite(share) for share in shares):
         raise UsageError(
             f"fractions={fractions!r}: give three numbers, for train, validation and test; like (0.8, 0.1, 0.1)"

@@ -83,7 +83,7 @@ Columns = dict[str, dict[str, Scored]]
 def compare(
     programs: Mapping[str, Program],
     examples: Sequence[Any],
-    metrics: Sequence[AnyMetric],
+    metrics: Sequence[AnyMetric] | AnyMetric,
     *,
     candidate: str | None = None,
     reference: str | None = None,
@@ -103,8 +103,8 @@ def compare(
     Args:
         programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.
         examples: Labelled `dspy.Example`s with their inputs marked.
-        metrics: From `dspy_finetune.metrics`, or plain functions `metric(example, prediction, trace=None)`. The
-            first decides.
+        metrics: From `dspy_finetune.metrics`, or plain functions `metric(example, prediction, trace=None)`; one, or
+            several of which the first decides.
         candidate: The program whose worth is asked; default: the first.
         reference: The program it has to beat; default: the one that does best among the others on these items.
         margin: A difference smaller than this, in the first metric's unit, does not matter to you; allows "equivalent".
@@ -124,6 +124,9 @@ def compare(
         FileError: The checkpoint cannot be written.
     """
     options = statistics or StatisticsOptions()
+    if not isinstance(programs, Mapping):
+        raise UsageError('programs: names and programs are needed, such as compare({"tuned": tuned}, ...)')
+    metrics = metrics if isinstance(metrics, Sequence) else (metrics,)
     given, rows = dict(programs), list(examples)
     if train is not None or baselines is not None:
         programs = with_baselines(given, train, metrics, baselines or BaselineOptions())

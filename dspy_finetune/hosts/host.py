@@ -140,6 +140,12 @@ _AROUND_KEYS = " \t\r\n\v\f\u00a0\"'"
 """What stands around a key and is none of it: docker's --env-file leaves the quotes."""
 
 
+def check_host(host: object) -> None:
+    """Raise UsageError for a host's name in the place of a host, as the command line takes it."""
+    if isinstance(host, str):
+        raise UsageError(f"host={host!r:.60}: a Host is needed, such as ft.Host.local() or ft.Host.openai()")
+
+
 class Host:
     """Where jobs run and models answer; make one with `Host.openai()`, `.azure()`, `.nebius()`, `.local()` and others.
 

@@ -17,7 +17,7 @@ from dspy_finetune.errors import HostError, JobCancelledError, JobError, JobFail
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import BACKOFF, Patience
-from dspy_finetune.hosts.host import host_option
+from dspy_finetune.hosts.host import check_host, host_option
 from dspy_finetune.jobs.model import FinetunedModel
 from dspy_finetune.jobs.records import (
     CANCELLED,
@@ -534,6 +534,7 @@ def attach(job_id: str, *, host: Host | None = None) -> Job:
         UsageError: No host was given, and the journal does not know the job.
         HostError: The host does not know the job.
     """
+    check_host(host)
     job = unpolled(job_id, host=host)
     try:
         job.refresh()
@@ -582,6 +583,7 @@ def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = 
     Raises:
         HostError: The host does not list jobs, or does not answer.
     """
+    check_host(host)
     found: list[Job] = []
     with host.talking("list the jobs"):
         for value in host.api().jobs(metadata, limit=min(limit, 100)):

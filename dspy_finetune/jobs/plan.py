@@ -28,6 +28,7 @@ from dspy_finetune.export.dataset import TrainingFile
 from dspy_finetune.export.tokens import Tokenizer, encoding_for, load_encoding
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import tokenizer_file
+from dspy_finetune.hosts.host import check_host
 from dspy_finetune.hosts.protocol import TAG_CHARS, HostKind
 from dspy_finetune.jobs.job import Job
 from dspy_finetune.jobs.model import FinetunedModel, lifetime_warnings, model_warnings, shutdown_date
@@ -702,6 +703,7 @@ def plan(
         FileError: A file cannot be read.
     """
     catalog = catalog or load_catalog()
+    check_host(host)
     asked = _asked_model(base_model, host, catalog)
     base = base_model.base if isinstance(base_model, FinetunedModel) else strip_model_id(asked)
     named = _named_method(method)

@@ -36,6 +36,7 @@ from dspy_finetune.errors import (
     UsageError,
 )
 from dspy_finetune.hosts import Host
+from dspy_finetune.hosts.host import check_host
 from dspy_finetune.hosts.lm import Answer, HostLM, engines_for, read_response
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibrate import Calibration
@@ -115,6 +116,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
                     "use the prompt of its training file, which stands in the manifest beside the file"
                 )
             host = host or model.host
+        check_host(host)
         self.prompt = prompt
         self.model = str(model)
         self.provenance: dict[str, Any] | None = model.to_dict() if isinstance(model, FinetunedModel) else None

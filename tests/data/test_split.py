@@ -115,7 +115,7 @@ def test_pairs_that_all_hang_together_are_an_error_not_a_leak() -> None:
 
 
 @pytest.mark.parametrize(
-    "fractions", [(0.8, 0.1, 0.2), (0.5, 0.5), (1.2, -0.1, -0.1), (float("nan"), 0, 1), (0, 0, 0), ("a", 0, 1)]
+    "fractions", [(0.8, 0.1, 0.2), (0.5, 0.5), (1.2, -0.1, -0.1), (float("nan"), 0, 1), (0, 0, 0), ("a", 0, 1), 0.8]
 )
 def test_fractions_that_are_none_are_refused(fractions: Any) -> None:
     with pytest.raises(UsageError, match="fractions"):

@@ -414,3 +414,13 @@ def test_no_verdict_contradicts_the_interval_that_is_shown():
             excludes = low is not None and high is not None and not low <= 0 <= high
             assert excludes == (part.p_holm is not None and part.p_holm <= 0.05)
     assert seen >= {"better", "undecided"}
+
+
+def test_one_metric_needs_no_list_and_programs_need_names():
+    def same(example, prediction, trace=None):
+        return float(example.liked == prediction.liked)
+
+    alone = compare({"one": Knows(wrong=[1])}, ROWS, same).comparison
+    assert alone.programs[0].scores["same"].value == pytest.approx(39 / 40)
+    with pytest.raises(UsageError, match=r'compare\(\{"tuned": tuned\}'):
+        compare(Knows(), ROWS, [same])  # type: ignore[arg-type]

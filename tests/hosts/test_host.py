@@ -6,11 +6,13 @@ import copy
 import gc
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+import dspy_finetune as ft
 from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import redact
@@ -229,3 +231,15 @@ def test_keys_of_any_length_are_taken_out(key: str) -> None:
     assert f": {key}." not in found
     assert found.startswith("Incorrect key provided: ***.")
     assert "walk about" in found
+
+
+def test_a_hosts_name_is_no_host(tmp_path: Path) -> None:
+    """The command line takes names; Python says what to write in their place."""
+    with pytest.raises(UsageError, match=r"ft\.Host\.local\(\)"):
+        ft.plan(tmp_path / "train.jsonl", base_model="toy", host="local")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"host='openai'"):
+        ft.OpenAIPredictor("title -> liked: bool", "ft:toy", host="openai")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"host='local'"):
+        ft.list_jobs(host="local")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"host='local'"):
+        ft.attach("ftjob-1", host="local")  # type: ignore[arg-type]
