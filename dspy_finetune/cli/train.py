@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 TrainPath = Annotated[Path, typer.Argument(help="The JSONL file to train on, as `export` writes it.")]
 ValidationPath = Annotated[Path | None, typer.Option("--validation", help="Rows to measure on while training.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="Base or tuned model; the host's usual one without.")]
-MethodName = Annotated[str | None, typer.Option("--method", help="sft or dpo; without it as the file was exported.")]
+MethodName = Annotated[
+    str | None, typer.Option("--method", help="sft or dpo; without it as the file was exported, or as its rows are.")
+]
 Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
 BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
 Multiplier = Annotated[str | None, typer.Option("--learning-rate-multiplier", help="Above 0, or auto.")]

@@ -144,7 +144,7 @@ def advise_host(
 
     Args:
         training_file: What an export gave, or a JSONL file.
-        method: sft or dpo; as the file was exported without it.
+        method: sft or dpo; without it as the file was exported, or as its rows are.
         base_model: One model for all hosts; without it each host's cheapest, else its usual one.
         hosts: Only these, by name.
         hyperparameters: Those that every host has: `n_epochs`, `batch_size`, and `beta` for dpo.
