@@ -13,7 +13,6 @@ Not measured: bases other than the packaged one.
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import json
 import random
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy_finetune as ft
+from dspy_finetune.quickstart import load_titles
 
 TITLES = "titles"
 
@@ -30,8 +30,7 @@ TITLES = "titles"
 def rows_of(name: str, folder: Path | None) -> tuple[list[dict[str, Any]], Any]:
     """(rows, prompt) of a set."""
     if name == TITLES:
-        text = (importlib.resources.files("dspy_finetune.quickstart") / "titles.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()], ft.prompts.binary()
+        return [dict(title) for title in load_titles()], ft.prompts.binary()
     assert folder is not None  # asked for by main
     lines = (folder / "truthfulqa.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{"question": row["question"], "answer": row["best_answer"]} for row in map(json.loads, lines)]

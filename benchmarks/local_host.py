@@ -371,16 +371,14 @@ def accuracies(base: Path, n_rows: int, n_seeds: int) -> None:
     """
     import torch
 
-    import dspy_finetune.quickstart
     from dspy_finetune.local import training
     from dspy_finetune.local.chat import encode_completion, encode_prompt
     from dspy_finetune.local.forward import PrefixCache, prefill
     from dspy_finetune.local.models import load_model, load_tokenizer
     from dspy_finetune.local.schemas import TrainSpec
+    from dspy_finetune.quickstart import load_rubric, load_titles
 
-    folder = Path(dspy_finetune.quickstart.__file__).parent
-    titles = [json.loads(line) for line in (folder / "titles.jsonl").read_text().splitlines()]
-    rubric = (folder / "rubric.txt").read_text().strip()
+    titles, rubric = [dict(title) for title in load_titles()], load_rubric()
     tokenizer = load_tokenizer(base)
 
     def chat(row: dict[str, Any]) -> list[dict[str, str]]:

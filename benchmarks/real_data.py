@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.resources
 import json
 import logging
 import math
@@ -46,6 +45,7 @@ from dspy_finetune.evaluation import StatisticsOptions
 from dspy_finetune.local.features import Reader, View, fit_rows, hidden_means, layer_numbers
 from dspy_finetune.local.models import base_folder, packaged_encoder
 from dspy_finetune.local.schemas import TrainSpec
+from dspy_finetune.quickstart import load_titles
 
 BASE, ENCODER = "smollm2-135m-instruct", "minilm-l6"
 PRICE_CHARS = 500
@@ -97,8 +97,7 @@ class Figures:
 def load(name: str, folder: Path) -> Set:
     """A data set by its name."""
     if name == "titles":
-        text = (importlib.resources.files("dspy_finetune.quickstart") / "titles.jsonl").read_text(encoding="utf-8")
-        rows = [dspy.Example(**json.loads(line)).with_inputs("title") for line in text.splitlines()]
+        rows: list[dspy.Example] = load_titles()
         return Set(rows=rows, prompt=ft.prompts.binary(), label="is_favorite")
     if name == "hn":
         rows = ft.load_examples(folder / "hn_titles.jsonl", inputs=["title"])
