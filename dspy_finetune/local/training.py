@@ -42,9 +42,10 @@ from dspy_finetune.local.rates import Sweep, Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
 from dspy_finetune.tasks import MAX_LABELS, rows_of, task_of
 
-MIN_HALF_TOKENS = 150
-"""From so many distinct tokens in a batch on, a processor is faster in bfloat16. With AMX and SmolLM2-135M: 1.14 times
-the tokens of a second at 180, 1.30 times at 280 (benchmarks/results/local_host.md)."""
+MIN_HALF_TOKENS = 250
+"""From so many distinct tokens in a batch on, a processor trains in bfloat16. With AMX and SmolLM2-135M a step is 1.30
+times as fast at 280; at 180 it is 1.14 times, and whole jobs on such rows took as long as in float32
+(benchmarks/results/local_host.md)."""
 LORA_ALPHA = 16
 LORA_DROPOUT = 0.05
 WARMUP_SHARE = 0.1
