@@ -21,7 +21,7 @@ import typer
 from dspy_finetune._files import file_error, read_json, try_lock, write_json
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
-from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText
+from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText, host_named
 from dspy_finetune.errors import DataError, FinetuneError, UsageError
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def run(
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
     from dspy_finetune.values import fold
 
+    host_named(host)  # a misspelt one is told before the first step
     chosen = [name for name in (label, number, pairs) if name is not None]
     if len(chosen) > 1:
         raise UsageError("give one of --label, --number and --pairs: each names the label's column")

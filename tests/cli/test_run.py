@@ -269,3 +269,12 @@ def test_a_first_file_can_be_had(
     assert "headline -> liked: bool" in capsys.readouterr().out
     assert run("quickstart", "--example", "my titles.csv") == 2
     assert "error: my titles.csv is there already; name a new file" in capsys.readouterr().err
+
+
+def test_a_host_that_nobody_knows_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("run", str(written(tmp_path, "titles")), "--host", "nowhere") == 2
+    assert "--host nowhere: expected local, openai" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
