@@ -248,7 +248,7 @@ class Prices:
         self._cached = self._input if cached is None else cached
 
     def of(self, tokens: Tokens) -> InferenceCost | None:
-        """The whole reckoning; None for programs without a known model."""
+        """The whole cost; None for programs without a known model."""
         if self._model is None:
             return None
         return inference_cost(

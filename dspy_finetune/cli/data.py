@@ -81,7 +81,6 @@ _PRESETS = {
     "number": ("ft.prompts.number(Task)", "ft.OpenAIPredictor", "mean_absolute_error"),
     "text": ("ft.prompts.answer(Task)", "ft.OpenAIPredictor", "token_f1"),
 }
-_NONE: Mapping[str, Any] = {}
 _INSTRUCTIONS = {
     "binary": "Does this hold: {label}?",
     "labels": "Choose the {label}.",
@@ -266,7 +265,11 @@ def init(
 
 
 def script(
-    columns: Columns, data: Path, delimiter: str | None = None, decimal: str = ".", numbers: Mapping[str, Any] = _NONE
+    columns: Columns,
+    data: Path,
+    delimiter: str | None = None,
+    decimal: str = ".",
+    numbers: Mapping[str, Any] | None = None,
 ) -> str:
     """The script for a task, as Python source."""
     from dspy_finetune.data.fields import field_name  # here: --help must not wait for dspy
@@ -275,7 +278,7 @@ def script(
     is_choice = columns.task == "pairs" and not columns.is_a_or_b
     prompt, predictor, metric = _PRESETS["labels" if is_choice else columns.task]
     prompt = prompt.replace(
-        "(Task)", "".join(["(Task", *(f", {name}={value!r}" for name, value in numbers.items()), ")"])
+        "(Task)", "".join(["(Task", *(f", {name}={value!r}" for name, value in (numbers or {}).items()), ")"])
     )
     label = field_name(columns.label)
     fields = [f"    {field_name(name)}: str = dspy.InputField()" for name in columns.inputs]

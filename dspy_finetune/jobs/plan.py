@@ -329,7 +329,7 @@ def estimate_seconds(
     n_tokens: int | None,
     *,
     recipe: Recipe | None = None,
-    reckoned: float | None = None,
+    nominal: float | None = None,
 ) -> float | None:
     """By the median pace of this journal's finished jobs on the same host and base model and by the same recipe.
 
@@ -339,25 +339,25 @@ def estimate_seconds(
         base: Its base model.
         n_tokens: Tokens trained on, all epochs.
         recipe: What the local host will train; None elsewhere.
-        reckoned: How long it takes by the catalog's measured speeds. It holds where no such job has ended, and the
+        nominal: How long it takes by the catalog's measured speeds. It holds where no such job has ended, and the
             pace of those that have is seconds for one of these, else seconds for a token.
     """
-    reckonings: dict[str, float | None] = {}
+    nominals: dict[str, float | None] = {}
     paces, speeds = [], []
     for entry in journal.entries():
         if entry.event == "intent":
             described = (entry.facts.get("host") or {}).get("name")
             found = described, strip_model_id(str(entry.facts.get("base_model"))), entry.facts.get("trains")
-            reckonings.pop(entry.intent, None)
+            nominals.pop(entry.intent, None)
             if found == (host.name, base, recipe):
-                reckonings[entry.intent] = entry.facts.get("reckoned_seconds")
+                nominals[entry.intent] = entry.facts.get("nominal_seconds")
         seconds, tokens = entry.facts.get("seconds"), entry.facts.get("trained_tokens")
-        if entry.event == "ended" and seconds and tokens and entry.intent in reckonings:
+        if entry.event == "ended" and seconds and tokens and entry.intent in nominals:
             speeds.append(tokens / seconds)
-            if before := reckonings[entry.intent]:
+            if before := nominals[entry.intent]:
                 paces.append(seconds / before)
-    if reckoned is not None:
-        return reckoned * (median(paces) if paces else 1.0)
+    if nominal is not None:
+        return nominal * (median(paces) if paces else 1.0)
     return n_tokens / median(speeds) if speeds and n_tokens is not None else None
 
 
@@ -380,7 +380,7 @@ def _choice(
         raise DataError(f"{path}: {error}") from error
 
 
-def _reckoned(
+def _nominal_seconds(
     file: TrainingFile,
     choice: RecipeChoice | None,
     n_once: int | None,
@@ -485,7 +485,7 @@ class Plan(Reported):
     eta_seconds: float | None
     """How long it will take, by finished jobs of this journal on the same host and model and by the same recipe, else
     on this machine by the model's measured speed; None where neither is known."""
-    reckoned_seconds: float | None = field(default=None, repr=False)
+    nominal_seconds: float | None = field(default=None, repr=False)
     """The same by the model's measured speed alone, which finished jobs are held against."""
     warnings: tuple[str, ...] = field(default=())
     """What should be known before money is spent."""
@@ -658,7 +658,7 @@ class Plan(Reported):
                 "prompt_digest": self.train.prompt_digest,
                 "n_tokens": self.n_tokens,
                 "trains": self.choice.recipe if self.choice else None,
-                "reckoned_seconds": self.reckoned_seconds,
+                "nominal_seconds": self.nominal_seconds,
                 "estimated_cost_usd": self.cost_usd,
             },
         )
@@ -732,7 +732,7 @@ def plan(
     choice = _choice(file.path, chosen, settled, host, base)
     is_head = choice is not None and choice.recipe == "head"
     n_tokens = n_once * (1 if is_head else n_epochs) if n_once is not None else None
-    reckoned = _reckoned(file, choice, n_once, n_epochs, host, base, catalog)
+    nominal = _nominal_seconds(file, choice, n_once, n_epochs, host, base, catalog)
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]
     if estimate is not None and estimate.remark and file.is_estimated:
         notes.append(estimate.remark)
@@ -741,7 +741,7 @@ def plan(
         names = ", ".join(map(str, unused))
         notes.append(f"{names}: a head has none of these, and passes them over; recipe=lora trains with them")
     if any(one.name == "n_epochs" and one.value == "auto" for one in settled):
-        notes.append(f'n_epochs="auto": the host chooses; cost and tokens are reckoned for {n_epochs}')
+        notes.append(f'n_epochs="auto": the host chooses; cost and tokens are estimated for {n_epochs}')
     if not is_known:
         notes.append(f"{base} is not among the models that {dialect} is known to train; it may refuse the job")
     ends = shutdown_date(base, dialect, catalog)
@@ -775,9 +775,9 @@ def plan(
         n_epochs=n_epochs,
         cost_usd=cost.cost_usd,
         eta_seconds=estimate_seconds(
-            journal_of(host), host, base, n_tokens, recipe=choice.recipe if choice else None, reckoned=reckoned
+            journal_of(host), host, base, n_tokens, recipe=choice.recipe if choice else None, nominal=nominal
         ),
-        reckoned_seconds=reckoned,
+        nominal_seconds=nominal,
         warnings=tuple(notes),
     )
 

@@ -441,6 +441,8 @@ def turn_parts(tokenizer: Any) -> dict[str, Any] | None:
         checked by putting conversations together from them.
     """
 
+    from jinja2 import TemplateError
+
     def render(roles: Sequence[str], *, generation: bool = False) -> str:
         turns = [{"role": role, "content": _MARKS[role]} for role in roles]
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
@@ -457,7 +459,8 @@ def turn_parts(tokenizer: Any) -> dict[str, Any] | None:
         before_assistant, rest = rest.split(assistant)
         before_user = rest.split(user)[0].removeprefix(after_assistant)
         alone = render(["user"])
-    except Exception:  # Jinja's own errors: a template may refuse any of these conversations
+    # A template is somebody's program: it may refuse any of these conversations, or fail on one.
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
     parts: dict[str, Any] = {
         "system": (before_system, between.removesuffix(before_user)),

@@ -133,6 +133,16 @@ def in_any_process(flag: bool, device: Any) -> bool:
     return bool(told > 0)
 
 
+def leave_group() -> None:
+    """End this process's part in a training of several, once all have come so far; alone there is nothing to end.
+
+    A process that ends with its connections open takes the threads that serve them by surprise, and may be aborted.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 class AveragedGradients:
     """Part of a trainer: several processes train as one would on all of their rows.
 

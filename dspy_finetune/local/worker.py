@@ -206,6 +206,10 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
     )
     spec.output_folder.mkdir(parents=True, exist_ok=True)
     result = trainer(task["method"], spec.recipe)(spec, emit=metrics.emit, should_stop=should_stop)
+    if not is_alone():
+        from dspy_finetune.local.training import leave_group  # with torch, as above
+
+        leave_group()
     if is_first():
         shutil.rmtree(work / "start", ignore_errors=True)
     return result

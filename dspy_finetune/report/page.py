@@ -8,6 +8,7 @@ Not covered: the look (page.html.jinja, page.css), pictures (plots.py), what the
 
 from __future__ import annotations
 
+import abc
 import base64
 import hashlib
 import html
@@ -116,12 +117,12 @@ def render(sections: Sequence[Section], *, title: str, training: Training | None
     return page
 
 
-class Reported:
+class Reported(abc.ABC):
     """A result that says which blocks it is, and so writes itself as a page, as Markdown, and in a notebook."""
 
+    @abc.abstractmethod
     def section(self) -> Section:
         """The blocks that it consists of, for a page of several."""
-        raise NotImplementedError
 
     def markdown(self) -> str:
         """The whole as Markdown."""

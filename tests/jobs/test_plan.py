@@ -218,7 +218,7 @@ def test_the_hosts_own_end_date_wins(
     assert "for 4 more days, until 2026-12-24" in caplog.text
 
 
-def test_the_time_is_reckoned_from_finished_jobs(sft_file: Path, host: Host, time: FakeTime) -> None:
+def test_the_time_is_estimated_from_finished_jobs(sft_file: Path, host: Host, time: FakeTime) -> None:
     made = plan(sft_file, base_model=BASE, host=host)
     assert made.eta_seconds is None
     journal = journal_of(host)
@@ -231,18 +231,18 @@ def test_the_time_is_reckoned_from_finished_jobs(sft_file: Path, host: Host, tim
     assert plan(sft_file, base_model=BASE, host=host).eta_seconds is not None
 
 
-def test_the_time_of_a_head_is_reckoned_from_heads_alone(sft_file: Path, tmp_path: Path) -> None:
+def test_the_time_of_a_head_is_estimated_from_heads_alone(sft_file: Path, tmp_path: Path) -> None:
     """A job by LoRA on the same rows took 20 times as long, and says nothing of a head's time."""
     host, model = Host.local(root=tmp_path / "host"), "smollm2-135m-instruct"
     made = plan(sft_file, base_model=model, host=host)
-    assert made.reckoned_seconds is not None
+    assert made.nominal_seconds is not None
     journal = journal_of(host)
     for name, trains, seconds in (("a", "lora", 20), ("b", "head", 3), ("c", "head", 2), ("d", None, 50)):
         facts = {"host": host.to_dict(), "base_model": model, "trains": trains}
-        journal.append(name, "intent", at=1.0, attempt=1, reckoned_seconds=made.reckoned_seconds, **facts)
-        journal.append(name, "ended", at=2.0, trained_tokens=100, seconds=seconds * made.reckoned_seconds)
+        journal.append(name, "intent", at=1.0, attempt=1, nominal_seconds=made.nominal_seconds, **facts)
+        journal.append(name, "ended", at=2.0, trained_tokens=100, seconds=seconds * made.nominal_seconds)
     again = plan(sft_file, base_model=model, host=host)
-    assert again.eta_seconds == pytest.approx(2.5 * made.reckoned_seconds)
+    assert again.eta_seconds == pytest.approx(2.5 * made.nominal_seconds)
     assert made.to_dict()["recipe"] == "head"
 
 
