@@ -25,7 +25,7 @@ MAX_TOKENS = 4096
 """A training row may have so many."""
 COUNTED_AS = "gpt-4.1-mini-2025-04-14"
 """Whose tokens are counted: there is no public table for the local model, and the counts are near enough."""
-SIZES = {"small": (24, 8, 2), "full": (10_000, 150, 2)}
+SIZES = {"small": (24, 5, 1), "full": (10_000, 150, 2)}
 """Name to (rows to train on, test cases, epochs); smaller data is used whole."""
 CASES = ("What is photosynthesis?", "What does Newton's first law say?")
 

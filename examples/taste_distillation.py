@@ -41,7 +41,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(n_titles=24, n_pairs=12, n_explained=10, n_test=8, n_epochs=1),
+    "small": Size(n_titles=24, n_pairs=12, n_explained=10, n_test=5, n_epochs=1),
     "full": Size(n_titles=440, n_pairs=320, n_explained=100, n_test=150, n_epochs=2),
 }
 

@@ -295,7 +295,7 @@ class Comparison:
         values = {name: one.interval.value for name, one in found.items() if one.verdict == "undecided"}
         level = [name for name, value in values.items() if value is not None and sign * value <= 0]
         if level:
-            return f"Do not fine-tune on this evidence: {level[0]}, needing no fine-tuning, did as well on these items."
+            return f"{level[0]}, which needs no fine-tuning, did as well on these items."
         return None
 
     def differences_of(self, metric: str) -> tuple[Difference, ...]:

@@ -37,7 +37,7 @@ TUNED, PLAIN = "openai/ft:gpt-4.1-nano-2025-04-14:x::1", "openai/gpt-4.1-nano-20
     [
         (range(12), range(1), None, "Do not fine-tune: prompt, which needs no fine-tuning, is better."),
         ([1], [2], 0.2, "Do not fine-tune: prompt, which needs no fine-tuning, is as good, within the margin."),
-        ([1, 2], [2], None, "Do not fine-tune on this evidence: prompt, needing no fine-tuning, did as well"),
+        ([1, 2], [2], None, "prompt, which needs no fine-tuning, did as well on these items."),
         ([1], [2, 3], None, None),
         ([], range(12), None, None),
     ],

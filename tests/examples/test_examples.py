@@ -36,7 +36,7 @@ class TestQuestions:
     def test_from_questions_to_results(self, tmp_path: Path, host: ft.Host, capsys: pytest.CaptureFixture[str]) -> None:
         report = question_answering.main(tmp_path, host, size="small")
         assert {row.name for row in report.rows} == {"tuned", "untuned", "DSPy few-shot", "nearest answer"}
-        assert {(row.n, row.n_failed) for row in report.rows} == {(8, 0)}
+        assert {(row.n, row.n_failed) for row in report.rows} == {(5, 0)}
         results = json.loads((tmp_path / "test_results.json").read_text(encoding="utf-8"))
         assert [row["question"] for row in results] == list(question_answering.CASES)
         assert all(0 <= row[name]["token_f1"] <= 1 for row in results for name in ("tuned", "untuned"))
