@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.errors import UsageError
-from dspy_finetune.values import MAX_CHOICES, is_closed_set
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
@@ -36,11 +35,60 @@ PACKAGED_ENCODER = "minilm-l6"
 
 MAX_CV_ROWS = 2500
 """Of more rows so many, drawn at random, choose a head: all choose no better, and take minutes."""
+MAX_CHOICES = 64
+"""More distinct answers than this are no closed set, whatever their counts."""
+MAX_ONCE = 0.05
+"""So large a share of the rows may have an answer of their own in a closed set: a rare label costs none its head."""
 MAX_LABEL_CHARS = 200
 MAX_LABELS = 500
-"""A head that is asked for takes so many; for more than values.MAX_CHOICES an adapter is trained unless it is."""
+"""A head that is asked for takes so many; for more than MAX_CHOICES an adapter is trained unless it is."""
 MAX_NUMBER_LABELS = 11
 """So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
+
+
+def is_closed_set(counts: Mapping[Any, int], most: int = MAX_CHOICES) -> bool:
+    """Whether answers with these counts are labels: at most so many, given again and again but for a few rare ones.
+
+    >>> is_closed_set({"net": 9, "doc": 10, "zope": 1}), is_closed_set({"It is.": 1, "It was.": 1})
+    (True, False)
+    """
+    once, n_rows = sum(count < 2 for count in counts.values()), sum(counts.values())
+    has_rare = len(counts) - once >= 2 and once <= n_rows * MAX_ONCE
+    return 2 <= len(counts) <= most and (once == 0 or has_rare)
+
+
+_SIDE_NAMES = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"))
+"""How the two sides of a pair are called."""
+
+
+def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, int] | None:
+    """Which of two labels names which of two fields, or None where they do not.
+
+    A label names a field by its whole name or its last word, or by another usual name of the same side.
+
+    >>> compared_fields(["A", "B"], ["A", "B"]), compared_fields(["Title b", "Title a"], ["a", "b"])
+    ((0, 1), (1, 0))
+    >>> compared_fields(["title_1", "title_2"], ["A", "B"]), compared_fields(["question", "answer"], ["A", "B"])
+    ((0, 1), None)
+    """
+    if len(fields) != 2 or len(labels) != 2:
+        return None
+    given = [_words(label) for label in labels]
+    names = [_words(field) for field in fields]
+    stems, ends = zip(*(("", *name.rpartition(" "))[1::2] for name in names), strict=True)
+    if sorted(given) != sorted(names) and stems[0] == stems[1]:
+        names = list(ends)
+        sides = [next((pair for pair in _SIDE_NAMES if set(pair) == set(one)), None) for one in (given, names)]
+        if sides[0] is not None and sides[1] is not None:
+            names = [sides[0][sides[1].index(name)] for name in names]
+    if given[0] == given[1] or sorted(given) != sorted(names):
+        return None
+    return given.index(names[0]), given.index(names[1])
+
+
+def _words(name: str) -> str:
+    plain = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+    return re.sub(r"(?<=[^\W\d])(?=\d$)", " ", plain)  # title1 is the title 1
 
 
 def message_text(message: Message) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.errors import DataError, RowError, UsageError
+from dspy_finetune.tasks import compared_fields, is_closed_set
 from dspy_finetune.values import (
     FALSE_WORDS,
     TRUE_WORDS,
@@ -34,10 +35,8 @@ from dspy_finetune.values import (
     NumberColumn,
     Unparseable,
     choice_loader,
-    compared_fields,
     currency_of,
     fold,
-    is_closed_set,
     load_bool,
     load_int,
     load_number,

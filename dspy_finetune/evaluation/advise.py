@@ -31,7 +31,8 @@ from dspy_finetune.evaluation.metrics import Embed
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text
 from dspy_finetune.report.page import Reported
-from dspy_finetune.values import MAX_CHOICES, is_label, label_text, read_number, split_unit
+from dspy_finetune.tasks import MAX_CHOICES
+from dspy_finetune.values import is_label, label_text, read_number, split_unit
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
 

@@ -50,7 +50,8 @@ from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
-from dspy_finetune.values import MAX_LABELS, compared_fields, label_column, label_text, read_number
+from dspy_finetune.tasks import compared_fields
+from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
 def predictor_for(

@@ -32,8 +32,15 @@ from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes,
 from dspy_finetune.local.models import load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
 from dspy_finetune.local.words import Words
-from dspy_finetune.tasks import MAX_LABELS, Messages, is_encoder, message_text, rows_of, task_of_answers
-from dspy_finetune.values import compared_fields
+from dspy_finetune.tasks import (
+    MAX_LABELS,
+    Messages,
+    compared_fields,
+    is_encoder,
+    message_text,
+    rows_of,
+    task_of_answers,
+)
 
 Array = NDArray[np.float32]
 Span = tuple[int, int]
