@@ -83,16 +83,16 @@ def text() -> str:
 def _table(sets: dict[str, dict[str, list[str]]]) -> str:
     if not sets:
         return ""
-    is_timed = {column: any(seconds for _, seconds in rows.values()) for column, rows in sets.items()}
-    head = [cell for column in sets for cell in (column, "seconds")[: 1 + is_timed[column]]]
-    lines = [f"| method | {' | '.join(head)} |", f"| --- |{' --- |' * len(head)}"]
+    lines = [f"| method | {' | '.join(sets)} |", f"| --- |{' --- |' * len(sets)}"]
     for method in METHODS.values():
         if any(method in rows for rows in sets.values()):
-            cells = [
-                cell for column, rows in sets.items() for cell in rows.get(method, ["", ""])[: 1 + is_timed[column]]
-            ]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+            cells = [rows.get(method, ["", ""]) for rows in sets.values()]
+            lines.append(f"| {method} | {' | '.join(_cell(*cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: str, seconds: str) -> str:
+    return f"{value}; {seconds} s" if seconds else value
 
 
 def main() -> None:
