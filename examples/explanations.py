@@ -9,7 +9,7 @@ import dspy_finetune as ft
 from dspy_finetune.quickstart import load_titles
 
 # Your own: ft.load_examples("pairs.csv", signature="title_a, title_b -> preferred: Literal['A', 'B'], explanation")
-rows = [row for row in load_titles() if row.get("reason")][:48]
+rows = [row for row in load_titles() if row.get("reason")][:32]
 train, _, test = ft.split(rows, (0.7, 0, 0.3), stratify_by="is_favorite")
 
 
