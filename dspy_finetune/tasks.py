@@ -86,6 +86,15 @@ def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, 
     return given.index(names[0]), given.index(names[1])
 
 
+def are_sides(fields: Sequence[str]) -> bool:
+    """Whether two fields are called as the two sides of a pair are.
+
+    >>> are_sides(["title_a", "title_b"]), are_sides(["left", "right"]), are_sides(["question", "answer"])
+    (True, True, False)
+    """
+    return any(compared_fields(fields, pair) is not None for pair in _SIDE_NAMES)
+
+
 def _words(name: str) -> str:
     plain = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
     return re.sub(r"(?<=[^\W\d])(?=\d$)", " ", plain)  # title1 is the title 1

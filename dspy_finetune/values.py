@@ -35,6 +35,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from dspy_finetune.errors import AnswerError, RowError, UsageError
 
+TIE_WORDS = frozenset({"tie", "tied", "draw", "equal", "both", "neither", "same"})
+"""What is written where neither of two sides is preferred."""
 TRUE_WORDS = ("true", "yes", "y", "t", "1", "1.0")
 """The words for True, in any letter case; `1.0` is what pandas makes of a column with an empty cell."""
 FALSE_WORDS = ("false", "no", "n", "f", "0", "0.0")
@@ -793,7 +795,6 @@ _NUMBER_LEAD = (
 _APPROXIMATE = re.compile(r"about|around|approx|roughly|circa|ca\.|~|≈", re.IGNORECASE)
 _RANGE = re.compile(r"(?P<low>[^–—]*?\d[^–—]*?)\s*(?:-|–|—|\bto\b)\s*(?P<high>\D{0,8}\d.*)", re.IGNORECASE | re.DOTALL)
 _PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_COMMAS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?", re.ASCII)
 _USUAL = re.compile(r"-?\$?(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?", re.ASCII)
 _GROUPED = re.compile(
     r"[1-9]\d{0,2}(?:(?P<mark>[,\u0020\u00a0\u202f\u2009'’])\d{3})(?:(?P=mark)\d{3})*(?:\.\d*)?", re.ASCII
@@ -1293,8 +1294,9 @@ def _load_decimal(value: Any, style: NumberFormat, decimal: DecimalMark) -> Deci
     number: Decimal | None = None
     if isinstance(value, str):
         found = _amount(value.translate(_EXCHANGED) if decimal == "," else value)
-        if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _COMMAS.fullmatch(found[1])):
-            number = _decimal(found[0] + found[1].replace(",", ""))
+        if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _GROUPED.fullmatch(found[1])):
+            # Digits in threes behind a comma, an apostrophe or a blank are one number in every country's writing.
+            number = _decimal(found[0] + re.sub(r"[^\d.eE+-]", "", found[1]))
     elif value is not None:
         with contextlib.suppress(AnswerError):
             number = Decimal(NumberFormat(kind="decimal").read(value))
@@ -1321,7 +1323,7 @@ def _not_a_number(value: Any, decimal: DecimalMark) -> Unparseable:
     # What an answer would be read as is asked about, not taken: a column's spelling is a person's to decide.
     guess, remedy = "", _FILE_REMEDY
     with contextlib.suppress(AnswerError):
-        guess = f"; it may mean {NUMBER.decode(value):g}"
+        guess = f"; it may mean {NUMBER.decode(value):.15g}"
     if "," in value and re.fullmatch(r"[0-9.,]+", _digits_of(value)[:_MAX_CHARS]):
         problem, remedy = "ambiguous: the comma does not part groups of three digits", _COMMA_REMEDY
     else:

@@ -121,8 +121,11 @@ def advise_command(
     Example: dspy-finetune advise titles.csv --label liked
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
+    from dspy_finetune.data.fields import guess_columns
     from dspy_finetune.evaluation import advise
 
+    if decimal == "," and label is None and signature is None:
+        label = guess_columns(load_examples(data, delimiter=delimiter), inputs=text or None).label
     rows = load_examples(
         data,
         inputs=text or None,
@@ -156,12 +159,22 @@ def split(
     number: Annotated[
         str | None, typer.Option(help="The same, of a label that holds numbers, which are read and written as such.")
     ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="The same, of a label that says which of two columns is preferred, by its name or its text; "
+            "ties are left out, and told."
+        ),
+    ] = None,
     stratify_by: Annotated[
         str | None, typer.Option("--stratify-by", help="Spread this column's values evenly over the three files.")
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="An input column whose empty cells (null) are written as empty texts; may be repeated."),
+        typer.Option(
+            help="An input column: rows with equal inputs stay together, and empty cells (null) are written as empty "
+            "texts; may be repeated."
+        ),
     ] = None,
     delimiter: CellDelimiter = None,
     decimal: Decimal = ".",
@@ -180,14 +193,18 @@ def split(
     except ValueError as error:
         raise UsageError(f"--fractions {fractions}: write three numbers, such as 0.8,0.1,0.1") from error
     by = None if not group_by else group_by[0] if len(group_by) == 1 else tuple(group_by)
-    if label is not None and number is not None:
-        raise UsageError("give one of --label and --number: each names the label's column")
+    if sum(name is not None for name in (label, number, pairs)) > 1:
+        raise UsageError("give one of --label, --number and --pairs: each names the label's column")
     kinds: dict[str, Any] = {} if number is None else {number: float | None}
     rows: Sequence[Any] = load_examples(data, types=kinds, delimiter=delimiter, decimal=decimal)
-    answer = label or number
+    answer = label or number or pairs
     if answer is not None:
         rows = labelled(rows, answer, data)
-    rows = [row.copy(**{name: "" for name in text or () if row.get(name) is None}) for row in rows] if text else rows
+    if text:
+        filled = [{name: "" for name in text if row.get(name) is None} for row in rows]
+        rows = [row.copy(**empty).with_inputs(*text) for row, empty in zip(rows, filled, strict=True)]
+    if pairs is not None:
+        rows = with_a_preference(rows, pairs, text, data)
     parts = split_examples(rows, shares, group_by=by, stratify_by=stratify_by, rare="train", seed=seed)
     written = {}
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
@@ -203,6 +220,22 @@ def split(
     for name, facts in written.items():
         print(f"{facts['path']}: {facts['rows']:,} rows ({name})")
     remark(parts.summary())
+
+
+def with_a_preference(rows: Sequence[Any], label: str, sides: Sequence[str] | None, data: str) -> list[Any]:
+    """The pairs in which one side is preferred, by name; how many the others are is told. The sides are the inputs."""
+    from dspy_finetune.data.fields import guess_columns  # here: --help must not wait for dspy
+    from dspy_finetune.data.items import decided_pairs
+
+    columns = guess_columns(rows, label=label, inputs=sides)
+    if columns.task != "pairs":
+        raise UsageError(f"--pairs {label}: no two columns of {data} are sides that it names ({columns.why})")
+    kept = [row.with_inputs(*columns.inputs) for row in decided_pairs(rows, columns)]
+    if not kept:
+        raise UsageError(f"--pairs {label}: no row of {data} prefers a side")
+    if len(kept) < len(rows):
+        warn([f"{len(rows) - len(kept)} of {len(rows)} rows prefer neither side and are left out"])
+    return kept
 
 
 def labelled(rows: Sequence[Any], label: str, data: str) -> list[Any]:

@@ -90,7 +90,7 @@ def run(
     Example: dspy-finetune run titles.csv --label liked
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.fields import guess_columns
+    from dspy_finetune.data.fields import check_decimal, guess_columns
     from dspy_finetune.evaluation.advise import has_value, only_label
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
     from dspy_finetune.values import fold
@@ -103,6 +103,8 @@ def run(
     columns = guess_columns(examples, label=chosen[0] if chosen else None, inputs=text or None)
     if number is not None:
         columns = replace(columns, task="number", labels=())
+    if columns.task == "number":
+        check_decimal([example.get(columns.label) for example in examples], columns.label, decimal)
     if pairs is not None and columns.task != "pairs":
         found = ", ".join(map(repr, columns.labels[:4])) or columns.why
         raise UsageError(
@@ -116,9 +118,8 @@ def run(
     cells: tuple[str, ...] = () if delimiter is None else ("--delimiter", delimiter)
     cells += () if decimal == "." else ("--decimal", decimal)
     split = ("--fractions", fractions, "--seed", str(seed), *(("--group-by", group_by) if group_by else ()), *cells)
-    # A null would be refused as an input; in a CSV file it is an empty text already.
-    nulls = [name for name in columns.inputs if any(example.get(name) is None for example in examples)]
-    split += tuple(part for name in nulls for part in ("--text", name))
+    # Rows with equal inputs stay on one side, whatever else they hold; and a null would be refused as an input.
+    split += tuple(part for name in columns.inputs for part in ("--text", name))
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
     training += ["--host", host, "--seed", str(seed)]
     has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])
@@ -258,7 +259,7 @@ def plan_steps(
             str(folder / "advice.json"),
         ),
     )
-    answer = ("--number" if columns.task == "number" else "--label", columns.label)
+    answer = ({"number": "--number", "pairs": "--pairs"}.get(columns.task, "--label"), columns.label)
     stratify = ("--stratify-by", columns.label) if columns.task in ("binary", "labels") else ()
     yield Step(
         title="Split",

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import itertools
 import keyword
 import re
 import types
@@ -30,6 +31,7 @@ from dspy_finetune.errors import DataError, RowError, UsageError
 from dspy_finetune.tasks import compared_fields, is_closed_set
 from dspy_finetune.values import (
     FALSE_WORDS,
+    TIE_WORDS,
     TRUE_WORDS,
     DecimalMark,
     NumberColumn,
@@ -313,7 +315,7 @@ Task = Literal["binary", "labels", "pairs", "number", "text"]
 
 _LABEL_NAMES = re.compile(
     r"(^|_)(labels?|class|category|target|answer|response|output|completion|liked?|favou?rite|preferred|preference|"
-    r"price|rating|score|sentiment|spam|y)($|_)",
+    r"price|rating|score|sentiment|spam|intent|outcome|verdict|grade|stars|y)($|_)",
     re.IGNORECASE,
 )
 _ID_NAMES = re.compile(r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)", re.I)
@@ -397,19 +399,16 @@ def guess_columns(
             raise UsageError(f"no row has a field {name!r}; the fields are {', '.join(values)}")
     pair = _pair(values, label, inputs)
     if pair is not None:
-        sides, preferred = pair
-        return Columns(
-            task="pairs",
-            inputs=sides,
-            label=preferred,
-            labels=_distinct(values[preferred]),
-            why=f"{sides[0]} and {sides[1]} are two sides, and {preferred} names one of them",
-        )
+        return pair
     chosen = label if label is not None else _label(values, inputs or ())
     task, labels = _task(values[chosen])
     read = tuple(inputs) if inputs is not None else _inputs(values, chosen)
     if not read:
-        raise DataError(f"no column beside {chosen!r} holds text to read; name the inputs")
+        nested = [name for name in values if any(isinstance(value, Mapping) for value in values[name])]
+        remedy = "name the inputs"
+        if nested:
+            remedy = f"{' and '.join(map(repr, nested[:4]))} hold objects: write their texts as columns of their own"
+        raise DataError(f"no column beside {chosen!r} holds text to read; {remedy}")
     if label is None and _is_row((chosen, *read), values):
         raise DataError(
             f"the columns are called {', '.join(map(repr, values))}, which reads like a row: give the file a first "
@@ -471,6 +470,27 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
     return options
 
 
+def check_decimal(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> None:
+    """Raise DataError where a column of numbers is written with the other decimal mark than the one that is read.
+
+    >>> check_decimal(["1.299,50", "12"], "price", ",")
+    """
+    found: dict[DecimalMark, list[Any]] = {}
+    for mark in typing.get_args(DecimalMark):
+        found[mark] = [cell for cell in cells if cell is not None and not _is_read(split_unit(cell)[0] or cell, mark)]
+    if decimal == "." and found["."] and not found[","]:
+        raise DataError(
+            f'{name!r} holds numbers with a decimal comma ({shown(found["."][0])}): say decimal="," (--decimal ,)'
+        )
+
+
+def _is_read(cell: Any, decimal: DecimalMark) -> bool:
+    with contextlib.suppress(Unparseable):
+        load_number(cell, decimal)
+        return True
+    return False
+
+
 def _values(examples: Sequence[dspy.Example]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for example in examples for name in example.keys())  # noqa: SIM118  # no mapping
     return {name: [example.get(name) for example in examples] for name in names}
@@ -484,23 +504,42 @@ def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(sorted(counts, key=lambda value: (-counts[value], str(value))))
 
 
-def _pair(
-    values: Mapping[str, list[Any]], label: str | None, inputs: Sequence[str] | None
-) -> tuple[tuple[str, str], str] | None:
-    """The two sides of pair rows and the field that names the better one."""
+def _pair(values: Mapping[str, list[Any]], label: str | None, inputs: Sequence[str] | None) -> Columns | None:
+    """Of pair rows the two sides and the field that says which is the better one, by its name or by its text."""
     given = tuple(inputs) if inputs is not None else tuple(name for name in values if not _ID_NAMES.search(name))
     labels = [label] if label is not None else [name for name in given or values if _PREFERENCE.search(name)]
     if inputs is not None and len(inputs) != 2:
         return None
     for chosen in labels or list(values):
-        sides = [str(value) for value in _distinct(values[chosen])]
-        if len(sides) != 2:
-            continue
-        for place, first in enumerate(given):
-            for second in given[place + 1 :]:
-                if chosen not in (first, second) and compared_fields((first, second), sides) is not None:
-                    return (first, second), chosen
+        answers = _distinct(values[chosen])
+        decided = [value for value in answers if fold(str(value)) not in TIE_WORDS]
+        ties = "" if len(decided) == len(answers) else ", or says that neither is better"
+        for sides in itertools.combinations([name for name in given if name != chosen], 2):
+            told = "names one of them"
+            labelled = tuple(decided)
+            if len(decided) > 2 and _repeats_a_side(values, chosen, sides):
+                told = "repeats the text of one of them"
+                letters = ("A", "B")
+                labelled = letters if compared_fields(sides, letters) is not None else sides
+            elif compared_fields(sides, [str(value) for value in decided]) is None:
+                continue
+            why = f"{sides[0]} and {sides[1]} are two sides, and {chosen} {told}{ties}"
+            return Columns(task="pairs", inputs=sides, label=chosen, labels=labelled, why=why)
     return None
+
+
+def _repeats_a_side(values: Mapping[str, list[Any]], label: str, sides: tuple[str, str]) -> bool:
+    """Whether each answer but ties is the text of one of the two sides, and each side is preferred somewhere."""
+    rows = zip(values[label], values[sides[0]], values[sides[1]], strict=True)
+    found: set[str] = set()
+    for answer, *texts in rows:
+        if answer is None or fold(str(answer)) in TIE_WORDS:
+            continue
+        same = [name for name, text in zip(sides, texts, strict=True) if text is not None and str(text) == str(answer)]
+        if not same:
+            return False
+        found.update(same)
+    return len(found) == 2
 
 
 def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
@@ -535,11 +574,7 @@ def _is_number(value: Any) -> bool:
         return False
     if isinstance(value, (int, float)):
         return True
-    for decimal in typing.get_args(DecimalMark):
-        with contextlib.suppress(Unparseable):
-            load_number(value, decimal)
-            return True
-    return False
+    return any(_is_read(value, decimal) for decimal in typing.get_args(DecimalMark))
 
 
 def _is_whole(value: Any) -> bool:
@@ -554,14 +589,16 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         and not _is_identifier(name, values[name])
         and any(one is not None and isinstance(one, Hashable) for one in values[name])
     ]
+    # Where one of two columns is a number and the other words, the words are what is read.
+    candidates = [name for name in candidates if inputs or _has_words(values, name)] or candidates
     named = [name for name in candidates if _LABEL_NAMES.search(name) or _FLAG_NAMES.match(name)]
     tasks = {name: _task(values[name])[0] for name in candidates}
     closed = [name for name in candidates if tasks[name] in ("binary", "labels")]
     told = [name for name in candidates if tasks[name] != "text"]
-    # A telling name first, then a closed set of answers, then the one column that is no text; of several, those that
-    # are both.
+    # A telling name first, of several the one with a closed set of answers; else the one column that is no text. A
+    # closed set beside numbers may be a property of the rows (a canton beside amounts), and is asked about.
     choices: list[list[str]] = [named, [name for name in named if name in closed]]
-    for found in choices + ([] if named else [closed, told]):
+    for found in choices + ([] if named else [told]):
         if len(found) == 1:
             return found[0]
     if not candidates:
@@ -583,6 +620,12 @@ def _inputs(values: Mapping[str, list[Any]], label: str) -> tuple[str, ...]:
     # A column with the label's meaning in other words (points beside is_favorite) is no input: text alone is read.
     worded = [name for name in texts if _mean_words(values[name]) >= 2 and _task(values[name])[0] != "number"]
     return tuple(worded or texts)
+
+
+def _has_words(values: Mapping[str, list[Any]], label: str) -> bool:
+    """Whether another column than the label holds text that is no number."""
+    read = _inputs(values, label)
+    return any(_task(values[name])[0] != "number" for name in read)
 
 
 def _is_row(columns: Sequence[str], values: Mapping[str, list[Any]]) -> bool:

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 import dspy
 
-from dspy_finetune.data.fields import check_names, columns_hint
+from dspy_finetune.data.fields import Columns, check_names, columns_hint
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
-from dspy_finetune.values import Unparseable
+from dspy_finetune.tasks import are_sides, compared_fields
+from dspy_finetune.values import TIE_WORDS, Unparseable, fold
 
 How = Literal["normalized", "exact"]
 By = str | Sequence[str] | Callable[[dspy.Example], Any]
@@ -178,6 +179,8 @@ def _own_items(row: dspy.Example, how: How) -> tuple[str, ...]:
     if base is not None:
         return item_key(row[f"{base}_a"], how), item_key(row[f"{base}_b"], how)
     names = input_names(row)
+    if len(names) == 2 and are_sides(names):
+        return item_key(row[names[0]], how), item_key(row[names[1]], how)
     if len(names) == 1:  # comparable with the sides of pairs
         return (item_key(row[names[0]], how),)
     return (json.dumps([[name, item_key(row[name], how)] for name in names], ensure_ascii=False),)
@@ -209,8 +212,6 @@ def connected_rows(items: Sequence[Sequence[str]]) -> list[list[int]]:
 # `preferred_title`, as a side ("A", "b", "title_a"), as the text of the preferred side, or as a word for a tie.
 
 Side = Literal["A", "B", "tie"]
-
-_TIES = frozenset({"tie", "tied", "draw", "equal", "both", "neither", "same"})
 
 
 def preference_names(base: str) -> tuple[str, ...]:
@@ -247,7 +248,7 @@ def _read(value: Any, row: dspy.Example, base: str) -> Side:
         named = "A"
     elif word in ("b", f"{base}_b".casefold()):
         named = "B"
-    elif word in _TIES:
+    elif word in TIE_WORDS:
         named = "tie"
     is_a, is_b = item_key(value) == item_key(text_a), item_key(value) == item_key(text_b)
     remedy = f'write "A", "B", "tie", or the preferred {base} itself'
@@ -263,6 +264,45 @@ def _read(value: Any, row: dspy.Example, base: str) -> Side:
     if named is None and by_text is None:
         raise Unparseable(f"{_shown(value)} is neither a side nor one of the two texts", remedy)
     return named or by_text or "tie"
+
+
+def decided_pairs(rows: Sequence[dspy.Example], columns: Columns) -> list[dspy.Example]:
+    """Pair rows whose label names a side by one of `columns.labels`; a text of a side becomes that side's name.
+
+    Rows in which neither side is preferred are left out: ties, no answer, an answer that is the text of both.
+
+    >>> rows = [dspy.Example(left="Ants", right="Bees", best=best) for best in ("Bees", "tie")]
+    >>> columns = Columns(task="pairs", inputs=("left", "right"), label="best", labels=("left", "right"), why="")
+    >>> [row.best for row in decided_pairs(rows, columns)]
+    ['right']
+
+    Raises:
+        RowsError: Answers that are neither a side, nor its text, nor a tie; each is listed.
+    """
+    texts = [str(label) for label in columns.labels]
+    order = compared_fields(columns.inputs, texts)
+    if order is None:
+        return list(rows)
+    sides = {fold(text) for text in texts}
+    kept: list[dspy.Example] = []
+    wrong: list[RowError] = []
+    for number, row in enumerate(rows, start=1):
+        value = row.get(columns.label)
+        if is_missing(value) or (fold(str(value)) in TIE_WORDS and fold(str(value)) not in sides):
+            continue
+        if fold(str(value)) in sides:
+            kept.append(row)
+            continue
+        same = [place for place, name in zip(order, columns.inputs, strict=True) if str(row.get(name)) == str(value)]
+        if len(same) == 1:
+            kept.append(row.copy(**{columns.label: columns.labels[same[0]]}))
+        elif not same:
+            remedy = f"write {texts[0]!r} or {texts[1]!r}, or the text of the preferred side"
+            problem = "neither a side nor one of the two texts"
+            wrong.append(RowError(problem, line=number, field=columns.label, value=value, remedy=remedy))
+    if wrong:
+        raise RowsError(wrong)
+    return kept
 
 
 def _shown(value: Any) -> str:

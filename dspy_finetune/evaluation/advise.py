@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.data.fields import Columns, Task, guess_columns
-from dspy_finetune.data.items import connected_rows, row_items
+from dspy_finetune.data.fields import Columns, Task, check_decimal, guess_columns
+from dspy_finetune.data.items import connected_rows, decided_pairs, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
 from dspy_finetune.evaluation.metrics import Embed
@@ -187,7 +187,14 @@ def advise(
     rows = [dspy.Example(**row.toDict()).with_inputs(*columns.inputs) for row in rows if has_value(row, columns.label)]
     if not rows:
         raise EmptyDatasetError(f"no row has a value of {columns.label!r}; give labelled examples")
+    n_ties = 0
+    if columns.task == "pairs" and signature is None:
+        decided = decided_pairs(rows, columns)
+        n_ties, rows = len(rows) - len(decided), decided
+        if not rows:
+            raise EmptyDatasetError(f"no row prefers a side in {columns.label!r}; give pairs that do")
     if columns.task == "number":
+        check_decimal([row[columns.label] for row in rows], columns.label)
         for row in rows:
             if number := split_unit(row[columns.label])[0]:
                 row[columns.label] = number
@@ -230,8 +237,10 @@ def advise(
     recommendation, reasons = _recommend(advice, scores, groups)
     if is_constant and len(rows) > 1:
         recommendation, reasons = "more labels first", (only_label(columns.label, rows[0][columns.label]),)
-    if len(rows) < n_given:
-        reasons += (f"Left out, as {columns.label!r} is empty: {n_given - len(rows):,} of {n_given:,} rows.",)
+    if len(rows) + n_ties < n_given:
+        reasons += (f"Left out, as {columns.label!r} is empty: {n_given - n_ties - len(rows):,} of {n_given:,} rows.",)
+    if n_ties:
+        reasons += (f"Left out, as neither side is preferred: {n_ties:,} of {n_given:,} rows.",)
     return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
 
 

@@ -194,3 +194,34 @@ def test_rows_without_a_label_are_left_out_and_named(
     assert sorted(row["Preis"] for row in found) == [1000.5 + n for n in range(20)]
     assert run("split", str(tmp_path / "uhren.csv"), "--label", "Pries", "--out", "data") == 2
     assert 'did you mean "Preis"?' in capsys.readouterr().err
+
+
+def test_rows_with_equal_inputs_stay_together_whatever_their_number_is(tmp_path: Path) -> None:
+    """An id makes every row another one; the inputs tell that it is not."""
+    path = tmp_path / "claims.csv"
+    path.write_text(
+        "ref,text,paid\n" + "".join(f"R{n},claim number {n % 20},{n}\n" for n in range(60)), encoding="utf-8"
+    )
+    out = tmp_path / "parts"
+    assert (
+        run("split", str(path), "--text", "text", "--number", "paid", "--out", str(out), "--fractions", "0.8,0,0.2")
+        == 0
+    )
+    sides = [
+        {json.loads(line)["text"] for line in (out / f"{name}.jsonl").read_text().splitlines()}
+        for name in ("train", "test")
+    ]
+    assert not sides[0] & sides[1]
+
+
+def test_pairs_are_written_by_their_sides_and_ties_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    lines = [f"thing {n},matter {n},{('thing', 'matter')[n % 2]} {n}" for n in range(20)]
+    path.write_text("\n".join(["title_a,title_b,preferred_title", *lines, "x,y,tie", ""]), encoding="utf-8")
+    assert run("split", str(path), "--pairs", "preferred_title", "--out", str(tmp_path / "parts")) == 0
+    assert "1 of 21 rows prefer neither side" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "train.jsonl").read_text().splitlines()]
+    assert all(row["preferred_title"] == "AB"[int(row["title_a"].split()[1]) % 2] for row in rows)
+    assert run("split", str(path), "--pairs", "title_a", "--out", str(tmp_path / "parts")) == 2

@@ -8,8 +8,10 @@ import dspy
 import pytest
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.data.fields import guess_columns
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.data.fields import check_decimal, guess_columns
+from dspy_finetune.data.items import decided_pairs
+from dspy_finetune.errors import DataError, RowsError, UsageError
+from dspy_finetune.evaluation import advise
 
 
 def rows(**columns: Sequence[object]) -> list[dspy.Example]:
@@ -124,3 +126,56 @@ def test_a_first_line_that_is_a_row_is_asked_about(label: str) -> None:
         guess_columns(table)
     assert guess_columns(table, label=label).label == label
     assert guess_columns(rows(text=TEXTS, spam=["spam", "ham"] * 12)).label == "spam"
+
+
+def test_words_are_read_and_the_number_beside_them_is_answered() -> None:
+    campaigns, rates = ["news to all", "sale to new ones", "survey to all"] * 8, [f"{n / 7:.1f}%" for n in range(24)]
+    found = guess_columns(rows(campaign=campaigns, open_rate=rates))
+    assert (found.label, found.inputs, found.task) == ("open_rate", ("campaign",), "number")
+
+
+def test_a_closed_set_beside_amounts_is_asked_about() -> None:
+    """A canton beside what was paid may be a property of the row as well as its label."""
+    data = rows(description=TEXTS, canton=["ZH", "BE", "GE"] * 8, amount=[f"CHF {n}'299.50" for n in range(1, 25)])
+    with pytest.raises(DataError, match="may be canton or amount"):
+        guess_columns(data)
+    assert guess_columns(data, label="amount").task == "number"
+
+
+def test_objects_are_named_where_no_column_holds_text() -> None:
+    with pytest.raises(DataError, match="'post' hold objects"):
+        guess_columns(rows(post=[{"title": text} for text in TEXTS], label=["a", "b"] * 12))
+
+
+@pytest.mark.parametrize(
+    ("sides", "labels"),
+    [(("title_a", "title_b"), ("A", "B")), (("old", "new"), ("old", "new"))],
+)
+def test_a_side_is_preferred_by_its_text_and_ties_are_no_third_label(
+    sides: tuple[str, str], labels: tuple[str, str]
+) -> None:
+    best = [TEXTS[n] if n % 3 == 0 else TEXTS[-n - 1] if n % 3 == 1 else "tie" for n in range(24)]
+    data = rows(**{sides[0]: TEXTS, sides[1]: TEXTS[::-1], "preferred_title": best})
+    found = guess_columns(data)
+    assert (found.task, found.inputs, found.label, found.labels) == ("pairs", sides, "preferred_title", labels)
+    told = [row.preferred_title for row in decided_pairs(data, found)]
+    assert told == [labels[n % 3] for n in range(24) if n % 3 != 2]
+    lettered = rows(title_a=TEXTS, title_b=TEXTS[::-1], preferred=["A", "B", "tie"] * 8)
+    assert guess_columns(lettered).task == "pairs"
+    assert [row.preferred for row in decided_pairs(lettered, guess_columns(lettered))] == ["A", "B"] * 8
+
+
+def test_an_answer_that_is_neither_side_is_named_by_its_row() -> None:
+    columns = guess_columns(rows(left=TEXTS, right=TEXTS[::-1], better=[*TEXTS[:12], *TEXTS[11::-1]]))
+    with pytest.raises(RowsError, match="neither a side"):
+        decided_pairs(rows(left=["Ants"], right=["Bees"], better=["Wasps"]), columns)
+
+
+def test_a_decimal_comma_is_told_where_the_other_mark_is_read() -> None:
+    german = ["1.299,50", "12,00", "3"]
+    with pytest.raises(DataError, match="decimal comma"):
+        check_decimal(german, "price")
+    check_decimal(german, "price", ",")
+    check_decimal(["CHF 1'299.50", "$3", None, "45"], "price")
+    with pytest.raises(DataError, match="decimal comma"):
+        advise(rows(text=TEXTS, price=[f"{n},50" for n in range(24)]), label="price", encoder=None)
