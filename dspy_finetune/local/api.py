@@ -74,6 +74,7 @@ class Host:
             {
                 "/v1/chat/completions": lambda body: self.complete(_unstreamed(parse(ChatRequest, body))),
                 "/v1/responses": lambda body: self.respond(_unstreamed(parse(ResponsesRequest, body))),
+                "/v1/embeddings": lambda body: self.embed(parse(EmbeddingRequest, body)),
             },
         )
         self._available: dict[str, tuple[bool, float]] = {}
@@ -155,6 +156,11 @@ class Host:
         """The whole response."""
         await asyncio.to_thread(self.check_model, body.model)
         return await responses.respond(await self.ready_engine(), body)
+
+    async def embed(self, body: EmbeddingRequest) -> dict[str, Any]:
+        """The list of embeddings."""
+        await asyncio.to_thread(self.check_model, body.model)
+        return await completions.embed(await self.ready_engine(), body)
 
     def health(self) -> dict[str, Any]:
         """Whether all that serves in the background works, and what was set aside as damaged."""
@@ -490,8 +496,7 @@ def _add_chat(app: FastAPI, host: Host) -> None:
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
-        await asyncio.to_thread(host.check_model, body.model)
-        return await _while_wanted(request, completions.embed(await host.ready_engine(), body))
+        return await _while_wanted(request, host.embed(body))
 
     @app.post("/v1/responses")
     async def create_response(body: ResponsesRequest, request: Request) -> Response:

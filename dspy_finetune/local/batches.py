@@ -1,4 +1,4 @@
-"""Batches: a file of chat requests answered in the background, and their records, whole after a kill -9 at any moment.
+"""Batches: a file of requests answered in the background, and their records, whole after a kill -9 at any moment.
 
     root/batches/<batch id>/    batch.json (written by the server alone), output.jsonl and errors.jsonl (appended)
 

@@ -755,14 +755,30 @@ def _head(body: ChatRequest, kind: str) -> dict[str, Any]:
 # Embeddings
 
 
+def _no_tokens(value: Any) -> Any:
+    # Token ids come from clients that count with the tokenizer of OpenAI's models: read as a local model's own, they
+    # would give vectors of other texts, and nobody would notice.
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list) and first:
+        first = first[0]
+    if isinstance(first, int) and not isinstance(first, bool):
+        message = (
+            "arrays of token ids are not read here, where each model has a tokenizer of its own; send texts "
+            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
+        )
+        raise PydanticCustomError("unsupported_tokens", "{message}", {"message": message})
+    return value
+
+
 class EmbeddingRequest(Body):
     """The body of POST /v1/embeddings."""
 
     model: ModelName
-    input: (
+    input: Annotated[
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)],
+        BeforeValidator(_no_tokens),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None

@@ -12,20 +12,23 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Form
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import FormData
+from pydantic import TypeAdapter
+from starlette.datastructures import FormData, ImmutableMultiDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dspy_finetune.errors import FinetuneError
-from dspy_finetune.local.schemas import ApiError, JsonError, invalid, stopping, strict_json
+from dspy_finetune.local.schemas import ApiError, JsonError, invalid, json_schema, stopping, strict_json
 from dspy_finetune.local.store import is_no_space, new_id
 
 logger = logging.getLogger(__name__)
@@ -42,9 +45,13 @@ OPEN_PATHS = frozenset({"/healthz"})
 class TooLarge(ApiError):
     """A body beyond its limit."""
 
-    def __init__(self, limit: int) -> None:
-        what = "The file" if limit > MAX_JSON_BYTES else "The request"
-        super().__init__(413, f"{what} is larger than {limit // 2**20} MB.", code="file_too_large", param="file")
+    def __init__(self, *, is_form: bool) -> None:
+        if is_form:
+            message = f"The file is larger than {MAX_UPLOAD_BYTES // 2**20} MB."
+            super().__init__(413, message, code="file_too_large", param="file")
+        else:
+            message = f"The request is larger than {MAX_JSON_BYTES // 2**20} MB."
+            super().__init__(413, message, code="request_too_large")
 
 
 class Guard:
@@ -62,11 +69,17 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"].startswith(("http://", "https://")):  # as clients ask a proxy: its host is the one that counts
+            whole = urlsplit(scope["path"])
+            headers["host"] = whole.netloc
+            scope = {**scope, "path": whole.path or "/", "raw_path": quote(whole.path or "/").encode()}
+        if scope["method"] == "HEAD":  # what GET says, without its body: uvicorn, which still sees HEAD, leaves it out
+            scope = {**scope, "method": "GET"}
         error = self._refuse(scope["path"], headers)
-        limit = MAX_UPLOAD_BYTES if headers.get("content-type", "").startswith("multipart/") else MAX_JSON_BYTES
-        limit += 2**20  # what stands around a file
+        is_form = headers.get("content-type", "").startswith("multipart/")
+        limit = (MAX_UPLOAD_BYTES if is_form else MAX_JSON_BYTES) + 2**20  # what stands around a file
         if error is None and _number(headers.get("content-length")) > limit:
-            error = TooLarge(limit)
+            error = TooLarge(is_form=is_form)
         answered = False
 
         async def told(message: Message) -> None:
@@ -91,7 +104,7 @@ class Guard:
             message = await receive()
             n_bytes += len(message.get("body", b""))
             if n_bytes > limit:
-                raise TooLarge(limit)
+                raise TooLarge(is_form=is_form)
             return message
 
         try:
@@ -147,14 +160,51 @@ class GuardedRoute(APIRoute):
         """The handler with the checks before it."""
         handle = super().get_route_handler()
         known = {field.alias for field in self.dependant.query_params}
+        body = {field.alias: field.field_info for field in self.dependant.body_params}
+        is_form = any(isinstance(one, Form) for one in body.values())
 
         async def guarded(request: Request) -> Response:
             for name in request.query_params:
                 if name not in known and not (name.partition("[")[0] in known and name.endswith("]")):
-                    raise ApiError(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
-            return await handle(_StrictRequest(request.scope, request.receive))
+                    raise _unknown(name)
+            _refuse_repeated(request.query_params)
+            strict = _StrictRequest(request.scope, request.receive)
+            if body:
+                _check_content_type(request.headers.get("content-type", ""), is_form=is_form)
+            if is_form:
+                async with strict.form() as form:
+                    for name in form:
+                        if name not in body:
+                            raise _unknown(name)
+                    _refuse_repeated(form)
+                    return await handle(strict)
+            return await handle(strict)
 
         return guarded
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(400, f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
+
+
+def _refuse_repeated(given: ImmutableMultiDict[str, Any]) -> None:
+    for name in given:
+        if len(given.getlist(name)) > 1:
+            raise ApiError(400, f"Duplicate parameter: '{name}'.", code="duplicate_parameter", param=name)
+
+
+def _check_content_type(given: str, *, is_form: bool) -> None:
+    kind = given.partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if kind == "multipart/form-data" if is_form else is_json or not (kind or is_form):
+        return
+    wanted = "multipart/form-data" if is_form else "application/json"
+    found = f"you specified the header 'Content-Type: {given[:100]}'" if given else "there is no header 'Content-Type'"
+    message = (
+        f"Unsupported content type: '{given[:100]}'. This API method only accepts '{wanted}' requests, but {found}. "
+        "Please try again with a supported content type."
+    )
+    raise ApiError(415, message, code="unsupported_content_type")
 
 
 class _StrictRequest(Request):
@@ -183,15 +233,21 @@ def add_error_answers(app: FastAPI) -> None:
         first = error.errors()[0]
         place = first["loc"][0] if first["loc"] else "body"
         errors = [{**one, "loc": one["loc"][1:]} for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
+        route = request.scope["route"].dependant
         if place != "body":
             body: Any = dict(request.query_params if place == "query" else request.path_params)
-            return answer(invalid([{**one, "loc": one["loc"][:1]} for one in errors], body))
+            described = _described(route.query_params if place == "query" else route.path_params)
+            return answer(invalid([{**one, "loc": one["loc"][:1]} for one in errors], body, described))
         if isinstance(error.body, FormData):
-            return answer(invalid(errors, dict(error.body)))
+            errors = [
+                {**one, "type": "file_type"} if str(one["msg"]).endswith("<class 'str'>") else one for one in errors
+            ]
+            return answer(invalid(errors, dict(error.body), _described(route.body_params)))
         if not isinstance(error.body, dict) and error.body is not None:
             message = "The body must be a JSON object, sent as application/json."
             return answer(ApiError(400, message, code="invalid_json"))
-        return answer(invalid(errors, error.body or {}, _parameters(request)))
+        kind = route.body_params[0].field_info.annotation
+        return answer(invalid(errors, error.body or {}, json_schema(kind)))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -200,6 +256,8 @@ def add_error_answers(app: FastAPI) -> None:
             return answer(cause)
         if isinstance(cause, OSError):
             return _failure(request, cause)
+        if error.status_code == 405:
+            return _other_method(request)
         message = (
             f"Invalid URL ({request.method} {request.url.path})" if error.status_code == 404 else str(error.detail)
         )
@@ -223,7 +281,20 @@ def _failure(request: Request, error: Exception) -> JSONResponse:
     return answer(ApiError(500, str(error), kind="server_error", code="server_error"))
 
 
-def _parameters(request: Request) -> list[str]:
-    field = getattr(request.scope.get("route"), "body_field", None)
-    model = getattr(getattr(field, "field_info", None), "annotation", None)
-    return list(getattr(model, "model_fields", {}))
+def _other_method(request: Request) -> JSONResponse:
+    allowed = {
+        method
+        for route in request.app.routes
+        if route.matches(dict(request.scope))[0] is not Match.NONE
+        for method in route.methods
+    }
+    message = f"Not allowed to {request.method} on {request.url.path}; it takes {', '.join(sorted(allowed))}."
+    told = answer(ApiError(405, message, code="method_not_supported"))
+    told.headers["allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+    return told
+
+
+def _described(fields: Sequence[Any]) -> dict[str, Any]:
+    """FastAPI's parameters of a query, a path or a form as one JSON schema."""
+    kinds: dict[str, Any] = {field.alias: Annotated[field.field_info.annotation, field.field_info] for field in fields}
+    return {"properties": {name: TypeAdapter(kind).json_schema() for name, kind in kinds.items()}}

@@ -9,9 +9,10 @@ than functions, images, files, reasoning. They are refused by name; `store` is t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -197,7 +198,14 @@ def to_chat(body: ResponsesRequest) -> ChatRequest:
         ApiError: What the chat refuses, by the names of this API.
     """
     items: list[Any] = [MessageItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    turns = [turn for item in items for turn in [_turn(item)]]
+    called: set[str] = set()
+    for item in items:
+        if isinstance(item, CallItem):
+            called.add(item.call_id)
+        elif isinstance(item, OutputItem) and item.call_id not in called:
+            message = f"No tool call found for function call output with call_id {item.call_id[:100]}."
+            raise ApiError(400, message, param="input", code="invalid_value")
+    turns = [_turn(item) for item in items]
     if body.instructions:
         turns.insert(0, {"role": "system", "content": body.instructions})
     chat: dict[str, Any] = {
@@ -254,17 +262,37 @@ def _text(content: str | list[InputText | RefusalText]) -> str:
 # The answer
 
 
+_NAMES = {"messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+"""What the chat's parameters are called here."""
+
+
+@contextlib.contextmanager
+def _own_names() -> Iterator[None]:
+    """What the chat refuses, told by the names of this API."""
+    try:
+        yield
+    except ApiError as error:
+        name = _NAMES.get(error.param or "")
+        if name is None:
+            raise
+        message = error.message.replace(f"'{error.param}'", f"'{name}'").replace("your messages", "your input")
+        message = message.replace("the messages", "the input")
+        raise ApiError(error.status, message, code=error.code, param=name, kind=error.kind) from error
+
+
 async def respond(engine: Engine, body: ResponsesRequest) -> dict[str, Any]:
     """The response object."""
-    chat = to_chat(body)
-    answered = await completions.whole(engine, await asyncio.to_thread(completions.ask, chat))
+    with _own_names():
+        chat = to_chat(body)
+        answered = await completions.whole(engine, await asyncio.to_thread(completions.ask, chat))
     return _finished(_response(body), answered, [_item(answered.choices[0])])
 
 
 async def stream(engine: Engine, body: ResponsesRequest) -> AsyncIterator[str]:
     """The response's events. Errors before the first token are raised before anything is sent."""
-    chat = to_chat(body)
-    source = await Stream(engine, await asyncio.to_thread(completions.ask, chat)).open()
+    with _own_names():
+        chat = to_chat(body)
+        source = await Stream(engine, await asyncio.to_thread(completions.ask, chat)).open()
     return _events(source, body)
 
 

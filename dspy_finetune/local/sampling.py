@@ -70,9 +70,14 @@ def check_grammar(grammar: str, param: str) -> None:
 
     problem = LLMatcher.validate_grammar(grammar)
     if problem:
-        # Its first line; behind it stands the whole grammar.
-        reason = problem.splitlines()[0].partition("failed to compile JSON schema: ")
-        message = f"Invalid schema for '{param}': {(reason[2] or reason[0])[:300]}"
+        # Its first line; behind it stands the whole grammar. Of a pattern the reason stands below it.
+        lines = problem.splitlines()
+        reason = lines[0].partition("failed to compile JSON schema: ")
+        text = reason[2] or reason[0]
+        if text == "regex parse error:":
+            why = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "it is no regex")
+            text = f"pattern '{lines[1].strip()}': {why}"
+        message = f"Invalid schema for '{param}': {text[:300]}"
         raise ApiError(400, message, code="invalid_json_schema", param=param)
 
 

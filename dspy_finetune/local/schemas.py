@@ -20,11 +20,13 @@ What "auto" means on this host is one rule for each hyperparameter, without torc
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, BinaryIO, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -236,17 +238,19 @@ def stopping() -> ApiError:
     return ApiError(503, message, kind="server_error", code="server_stopping")
 
 
-def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Iterable[str] = ()) -> ApiError:
+def invalid(
+    errors: Sequence[Mapping[str, Any]], body: Any, described: Mapping[str, Any] = MappingProxyType({})
+) -> ApiError:
     """The answer to a body that pydantic refused: one message and the parameter that it is about.
 
     Args:
         errors: pydantic's.
         body: What was refused.
-        known: The body's parameters, to guess which one was meant.
+        described: The body's JSON schema: which parameters there are, and their ranges.
 
     Examples:
         >>> error = {"type": "extra_forbidden", "loc": ("temprature",), "msg": ""}
-        >>> invalid([error], {"temprature": 1}, ["temperature"]).message
+        >>> invalid([error], {"temprature": 1}, {"properties": {"temperature": {}}}).message
         "Unknown parameter: 'temprature'. Did you mean 'temperature'?"
     """
     found = [(_path(error, body), error) for error in errors]
@@ -263,7 +267,8 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Iterable[str]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), list(known) if len(path) == 1 else [], n=1)
+        known = described.get("properties", ()) if len(path) == 1 else ()
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return ApiError(400, f"Unknown parameter: '{param}'.{hint}", code="unknown_parameter", param=param)
     if kind == "union_tag_invalid":
@@ -278,8 +283,61 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Any, known: Iterable[str]
         return ApiError(400, message, code="invalid_type", param=param or None)
     if kind == "unsupported":
         return ApiError(400, message, code="unsupported_parameter", param=param or None)
+    message = _range(error, path, described) or message
     where = f"Invalid value for '{param}'" if param else "Invalid request"
     return ApiError(400, f"{where}: {message}", code="invalid_value", param=param or None)
+
+
+def _range(error: Mapping[str, Any], path: Sequence[str | int], described: Mapping[str, Any]) -> str | None:
+    """What a number, or a number of characters or items, may be, and what it is; None where that is not the fault."""
+    kind, given = error["type"], error.get("input")
+    if kind.startswith(("greater_than", "less_than", "int_parsing")):
+        bounds, unit, found = ("minimum", "maximum"), "", json.dumps(given)[:100]
+    elif kind in ("string_too_long", "string_too_short"):
+        bounds, unit, found = ("minLength", "maxLength"), " characters", str(len(str(given)))
+    elif kind in ("too_long", "too_short") and isinstance(given, list | dict):
+        names = ("minProperties", "maxProperties") if isinstance(given, dict) else ("minItems", "maxItems")
+        bounds, unit, found = names, " entries", str(len(given))
+    else:
+        return None
+    for node in _nodes(described, path):
+        low, high = (node.get(name) for name in bounds)
+        number = "" if unit else {"integer": "an integer ", "number": "a number "}.get(str(node.get("type")), "")
+        if low is not None and high is not None:
+            return f"expected {number}from {low} to {high}{unit}, found {found}"
+        if low is not None or high is not None:
+            edge = f"at least {low}" if high is None else f"at most {high}"
+            return f"expected {number}{edge}{unit}, found {found}"
+    return f"expected an integer, found {found}" if kind == "int_parsing" else None
+
+
+def _nodes(described: Mapping[str, Any], path: Sequence[str | int]) -> list[Mapping[str, Any]]:
+    """What a JSON schema says of the place in a body that the path leads to: one node for each branch of a union."""
+    nodes = _branches(described, described)
+    for part in path:
+        inner = [_inner(node, part) for node in nodes]
+        nodes = [branch for node in inner if isinstance(node, Mapping) for branch in _branches(node, described)]
+    return nodes
+
+
+def _inner(node: Mapping[str, Any], part: str | int) -> Any:
+    if isinstance(part, int):
+        return node.get("items")
+    others = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), None)
+    return node.get("properties", {}).get(part, others)
+
+
+def _branches(node: Mapping[str, Any], described: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if "$ref" in node:
+        node = described["$defs"][node["$ref"].removeprefix("#/$defs/")]
+    inner = [*node.get("anyOf", ()), *node.get("oneOf", ())]
+    return [branch for one in inner for branch in _branches(one, described)] if inner else [node]
+
+
+@functools.cache
+def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body, by the names on the wire."""
+    return kind.model_json_schema()
 
 
 def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
@@ -300,6 +358,7 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
 _KINDS = {
     "string": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "list": "an array",
     "dict": "an object", "model": "an object", "model_attributes": "an object", "mapping": "an object",
+    "file": "a file",
 }  # fmt: skip
 
 
@@ -326,7 +385,7 @@ def parse(kind: type[Parsed], body: Any) -> Parsed:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        raise invalid(error.errors(), body, kind.model_fields) from error
+        raise invalid(error.errors(), body, json_schema(kind)) from error
 
 
 class Body(BaseModel):
@@ -361,7 +420,7 @@ Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class ExpiresAfter(Body):

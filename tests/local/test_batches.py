@@ -98,7 +98,7 @@ def test_what_is_wrong_fails_the_request_or_the_batch(server: ToyServer) -> None
     assert wait(client, submit(client, lines(1, model="nobody"))).request_counts.failed == 1
     file = client.files.create(file=("in.jsonl", lines(1)), purpose="batch")
     with pytest.raises(openai.BadRequestError, match="endpoint"):
-        client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+        client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_none")
 

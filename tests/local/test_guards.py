@@ -151,11 +151,69 @@ def test_messages_say_what_is_right(server: ToyServer) -> None:
         "Did you mean 'suffix'?": job(sufix="x"),
         "expected an integer, but got a string": {**job(), "seed": "1"},
         "content of type 'image_url' is not supported": IMAGE,
+        "expected a number from 0 to 2, found 3": {**CHAT, "temperature": 3},
+        "expected an integer from 1 to 128, found 0": {**CHAT, "n": 0},
+        "expected a number from -100 to 100, found 101": {**CHAT, "logit_bias": {"5": 101}},
+        "expected an integer at least 1, found -1": {**CHAT, "max_tokens": -1},
+        "expected at least 1 entries, found 0": {**CHAT, "messages": []},
+        "expected at most 4 entries, found 5": {**CHAT, "stop": ["a"] * 5},
+        "expected from 1 to 64 characters, found 65": job(suffix="x" * 65),
+        "expected at most 16 entries, found 17": job(metadata={str(number): "x" for number in range(17)}),
+        "expected at most 512 characters, found 513": job(metadata={"a": "x" * 513}),
+        "pattern '(?=a)b': look-around": {**CHAT, "response_format": as_json({"type": "string", "pattern": "(?=a)b"})},
         "expected a string or an array, but got an integer": message(5),
     }
     for words, body in told.items():
         path = "/v1/chat/completions" if "messages" in body else "/v1/fine_tuning/jobs"
         assert words in send(server, "POST", path, body)[1]["error"]["message"]
+
+
+def test_a_query_is_told_its_range_and_may_say_a_thing_once(server: ToyServer) -> None:
+    told = {
+        "limit=0": 'expected an integer from 1 to 10000, found "0"',
+        "limit=": 'expected an integer from 1 to 10000, found ""',
+        "limit=1e9": "expected an integer from 1 to 10000",
+        "limit=1&limit=2": "Duplicate parameter: 'limit'",
+    }
+    for query, words in told.items():
+        status, answer, _ = send(server, "GET", f"/v1/files?{query}")
+        assert (status, answer["error"]["param"]) == (400, "limit")
+        assert words in answer["error"]["message"]
+
+
+def test_a_form_is_read_as_strictly_as_json(server: ToyServer) -> None:
+    def part(name: str, value: str, more: str = "") -> str:
+        return f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'
+
+    purpose, file = part("purpose", "batch"), part("file", '{"a": 1}', '; filename="a.jsonl"')
+    forms = {
+        purpose + part("purposse", "batch") + file: ("Unknown parameter: 'purposse'", "purposse"),
+        purpose + file + file: ("Duplicate parameter: 'file'", "file"),
+        purpose + part("file", "{}"): ("expected a file, but got a string", "file"),
+        purpose: ("Missing required parameter: 'file'", "file"),
+    }
+    multipart = {"Content-Type": "multipart/form-data; boundary=x"}
+    before = send(server, "GET", "/v1/files")[1]
+    for body, (words, param) in forms.items():
+        status, answer, _ = send(server, "POST", "/v1/files", (body + "--x--\r\n").encode(), multipart)
+        assert (status, answer["error"]["param"]) == (400, param)
+        assert words in answer["error"]["message"]
+    assert send(server, "GET", "/v1/files")[1] == before
+    assert send(server, "POST", "/v1/files", {"purpose": "batch"})[0] == 415
+
+
+def test_every_spelling_of_a_request_that_http_has_is_understood(server: ToyServer) -> None:
+    """HEAD, the whole address in the request's first line, and which methods an address takes."""
+    address, path = urlsplit(server.url).netloc, "/v1/fine_tuning/jobs"
+    status, _, headers = send(server, "HEAD", "/v1/models/toy")
+    assert (status, int(headers["content-length"]) > 0) == (200, True)
+    assert send(server, "HEAD", "/v1/models/nobody")[0] == 404
+    assert send(server, "GET", f"http://{address}{path}?limit=1")[0] == 200
+    assert send(server, "GET", f"http://evil.example{path}", headers={"Host": address})[0] == 403
+    for method, where, allowed in (("PUT", path, "GET, HEAD, POST"), ("GET", CHATS, "POST"), ("HEAD", CHATS, "POST")):
+        status, _, headers = send(server, method, where)
+        assert (status, headers["allow"]) == (405, allowed)
+    assert send(server, "PUT", path)[1]["error"]["code"] == "method_not_supported"
 
 
 @pytest.mark.parametrize(
@@ -219,12 +277,15 @@ def test_requests_of_web_pages_are_refused(server: ToyServer) -> None:
         assert send(server, "GET", "/v1/files", None, headers)[0] == 200
     # What a page may send without asking first is no JSON to this server.
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        assert send(server, "POST", "/v1/fine_tuning/jobs", job(), {"Content-Type": kind})[0] == 400
+        assert send(server, "POST", "/v1/fine_tuning/jobs", job(), {"Content-Type": kind})[0] == 415
 
 
 def test_a_body_beyond_its_limit_is_refused_before_it_has_come(server: ToyServer) -> None:
     huge = {"Content-Length": str(2**40)}
-    assert send(server, "POST", "/v1/fine_tuning/jobs", b"{}", huge)[0] == 413
+    status, told, _ = send(server, "POST", "/v1/fine_tuning/jobs", b"{}", huge)
+    assert (status, told["error"]["message"]) == (413, "The request is larger than 32 MB.")
+    form = {**huge, "Content-Type": "multipart/form-data; boundary=x"}
+    assert send(server, "POST", "/v1/files", b"--x", form)[1]["error"]["message"] == "The file is larger than 512 MB."
     # Without a length it is counted as it comes.
     address = urlsplit(server.url)
     with socket.create_connection((str(address.hostname), address.port or 0), timeout=120) as connection:

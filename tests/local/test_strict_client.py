@@ -295,3 +295,40 @@ def test_a_batch_may_be_of_responses(server: ToyServer) -> None:
     made = client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
     done = wait_for_batch(client, made.id)
     assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 1)
+
+
+def test_a_batch_of_embeddings_gives_the_vectors_that_single_requests_give(server: ToyServer) -> None:
+    client = strict(server)
+    asked: Any = {"model": "toy", "input": "Title: x", "encoding_format": "float"}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": asked}
+    file = client.files.create(file=("in.jsonl", json.dumps(row).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    done = wait_for_batch(client, made.id)
+    answer = json.loads(client.files.content(done.output_file_id).text)["response"]["body"]
+    alone = client.embeddings.create(**asked).data[0].embedding
+    assert answer["data"][0]["embedding"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_token_ids_are_refused_with_what_to_send_instead(server: ToyServer) -> None:
+    """LangChain sends ids of OpenAI's tokenizer: read as this model's own, they would be another text."""
+    for given in ([5, 6], [[5], [6]]):
+        with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False") as caught:
+            strict(server).embeddings.create(model="toy", input=given)
+        assert caught.value.param == "input"
+
+
+def test_what_is_wrong_with_a_response_has_the_names_of_its_own_api(server: ToyServer) -> None:
+    client = strict(server)
+    schema: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "banana"}}}
+    lone: Any = [{"type": "function_call_output", "call_id": "call_1", "output": "x"}]
+    faults: list[tuple[str, str, dict[str, Any]]] = [
+        ("input", "shorten the input", {"input": "x " * 500}),
+        ("text.format", "banana", {"input": "x", "text": schema}),
+        ("input", "call_1", {"input": lone}),
+    ]
+    for stream in (False, True):
+        for param, words, given in faults:
+            with pytest.raises(openai.BadRequestError, match=words) as caught:
+                client.responses.create(model="toy", **given, stream=stream)
+            assert caught.value.param == param
+            assert "messages" not in caught.value.message
