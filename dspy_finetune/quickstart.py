@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 
@@ -49,8 +49,10 @@ from dspy_finetune.report import write_html
 from dspy_finetune.report.plots import loss_curves
 
 __all__ = [
+    "EXAMPLE_OPTIONS",
     "RUBRIC",
     "SIZES",
+    "ExampleKind",
     "Material",
     "Result",
     "Size",
@@ -98,23 +100,72 @@ def load_titles() -> list[dspy.Example]:
 
 
 EXAMPLE_ROWS = 300
-"""Of the first file for `dspy-finetune run`: docs/quickstart.md shows what comes of it."""
+"""Titles of the first file for `dspy-finetune run`: docs/quickstart.md shows what comes of it."""
+
+ExampleKind = Literal["titles", "pairs", "prices", "questions"]
+EXAMPLE_OPTIONS: dict[ExampleKind, str] = {
+    "titles": "--label liked",
+    "pairs": "--pairs preferred --text title_a --text title_b",
+    "prices": "--number price",
+    "questions": "--label answer",
+}
+"""What `dspy-finetune run` has to be told about each of the example files."""
 
 
-def write_example(path: str | os.PathLike[str]) -> int:
-    """Write the first packaged titles as a CSV file with the columns `headline` and `liked`; returns how many.
+def _example_rows(kind: ExampleKind) -> list[dict[str, Any]]:
+    if kind == "titles":
+        return [
+            {"headline": row.title, "liked": "yes" if row.is_favorite else "no"} for row in load_titles()[:EXAMPLE_ROWS]
+        ]
+    if kind == "pairs":
+        # As many of either kind, so that each title stands in one pair. The reason is that of the preferred title.
+        told = [
+            [row for row in load_titles() if "reason" in row and row.is_favorite is liked] for liked in (True, False)
+        ]
+        as_many = [row for two in zip(*told, strict=False) for row in two]
+        return [
+            {
+                "title_a": pair.title_a,
+                "title_b": pair.title_b,
+                "preferred": pair.preferred,
+                "explanation": pair[f"reason_{pair.preferred.lower()}"],
+            }
+            for pair in make_pairs(as_many, n_per_positive=1, carry="reason")
+        ]
+    name, fields = ("products", ("product", "price")) if kind == "prices" else ("questions", ("question", "answer"))
+    text = files("dspy_finetune").joinpath(f"quickstart_{name}.jsonl").read_text(encoding="utf-8")
+    return [{field: row[field] for field in fields} for row in map(json.loads, text.splitlines())]
+
+
+def write_example(path: str | os.PathLike[str], kind: ExampleKind = "titles") -> int:
+    """Write packaged rows as a CSV file, to try a command or a page with; returns how many.
+
+    All of them are written for this package: the titles and pairs of one reader's taste, products whose prices are
+    made up, and questions with their answers.
+
+    Args:
+        path: A new file, or one that this function wrote before.
+        kind: "titles" has the columns `headline` and `liked`; "pairs" `title_a`, `title_b`, `preferred` and
+            `explanation`; "prices" `product` and `price`; "questions" `question` and `answer`.
 
     Raises:
-        UsageError: There is a file already.
+        UsageError: There is another file already, or no such kind.
         FileError: It cannot be written.
     """
-    if Path(path).exists():
-        raise UsageError(f"{os.fspath(path)} is there already; name a new file, or delete it")
-    rows = [(row.title, "yes" if row.is_favorite else "no") for row in load_titles()[:EXAMPLE_ROWS]]
+    if kind not in EXAMPLE_OPTIONS:
+        raise UsageError(f"no example rows of the kind {kind!r}; take one of {', '.join(EXAMPLE_OPTIONS)}")
+    rows = _example_rows(kind)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("headline", "liked"), *rows])
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    content = text.getvalue().encode()
+    if Path(path).exists():
+        if Path(path).is_file() and Path(path).read_bytes() == content:
+            return len(rows)
+        raise UsageError(f"{os.fspath(path)} is there already; name a new file, or delete it")
     with atomic_writer(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(content)
     return len(rows)
 
 

@@ -1,11 +1,12 @@
 """Free text for any signature: a listing to its description.
 
-It runs on packaged data and this machine, from the folder of the repository: `python examples/free_text.py`
+It runs on packaged data and this machine, in any folder: `python examples/free_text.py`
 """
 
 import dspy
 
 import dspy_finetune as ft
+from dspy_finetune.quickstart import write_example
 
 
 class Describe(dspy.Signature):
@@ -15,7 +16,8 @@ class Describe(dspy.Signature):
     description: str = dspy.OutputField()
 
 
-products = ft.load_examples("examples/data/products.jsonl", limit=30)
+write_example("prices.csv", "prices")  # products: a first line, and a description on the second
+products = ft.load_examples("prices.csv", inputs=["product"], limit=30)
 rows = [
     dspy.Example(listing=first, description=second).with_inputs("listing")
     for first, _, second in (row["product"].partition("\n") for row in products)

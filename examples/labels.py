@@ -1,16 +1,16 @@
-"""Is it a favorite? Labelled titles to a tuned predictor with probabilities and a verdict.
+"""Does the reader like it? Labelled titles to a tuned predictor with probabilities and a verdict.
 
-It runs on packaged data and this machine, from the folder of the repository: `python examples/labels.py`
+It runs on packaged data and this machine, in any folder: `python examples/labels.py`
 """
 
 import dspy_finetune as ft
-from dspy_finetune.quickstart import load_titles
+from dspy_finetune.quickstart import write_example
 
-# Your own: ft.load_examples("titles.csv", signature="title -> is_favorite: bool")
-rows = load_titles()[:80]
-train, _, test = ft.split(rows, (0.7, 0, 0.3), stratify_by="is_favorite")
+write_example("titles.csv")  # your own file stands here
+rows = ft.load_examples("titles.csv", signature="headline -> liked: bool", limit=80)
+train, _, test = ft.split(rows, (0.7, 0, 0.3), stratify_by="liked")
 
-prompt = ft.prompts.binary("title -> is_favorite: bool", rubric="Likes pieces that explain how something works.")
+prompt = ft.prompts.binary("headline -> liked: bool", rubric="Likes pieces that explain how something works.")
 training_file = ft.export_sft(train, prompt, "runs/labels/train.jsonl")
 
 host = ft.Host.local()  # trains and serves on this machine; a linear head, as the answers are labels
@@ -20,11 +20,11 @@ tuned = ft.OpenAIPredictor(prompt, model, host=host)
 report = ft.compare(
     {"tuned": tuned},
     test,
-    [ft.metrics.accuracy("is_favorite"), ft.metrics.roc_auc("is_favorite")],
+    [ft.metrics.accuracy("liked"), ft.metrics.roc_auc("liked")],
     train=train,  # adds TF-IDF and the most frequent label
 )
 print(report.table(), report.verdict, sep="\n")
 
-prediction = tuned(title="How lock gates hold a river back")
-print(prediction.is_favorite, round(prediction.probability, 2))
+prediction = tuned(headline="How lock gates hold a river back")
+print(prediction.liked, round(prediction.probability, 2))
 tuned.save("runs/labels/predictor.json")

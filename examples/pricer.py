@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dspy_finetune as ft
 
-DATA = Path(__file__).parent / "data" / "products.jsonl"
+DATA = Path(ft.__file__).with_name("quickstart_products.jsonl")
 OPENAI_MODEL = "gpt-4.1-mini-2025-04-14"
 
 

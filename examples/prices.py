@@ -1,12 +1,14 @@
 """What does it cost? Products with prices to a tuned predictor with intervals.
 
-It runs on packaged data and this machine, from the folder of the repository: `python examples/prices.py`
+It runs on packaged data and this machine, in any folder: `python examples/prices.py`
 """
 
 import dspy_finetune as ft
+from dspy_finetune.quickstart import write_example
 
-# Your own: the same line with your file; "$1,199.99" and "1199.99 USD" are read, "12,50" is asked about.
-rows = ft.load_examples("examples/data/products.jsonl", signature="product -> price: float", limit=90)
+write_example("prices.csv", "prices")  # your own file stands here
+# "$1,199.99" and "1199.99 USD" are read as numbers; "12,50" is asked about.
+rows = ft.load_examples("prices.csv", signature="product -> price: float", limit=90)
 train, held_out, test = ft.split(rows, (0.5, 0.25, 0.25))
 
 prompt = ft.prompts.number()

@@ -19,7 +19,7 @@ import dspy
 import dspy_finetune as ft
 from dspy_finetune.export import TokenCounter
 
-DATA = Path(__file__).parent / "data" / "questions.jsonl"
+DATA = Path(ft.__file__).with_name("quickstart_questions.jsonl")
 SYSTEM = "You are a patient teacher. Answer in one sentence."
 MAX_TOKENS = 4096
 """A training row may have so many."""

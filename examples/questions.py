@@ -1,12 +1,13 @@
 """Questions and answers to a tuned model that answers in their form.
 
-It runs on packaged data and this machine, from the folder of the repository: `python examples/questions.py`
+It runs on packaged data and this machine, in any folder: `python examples/questions.py`
 """
 
 import dspy_finetune as ft
+from dspy_finetune.quickstart import write_example
 
-# Your own: the same line with your file.
-rows = ft.load_examples("examples/data/questions.jsonl", signature="question -> answer", limit=30)
+write_example("questions.csv", "questions")  # your own file stands here
+rows = ft.load_examples("questions.csv", signature="question -> answer", limit=30)
 train, _, test = ft.split(rows, (0.8, 0, 0.2))
 
 prompt = ft.prompts.answer(system="You are a patient teacher. Answer in one sentence.")

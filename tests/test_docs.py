@@ -2,7 +2,7 @@
 
 A comment on the line before a block says what it needs; without one it needs nothing but the package.
 
-    <!-- runs: local -->           the small model, on this machine; titles.jsonl and examples/data lie in the folder
+    <!-- runs: local -->           the small model, on this machine; titles.csv lies in the folder
     <!-- runs: openai -->          a small server in OpenAI's place
     <!-- runs: hosts -->           the same, and doubles of Nebius, Together and Fireworks that hold each request to the
                                    published description; train.jsonl lies in the folder
@@ -17,11 +17,8 @@ import contextlib
 import doctest
 import importlib
 import io
-import itertools
-import json
 import pkgutil
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +28,7 @@ import pytest
 import dspy_finetune
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs.records import CLOCK
-from dspy_finetune.quickstart import load_titles
+from dspy_finetune.quickstart import write_example
 from tests import reference_page
 from tests.fake_hosts import FakeFireworks, FakeNebius, FakeTogether
 from tests.fake_openai import FakeOpenAI
@@ -101,10 +98,11 @@ def own_apis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write_titles(path: Path) -> None:
-    """As many titles of either kind, from the packaged ones."""
-    of_kind = [[row for row in load_titles() if row["is_favorite"] is liked] for liked in (True, False)]
-    rows = itertools.islice(itertools.chain.from_iterable(zip(*of_kind, strict=False)), N_TITLES)
-    path.write_text("".join(json.dumps(row.toDict()) + "\n" for row in rows), encoding="utf-8")
+    """The first rows of the packaged file."""
+    write_example(path)
+    path.write_text(
+        "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[: N_TITLES + 1]), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("page", [marked(page) for page in PAGES if blocks_of(page)])
@@ -120,9 +118,8 @@ def test_every_block_of_a_page_runs(
     if any(block.needs in {"openai", "hosts"} for block in blocks):
         monkeypatch.setenv("OPENAI_BASE_URL", openai.url)
         monkeypatch.setenv("OPENAI_API_KEY", "k")
-    if any(block.needs == "local" for block in blocks):
-        write_titles(tmp_path / "titles.jsonl")
-        shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+    if not any("write_example" in block.code for block in blocks):
+        write_titles(tmp_path / "titles.csv")
     names: dict[str, object] = {"__name__": page}
     printed = io.StringIO()
     try:

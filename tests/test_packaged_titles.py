@@ -10,8 +10,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.quickstart import RUBRIC, load_rubric, load_titles, read_titles
+from dspy_finetune.quickstart import (
+    EXAMPLE_OPTIONS,
+    RUBRIC,
+    ExampleKind,
+    load_rubric,
+    load_titles,
+    read_titles,
+    write_example,
+)
 
 EXAMPLES = load_titles()
 TITLES = [example.title for example in EXAMPLES]
@@ -116,3 +125,32 @@ def test_the_label_that_was_chosen_counts_whatever_else_the_file_holds(tmp_path:
     assert example.inputs().toDict() == {"title": "Bees"}
     with pytest.raises(UsageError, match="no column 'lied'"):
         read_titles(path, text="headline", label="lied", rubric=None)
+
+
+def test_an_example_file_is_written_once_and_never_over_another(tmp_path: Path) -> None:
+    """The command and the Python of a page may follow each other in one folder; a file of the user's own is kept."""
+    path = tmp_path / "titles.csv"
+    assert write_example(path) == write_example(path) == 300
+    path.write_text("headline,liked\nMy own,yes\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"titles\.csv is there already"):
+        write_example(path)
+    assert path.read_text(encoding="utf-8") == "headline,liked\nMy own,yes\n"
+
+
+@pytest.mark.parametrize("kind", ["titles", "pairs", "prices", "questions"])
+def test_the_command_that_an_example_file_names_reads_its_rows(kind: ExampleKind, tmp_path: Path) -> None:
+    """Its label column is in the file, and so are the inputs that it names."""
+    n_rows = write_example(tmp_path / "rows.csv", kind)
+    rows = load_examples(tmp_path / "rows.csv")
+    assert len(rows) == n_rows
+    words = EXAMPLE_OPTIONS[kind].split()
+    assert set(words[1::2]) <= set(rows[0].keys())
+
+
+def test_no_title_stands_in_two_example_pairs(tmp_path: Path) -> None:
+    """So that pairs are independent, however they are split; and each has a reason."""
+    n_pairs = write_example(tmp_path / "pairs.csv", "pairs")
+    rows = load_examples(tmp_path / "pairs.csv")
+    assert len({row[side] for row in rows for side in ("title_a", "title_b")}) == 2 * n_pairs
+    assert all(row.explanation for row in rows)
+    assert abs(sum(row.preferred == "A" for row in rows) - n_pairs / 2) <= 1

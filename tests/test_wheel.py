@@ -15,6 +15,8 @@ DATA = {
     "dspy_finetune/py.typed",
     "dspy_finetune/catalog.json",
     "dspy_finetune/quickstart_titles.jsonl",
+    "dspy_finetune/quickstart_products.jsonl",
+    "dspy_finetune/quickstart_questions.jsonl",
     "dspy_finetune/quickstart_rubric.txt",
     "dspy_finetune/report/page.html.jinja",
 }

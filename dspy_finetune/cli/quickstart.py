@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,8 +36,11 @@ def quickstart(
     rubric: Annotated[Path | None, typer.Option(help="With --data: a text file with the reader's taste.")] = None,
     example: Annotated[
         Path | None,
-        typer.Option("--example", help="Write 300 of the packaged titles to this CSV file for `run`, and end."),
+        typer.Option("--example", help="Write packaged rows to this CSV file, to try `run` with, and end."),
     ] = None,
+    kind: Annotated[
+        Literal["titles", "pairs", "prices", "questions"], typer.Option(help="With --example: which rows.")
+    ] = "titles",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Split, pair, export, tune three models, use them in DSPy, compare, report: the main job.
@@ -46,11 +49,11 @@ def quickstart(
     """
     # Imported here: `dspy-finetune --help` shall not wait for DSPy.
     from dspy_finetune.hosts import Host
-    from dspy_finetune.quickstart import Step, read_titles, run, size_of, write_example
+    from dspy_finetune.quickstart import EXAMPLE_OPTIONS, Step, read_titles, run, size_of, write_example
 
     if example is not None:
-        n_rows = write_example(example)
-        say(f"{example}: {n_rows} titles; next: dspy-finetune run {shlex.quote(str(example))} --label liked")
+        n_rows = write_example(example, kind)
+        say(f"{example}: {n_rows} rows; next: dspy-finetune run {shlex.quote(str(example))} {EXAMPLE_OPTIONS[kind]}")
         return
     counts = size_of(size)
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import dspy_finetune as ft
-from examples import pricer, question_answering, taste_distillation
-from examples.data import make_products
+from examples import make_products, pricer, question_answering, taste_distillation
 
 ROOT = Path(__file__).parents[2]
 slow = [pytest.mark.local, pytest.mark.timeout(1800)]

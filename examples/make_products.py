@@ -1,6 +1,6 @@
-"""Make products.jsonl: made-up products with made-up prices, the same every time.
+"""Make the packaged products: made-up products with made-up prices, the same every time.
 
-`python examples/data/make_products.py`. A price is that of the kind of thing, times what its material and its size do
+`python examples/make_products.py`. A price is that of the kind of thing, times what its material and its size do
 to it, times chance of about 12 %: so most of it can be learned from the text, and some of it cannot.
 """
 
@@ -57,4 +57,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(__file__).with_name("products.jsonl"))
+    main(Path(__file__).parents[1] / "dspy_finetune" / "quickstart_products.jsonl")
