@@ -71,6 +71,7 @@ class ProgressBar:
         self._stays = stays
         self._bar: Any = None
         self._label: str | None = None
+        self._line: str | None = None
         self._created = self._began = time.monotonic()
         self._shown_at: float | None = None
         self._first: tuple[float, int] | None = None
@@ -102,8 +103,11 @@ class ProgressBar:
             self._draw(stream, n_done, n_total, note, now)
         else:
             parts = [label, *([self._position(n_done, n_total, now)] if n_done is not None else [])]
-            stream.write(" ".join(parts) + (f", {note}" if note else "") + "\n")
-            stream.flush()
+            line = " ".join(parts) + (f", {note}" if note else "")
+            if line != self._line:
+                stream.write(f"{line}\n")
+                stream.flush()
+            self._line = line
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

@@ -272,7 +272,7 @@ def plan_steps(
     files = {"train": train} | ({"validation": folder / "validation.jsonl"} if has_validation else {})
     for name, to in files.items():
         yield Step(
-            title=f"Write the {name} file",
+            title=f"Write the {'training' if name == 'train' else name} file",
             arguments=(
                 *("export", "sft", str(rows / f"{name}.jsonl"), *preset, "--signature", signature, *meaning),
                 *("--out", str(to)),
