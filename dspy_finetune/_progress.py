@@ -104,7 +104,7 @@ class ProgressBar:
         else:
             parts = [label, *([self._position(n_done, n_total, now)] if n_done is not None else [])]
             line = " ".join(parts) + (f", {note}" if note else "")
-            if line != self._line:
+            if n_done is not None or line != self._line:
                 stream.write(f"{line}\n")
                 stream.flush()
             self._line = line

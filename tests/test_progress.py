@@ -64,6 +64,15 @@ def test_a_log_gets_a_line_now_and_then_and_the_last(clock: Seconds) -> None:
     assert told(io.StringIO(), [3.0, 4.0, 19.0, 20.0], 4, clock) == lines
 
 
+def test_a_log_is_not_told_again_what_says_nothing_new(clock: Seconds) -> None:
+    """Without a count, "running" after "running" would be a column of the same word."""
+    stream = io.StringIO()
+    with ProgressBar(stream, waits=False) as bar:
+        for clock.now, note in ((0.0, ""), (16.0, ""), (32.0, "loading"), (48.0, "")):
+            bar.show("running", note=note)
+    assert stream.getvalue() == "running\nrunning, loading\nrunning\n"
+
+
 def test_the_end_is_told_once(clock: Seconds) -> None:
     """A job that has done its steps is still looked at until its model is there."""
     stream = io.StringIO()

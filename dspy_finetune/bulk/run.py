@@ -765,7 +765,9 @@ class Task:
         """
         kind = output_format(output, files.output_format)
         if output.exists() and not kept_at.exists() and not overwrite:
-            raise UsageError(f"{output} is there already; choose another output, or overwrite=True replaces it")
+            raise UsageError(
+                f"{output} is there already; choose another output, or replace it by --overwrite (overwrite=True)"
+            )
         bodies = known_bodies(program)
         rows = Rows(program, examples, bodies=bodies, inputs=inputs, keep=keep, prefix=prefix, files=files)
         marks = fingerprint(examples)

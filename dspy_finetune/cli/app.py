@@ -235,6 +235,11 @@ def telling_once() -> Iterator[None]:
         _told.reset(token)
 
 
+def is_a_step() -> bool:
+    """Whether this is one of several commands in a row, whose caller says how to go on."""
+    return _told.get() is not None
+
+
 def count_as_told(notes: Sequence[str]) -> None:
     """Warnings that were shown in another form."""
     told = _told.get()

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.cli.app import fit, out, print_json, remark, say, talk, warn
+from dspy_finetune.cli.app import fit, is_a_step, out, print_json, remark, say, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
@@ -315,8 +315,8 @@ def follow_job(
             how = "the local host stops with this command; start it again, and its job goes on, with"
         else:
             how = "the job goes on; follow it again with"
-        command = f"dspy-finetune jobs follow {job.id} {host_option(host)}"
-        remark(f"{how}:\n  {command}")
+        if not is_a_step():
+            remark(f"{how}:\n  dspy-finetune jobs follow {job.id} {host_option(host)}")
         raise
 
 

@@ -53,7 +53,7 @@ def quickstart(
 
     if example is not None:
         n_rows = write_example(example, kind)
-        say(f"{example}: {n_rows} rows; next: dspy-finetune run {shlex.quote(str(example))} {EXAMPLE_OPTIONS[kind]}")
+        say(f"{example}: {n_rows} {kind}; next: dspy-finetune run {shlex.quote(str(example))} {EXAMPLE_OPTIONS[kind]}")
         return
     counts = size_of(size)
     examples, taste = read_titles(data, text=text, label=label, rubric=rubric)

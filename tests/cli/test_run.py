@@ -267,6 +267,7 @@ def test_a_first_file_can_be_had(
     )
     assert run("run", "my titles.csv", "--label", "liked", "--dry-run") == 0
     assert "headline -> liked: bool" in capsys.readouterr().out
+    Path("my titles.csv").write_text("headline,liked\nMy own,yes\n", encoding="utf-8")
     assert run("quickstart", "--example", "my titles.csv") == 2
     assert "error: my titles.csv is there already; name a new file" in capsys.readouterr().err
 
