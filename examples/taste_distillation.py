@@ -88,17 +88,26 @@ def main(
         "pairwise": ft.export_sft(train_pairs, pairwise, folder / "pairwise.jsonl"),
         "dpo": ft.export_dpo(explained, why, folder / "dpo.jsonl"),
     }
+    # (model, file, the model it starts from, settings). The local host fits linear heads for labels, which leave the
+    # weights as they were, and preferences train weights: there an adapter learns titles and pairs, too, before DPO.
+    steps: list[tuple[str, str, str | None, dict[str, Any]]] = [
+        ("binary", "binary", None, {"n_epochs": how.n_epochs}),
+        ("pairwise", "pairwise", "binary", {"n_epochs": 1}),
+    ]
+    if host.kind.has_recipes:
+        steps += [
+            ("titles by LoRA", "binary", None, {"n_epochs": how.n_epochs, "recipe": "lora"}),
+            ("pairs by LoRA", "pairwise", "titles by LoRA", {"n_epochs": 1, "recipe": "lora"}),
+        ]
+    steps.append(("dpo", "dpo", steps[-1][0], {"n_epochs": 1}))
     models: dict[str, ft.FinetunedModel] = {}
     jobs: dict[str, ft.Job] = {}
-    start: str | ft.FinetunedModel = base_model
-    for name, dataset in files.items():
-        n_epochs = how.n_epochs if name == "binary" else 1
-        plan = ft.plan(
-            dataset, base_model=start, host=host, suffix=f"taste-{name}", hyperparameters={"n_epochs": n_epochs}
-        )
+    for name, file, before, settings in steps:
+        start = models[before] if before else base_model
+        plan = ft.plan(files[file], base_model=start, host=host, suffix=f"taste-{file}", hyperparameters=settings)
         print(plan)
         jobs[name] = plan.start(max_usd=5)
-        models[name] = start = jobs[name].wait()
+        models[name] = jobs[name].wait()
 
     # No cache: the ensemble asks what was asked before, and its time is part of the verdict.
     tuned = ft.OpenAIPredictor(binary, models["binary"], host=host, cache=False)
