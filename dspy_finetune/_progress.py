@@ -130,11 +130,12 @@ class ProgressBar:
 
         left = self._seconds_left(n_done, n_total, now)
         # A job is loaded before its steps are counted: the same bar shows both.
-        form = "{desc}{postfix} [{elapsed}]"
+        # An invisible bar: older tqdm cuts a line to the terminal's width only where a bar stands in it.
+        form = "{desc}{postfix} [{elapsed}]{bar:1b}"
         if n_done is not None:
             until = "?" if left is None else tqdm.format_interval(left)
             form = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{until}{{postfix}}]"
-            form = form if n_total else "{desc}: {n_fmt} [{elapsed}{postfix}]"
+            form = form if n_total else "{desc}: {n_fmt} [{elapsed}{postfix}]{bar:1b}"
         if self._bar is None:
             self._bar = tqdm(
                 desc=self._label, initial=n_done or 0, total=n_total, file=stream, dynamic_ncols=True,

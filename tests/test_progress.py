@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import threading
@@ -90,6 +91,22 @@ def test_a_terminal_keeps_one_line(clock: Seconds) -> None:
     assert [text in drawn[at] for at, text in ((0, "1/3"), (-1, "3/3"))] == [True, True]
     assert not any("2/3" in line for line in drawn)  # too soon after the first
     assert all("asking" in line for line in drawn)
+
+
+@pytest.mark.parametrize("n_total", [None, 4])
+def test_a_narrow_terminal_cuts_the_line_and_keeps_it_one(
+    n_total: int | None, monkeypatch: pytest.MonkeyPatch, clock: Seconds
+) -> None:
+    """A line that is wider than the terminal would leave its first half behind at every drawing."""
+    monkeypatch.setattr(os, "get_terminal_size", lambda _file=None: os.terminal_size((41, 24)))
+    stream = Terminal()
+    monkeypatch.setattr(stream, "fileno", lambda: 2)
+    with ProgressBar(stream, waits=False) as bar:
+        for clock.now in (0.0, 1.0):
+            bar.show("ftjob-0123456789abcdef on local: running", None if n_total is None else 1, n_total, "loss 1.2")
+    drawn = stream.getvalue().replace("\n", "\r").split("\r")
+    assert max(map(len, drawn)) == 40
+    assert all(line.startswith("ftjob-") for line in drawn if line.strip())
 
 
 def test_a_terminal_that_knows_no_codes_gets_the_lines_of_a_log(

@@ -201,7 +201,7 @@ def told(jobs: CurveJobs | None) -> Iterator[CurveJobs]:
     with ProgressBar() as line:
 
         def tell(look: CurveProgress) -> None:
-            line.show(f"{look.stage} {look.run}: {look.note}", look.n_done, look.n_total)
+            line.show(f"{look.stage} {look.run}", look.n_done, look.n_total, look.note)
 
         yield made if made.on_progress is not None else dataclasses.replace(made, on_progress=tell)
 

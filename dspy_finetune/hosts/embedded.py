@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dspy_finetune._files import file_error, process_lock
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import HostError, MissingExtraError, UsageError
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"
@@ -213,11 +214,13 @@ def _start(root: Path, model: str | None, timeout_seconds: float) -> Server:
     _STARTED[str(root)] = process
     _stop_at_exit()
     deadline = time.monotonic() + timeout_seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        found = find_server(root)
-        if found is not None:
-            return found
-        time.sleep(0.05)
+    with ProgressBar(stays=False) as line:
+        while process.poll() is None and time.monotonic() < deadline:
+            found = find_server(root)
+            if found is not None:
+                return found
+            line.show("starting the local host")
+            time.sleep(0.05)
     ended = process.poll()
     last = last_line(log_path)
     stop_server(root)

@@ -96,6 +96,14 @@ class JobProgress:
         """The last thing that the host said."""
         return self.events[-1].message if self.events else ""
 
+    @property
+    def note(self) -> str:
+        """What a bar of the steps does not show: the loss, or how long it has taken where no step is known."""
+        parts = [f"{self.elapsed_seconds:,.0f} s"] if self.step is None else []
+        if self.losses:
+            parts.append(f"loss {self.losses[-1][1]:.3f}")
+        return ", ".join(parts)
+
     def __str__(self) -> str:
         """In words: `running, 125 s, step 10/25, loss 1.234, about 180 s left`; only what is known."""
         parts = [self.status, f"{self.elapsed_seconds:,.0f} s"]
@@ -360,7 +368,14 @@ class Job(Reported):
                 if on_progress is not None:
                     on_progress(progress)
                 else:
-                    line.show(f"{self.id} on {self.host.name}: {progress}")
+                    # What changes at each look stands in the note: another label would begin another line.
+                    n_done = progress.step if progress.total_steps else None
+                    line.show(
+                        f"{self.id} on {self.host.name}: {progress.status}",
+                        n_done,
+                        progress.total_steps,
+                        progress.note,
+                    )
         facts = self._end()
         model = self._model(facts)
         if self.host.kind.lists_models:

@@ -55,8 +55,8 @@ def test_who_waits_is_told_step_and_loss(
     job.wait()
     told = capsys.readouterr().err
     assert f"{job.id} on openai: running" in told
-    assert "step 1/2, loss 2.500" in told
-    assert "step 2/2, loss 1.250" in told
+    assert "running 1/2, loss 2.500" in told
+    assert "2/2, loss 1.250" in told
 
 
 def test_unknown_statuses_are_waited_through(job: Job, fake: FakeOpenAI) -> None:
