@@ -208,6 +208,15 @@ def connected_rows(items: Sequence[Sequence[str]]) -> list[list[int]]:
     return list(groups.values())
 
 
+def group_numbers(items: Sequence[Sequence[str]]) -> list[int]:
+    """For each row the number of its group, as `connected_rows` makes them."""
+    numbers = [0] * len(items)
+    for number, rows in enumerate(connected_rows(items)):
+        for row in rows:
+            numbers[row] = number
+    return numbers
+
+
 # Which side of a pair row is preferred, however it is spelled: the preference stands under `preferred`, `preference` or
 # `preferred_title`, as a side ("A", "b", "title_a"), as the text of the preferred side, or as a word for a tie.
 

@@ -17,17 +17,17 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.data.fields import Columns, Task, check_decimal, guess_columns
-from dspy_finetune.data.items import connected_rows, decided_pairs, row_items
+from dspy_finetune.data.items import decided_pairs, group_numbers, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
-from dspy_finetune.evaluation.metrics import Embed
+from dspy_finetune.evaluation.metrics import Embed, Vectors
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text
 from dspy_finetune.report.page import Reported
@@ -198,7 +198,7 @@ def advise(
         for row in rows:
             if number := split_unit(row[columns.label])[0]:
                 row[columns.label] = number
-    groups = _groups(rows)
+    groups = group_numbers(row_items(rows, None, "normalized"))
     metric = _metric(columns.task)
     n_groups, is_constant = max(groups) + 1, len({label_text(row[columns.label]) for row in rows}) == 1
     has_figures = metric != "none" and n_groups >= 2 * n_folds and not is_constant
@@ -241,7 +241,7 @@ def advise(
         reasons += (f"Left out, as {columns.label!r} is empty: {n_given - n_ties - len(rows):,} of {n_given:,} rows.",)
     if n_ties:
         reasons += (f"Left out, as neither side is preferred: {n_ties:,} of {n_given:,} rows.",)
-    return Advice(**{**_fields(advice), "recommendation": recommendation, "reasons": reasons})
+    return replace(advice, recommendation=recommendation, reasons=reasons)
 
 
 def only_label(label: str, value: Any) -> str:
@@ -255,36 +255,17 @@ def has_value(row: Any, label: str) -> bool:
     return value is not None and str(value).strip() != ""
 
 
-class _Remembered:
-    """An encoder whose vectors of these texts are made once, in large requests, for all folds."""
-
-    def __init__(self, embed: Embed, texts: Sequence[str], model: str) -> None:
-        self.model = model
-        self._embed = embed
-        distinct = list(dict.fromkeys(texts))
-        self._known = dict(zip(distinct, embed(distinct), strict=True))
-
-    def __call__(self, texts: list[str]) -> list[Any]:
-        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if missing:
-            self._known.update(zip(missing, self._embed(missing), strict=True))
-        return [self._known[text] for text in texts]
-
-
 def _embedder(encoder: str | Embed | None, rows: Sequence[dspy.Example], columns: Columns) -> Embed | None:
     if encoder == "auto":
         encoder = baselines.ENCODER if baselines.has_encoder() else None
     if encoder is None:
         return None
-    embed = baselines.HostEmbedder(encoder) if isinstance(encoder, str) else encoder
+    vectors = Vectors(baselines.HostEmbedder(encoder) if isinstance(encoder, str) else encoder)
     # As the baselines read a row: its fields joined, or the two sides of a pair apart.
     texts = [[str(row[name]) for name in columns.inputs] for row in rows]
     joined = [one for row in texts for one in row] if columns.task == "pairs" else ["\n".join(row) for row in texts]
-    return _Remembered(embed, joined, encoder if isinstance(encoder, str) else "encoder")
-
-
-def _fields(advice: Advice) -> dict[str, Any]:
-    return {name: getattr(advice, name) for name in advice.__dataclass_fields__}
+    vectors(joined)  # all at once, in large requests; every fold takes them from there
+    return vectors
 
 
 def _columns(rows: Sequence[Any], signature: type[dspy.Signature] | str | None, label: str | None) -> Columns:
@@ -319,15 +300,6 @@ def _loss(values: Sequence[float], metric: str) -> float:
     return statistics.fmean(values) if metric == "absolute error" else -statistics.fmean(values)
 
 
-def _groups(rows: Sequence[dspy.Example]) -> list[int]:
-    """Each row's group: rows that share an item are one."""
-    group_of = [0] * len(rows)
-    for number, members in enumerate(connected_rows(row_items(rows, None, "normalized"))):
-        for row in members:
-            group_of[row] = number
-    return group_of
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Look:
     """The rows, and how baselines are fitted on a part of them and asked about another."""
@@ -355,24 +327,16 @@ class _Look:
         cuts = statistics.quantiles(numbers, n=5)
         return [str(sum(number > cut for cut in cuts)) for number in numbers]
 
-    def fit(self, train: Sequence[int]) -> Mapping[str, Any]:
-        """The baselines that fit the task, fitted on these rows."""
-        return baselines.usual(
-            [self.rows[row] for row in train],
-            label=self.columns.label,
-            text=self.columns.inputs,
-            task="number" if self.columns.task == "number" else "label",
-            embedder=self.embed,
-        )
-
-    def fit_one(self, name: str, train: Sequence[int]) -> Any:
-        """The baseline of that name, fitted on these rows; None where it cannot be."""
+    def fit(self, train: Sequence[int], *, only: str | None = None) -> Mapping[str, Any]:
+        """The baselines that fit the task, fitted on these rows; `only` names the one that is needed."""
         rows = [self.rows[row] for row in train]
         label, fields = self.columns.label, self.columns.inputs
         task: Literal["label", "number"] = "number" if self.columns.task == "number" else "label"
-        if self.embed is not None and not name.startswith("TF-IDF"):
-            return baselines.encoder_linear(rows, label=label, text=fields, task=task, embed=self.embed)
-        return baselines.usual(rows, label=label, text=fields, task=task).get(name)
+        is_words = only is not None and only.startswith("TF-IDF")
+        if only is not None and self.embed is not None and not is_words:
+            return {only: baselines.encoder_linear(rows, label=label, text=fields, task=task, embed=self.embed)}
+        embed = None if is_words else self.embed
+        return baselines.usual(rows, label=label, text=fields, task=task, embedder=embed)
 
     def score(self, program: Any, row: int) -> float:
         """1 or 0 for a label, the absolute error of a number."""
@@ -414,7 +378,7 @@ class _Look:
                 if share == 1.0:
                     continue
                 part = train[: max(round(share * len(train)), 2)]
-                program = self.fit_one(best, part)
+                program = self.fit(part, only=best).get(best)
                 if program is None:  # a part with one label only
                     continue
                 scores.append(statistics.fmean(self.score(program, row) for row in test))

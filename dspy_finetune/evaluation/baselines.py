@@ -26,25 +26,33 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import math
 import random
 import statistics
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import dspy
 
 from dspy_finetune._optional import require
-from dspy_finetune.data.items import connected_rows, row_items
+from dspy_finetune.data.items import group_numbers, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
-from dspy_finetune.evaluation.collect import Program, jsonable
-from dspy_finetune.evaluation.metrics import AnyMetric, Embed, Metric, SetMetric, accuracy, token_f1, within
+from dspy_finetune.evaluation.collect import Program, inputs_text, modules_of
+from dspy_finetune.evaluation.metrics import (
+    AnyMetric,
+    Embed,
+    Metric,
+    SetMetric,
+    Vectors,
+    accuracy,
+    read_field,
+    token_f1,
+    within,
+)
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs import FinetunedModel
@@ -106,27 +114,12 @@ class NearestFewShot(dspy.Module):
         self.text = tuple(text) if text is not None else tuple(self.predict.signature.input_fields)
         self.embed = embed
         texts = [self._text(row) for row in self.train]
-        if embed is not None:
-            self._rows = _unit(embed(texts))
-            return
-        vectorizers = require("sklearn.feature_extraction.text", "eval", "the nearest-neighbour baseline")
-        # Its rows have length 1, so that a product of two is their cosine. Single characters count as words: a text
-        # may hold nothing longer.
-        self._vectorizer = vectorizers.TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=r"(?u)\b\w+\b"
-        )
-        try:
-            self._rows = self._vectorizer.fit_transform(texts)
-        except ValueError as error:  # "empty vocabulary"
-            raise UsageError("the texts hold no word; name other fields with text=(...), or give embed=") from error
+        self._features = _near_features(embed, texts)
+        self._rows = self._features(texts)
 
     def nearest(self, **inputs: Any) -> list[dspy.Example]:
         """The examples most like the inputs, the nearest last; of equal ones the first in training."""
-        query = [self._text(inputs)]
-        if self.embed is not None:
-            closeness = (self._rows @ _unit(self.embed(query)).T)[:, 0]
-        else:
-            closeness = (self._rows @ self._vectorizer.transform(query).T).toarray()[:, 0]
+        closeness = _closeness(self._rows, self._features([self._text(inputs)]))
         order = sorted(range(len(self.train)), key=lambda index: (-closeness[index], index))
         return [self.train[index] for index in reversed(order[: self.n_shots])]
 
@@ -136,15 +129,6 @@ class NearestFewShot(dspy.Module):
 
     def _text(self, row: Any) -> str:
         return "\n".join(str(row[name]) for name in self.text)
-
-
-def _unit(vectors: Any) -> Any:
-    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-    import numpy as np
-
-    rows = np.atleast_2d(np.asarray(vectors, dtype=float))
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0.0, 1.0, lengths)
 
 
 def nearest_few_shot(
@@ -358,8 +342,8 @@ def has_encoder() -> bool:
 class Tfidf:
     """Words and word pairs, weighed by TF-IDF."""
 
-    token_pattern: str = r"(?u)\b\w\w+\b"
-    """What a word is."""
+    takes_single: bool = False
+    """Whether a single character is a word: it may be all in which two texts differ."""
     vectorizer: Any = None
     """Fitted; None before."""
 
@@ -367,68 +351,47 @@ class Tfidf:
         """The same with the words of these texts. Raises UsageError where there are none."""
         extraction = require("sklearn.feature_extraction.text", "eval", "the TF-IDF baseline")
         vectorizer = extraction.TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", token_pattern=self.token_pattern
+            ngram_range=(1, 2),
+            sublinear_tf=True,
+            strip_accents="unicode",
+            token_pattern=r"(?u)\b\w+\b" if self.takes_single else r"(?u)\b\w\w+\b",
         )
         try:
             return dataclasses.replace(self, vectorizer=vectorizer.fit(texts))
         except ValueError as error:  # "empty vocabulary"
-            raise UsageError(
-                "the texts hold no word of two letters or more; name other fields with text=(...)"
-            ) from error
+            least, instead = ("", ", or give embed=") if self.takes_single else (" of two letters or more", "")
+            raise UsageError(f"the texts hold no word{least}; name other fields with text=(...){instead}") from error
 
-    def of(self, texts: Sequence[str]) -> Any:
+    def __call__(self, texts: Sequence[str]) -> Any:
         """One row each, shape (n_texts, n_words), sparse and of length 1."""
         return self.vectorizer.transform(texts)
 
 
-class Vectors:
-    """An encoder's vectors, scaled to length 1; keeps those of texts it has seen."""
-
-    def __init__(self, embed: Embed) -> None:
-        self.embed = embed
-        self._seen: dict[str, Any] = {}
-        self._lock = threading.Lock()
-
-    def fitted(self, texts: Sequence[str]) -> Vectors:
-        """The same: an encoder learns nothing here."""
-        return self
-
-    def of(self, texts: Sequence[str]) -> Any:
-        """One row each, shape (n_texts, n_numbers). Raises UsageError if the encoder gives something else."""
-        # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-        import numpy as np
-
-        with self._lock:
-            missing = list(dict.fromkeys(text for text in texts if text not in self._seen))
-        if missing:
-            found = np.atleast_2d(np.asarray(self.embed(missing), dtype=float))
-            if found.ndim != 2 or len(found) != len(missing):
-                raise UsageError(f"the encoder gave an array of shape {found.shape} for {len(missing)} texts")
-            lengths = np.linalg.norm(found, axis=1, keepdims=True)
-            with self._lock:
-                self._seen.update(zip(missing, found / np.where(lengths == 0.0, 1.0, lengths), strict=True))
-        with self._lock:
-            return np.stack([self._seen[text] for text in texts])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"embed": self.embed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["embed"])  # type: ignore[misc]  # a lock cannot be pickled
-
-
 Features: TypeAlias = Tfidf | Vectors
+"""Texts to rows of length 1, so that a product of two is their cosine; an encoder learns nothing here."""
 
 
 def _features(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Any:
     """Shape (n_rows, n_features): of the joined texts, or of the first text minus the second."""
     if is_difference:
-        return features.of([row[0] for row in rows]) - features.of([row[1] for row in rows])
-    return features.of(["\n".join(row) for row in rows])
+        return features([row[0] for row in rows]) - features([row[1] for row in rows])
+    return features(["\n".join(row) for row in rows])
 
 
 def _fit(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Features:
+    if isinstance(features, Vectors):
+        return features
     return features.fitted([one for row in rows for one in row] if is_difference else ["\n".join(row) for row in rows])
+
+
+def _near_features(embed: Embed | None, texts: Sequence[str]) -> Features:
+    return Tfidf(takes_single=True).fitted(texts) if embed is None else Vectors(embed)
+
+
+def _closeness(rows: Any, query: Any) -> Any:
+    """The cosine of each row and the one of the query, shape (n_rows,)."""
+    product = rows @ query.T
+    return (product.toarray() if hasattr(product, "toarray") else product)[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,9 +485,8 @@ class NearestAnswer:
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """Answer one item; of equally near questions the first in training counts."""
-        closeness = self.rows @ _features(self.features, [_texts(inputs, self.text)], is_difference=False).T
-        closeness = closeness.toarray() if hasattr(closeness, "toarray") else closeness
-        return dspy.Prediction(**{self.label: self.answers[int(closeness[:, 0].argmax())]})
+        closeness = _closeness(self.rows, _features(self.features, [_texts(inputs, self.text)], is_difference=False))
+        return dspy.Prediction(**{self.label: self.answers[int(closeness.argmax())]})
 
 
 def majority(train: Sequence[Any], *, label: str) -> LabelBaseline:
@@ -567,8 +529,7 @@ def nearest_answer(
     answers = [one[0] if isinstance(one, (list, tuple)) and one else one for one in _column(train, label)]
     fields = _text_fields(train, label, text)
     rows = [_texts(row, fields) for row in train]
-    # Single characters count: they may be all in which two questions differ.
-    features = _fit(Tfidf(token_pattern=r"(?u)\b\w+\b") if embed is None else Vectors(embed), rows, False)
+    features = _near_features(embed, ["\n".join(row) for row in rows])
     return NearestAnswer(
         label=label, text=fields, features=features, rows=_features(features, rows, False), answers=tuple(answers)
     )
@@ -643,7 +604,7 @@ def encoder_linear(
     fields = _text_fields(train, label, text)
     kind = task or _task_of(values)
     features = Vectors(embed if embed is not None else HostEmbedder())
-    name = _encoder_name(features.embed)
+    name = features.model or "encoder"
     if kind == "number":
         return _fit_numbers(train, fields, label, features, name=f"{name} + ridge regression")
     if kind == "text":
@@ -657,11 +618,6 @@ def encoder_linear(
         is_difference=sides is not None,
         name=f"{name}{'' if sides is None else ' difference'} + logistic regression",
     )
-
-
-def _encoder_name(embed: Any) -> str:
-    model = getattr(embed, "model", None)
-    return model if isinstance(model, str) else "encoder"
 
 
 def _fit_labels(
@@ -788,15 +744,10 @@ def _folds(rows: Sequence[tuple[str, ...]], strata: Sequence[str] | None) -> lis
         return []
     selection = require("sklearn.model_selection", "eval", "cross-validation")
     named = [dspy.Example(**{str(place): text for place, text in enumerate(row)}) for row in rows]
-    groups = [0] * len(rows)
-    found = connected_rows(row_items(named, tuple(map(str, range(len(rows[0])))), "normalized"))
-    if len(found) < 2 * n_folds:  # all hang together: only whole rows that are equal can be kept in one fold
+    groups = group_numbers(row_items(named, tuple(map(str, range(len(rows[0])))), "normalized"))
+    if len(set(groups)) < 2 * n_folds:  # all hang together: only whole rows that are equal can be kept in one fold
         numbers = {row: number for number, row in enumerate(dict.fromkeys(rows))}
         groups = [numbers[row] for row in rows]
-    else:
-        for number, places in enumerate(found):
-            for place in places:
-                groups[place] = number
     if len(set(groups)) < n_folds:
         return []
     # Groups of one are no groups: the splitter that heeds them takes most of a second for some hundred rows.
@@ -852,7 +803,7 @@ def _out_of_fold(
 
 
 def _texts(row: Any, fields: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(_field(row, name)) for name in fields)
+    return tuple(str(read_field(row, name, "row", "the baseline")) for name in fields)
 
 
 def _text_fields(train: Sequence[Any], label: str, text: Sequence[str] | None) -> tuple[str, ...]:
@@ -873,13 +824,7 @@ def _text_fields(train: Sequence[Any], label: str, text: Sequence[str] | None) -
 def _column(train: Sequence[Any], label: str) -> list[Any]:
     if not len(train):
         raise EmptyDatasetError("a baseline needs training examples, and there are none")
-    return [_field(row, label) for row in train]
-
-
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise UsageError(f'the baseline reads the field "{name}", but there is only: {", ".join(map(str, row.keys()))}')
-    return row[name]
+    return [read_field(row, label, "row", "the baseline") for row in train]
 
 
 def usual(
@@ -952,7 +897,7 @@ def _without_a_model(
     task: Task,
     embedder: Embed | None,
 ) -> dict[str, Program]:
-    name = _encoder_name(embedder)
+    name = Vectors(embedder).model or "encoder" if embedder is not None else ""
     found: dict[str, Program] = {}
     if task == "text":
         if embedder is not None:
@@ -1023,7 +968,7 @@ def with_baselines(
     with.
     """
     base_model = options.base_model
-    parts = [part for program in programs.values() for part in _parts(program)]
+    parts = [part for program in programs.values() for _, part in modules_of(program)]
     tuned = next((part for part in parts if isinstance(part, FinetunedPredictor)), None)
     if base_model is not None and (tuned is None or tuned.host is None):
         raise UsageError(
@@ -1071,17 +1016,7 @@ def _embedder(options: BaselineOptions) -> Embed | None:
     return HostEmbedder(options.encoder, host=options.encoder_host)
 
 
-def _parts(program: Program) -> Iterator[Any]:
-    yield program
-    if isinstance(program, dspy.Module):
-        yield from (part for _, part in program.named_sub_modules())
-
-
 def n_in_training(train: Sequence[Any], items: Sequence[Any]) -> int:
     """How many items have the inputs of a training example."""
-    known = {_inputs(row) for row in train}
-    return sum(_inputs(row) in known for row in items)
-
-
-def _inputs(row: Any) -> str:
-    return json.dumps(jsonable(dict(row.inputs().items())), sort_keys=True, ensure_ascii=False)
+    known = {inputs_text(row.inputs().toDict()) for row in train}
+    return sum(inputs_text(row.inputs().toDict()) in known for row in items)

@@ -46,6 +46,11 @@ Program: TypeAlias = Callable[..., Any]
 """A `dspy.Module`, or any callable that takes the input fields by name and returns a `dspy.Prediction` or a mapping."""
 
 
+def modules_of(program: Program) -> list[tuple[str, Any]]:
+    """A program's modules by name, itself first; of any other callable, that alone."""
+    return list(program.named_sub_modules()) if isinstance(program, dspy.Module) else [("", program)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One program's answer to one item."""
@@ -207,13 +212,17 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
+def inputs_text(inputs: Mapping[str, Any]) -> str:
+    """An item's inputs as one text: equal for equal inputs, whatever the order of the fields."""
+    return json.dumps(jsonable(inputs), sort_keys=True, ensure_ascii=False)
+
+
 def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     """A key by which an item is found again: a digest of its inputs, and which of its equals it is. Fills `seen`.
 
     Labels are not part of it: a corrected label needs no new answer.
     """
-    text = json.dumps(jsonable(inputs), sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    digest = hashlib.sha256(inputs_text(inputs).encode("utf-8", "surrogatepass")).hexdigest()[:20]
     seen[digest] = seen.get(digest, 0) + 1
     return f"{digest}-{seen[digest]}"
 
@@ -240,10 +249,7 @@ def reader_of(
 
 
 def _declared(program: Program, name: str) -> Iterator[Reader | None]:
-    parts = (
-        [program, *(part for _, part in program.named_sub_modules())] if isinstance(program, dspy.Module) else [program]
-    )
-    for part in parts:
+    for _, part in modules_of(program):
         prompt = getattr(part, "prompt", None)
         if isinstance(prompt, PromptFormat):
             if name in prompt.output_fields:
@@ -536,19 +542,15 @@ def uncached(program: Program) -> Program:
     if not isinstance(program, dspy.Module):
         return program
     twin = program.deepcopy()
-    for _, part in [("", twin), *twin.named_sub_modules()]:
+    for _, part in modules_of(twin):
         if isinstance(part, FinetunedPredictor):
-            _without_cache(part)
+            part.lm_options = {**part.lm_options, "cache": False}
+            if part._given_lm is not None:
+                part._given_lm = part._given_lm.copy(cache=False)
+            part._lm = None
         elif isinstance(getattr(part, "lm", None), dspy.BaseLM):
             part.lm = part.lm.copy(cache=False)
     return _Uncached(twin)
-
-
-def _without_cache(predictor: FinetunedPredictor) -> None:
-    predictor.lm_options = {**predictor.lm_options, "cache": False}
-    if predictor._given_lm is not None:
-        predictor._given_lm = predictor._given_lm.copy(cache=False)
-    predictor._lm = None
 
 
 class _Uncached:
@@ -556,15 +558,6 @@ class _Uncached:
         self.program = program
 
     def __call__(self, **inputs: Any) -> Any:
-        with _settings_uncached():
+        lm = dspy.settings.lm
+        with dspy.context(lm=lm.copy(cache=False)) if isinstance(lm, dspy.BaseLM) else contextlib.nullcontext():
             return self.program(**inputs)
-
-
-@contextlib.contextmanager
-def _settings_uncached() -> Iterator[None]:
-    lm = dspy.settings.lm
-    if not isinstance(lm, dspy.BaseLM):
-        yield
-        return
-    with dspy.context(lm=lm.copy(cache=False)):
-        yield

@@ -47,6 +47,7 @@ from dspy_finetune.evaluation.collect import (
     collect,
     jsonable,
     lacks_lm,
+    modules_of,
     read_field_of,
     reader_of,
     with_parse_failures,
@@ -322,38 +323,24 @@ def _score(
     columns: Columns = {}
     for metric in metrics:
         said = read if _is_read(metric) else collected
-        if isinstance(metric, SetMetric):
-            fact = scoring.describe(metric, is_proportion=False)
-            column = {name: scoring.score_set(metric, rows, one.answers, how) for name, one in said.items()}
-        else:
-            scores = {
-                name: scoring.item_scores(
-                    metric,
-                    rows,
-                    one.answers,
-                    num_threads=num_threads,
-                    on_scored=_told(on_progress, metric, name, len(rows)),
-                )
-                for name, one in said.items()
-            }
-            seen = {score for one in scores.values() for score in one.scores if score is not None}
-            fact = scoring.describe(metric, is_proportion=seen <= {0.0, 1.0})
-            column = {name: scoring.score_items(one, fact, how) for name, one in scores.items()}
+        answers = {name: one.answers for name, one in said.items()}
+        tell = _told(on_progress, scoring.metric_name(metric), len(rows))
+        fact, column = scoring.score_columns(metric, rows, answers, how, num_threads=num_threads, on_scored=tell)
         facts.append(fact)
         columns[fact.name] = column
     return tuple(facts), columns
 
 
 def _told(
-    on_progress: Callable[[CompareProgress], None] | None, metric: AnyMetric, name: str, n_items: int
-) -> Callable[[int], object]:
-    """Tells how far a metric is that asks a model, as a program of its own."""
+    on_progress: Callable[[CompareProgress], None] | None, metric: str, n_items: int
+) -> Callable[[str, int], object]:
+    """Tells how far a metric is that asks a model about a program's answers, as a program of its own."""
 
-    def tell(n_done: int) -> None:
+    def tell(name: str, n_done: int) -> None:
         if on_progress is not None:
             on_progress(
                 CompareProgress(
-                    program=f"{scoring.metric_name(metric)} of {name}",
+                    program=f"{metric} of {name}",
                     n_done=n_done,
                     n_total=n_items,
                     n_asked=n_done,
@@ -540,7 +527,7 @@ def is_tuned(program: Program) -> bool | None:
         return False
     if not isinstance(program, dspy.Module):
         return None
-    return any(_holds_tuned(part) for part in (program, *(part for _, part in program.named_sub_modules())))
+    return any(_holds_tuned(part) for _, part in modules_of(program))
 
 
 def _holds_tuned(part: Any) -> bool:
@@ -601,7 +588,7 @@ def prompt_cards(programs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     cards: dict[str, dict[str, str]] = {}
     owner: dict[str, str] = {}
     for name, program in programs.items():
-        modules = _modules(program)
+        modules = modules_of(program)
         n_predictors = sum(isinstance(module, dspy.Predict) for _, module in modules)
         for inner, module in modules:
             prompt = getattr(module, "prompt", None)
@@ -619,13 +606,6 @@ def prompt_cards(programs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
                 card[f"demonstrations{where}"] = f"{len(module.demos):,}"
                 _add(card, "models", str(getattr(module.lm, "model", "") or ""))
     return cards
-
-
-def _modules(program: Any) -> list[tuple[str, Any]]:
-    if not isinstance(program, dspy.Module):
-        return [("", program)]
-    found = [("", program), *((name, one) for name, one in program.named_sub_modules())]
-    return list({id(one): (name, one) for name, one in reversed(found)}.values())[::-1]
 
 
 def _prompt_card(prompt: PromptFormat) -> dict[str, str]:

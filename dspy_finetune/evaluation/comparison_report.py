@@ -19,12 +19,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from dspy_finetune._files import read_json, write_json
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError
 from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.metrics import read_probability
-from dspy_finetune.evaluation.scoring import Comparison, Difference, PairwiseBias, ProgramRow, Verdict, pairwise_bias
+from dspy_finetune.evaluation.scoring import (
+    Comparison,
+    Difference,
+    PairwiseBias,
+    ProgramRow,
+    Verdict,
+    number_in,
+    pairwise_bias,
+)
 from dspy_finetune.evaluation.statistics import Interval, mcnemar, mean_interval
 from dspy_finetune.report import page, plots
 from dspy_finetune.report.blocks import (
@@ -49,7 +59,7 @@ from dspy_finetune.report.blocks import (
     with_interval,
 )
 from dspy_finetune.report.plots import Training, loss_curves
-from dspy_finetune.values import label_text, read_number, same_label
+from dspy_finetune.values import label_text, same_label
 
 Band: TypeAlias = Literal["near", "fair", "far"]
 """How far off a number is."""
@@ -259,13 +269,11 @@ def guesses(comparison: Comparison, program: str, near: tuple[float, float] = NE
     if field is None:
         return found
     for index, (item, answer) in enumerate(zip(comparison.items, comparison.answers[program], strict=True)):
-        if answer.outcome != "answered" or answer.outputs.get(field) is None:
+        if answer.outcome != "answered" or field not in answer.outputs:
             continue
-        try:
-            truth, predicted = read_number(item.labels[field]), read_number(answer.outputs[field])
-        except (AnswerError, TypeError, ValueError):
-            continue
-        found.append(Guess(index=index, truth=truth, predicted=predicted, band=band(truth, predicted, near)))
+        truth, predicted = number_in(item.labels[field]), number_in(answer.outputs[field])
+        if truth is not None and predicted is not None:
+            found.append(Guess(index=index, truth=truth, predicted=predicted, band=band(truth, predicted, near)))
     return found
 
 
@@ -352,9 +360,6 @@ def reliability(pairs: Sequence[tuple[float, float]], n_bins: int = 10) -> list[
     """(mean probability, share that was positive, items) of each bin of equal width that holds any."""
     if not pairs:
         return []
-    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-    import numpy as np
-
     truth, shares = (np.asarray(column, dtype=float) for column in zip(*pairs, strict=True))
     was, said = _sklearn("calibration").calibration_curve(truth, shares, n_bins=n_bins, strategy="uniform")
     edges = np.linspace(0.0, 1.0, n_bins + 1)[1:-1]  # scikit-learn's bins, whose sizes it does not tell
@@ -501,11 +506,9 @@ def _scatters(comparison: Comparison, near: tuple[float, float]) -> Iterator[Plo
             f"Of {len(found):,} answers {counts['near']:,} ({counts['near'] / len(found):.0%}) are near, "
             f"{counts['fair']:,} fair, {counts['far']:,} far"
         )
-        yield Plot(name=f"scatter{place}-", draw=_scatter(comparison, name, near), caption=caption, alt=alt)
-
-
-def _scatter(comparison: Comparison, program: str, near: tuple[float, float]) -> Callable[[str], str | None]:
-    return lambda name: scatter(comparison, program, name, near)
+        yield Plot(
+            name=f"scatter{place}-", draw=partial(scatter, comparison, name, near=near), caption=caption, alt=alt
+        )
 
 
 def mean_share(pairs: Sequence[tuple[float, float]], wanted: float) -> float:

@@ -25,14 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dspy_finetune._files import atomic_writer, read_json, write_json
-from dspy_finetune._optional import require
 from dspy_finetune.data import find_leakage
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, score_columns
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
@@ -49,7 +50,6 @@ from dspy_finetune.evaluation.training_runs import (
     measured,
     placed,
     run_of,
-    score,
     told,
     told_of_runs,
     write_parts,
@@ -323,9 +323,6 @@ def _errors(curve: LearningCurve) -> list[str]:
 
 def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) -> Interval:
     """By how much the score changes with `n_more` examples beyond the largest size; no interval with one size."""
-    # Imported here: see mean_over_seeds.
-    import numpy as np
-
     sizes = np.log([run.n_rows for run in runs])
     spread = float(((sizes - sizes.mean()) ** 2).sum())
     n_items = min(run.interval.n for run in runs)
@@ -344,8 +341,7 @@ def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) 
         return found
     residuals = values - values.mean() - slope * (sizes - sizes.mean())
     deviation = math.sqrt(float((residuals**2).sum()) / degrees / spread)
-    student = require("scipy.stats", "eval", "a learning curve").t.ppf((1 + confidence) / 2, degrees)
-    half = float(student) * deviation * reach
+    half = statistics.t_quantile(confidence, degrees) * deviation * reach
     if 2 * half <= found.high - found.low:
         return found
     return Interval(value=slope * reach, low=slope * reach - half, high=slope * reach + half, n=n_items, method="t")
@@ -353,9 +349,6 @@ def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) 
 
 def extrapolate_largest(runs: Sequence[Measured]) -> float | None:
     """The largest size's score on the line through the smaller sizes; None with fewer than three sizes."""
-    # Imported here: see mean_over_seeds.
-    import numpy as np
-
     largest = max(run.n_rows for run in runs)
     smaller = [run for run in runs if run.n_rows < largest]
     if len({run.n_rows for run in smaller}) < 2:
@@ -460,7 +453,7 @@ def _summary(
     seeds: tuple[int, ...],
     num_threads: int,
 ) -> LearningCurve:
-    facts, scored = score(metric, items, answers, how, num_threads)
+    facts, scored = score_columns(metric, items, answers, how, num_threads=num_threads)
     runs = tuple(run_of(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
     groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
     for place, run in enumerate(runs):

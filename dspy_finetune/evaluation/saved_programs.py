@@ -16,7 +16,6 @@ ChainOfThought and a module that holds a Predict. Not covered: pickles and folde
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ import dspy
 
 from dspy_finetune._files import read_json
 from dspy_finetune.errors import AnswerError, DataError, FileError, FinetuneError, UsageError
-from dspy_finetune.evaluation.collect import Answer, jsonable
+from dspy_finetune.evaluation.collect import Answer, inputs_text
 from dspy_finetune.evaluation.scoring import Comparison
 from dspy_finetune.predictors import FinetunedPredictor, replace
 from dspy_finetune.predictors.base import predictor_of
@@ -220,7 +219,7 @@ class StoredAnswers:
         self.program = name
         # What failed was no answer of the model's.
         self._answers = {
-            _key(item.inputs): answer
+            inputs_text(item.inputs): answer
             for item, answer in zip(comparison.items, comparison.answers[name], strict=True)
             if answer.outcome != "failed"
         }
@@ -230,7 +229,7 @@ class StoredAnswers:
 
     def knows(self, inputs: Mapping[str, Any]) -> bool:
         """Whether there is an answer to these inputs."""
-        return _key(inputs) in self._answers
+        return inputs_text(inputs) in self._answers
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """The answer of then.
@@ -239,7 +238,7 @@ class StoredAnswers:
             AnswerError: It could not be read then.
             DataError: The model was not asked about this item.
         """
-        answer: Answer | None = self._answers.get(_key(inputs))
+        answer: Answer | None = self._answers.get(inputs_text(inputs))
         if answer is None:
             raise DataError(f"{self.program} was not asked about this item when its answers were stored")
         prediction = answer.prediction()
@@ -268,7 +267,3 @@ def stored_answers(path: str | os.PathLike[str], program: str | None = None) -> 
         return StoredAnswers(Comparison.from_dict(values["comparison"]), program)
     except (DataError, UsageError) as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
-
-
-def _key(inputs: Mapping[str, Any]) -> str:
-    return json.dumps(jsonable(inputs), sort_keys=True, ensure_ascii=False)

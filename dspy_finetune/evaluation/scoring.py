@@ -11,13 +11,12 @@ correcting a bias.
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import dspy
 
@@ -27,7 +26,10 @@ from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.collect import Answer, Collected, Program
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE, AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed, wilson
+from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.values import label_text, read_number
+
+Key = TypeVar("Key", bound=Hashable)
 
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided", "not compared"]
 """What a comparison found, seen from the candidate; *not compared* where a program mostly did not answer."""
@@ -260,12 +262,7 @@ class Comparison:
         labels = [item.labels[field] for item in self.items]
         if any(isinstance(label, bool) for label in labels) or len({label_text(label) for label in labels}) < 3:
             return None
-        try:
-            for label in labels:
-                read_number(label)
-        except (AnswerError, TypeError, ValueError):
-            return None
-        return field
+        return field if all(number_in(label) is not None for label in labels) else None
 
     @property
     def main_metric(self) -> MetricFacts:
@@ -358,6 +355,14 @@ def _subgroup(values: Mapping[str, Any]) -> SubgroupRow:
     return SubgroupRow(**{**values, "scores": scores, "difference": difference})
 
 
+def number_in(value: Any) -> float | None:
+    """The number that a value is; None where it is none."""
+    try:
+        return None if value is None else read_number(value)
+    except (AnswerError, TypeError, ValueError):
+        return None
+
+
 Subgroups: TypeAlias = Sequence[str] | Mapping[str, Callable[[Any], Any]]
 """Fields of the examples, or names with functions of the example."""
 
@@ -413,6 +418,12 @@ class Resampling:
             seed=options.seed,
             groups=statistics.groups_of(rows, options.group_by) if options.group_by is not None else None,
         )
+
+    def draws(self, n: int, statistic: Callable[[Any], float]) -> statistics.Floats:
+        """The bootstrap distribution of a statistic of the places of n items, or of whole groups of them."""
+        if self.groups is None:
+            return statistics.resample(n, statistic, n_resamples=self.n_resamples, seed=self.seed)
+        return statistics.clustered_resample(self.groups, statistic, n_resamples=self.n_resamples, seed=self.seed)
 
     def on(self, places: Sequence[int]) -> Resampling:
         """The same for a part of the items."""
@@ -498,24 +509,37 @@ def item_scores(
         except AnswerError:
             return without_answer
 
-    if not (isinstance(metric, Metric) and metric.asks_a_model):
-        scores = tuple(map(score, examples, answers))
+    pairs = list(zip(examples, answers, strict=True))
+    if isinstance(metric, Metric) and metric.asks_a_model:
+        scores = in_threads(lambda pair: score(*pair), pairs, num_threads, on_done=on_scored)
     else:
-        with ThreadPoolExecutor(max_workers=max(1, num_threads), thread_name_prefix="score") as pool:
-            futures = [
-                # A copy of the caller's context each, so that `with dspy.context(...)` reaches the metric.
-                pool.submit(contextvars.copy_context().run, score, example, answer)
-                for example, answer in zip(examples, answers, strict=True)
-            ]
-            found: list[float | None] = []
-            try:
-                for future in futures:
-                    found.append(future.result())
-                    on_scored(len(found))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        scores = tuple(found)
-    return ItemScores(scores=scores, n_unjudged=len(errors), judge_error=errors[0] if errors else None)
+        scores = [score(*pair) for pair in pairs]
+    return ItemScores(scores=tuple(scores), n_unjudged=len(errors), judge_error=errors[0] if errors else None)
+
+
+def score_columns(
+    metric: AnyMetric,
+    examples: Sequence[Any],
+    answers: Mapping[Key, Sequence[Answer]],
+    how: Resampling,
+    *,
+    num_threads: int = 1,
+    on_scored: Callable[[Key, int], object] = lambda key, n_done: None,
+) -> tuple[MetricFacts, dict[Key, Scored]]:
+    """What was measured, and the scores of each program's answers, by the program's key.
+
+    `on_scored` is told after each item of a metric that asks a model.
+    """
+    if isinstance(metric, SetMetric):
+        facts = describe(metric, is_proportion=False)
+        return facts, {key: score_set(metric, examples, own, how) for key, own in answers.items()}
+    scores = {
+        key: item_scores(metric, examples, own, num_threads=num_threads, on_scored=partial(on_scored, key))
+        for key, own in answers.items()
+    }
+    seen = {score for one in scores.values() for score in one.scores if score is not None}
+    facts = describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
+    return facts, {key: score_items(one, facts, how) for key, one in scores.items()}
 
 
 def score_value(value: Any) -> float:
@@ -578,10 +602,7 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
         return metric.over([expected[i] for i in indices], [predicted[i] for i in indices])
 
     # All items are drawn from, also those that cannot be scored, so that every program sees the same draws.
-    if how.groups is None:
-        draws = statistics.resample(len(expected), on, n_resamples=how.n_resamples, seed=how.seed)
-    else:
-        draws = statistics.clustered_resample(how.groups, on, n_resamples=how.n_resamples, seed=how.seed)
+    draws = how.draws(len(expected), on)
     interval = statistics.percentile_interval(value, draws, sum(counted), how.confidence)
     if interval.low is not None and interval.low == interval.high:
         # Draws that agree show no spread, as where few items are all right: that is no certainty.
@@ -708,8 +729,8 @@ def _field(name: str) -> Callable[[Any], Any]:
 
 
 def _parts(values: Sequence[Any]) -> dict[str, list[int]]:
-    numbers = _numbers(values)
-    if len({str(value) for value in values}) > MAX_VALUES and numbers is not None:
+    numbers = [number for value in values if (number := number_in(value)) is not None]
+    if len({str(value) for value in values}) > MAX_VALUES and len(numbers) == len(values):
         return _quartiles(numbers)
     places: dict[str, list[int]] = {}
     for place, value in enumerate(values):
@@ -719,13 +740,6 @@ def _parts(values: Sequence[Any]) -> dict[str, list[int]]:
         rest = sorted(place for value in places if value not in kept for place in places[value])
         places = {value: places[value] for value in kept} | {REST: rest}
     return places
-
-
-def _numbers(values: Sequence[Any]) -> list[float] | None:
-    try:
-        return [read_number(value) for value in values]
-    except (AnswerError, TypeError, ValueError):
-        return None
 
 
 def _quartiles(numbers: Sequence[float]) -> dict[str, list[int]]:
@@ -854,7 +868,7 @@ def pairwise_bias(
         priced = [
             (one, other, _side(side))
             for a, b, side in zip(prices_a, prices_b, preferred, strict=True)
-            if side is not None and (one := _price(a)) is not None and (other := _price(b)) is not None
+            if side is not None and (one := number_in(a)) is not None and (other := number_in(b)) is not None
         ]
         higher = [(one > other) == (side == "a") for one, other, side in priced if one != other]
         more_expensive = wilson(sum(higher), len(higher), confidence)
@@ -863,13 +877,6 @@ def pairwise_bias(
         prefers_longer=wilson(sum(unequal), len(unequal), confidence),
         prefers_more_expensive=more_expensive,
     )
-
-
-def _price(value: Any) -> float | None:
-    try:
-        return None if value is None else read_number(value)
-    except (AnswerError, TypeError, ValueError):
-        return None
 
 
 class InBothOrders:

@@ -14,14 +14,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dspy_finetune._optional import require
-from dspy_finetune.data.items import By, connected_rows, row_items
+from dspy_finetune.data.items import By, group_numbers, row_items
 from dspy_finetune.errors import UsageError
+from dspy_finetune.predictors.ask import wilson as wilson_ends
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float] | Floats
@@ -48,10 +50,9 @@ def _scipy_stats() -> Any:
     return require("scipy.stats", "eval", "a comparison with intervals")
 
 
-def _t_or_z(confidence: float, degrees: int | None = None) -> float:
-    stats = _scipy_stats()
-    upper = (1 + confidence) / 2
-    return float(stats.norm.ppf(upper) if degrees is None else stats.t.ppf(upper, degrees))
+def t_quantile(confidence: float, degrees: int) -> float:
+    """How many standard errors Student's t interval reaches to either side."""
+    return float(_scipy_stats().t.ppf((1 + confidence) / 2, degrees))
 
 
 def wilson(n_right: int, n: int, confidence: float = 0.95) -> Interval:
@@ -103,7 +104,7 @@ def around(
         bounds: The least and the greatest value of a score; None where there is no end.
     """
     low, high = bounds
-    quantile = _t_or_z(confidence, degrees)
+    quantile = t_quantile(confidence, degrees)
 
     def found(ends: tuple[float, float], method: str) -> Interval:
         return Interval(value=mean, low=ends[0], high=ends[1], n=n, method=method)
@@ -414,24 +415,17 @@ def groups_of(rows: Sequence[Any], by: By) -> tuple[int, ...]:
     Raises:
         UsageError: A field is in no row, or all items are one group.
     """
-    found = connected_rows(row_items(rows, by, "normalized"))
-    if len(found) < 2:
+    numbers = tuple(group_numbers(row_items(rows, by, "normalized")))
+    if len(set(numbers)) < 2:
         raise UsageError(
             f"group_by={by!r}: all {len(rows)} items hang together as one group, which leaves nothing to compare; "
             "group by something finer, or draw pairs so that fewer share a text"
         )
-    numbers = [0] * len(rows)
-    for number, indices in enumerate(found):
-        for index in indices:
-            numbers[index] = number
-    return tuple(numbers)
+    return numbers
 
 
 def group_sums(values: Numbers, groups: Sequence[int]) -> Floats:
     """The sum of each group's values, in the order of the groups' numbers; groups without a value are left out."""
-    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-    import numpy as np
-
     _, places = np.unique(np.asarray(groups), return_inverse=True)
     return np.bincount(places, weights=np.asarray(values, dtype=float)).astype(np.float64)
 
@@ -475,26 +469,15 @@ def proportion_interval(values: Numbers, groups: Sequence[int], confidence: floa
         return wilson(round(math.fsum(values)), n, confidence)
     share, error = math.fsum(values) / n, standard_error(values, groups)
     n_effective = min(float(n), share * (1 - share) / error**2) if error else float(n_groups)
-    z, t = _z(confidence), _t(confidence, n_groups - 1)
-    n_effective *= (z / t) ** 2
-    centre = (share + z * z / (2 * n_effective)) / (1 + z * z / n_effective)
-    half = (
-        z
-        / (1 + z * z / n_effective)
-        * math.sqrt(share * (1 - share) / n_effective + z * z / (4 * n_effective * n_effective))
-    )
-    return Interval(
-        value=share, low=max(centre - half, 0.0), high=min(centre + half, 1.0), n=n, method="clustered Wilson"
-    )
+    n_effective *= (NormalDist().inv_cdf((1 + confidence) / 2) / t_quantile(confidence, n_groups - 1)) ** 2
+    low, high = wilson_ends(share * n_effective, n_effective, confidence)
+    return Interval(value=share, low=low, high=high, n=n, method="clustered Wilson")
 
 
 def clustered_resample(
     groups: Sequence[int], statistic: Callable[[Any], float], *, n_resamples: int, seed: int
 ) -> Floats:
     """The bootstrap distribution of a statistic of item indices; whole groups are drawn, the same for the same seed."""
-    # Imported here: see group_sums.
-    import numpy as np
-
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -504,11 +487,3 @@ def clustered_resample(
         return statistic(np.concatenate([parts[number] for number in drawn]))
 
     return resample(len(parts), on, n_resamples=n_resamples, seed=seed)
-
-
-def _t(confidence: float, degrees: int) -> float:
-    return float(require("scipy.stats", "eval", "clustered intervals").t.ppf((1 + confidence) / 2, degrees))
-
-
-def _z(confidence: float) -> float:
-    return float(require("scipy.stats", "eval", "clustered intervals").norm.ppf((1 + confidence) / 2))

@@ -22,7 +22,7 @@ from dspy_finetune.data import find_leakage
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import statistics as intervals
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, score_columns
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
@@ -41,7 +41,6 @@ from dspy_finetune.evaluation.training_runs import (
     measured,
     placed,
     run_of,
-    score,
     told,
     told_of_runs,
     write_parts,
@@ -309,7 +308,7 @@ def sweep(
         check_budget(cells, max_usd, made.allow_unknown_price)
         trained = Trainer(max_usd=max_usd, jobs=made).run(cells)
         answers = ask(trained, items, prompt, place, num_threads, made)
-        facts, scored = score(metric, items, answers, how, num_threads)
+        facts, scored = score_columns(metric, items, answers, how, num_threads=num_threads)
         runs = [run_of(one, scored.get(at), answers.get(at, ())) for at, one in enumerate(trained)]
         found = [measured(run, scored.get(at), how) for at, run in enumerate(runs)]
         candidates, best = _ranked(runs, found, len(made.seeds), facts, how)
@@ -317,7 +316,8 @@ def sweep(
         if best is not None and "test" in sets:
             test_how = Resampling.of(statistics or StatisticsOptions(), sets["test"])
             told_test = ask([trained[best]], sets["test"], prompt, place, num_threads, made)
-            test_score = score(metric, sets["test"], told_test, test_how, num_threads)[1][0].interval
+            _, of_test = score_columns(metric, sets["test"], told_test, test_how, num_threads=num_threads)
+            test_score = of_test[0].interval
         return Sweep(
             metric=facts,
             candidates=candidates,

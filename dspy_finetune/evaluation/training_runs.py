@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import BudgetError, EmptyDatasetError, JobCancelledError, JobFailedError, UsageError
-from dspy_finetune.evaluation import scoring, statistics
+from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.baselines import predictor_for
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, RunOptions, collect, jsonable
-from dspy_finetune.evaluation.metrics import AnyMetric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, Scored
+from dspy_finetune.evaluation.scoring import Resampling, Scored
 from dspy_finetune.evaluation.statistics import Floats, Interval
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
@@ -111,9 +112,6 @@ def draws_over_seeds(runs: Sequence[Measured], *, seed: int) -> Floats:
     """
     if len(runs) == 1:
         return runs[0].draws
-    # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-    import numpy as np
-
     draws = np.stack([run.draws for run in runs])  # (n_runs, n_resamples)
     picks = np.random.default_rng(seed).integers(0, len(runs), size=draws.shape)
     drawn: Floats = np.take_along_axis(draws, picks, axis=0).mean(axis=0)
@@ -502,34 +500,12 @@ def _program(one: Trained, prompt: PromptFormat, jobs: CurveJobs) -> Any:
     return predictor_for(prompt, one.model, host=one.cell.plan.host)
 
 
-def score(
-    metric: AnyMetric,
-    items: Sequence[Any],
-    answers: Mapping[int, tuple[Answer, ...]],
-    how: Resampling,
-    num_threads: int,
-) -> tuple[MetricFacts, dict[int, Scored]]:
-    """(what was measured, every model's score by the place of its run)."""
-    if isinstance(metric, SetMetric):
-        facts = scoring.describe(metric, is_proportion=False)
-        return facts, {place: scoring.score_set(metric, items, given, how) for place, given in answers.items()}
-    scores = {
-        place: scoring.item_scores(metric, items, given, num_threads=num_threads) for place, given in answers.items()
-    }
-    seen = {score for one in scores.values() for score in one.scores if score is not None}
-    facts = scoring.describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
-    return facts, {place: scoring.score_items(one, facts, how) for place, one in scores.items()}
-
-
 def measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:
     """A run's score with its bootstrap draws; None without a score."""
     if scored is None or scored.interval.value is None:
         return None
     draws = scored.draws
     if draws is None:
-        # Imported here: numpy costs 0.1 s, which `import dspy_finetune` must not.
-        import numpy as np
-
         assert scored.scores is not None
         values = np.array([np.nan if one is None else one for one in scored.scores], dtype=float)
         known = ~np.isnan(values)
@@ -538,10 +514,7 @@ def measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured 
             kept = known[indices]
             return float(values[indices][kept].mean()) if kept.any() else float("nan")
 
-        if how.groups is None:
-            draws = statistics.resample(len(values), mean, n_resamples=how.n_resamples, seed=how.seed)
-        else:
-            draws = statistics.clustered_resample(how.groups, mean, n_resamples=how.n_resamples, seed=how.seed)
+        draws = how.draws(len(values), mean)
     return Measured(
         n_rows=run.n_rows, seed=run.seed, value=scored.interval.value, draws=draws, interval=scored.interval
     )

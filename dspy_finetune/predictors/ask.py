@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import NormalDist
 from typing import Any, TypeVar
@@ -29,21 +29,35 @@ PARSE_FAILURES = (AnswerError, AdapterParseError)
 """The errors that say: the model spoke, but no answer can be read from it."""
 
 
-def in_threads(function: Callable[[Row], Result], rows: Iterable[Row], num_threads: int) -> list[Result]:
+def in_threads(
+    function: Callable[[Row], Result],
+    rows: Iterable[Row],
+    num_threads: int,
+    *,
+    on_done: Callable[[int], object] = lambda n_done: None,
+) -> list[Result]:
     """The function's results in the order of the rows, each call in a copy of the caller's context.
 
     The context carries `dspy.context(lm=...)` and the usage tracker into the threads. The first error is raised when
     the calls in flight have ended; calls not yet begun are not made. Inside `dspy.streamify` the calls come one by one.
+    `on_done` is told after each result, in the calling thread.
     """
     rows = list(rows)
     # Inside dspy.streamify DSPy hands each token on through the thread that it started itself, and through no other.
     is_streamed = dspy.settings.send_stream is not None
-    if num_threads <= 1 or len(rows) <= 1 or is_streamed:
-        return [function(row) for row in rows]
-    pool = ThreadPoolExecutor(max_workers=min(num_threads, len(rows)), thread_name_prefix="dspy-finetune")
+    pool = ThreadPoolExecutor(max_workers=max(min(num_threads, len(rows)), 1), thread_name_prefix="dspy-finetune")
     try:
-        futures = [pool.submit(contextvars.copy_context().run, function, row) for row in rows]
-        return [future.result() for future in futures]
+        results: Iterator[Result]
+        if num_threads <= 1 or len(rows) <= 1 or is_streamed:
+            results = map(function, rows)
+        else:
+            futures = [pool.submit(contextvars.copy_context().run, function, row) for row in rows]
+            results = (future.result() for future in futures)
+        found = []
+        for result in results:
+            found.append(result)
+            on_done(len(found))
+        return found
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -199,7 +213,7 @@ def check_members(members: Sequence[Any]) -> None:
             raise UsageError(f"members: a program that can be called is needed, member {number} is {member!r:.60}")
 
 
-def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(n_right: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share (E. B. Wilson, 1927), within [0, 1]; (0, 1) for n = 0.
 
     >>> tuple(round(bound, 3) for bound in wilson(8, 10))
