@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,22 @@ def is_closed_set(counts: Mapping[Any, int], most: int = MAX_CHOICES) -> bool:
 
 _SIDE_NAMES = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"))
 """How the two sides of a pair are called."""
+
+
+def sides_of(names: Iterable[str]) -> dict[str, str]:
+    """For each field of the first item of a pair its counterpart of the second.
+
+    >>> sides_of(["title_a", "title_b", "reader"])
+    {'title_a': 'title_b'}
+    """
+    every = list(names)
+    return {name: f"{name[:-2]}_b" for name in every if name.endswith("_a") and f"{name[:-2]}_b" in every}
+
+
+def exchanged(values: Mapping[str, Any], sides: Mapping[str, str]) -> dict[str, Any]:
+    """The values with the two items of a pair in the other order; `sides` as `sides_of` gives them."""
+    partner = {**sides, **{second: first for first, second in sides.items()}}
+    return {partner.get(name, name): value for name, value in values.items()}
 
 
 def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, int] | None:

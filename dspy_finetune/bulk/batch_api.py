@@ -344,9 +344,7 @@ class BatchFolder:
                     yield row, Outcome(status="bad_row", error=row.problem)
                     continue
                 found = [answers.completion(custom_id(row.index, number)) for number in range(n_requests)]
-                failures = [one for one in found if isinstance(one, RowFailedError)]
-                completions = [one for one in found if not isinstance(one, RowFailedError)]
-                yield row, outcome_of(predictor, row, completions, failures[0] if failures else None)
+                yield row, outcome_of(predictor, row, found)
 
     def remove(self) -> None:
         """The run is complete: the folder goes."""
@@ -691,6 +689,7 @@ def predict(
             path, task, limits, top_logprobs=predictor.top_logprobs if predictor._asks_logprobs() else 0
         )
         if max_usd is not None and not folder.journal.entries():
+            prices.check_known(max_usd)
             _check_budget(predictor, folder, prices, max_usd)
         run = BatchRun(predictor.host, folder, prices, on_progress)
         run.finish(limits.poll_seconds)
@@ -709,8 +708,6 @@ def predict(
 
 
 def _check_budget(predictor: FinetunedPredictor, folder: BatchFolder, prices: Prices, max_usd: float) -> None:
-    if prices.unknown is not None:
-        raise BudgetError(f"max_usd={max_usd} cannot be kept: {prices.unknown}; leave max_usd out to go on without")
     counter = TokenCounter.for_model(predictor.model)
     n_input = n_output = 0
     for body in folder.bodies():

@@ -123,7 +123,7 @@ class AdaptiveRateLimiter:
         """A request was answered with 429: halve the limit, once for all that were under way; wait as long as told."""
         self.n_refused += 1
         told = retry_after_seconds(headers)
-        pause = told if told is not None else self._pause()
+        pause = told if told is not None else backoff_seconds(self._n_refused_in_a_row, self._generator)
         self._shrink(era)
         self.n_in_flight -= 1
         self._hold(pause)
@@ -145,9 +145,6 @@ class AdaptiveRateLimiter:
         self._is_doubling = False
         self._n_refused_in_a_row += 1
         self.limit = max(min(self.limit, float(self.n_in_flight)) / 2, 1.0)
-
-    def _pause(self) -> float:
-        return backoff_seconds(self._n_refused_in_a_row, self._generator)
 
     def _hold(self, seconds: float) -> None:
         self.open_at = max(self.open_at, self._clock() + seconds)
@@ -261,6 +258,11 @@ class Prices:
             host=self._host,
         )
 
+    def check_known(self, max_usd: float) -> None:
+        """Raise BudgetError where a price is unknown, so that a limit could not be kept."""
+        if self.unknown is not None:
+            raise BudgetError(f"max_usd={max_usd} cannot be kept: {self.unknown}; leave max_usd out to go on without")
+
     def usd(self, tokens: Tokens) -> float | None:
         """The cost, or None where a price is unknown."""
         if self._input is None or self._output is None or self._cached is None:
@@ -287,8 +289,8 @@ class Budget:
         self._spent = prices.usd(spent) or 0.0
         self._reserved = 0.0
         self._n_reserved = 0
-        if max_usd is not None and prices.unknown is not None:
-            raise BudgetError(f"max_usd={max_usd} cannot be kept: {prices.unknown}; leave max_usd out to go on without")
+        if max_usd is not None:
+            prices.check_known(max_usd)
 
     def reserve(self, body: bytes, max_tokens: int) -> float | None:
         """Set aside the most that a request can cost; None if that is not there now. Each token is a byte or more."""

@@ -7,6 +7,7 @@ which appears complete under its name or not at all. Nothing is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import pydantic
 
 from dspy_finetune._files import atomic_writer, file_error
@@ -26,13 +28,6 @@ from dspy_finetune.data.readers import Format, open_source
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, NoAnswerError, RowError, UsageError
 from dspy_finetune.hosts.lm import sound_usage
 from dspy_finetune.predictors.ask import inputs_of
-
-try:
-    import orjson
-except ImportError:  # comes with DSPy 3.4; ten times as fast as the json module, which does as well
-    _fast: Any = None
-else:
-    _fast = orjson
 
 logger = logging.getLogger(__name__)
 
@@ -284,22 +279,15 @@ def fingerprint(source: Any) -> dict[str, Any]:
 
 def dump_json(value: Any) -> bytes:
     """JSON on one line; label values become keys, Enums their values, models their fields, anything else its text."""
-    if _fast is not None:
-        try:
-            dumped: bytes = _fast.dumps(value, default=_plain, option=_fast.OPT_NON_STR_KEYS)
-            return dumped
-        except TypeError:
-            pass  # half a character, or a number above 64 bits: the json module writes both
+    with contextlib.suppress(TypeError):  # half a character, or a number above 64 bits: the json module writes both
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     return json.dumps(_with_text_keys(value), ensure_ascii=True, default=_plain, separators=(",", ":")).encode("ascii")
 
 
 def load_json(text: bytes) -> Any:
     """The value of a JSON text. Raises ValueError."""
-    if _fast is not None:
-        try:
-            return _fast.loads(text)
-        except ValueError:
-            pass  # half a character: the json module reads it
+    with contextlib.suppress(ValueError):  # half a character: the json module reads it
+        return orjson.loads(text)
     return json.loads(text)
 
 

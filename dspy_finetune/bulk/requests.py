@@ -244,9 +244,7 @@ class HostRequester:
             results = [await self._complete(row.bodies[0])]
         else:
             results = await gathered([self._complete(body) for body in row.bodies])
-        failures = [one for one in results if isinstance(one, RowFailedError)]
-        completions = [one for one in results if not isinstance(one, RowFailedError)]
-        return outcome_of(self._predictor, row, completions, failures[0] if failures else None)
+        return outcome_of(self._predictor, row, results)
 
     async def _complete(self, body: bytes) -> Any:
         """The completion, or the RowFailedError that says why there is none: a pair's other order is still paid for."""
@@ -404,17 +402,14 @@ class ProgramRequester:
             await limiter.timing.sleep(backoff_seconds(n_failures, limiter.timing.generator))
 
 
-def outcome_of(
-    predictor: FinetunedPredictor,
-    row: InputRow,
-    completions: list[Any],
-    failure: BaseException | None = None,
-) -> Outcome:
-    """Read a row's completions as the predictor itself does.
+def outcome_of(predictor: FinetunedPredictor, row: InputRow, results: Sequence[Any]) -> Outcome:
+    """Read a row's completions as the predictor itself does; one RowFailedError among them fails the row.
 
     Raises:
         HostError: Log-probabilities were asked for and are not there, for any row.
     """
+    completions = [one for one in results if not isinstance(one, RowFailedError)]
+    failure = next((one for one in results if isinstance(one, RowFailedError)), None)
     tokens = sum(map(Tokens.of, completions), Tokens())
     if failure is not None:
         return Outcome(status="failed", error=str(failure), tokens=tokens)

@@ -260,7 +260,9 @@ class Run:
         earlier = Tokens()
         self.has_answers = False
         if not kept.is_new:
-            earlier = self._earlier()
+            for entry in kept.entries():
+                earlier += entry.tokens
+                self.has_answers = self.has_answers or entry.status != "bad_row"
         self._budget = Budget(max_usd, prices, earlier)
         self._meter = Meter(n_total=n_total, cost=prices.usd, clock=timing.clock)
         rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
@@ -311,19 +313,7 @@ class Run:
 
     def result(self, output: Path, seconds: float) -> BulkResult:
         """What was done."""
-        return BulkResult.of(
-            self._meter,
-            output,
-            n_retries=self._limiter.n_retries,
-            seconds=seconds,
-        )
-
-    def _earlier(self) -> Tokens:
-        total = Tokens()
-        for entry in self._kept.entries():
-            total += entry.tokens
-            self.has_answers = self.has_answers or entry.status != "bad_row"
-        return total
+        return BulkResult.of(self._meter, output, n_retries=self._limiter.n_retries, seconds=seconds)
 
     async def _work(self, requester: HostRequester | ProgramRequester) -> None:
         workers = [asyncio.ensure_future(self._worker(requester)) for _ in range(self._concurrency)]
@@ -439,15 +429,11 @@ class Run:
                 await asyncio.to_thread(self._kept.sync)
                 synced_at = time.monotonic()
 
-    def _look(self) -> BulkProgress:
-        rate = self._limiter.rate
-        return self._meter.look(
-            n_in_flight=rate.n_in_flight, concurrency=int(rate.limit), n_retries=self._limiter.n_retries
-        )
-
     def _tell(self) -> None:
         if self._on_progress is not None:
-            self._on_progress(self._look())
+            rate, n_retries = self._limiter.rate, self._limiter.n_retries
+            look = self._meter.look(n_in_flight=rate.n_in_flight, concurrency=int(rate.limit), n_retries=n_retries)
+            self._on_progress(look)
 
 
 _RATE_SECONDS = 60.0
@@ -487,9 +473,14 @@ class BulkProgress:
     @property
     def note(self) -> str:
         """What there is to say beside a bar, which tells the position and the time by itself."""
-        parts = [f"{self.n_errors} errors"] if self.n_errors else []
-        parts += [] if self.rows_per_second is None else [f"{self.rows_per_second:,.1f} rows/s"]
-        return ", ".join(parts + ([f"${self.cost_usd:,.4f}"] if self.cost_usd else []))
+        return ", ".join(filter(None, (*self._pace(), self._cost())))
+
+    def _pace(self) -> tuple[str, str]:
+        rate = "" if self.rows_per_second is None else f"{self.rows_per_second:,.1f} rows/s"
+        return (f"{self.n_errors} errors" if self.n_errors else ""), rate
+
+    def _cost(self) -> str:
+        return f"${self.cost_usd:,.4f}" if self.cost_usd else ""
 
     def __str__(self) -> str:
         """One line for people.
@@ -498,16 +489,9 @@ class BulkProgress:
         ...                cost_usd=0.0123, n_in_flight=8, concurrency=8, n_retries=1))
         500/2000 rows, 3 errors, 50.0 rows/s, 30 s left, $0.0123
         """
-        parts = [f"{self.n_done}/{self.n_total} rows" if self.n_total else f"{self.n_done} rows"]
-        if self.n_errors:
-            parts.append(f"{self.n_errors} errors")
-        if self.rows_per_second is not None:
-            parts.append(f"{self.rows_per_second:,.1f} rows/s")
-        if self.eta_seconds is not None:
-            parts.append(f"{self.eta_seconds:,.0f} s left")
-        if self.cost_usd:
-            parts.append(f"${self.cost_usd:,.4f}")
-        return ", ".join(parts)
+        left = "" if self.eta_seconds is None else f"{self.eta_seconds:,.0f} s left"
+        position = f"{self.n_done}/{self.n_total} rows" if self.n_total else f"{self.n_done} rows"
+        return ", ".join(filter(None, (position, *self._pace(), left, self._cost())))
 
 
 class Meter:
@@ -796,11 +780,8 @@ def _describe(program: Any) -> dict[str, Any]:
         return {name: state.pop(key) for name, key in named.items()} | {"options": state}
     kind = program if isinstance(program, type) or hasattr(program, "__qualname__") else type(program)
     saved = program.dump_state() if isinstance(program, dspy.Module) else None
-    return {"program": f"{kind.__module__}.{kind.__qualname__}", "options": _hash(saved)}
-
-
-def _hash(state: Any) -> str:
-    return hashlib.sha256(dump_json(state)).hexdigest()
+    digest = hashlib.sha256(dump_json(saved)).hexdigest()
+    return {"program": f"{kind.__module__}.{kind.__qualname__}", "options": digest}
 
 
 def _n_total(examples: Any, marks: Mapping[str, Any], limit: int | None) -> int | None:

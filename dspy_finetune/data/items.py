@@ -22,7 +22,7 @@ import dspy
 
 from dspy_finetune.data.fields import Columns, check_names, columns_hint
 from dspy_finetune.errors import EmptyDatasetError, RowError, RowsError, UsageError
-from dspy_finetune.tasks import are_sides, compared_fields
+from dspy_finetune.tasks import are_sides, compared_fields, sides_of
 from dspy_finetune.values import TIE_WORDS, Unparseable, fold
 
 How = Literal["normalized", "exact"]
@@ -108,7 +108,7 @@ def pair_base(row: dspy.Example) -> str | None:
     Where several names come in two, the one marked as input counts: reason_a and reason_b may ride along.
     """
     names = row.keys()
-    bases = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names]
+    bases = [name[:-2] for name in sides_of(names)]
     marked = [base for base in bases if f"{base}_a" in input_names(row)]
     found: list[str] = marked or bases
     return found[0] if found else None

@@ -29,6 +29,7 @@ from dspy_finetune.data.items import (
     values_of,
 )
 from dspy_finetune.errors import DataError, RowError, RowsError, UsageError
+from dspy_finetune.tasks import exchanged, sides_of
 from dspy_finetune.values import Unparseable, load_bool, load_number
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,7 @@ def swap(pair: dspy.Example, *, text: str | None = None) -> dspy.Example:
     if base is None or f"{base}_a" not in pair or f"{base}_b" not in pair:
         wanted = f"{text or 'x'}_a and {text or 'x'}_b"
         raise UsageError(f"not a pair: the row has no fields {wanted}; it has: {', '.join(pair.keys())}")
-    swapped = pair.copy()
-    for name in pair.keys():  # noqa: SIM118 -- Example is no dict
-        other = f"{name[:-2]}_b" if name.endswith("_a") else f"{name[:-2]}_a" if name.endswith("_b") else None
-        if other is not None and other in pair:
-            swapped[name] = pair[other]
+    swapped = pair.copy(**exchanged(dict(pair.items()), sides_of(pair.keys())))
     for name in preference_names(base):
         if name in pair:
             swapped[name] = _turned(pair[name], base)
@@ -391,7 +388,7 @@ def items_from_pairs(
         except Unparseable as problem:
             problems.append(RowError(problem.problem, line=number, remedy=problem.remedy))
             continue
-        bases = [name[:-2] for name in row.keys() if name.endswith("_a") and f"{name[:-2]}_b" in row]  # noqa: SIM118
+        bases = [name[:-2] for name in sides_of(row.keys())]
         sided = {f"{name}_{letter}" for name in bases for letter in "ab"}
         told_names = preference_names(base)
         shared = {name: value for name, value in row.items() if name not in sided and name not in told_names}

@@ -359,8 +359,11 @@ class Tfidf:
         try:
             return dataclasses.replace(self, vectorizer=vectorizer.fit(texts))
         except ValueError as error:  # "empty vocabulary"
-            least, instead = ("", ", or give embed=") if self.takes_single else (" of two letters or more", "")
-            raise UsageError(f"the texts hold no word{least}; name other fields with text=(...){instead}") from error
+            if self.takes_single:
+                raise UsageError("the texts hold no word; name other fields with text=(...), or give embed=") from error
+            raise UsageError(
+                "the texts hold no word of two letters or more; name other fields with text=(...)"
+            ) from error
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """One row each, shape (n_texts, n_words), sparse and of length 1."""
@@ -1018,5 +1021,5 @@ def _embedder(options: BaselineOptions) -> Embed | None:
 
 def n_in_training(train: Sequence[Any], items: Sequence[Any]) -> int:
     """How many items have the inputs of a training example."""
-    known = {inputs_text(row.inputs().toDict()) for row in train}
-    return sum(inputs_text(row.inputs().toDict()) in known for row in items)
+    known = {inputs_text(dict(row.inputs().items())) for row in train}
+    return sum(inputs_text(dict(row.inputs().items())) in known for row in items)

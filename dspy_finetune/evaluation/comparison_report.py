@@ -59,6 +59,7 @@ from dspy_finetune.report.blocks import (
     with_interval,
 )
 from dspy_finetune.report.plots import Training, loss_curves
+from dspy_finetune.tasks import sides_of
 from dspy_finetune.values import label_text, same_label
 
 Band: TypeAlias = Literal["near", "fair", "far"]
@@ -227,9 +228,8 @@ def _p(value: float | None) -> str:
 
 def _pair_fields(comparison: Comparison) -> tuple[str, str] | None:
     """The two texts that are compared; prices beside them are none."""
-    names = list(comparison.items[0].inputs)
-    stems = [name[:-2] for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names and name[:-2] != "price"]
-    return (f"{stems[0]}_a", f"{stems[0]}_b") if len(stems) == 1 else None
+    pairs = [pair for pair in sides_of(comparison.items[0].inputs).items() if pair[0] != "price_a"]
+    return pairs[0] if len(pairs) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -852,38 +852,36 @@ def _tables(report: ComparisonReport) -> Iterator[tuple[str, Table | None, str]]
 
 def program_table(comparison: Comparison) -> Table:
     """One row per program, with the columns that hold anything."""
-    percent = f"{comparison.confidence:.0%}"
-    rows = comparison.programs
-    columns: list[tuple[str, list[str]]] = [("program", [row.name for row in rows])]
-    for metric in comparison.metrics:
-        columns.append(
-            (f"{metric.name} [{percent}]", [with_interval(row.scores[metric.name]) for row in rows]),
-        )
-    columns.append(("n", [count(row.n) for row in rows]))
-    if any(row.n_wrong is not None for row in rows):
-        columns.append(("wrong", [count(row.n_wrong) for row in rows]))
-    columns += [
-        ("parse failures", [count(row.n_parse_failures) for row in rows]),
-        *([("no answer", [count(row.n_no_answer) for row in rows])] if any(row.n_no_answer for row in rows) else []),
-        ("failed", [count(row.n_failed) for row in rows]),
+    rows, percent = comparison.programs, f"{comparison.confidence:.0%}"
+    has_tokens = any(row.prompt_tokens is not None for row in rows)
+    columns = [  # name, cells, whether they hold anything
+        ("program", [row.name for row in rows], True),
         *(
-            [("unjudged", [count(sum(row.n_unjudged.values())) for row in rows])]
-            if any(row.n_unjudged for row in rows)
-            else []
+            (f"{metric.name} [{percent}]", [with_interval(row.scores[metric.name]) for row in rows], True)
+            for metric in comparison.metrics
         ),
-        ("seconds", [f"{row.seconds:,.1f}" for row in rows]),
-        ("ms p50", [count(row.latency_p50_ms) for row in rows]),
-        ("ms p95", [count(row.latency_p95_ms) for row in rows]),
-        *([("from cache", [count(row.n_cached) for row in rows])] if any(row.n_cached for row in rows) else []),
+        ("n", [count(row.n) for row in rows], True),
+        ("wrong", [count(row.n_wrong) for row in rows], any(row.n_wrong is not None for row in rows)),
+        ("parse failures", [count(row.n_parse_failures) for row in rows], True),
+        ("no answer", [count(row.n_no_answer) for row in rows], any(row.n_no_answer for row in rows)),
+        ("failed", [count(row.n_failed) for row in rows], True),
+        ("unjudged", [count(sum(row.n_unjudged.values())) for row in rows], any(row.n_unjudged for row in rows)),
+        ("seconds", [f"{row.seconds:,.1f}" for row in rows], True),
+        ("ms p50", [count(row.latency_p50_ms) for row in rows], True),
+        ("ms p95", [count(row.latency_p95_ms) for row in rows], True),
+        ("from cache", [count(row.n_cached) for row in rows], any(row.n_cached for row in rows)),
+        ("tokens in", [count(row.prompt_tokens) for row in rows], has_tokens),
+        ("tokens out", [count(row.completion_tokens) for row in rows], has_tokens),
+        (
+            "USD",
+            [MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}" for row in rows],
+            any(row.cost_usd is not None for row in rows),
+        ),
     ]
-    if any(row.prompt_tokens is not None for row in rows):
-        columns.append(("tokens in", [count(row.prompt_tokens) for row in rows]))
-        columns.append(("tokens out", [count(row.completion_tokens) for row in rows]))
-    if any(row.cost_usd is not None for row in rows):
-        columns.append(("USD", [MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}" for row in rows]))
+    shown = [(name, cells) for name, cells, holds_any in columns if holds_any]
     return Table(
-        head=tuple(name for name, _ in columns),
-        rows=tuple(zip(*(cells for _, cells in columns), strict=True)),
+        head=tuple(name for name, _ in shown),
+        rows=tuple(zip(*(cells for _, cells in shown), strict=True)),
         label="Scores",
         marked=comparison.candidate,
     )
@@ -891,30 +889,21 @@ def program_table(comparison: Comparison) -> Table:
 
 def difference_table(comparison: Comparison) -> Table:
     """One row per difference: candidate minus other."""
-    head = (
-        "candidate minus",
-        "metric",
-        "difference [interval]",
-        "level",
-        "p",
-        "p (Holm)",
-        "test",
-        "verdict",
+    head = ("candidate minus", "metric", "difference [interval]", "level", "p", "p (Holm)", "test", "verdict")
+    rows = tuple(
+        (
+            one.other,
+            one.metric,
+            with_interval(one.interval, sign=True),
+            _percent(one.confidence),
+            p_text(one.p_value),
+            p_text(one.p_holm),
+            one.test if one.p_value is not None else MISSING,
+            one.verdict,
+        )
+        for one in comparison.differences
     )
-    return Table(head=head, rows=tuple(_difference_cells(one) for one in comparison.differences), label="Differences")
-
-
-def _difference_cells(one: Difference) -> tuple[str, ...]:
-    return (
-        one.other,
-        one.metric,
-        with_interval(one.interval, sign=True),
-        _percent(one.confidence),
-        p_text(one.p_value),
-        p_text(one.p_holm),
-        one.test if one.p_value is not None else MISSING,
-        one.verdict,
-    )
+    return Table(head=head, rows=rows, label="Differences")
 
 
 def subgroup_table(comparison: Comparison) -> Table | None:

@@ -31,27 +31,22 @@ from dspy_finetune._files import atomic_writer, read_json, write_json
 from dspy_finetune.data import find_leakage
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import statistics
-from dspy_finetune.evaluation.collect import Answer
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, score_columns
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, from_saved
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
     CurveRun,
     Measured,
-    Trained,
-    Trainer,
-    ask,
+    Ran,
     cell_of,
     check_arguments,
-    check_budget,
     folder_of,
     mean_over_seeds,
-    measured,
     placed,
-    run_of,
     told,
     told_of_runs,
+    train_and_measure,
     write_parts,
 )
 from dspy_finetune.hosts import Host
@@ -153,23 +148,7 @@ class LearningCurve(Reported):
         Raises:
             DataError: It is not a learning curve, or of another version.
         """
-        try:
-            given = dict(values)
-            given.pop("cost_usd")
-            if given.pop("format") != FORMAT:
-                raise ValueError(f"format {values['format']}")
-            given["metric"] = MetricFacts.from_dict(given["metric"])
-            given["runs"] = tuple(CurveRun.from_dict(one) for one in given["runs"])
-            given["points"] = tuple(CurvePoint(**{**one, "score": Interval(**one["score"])}) for one in given["points"])
-            given["margins"] = tuple(
-                MarginalValue(**{**one, "change": Interval(**one["change"])}) for one in given["margins"]
-            )
-            given["seeds"], given["not_checked"] = tuple(given["seeds"]), tuple(given["not_checked"])
-            return cls(**given)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"this is not a learning curve of format {FORMAT} ({type(error).__name__}: {error})"
-            ) from error
+        return from_saved(cls, values, "a learning curve")
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -341,10 +320,10 @@ def change_by_more(runs: Sequence[Measured], n_more: int, *, confidence: float) 
         return found
     residuals = values - values.mean() - slope * (sizes - sizes.mean())
     deviation = math.sqrt(float((residuals**2).sum()) / degrees / spread)
-    half = statistics.t_quantile(confidence, degrees) * deviation * reach
-    if 2 * half <= found.high - found.low:
-        return found
-    return Interval(value=slope * reach, low=slope * reach - half, high=slope * reach + half, n=n_items, method="t")
+    by_runs = statistics.around(slope * reach, deviation * reach, n=n_items, degrees=degrees, confidence=confidence)
+    assert by_runs.low is not None
+    assert by_runs.high is not None
+    return found if by_runs.high - by_runs.low <= found.high - found.low else by_runs
 
 
 def extrapolate_largest(runs: Sequence[Measured]) -> float | None:
@@ -428,10 +407,10 @@ def learning_curve(
             for where in placed(models, host)
             for n_epochs in (list(epochs) if epochs is not None else [None])
         ]
-        check_budget(cells, max_usd, made.allow_unknown_price)
-        trained = Trainer(max_usd=max_usd, jobs=made).run(cells)
-        answers = ask(trained, items, prompt, place, num_threads, made)
-        return _summary(trained, answers, items, metric, how, tuple(made.seeds), num_threads)
+        ran = train_and_measure(
+            cells, items, metric, how, prompt, place, max_usd=max_usd, num_threads=num_threads, jobs=made
+        )
+        return _summary(ran, len(items), how, tuple(made.seeds))
 
 
 def _checked_sizes(sizes: Sequence[int] | None, rows: Sequence[Any], epochs: Sequence[int] | None) -> list[int]:
@@ -444,20 +423,9 @@ def _checked_sizes(sizes: Sequence[int] | None, rows: Sequence[Any], epochs: Seq
     return sorted(sizes)
 
 
-def _summary(
-    trained: Sequence[Trained],
-    answers: Mapping[int, tuple[Answer, ...]],
-    items: Sequence[Any],
-    metric: AnyMetric,
-    how: Resampling,
-    seeds: tuple[int, ...],
-    num_threads: int,
-) -> LearningCurve:
-    facts, scored = score_columns(metric, items, answers, how, num_threads=num_threads)
-    runs = tuple(run_of(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
+def _summary(ran: Ran, n_items: int, how: Resampling, seeds: tuple[int, ...]) -> LearningCurve:
     groups: dict[tuple[str, int], dict[int, list[tuple[CurveRun, Measured]]]] = {}
-    for place, run in enumerate(runs):
-        one = measured(run, scored.get(place), how)
+    for run, one in zip(ran.runs, ran.measured, strict=True):
         if one is not None:
             groups.setdefault((run.base_model, run.n_epochs), {}).setdefault(run.n_rows, []).append((run, one))
     points: list[CurvePoint] = []
@@ -492,21 +460,17 @@ def _summary(
                 )
             )
     return LearningCurve(
-        metric=facts,
-        runs=runs,
+        metric=ran.facts,
+        runs=ran.runs,
         points=tuple(points),
         margins=tuple(margins),
-        n_test=len(items),
+        n_test=n_items,
         seeds=seeds,
         confidence=how.confidence,
-        not_checked=_not_checked(runs, seeds),
-    )
-
-
-def _not_checked(runs: Sequence[CurveRun], seeds: Sequence[int]) -> tuple[str, ...]:
-    return (
-        "Whether the curve goes on as a line over the logarithm of the rows: a plateau or a jump beyond the largest "
-        "size is not extrapolated.",
-        "What labelling more examples, and asking the models, costs.",
-        *told_of_runs(runs, seeds),
+        not_checked=(
+            "Whether the curve goes on as a line over the logarithm of the rows: a plateau or a jump beyond the "
+            "largest size is not extrapolated.",
+            "What labelling more examples, and asking the models, costs.",
+            *told_of_runs(ran.runs, seeds),
+        ),
     )

@@ -418,9 +418,7 @@ def surprise(expected: float, probability: float) -> float:
 
 def accuracy(field: str) -> Metric:
     """Share of items whose label is right, 0 to 1. Parse failures and failed calls count as not right."""
-    return Metric(
-        name="accuracy", field=field, function=is_label, reads="label", if_parse_failure=0.0, is_proportion=True
-    )
+    return _label_accuracy("accuracy", field)
 
 
 def pairwise_accuracy(field: str = "preferred") -> Metric:
@@ -428,14 +426,11 @@ def pairwise_accuracy(field: str = "preferred") -> Metric:
 
     Parse failures count as not right.
     """
-    return Metric(
-        name="pairwise accuracy",
-        field=field,
-        function=is_label,
-        reads="label",
-        if_parse_failure=0.0,
-        is_proportion=True,
-    )
+    return _label_accuracy("pairwise accuracy", field)
+
+
+def _label_accuracy(name: str, field: str) -> Metric:
+    return Metric(name=name, field=field, function=is_label, reads="label", if_parse_failure=0.0, is_proportion=True)
 
 
 def order_agreement() -> Metric:
@@ -526,15 +521,7 @@ def brier(field: str, *, positive: Any = None) -> Metric:
 
     Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
     """
-    return Metric(
-        name="Brier score",
-        field=field,
-        function=squared_probability_error,
-        reads="probability",
-        higher_is_better=False,
-        positive=positive,
-        bounds=(0.0, 1.0),
-    )
+    return _probability_loss("Brier score", field, squared_probability_error, positive, (0.0, 1.0))
 
 
 def log_loss(field: str, *, positive: Any = None) -> Metric:
@@ -542,14 +529,20 @@ def log_loss(field: str, *, positive: Any = None) -> Metric:
 
     Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
     """
+    return _probability_loss("log loss", field, surprise, positive, (0.0, None))
+
+
+def _probability_loss(
+    name: str, field: str, function: Callable[[float, float], float], positive: Any, bounds: Bounds
+) -> Metric:
     return Metric(
-        name="log loss",
+        name=name,
         field=field,
-        function=surprise,
+        function=function,
         reads="probability",
         higher_is_better=False,
         positive=positive,
-        bounds=(0.0, None),
+        bounds=bounds,
     )
 
 

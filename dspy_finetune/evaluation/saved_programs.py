@@ -98,13 +98,13 @@ def _states(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str,
                 f"{os.fspath(path)} was saved before DSPy 2.5, without the fields of {where}: load it with the version "
                 "that saved it and copy its instructions and demonstrations, or optimize and save the program anew"
             )
-        if not isinstance(one, dict) or ("demos" in one) != ("signature" in one):
+        is_predict = isinstance(one, dict) and _is_predict(one)
+        signature = one.get("signature") if isinstance(one, dict) else None
+        has_fields = isinstance(signature, dict) and isinstance(signature.get("fields"), list)
+        if not isinstance(one, dict) or is_predict != ("signature" in one) or is_predict != has_fields:
             raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: {where} holds no demos and signature")
-        if not _is_predict(one):
+        if not is_predict:
             continue  # a tuned predictor, a retriever: whatever part of that name the program has takes it
-        signature = one["signature"]
-        if not isinstance(signature, dict) or not isinstance(signature.get("fields"), list):
-            raise DataError(f"{os.fspath(path)} is not a program that DSPy saved: {where} holds no demos and signature")
         one.pop("extended_signature", None)
         saved_lm = one.setdefault("lm", None)
         if isinstance(saved_lm, dict):

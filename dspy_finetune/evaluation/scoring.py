@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import dspy
 
+from dspy_finetune._files import read_dataclass
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
@@ -27,9 +28,11 @@ from dspy_finetune.evaluation.collect import Answer, Collected, Program
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE, AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed, wilson
 from dspy_finetune.predictors.ask import in_threads
+from dspy_finetune.tasks import exchanged, sides_of
 from dspy_finetune.values import label_text, read_number
 
 Key = TypeVar("Key", bound=Hashable)
+Saved = TypeVar("Saved")
 
 Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided", "not compared"]
 """What a comparison found, seen from the candidate; *not compared* where a program mostly did not answer."""
@@ -84,12 +87,6 @@ class MetricFacts:
     """The output field it reads; None for a user's own function."""
     bounds: tuple[float | None, float | None] = (None, None)
     """Within which every score of an item lies; None where there is no end, or it is not known."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MetricFacts:
-        """From JSON. Raises TypeError and ValueError."""
-        low, high = values.get("bounds", (None, None))
-        return cls(**{**values, "bounds": (low, high)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,45 +311,33 @@ class Comparison:
         Raises:
             DataError: It is not a comparison, or of another version.
         """
-        try:
-            given = dict(values)
-            if given.pop("format") != FORMAT:
-                raise ValueError(f"format {values['format']}")
-            given["metrics"] = tuple(MetricFacts.from_dict(one) for one in given["metrics"])
-            given["programs"] = tuple(_program_row(one) for one in given["programs"])
-            given["differences"] = tuple(
-                Difference(**{**one, "interval": Interval(**one["interval"])}) for one in given["differences"]
-            )
-            given["items"] = tuple(Item(**one) for one in given["items"])
-            given["answers"] = {
-                name: tuple(map(Answer.from_dict, answers)) for name, answers in given["answers"].items()
-            }
-            given["item_scores"] = {
-                metric: {name: tuple(scores) for name, scores in by_program.items()}
-                for metric, by_program in given["item_scores"].items()
-            }
-            given["not_checked"] = tuple(given["not_checked"])
-            given["noise_floor"] = tuple(
-                NoiseFloor(**{**one, "difference": Interval(**one["difference"])})
-                for one in given.get("noise_floor", ())
-            )
-            given["tuned"], given["untuned"] = tuple(given.get("tuned", ())), tuple(given.get("untuned", ()))
-            given["subgroups"] = tuple(_subgroup(one) for one in given.get("subgroups", ()))
-            return cls(**given)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"this is not a comparison of format {FORMAT} ({type(error).__name__}: {error})") from error
+        return from_saved(cls, values, "a comparison")
 
 
-def _program_row(values: Mapping[str, Any]) -> ProgramRow:
-    scores = {name: Interval(**one) for name, one in values["scores"].items()}
-    given = {("n_parse_failures" if name == "n_unreadable" else name): value for name, value in values.items()}
-    return ProgramRow(**{**given, "scores": scores})
+def from_saved(cls: type[Saved], values: Mapping[str, Any], what: str) -> Saved:
+    """A result from its JSON form, that of version 0.1 among them, which called a parse failure unreadable.
+
+    Raises:
+        DataError: It is something else, or of another format.
+    """
+    try:
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']}")
+        return read_dataclass(cls, _renamed(values))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"this is not {what} of format {FORMAT} ({type(error).__name__}: {error})") from error
 
 
-def _subgroup(values: Mapping[str, Any]) -> SubgroupRow:
-    scores = {name: Interval(**one) for name, one in values["scores"].items()}
-    difference = None if values["difference"] is None else Interval(**values["difference"])
-    return SubgroupRow(**{**values, "scores": scores, "difference": difference})
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = dict(values)
+    if "programs" in renamed:
+        renamed["programs"] = [{"n_parse_failures": one.get("n_unreadable"), **one} for one in renamed["programs"]]
+    if "answers" in renamed:
+        renamed["answers"] = {
+            name: [{**one, "outcome": "parse_failure"} if one["outcome"] == "unreadable" else one for one in answers]
+            for name, answers in renamed["answers"].items()
+        }
+    return renamed
 
 
 def number_in(value: Any) -> float | None:
@@ -888,12 +873,11 @@ class InBothOrders:
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """The answer in the order given, and whether the other order's names the same text."""
-        stems = [name[:-2] for name in inputs if name.endswith("_a") and name[:-2] + "_b" in inputs]
-        if not stems:
+        sides = sides_of(inputs)
+        if not sides:
             raise UsageError(f"in_both_orders swaps inputs that end in _a and _b; found {', '.join(inputs)}")
-        partner = {f"{stem}_{side}": f"{stem}_{other}" for stem in stems for side, other in ("ab", "ba")}
         first = self.program(**inputs)
-        second = self.program(**{partner.get(name, name): value for name, value in inputs.items()})
+        second = self.program(**exchanged(inputs, sides))
         agree = _side(first[self.field]) != _side(second[self.field])
         return dspy.Prediction(**{**dict(first.items()), ORDERS_AGREE: agree})
 

@@ -50,7 +50,7 @@ def _scipy_stats() -> Any:
     return require("scipy.stats", "eval", "a comparison with intervals")
 
 
-def t_quantile(confidence: float, degrees: int) -> float:
+def _t_quantile(confidence: float, degrees: int) -> float:
     """How many standard errors Student's t interval reaches to either side."""
     return float(_scipy_stats().t.ppf((1 + confidence) / 2, degrees))
 
@@ -104,7 +104,7 @@ def around(
         bounds: The least and the greatest value of a score; None where there is no end.
     """
     low, high = bounds
-    quantile = t_quantile(confidence, degrees)
+    quantile = _t_quantile(confidence, degrees)
 
     def found(ends: tuple[float, float], method: str) -> Interval:
         return Interval(value=mean, low=ends[0], high=ends[1], n=n, method=method)
@@ -469,7 +469,7 @@ def proportion_interval(values: Numbers, groups: Sequence[int], confidence: floa
         return wilson(round(math.fsum(values)), n, confidence)
     share, error = math.fsum(values) / n, standard_error(values, groups)
     n_effective = min(float(n), share * (1 - share) / error**2) if error else float(n_groups)
-    n_effective *= (NormalDist().inv_cdf((1 + confidence) / 2) / t_quantile(confidence, n_groups - 1)) ** 2
+    n_effective *= (NormalDist().inv_cdf((1 + confidence) / 2) / _t_quantile(confidence, n_groups - 1)) ** 2
     low, high = wilson_ends(share * n_effective, n_effective, confidence)
     return Interval(value=share, low=low, high=high, n=n, method="clustered Wilson")
 

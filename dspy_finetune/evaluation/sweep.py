@@ -22,27 +22,23 @@ from dspy_finetune.data import find_leakage
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.evaluation import statistics as intervals
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, score_columns
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, from_saved, score_columns
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
     CurveRun,
     Measured,
-    Trainer,
     ask,
     cell_of,
     check_arguments,
-    check_budget,
     draws_over_seeds,
     folder_of,
-    interval_from,
     mean_over_seeds,
     mean_value,
-    measured,
     placed,
-    run_of,
     told,
     told_of_runs,
+    train_and_measure,
     write_parts,
 )
 from dspy_finetune.hosts import Host
@@ -150,22 +146,7 @@ class Sweep(Reported):
         Raises:
             DataError: It is not a sweep, or of another version.
         """
-        try:
-            given = {name: values[name] for name in (one.name for one in dataclasses.fields(cls))}
-            if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']}")
-            given["metric"] = MetricFacts.from_dict(given["metric"])
-            given["runs"] = tuple(CurveRun.from_dict(one) for one in given["runs"])
-            given["candidates"] = tuple(
-                Candidate(**{**one, "score": interval_from(one["score"]), "behind": interval_from(one["behind"])})
-                for one in given["candidates"]
-            )
-            given["model"] = None if given["model"] is None else FinetunedModel.from_dict(given["model"])
-            given["test_score"] = interval_from(given["test_score"])
-            given["seeds"], given["not_checked"] = tuple(given["seeds"]), tuple(given["not_checked"])
-            return cls(**given)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"this is not a sweep of format {FORMAT} ({type(error).__name__}: {error})") from error
+        return from_saved(cls, values, "a sweep")
 
     def table(self) -> str:
         """Candidates with score, distance and cost, the best first, as aligned plain text."""
@@ -305,30 +286,27 @@ def sweep(
             for where, listed in zip(chosen, tried, strict=True)
             for settings in listed
         ]
-        check_budget(cells, max_usd, made.allow_unknown_price)
-        trained = Trainer(max_usd=max_usd, jobs=made).run(cells)
-        answers = ask(trained, items, prompt, place, num_threads, made)
-        facts, scored = score_columns(metric, items, answers, how, num_threads=num_threads)
-        runs = [run_of(one, scored.get(at), answers.get(at, ())) for at, one in enumerate(trained)]
-        found = [measured(run, scored.get(at), how) for at, run in enumerate(runs)]
-        candidates, best = _ranked(runs, found, len(made.seeds), facts, how)
+        ran = train_and_measure(
+            cells, items, metric, how, prompt, place, max_usd=max_usd, num_threads=num_threads, jobs=made
+        )
+        candidates, best = _ranked(ran.runs, ran.measured, len(made.seeds), ran.facts, how)
         test_score = None
         if best is not None and "test" in sets:
             test_how = Resampling.of(statistics or StatisticsOptions(), sets["test"])
-            told_test = ask([trained[best]], sets["test"], prompt, place, num_threads, made)
+            told_test = ask([ran.trained[best]], sets["test"], prompt, place, num_threads, made)
             _, of_test = score_columns(metric, sets["test"], told_test, test_how, num_threads=num_threads)
             test_score = of_test[0].interval
         return Sweep(
-            metric=facts,
+            metric=ran.facts,
             candidates=candidates,
-            runs=tuple(runs),
-            model=None if best is None else trained[best].model,
+            runs=ran.runs,
+            model=None if best is None else ran.trained[best].model,
             n_validation=len(items),
             test_score=test_score,
             n_test=len(sets.get("test", ())),
             seeds=tuple(made.seeds),
             confidence=how.confidence,
-            not_checked=_not_checked(runs, made.seeds, test_score),
+            not_checked=_not_checked(ran.runs, made.seeds, test_score),
         )
 
 

@@ -26,7 +26,8 @@ from dspy_finetune.errors import BudgetError, EmptyDatasetError, JobCancelledErr
 from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.baselines import predictor_for
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, RunOptions, collect, jsonable
-from dspy_finetune.evaluation.scoring import Resampling, Scored
+from dspy_finetune.evaluation.metrics import AnyMetric
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, Scored, score_columns
 from dspy_finetune.evaluation.statistics import Floats, Interval
 from dspy_finetune.export import export_dpo, export_sft
 from dspy_finetune.hosts import Host
@@ -70,22 +71,12 @@ class CurveRun:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """What a sweep tried with it, the epochs among them where they were; empty in a curve."""
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CurveRun:
-        """From JSON. Raises TypeError."""
-        return cls(**{**values, "score": interval_from(values["score"])})
-
     @property
     def paid_usd(self) -> float | None:
         """The bill, else the plan's estimate; 0 for a job that was not started."""
         if self.job_id is None:
             return 0.0
         return self.cost_usd if self.cost_usd is not None else self.estimated_cost_usd
-
-
-def interval_from(values: Mapping[str, Any] | None) -> Interval | None:
-    """An interval from JSON. Raises TypeError."""
-    return None if values is None else Interval(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +288,7 @@ def write_parts(
             yield seed, size, file
 
 
-def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_price: bool) -> None:
+def _check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_price: bool) -> None:
     """Refuse jobs that cost more together than allowed. Raises BudgetError: what each size or model costs."""
     unknown = sorted({cell.plan.base_model for cell in cells if cell.plan.cost_usd is None})
     if unknown and not allow_unknown_price:
@@ -318,67 +309,55 @@ def check_budget(cells: Sequence[Cell], max_usd: float | None, allow_unknown_pri
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trainer:
-    """Starts the jobs, a few at once, and follows each to its end."""
+def _train(cells: Sequence[Cell], max_usd: float | None, jobs: CurveJobs) -> list[Trained]:
+    """Each cell's fate, in the order given, a few jobs at once; Ctrl-C leaves those that were started alive."""
+    every: list[Trained] = []
+    waiting: list[Trained] = []
+    for cell in cells:
+        if len(waiting) >= jobs.n_concurrent:
+            _follow(waiting.pop(0), every, len(cells), max_usd, jobs)
+        one = Trained(cell=cell)
+        _start(one, every, max_usd, jobs)
+        every.append(one)
+        if one.job is not None:
+            waiting.append(one)
+    for one in waiting:
+        _follow(one, every, len(cells), max_usd, jobs)
+    return every
 
-    max_usd: float | None
-    """For all together."""
-    jobs: CurveJobs
-    """How they are made."""
 
-    def run(self, cells: Sequence[Cell]) -> list[Trained]:
-        """Each cell's fate, in the order given; Ctrl-C leaves the jobs that were started alive on the host."""
-        every: list[Trained] = []
-        waiting: list[Trained] = []
-        for cell in cells:
-            if len(waiting) >= self.jobs.n_concurrent:
-                self._follow(waiting.pop(0), every, len(cells))
-            one = Trained(cell=cell)
-            self._start(one, every)
-            every.append(one)
-            if one.job is not None:
-                waiting.append(one)
-        for one in waiting:
-            self._follow(one, every, len(cells))
-        return every
+def _start(
+    one: Trained, before: Sequence[Trained], max_usd: float | None, jobs: CurveJobs, *, new: bool = False
+) -> None:
+    # The bills of the jobs before may be above their plans: what is left counts, not what was planned. A rounding error
+    # of the sum is no reason to leave out the last job.
+    left = None if max_usd is None else max_usd - sum(other.paid_usd for other in before) + 1e-9
+    try:
+        one.job = one.cell.plan.start(left, new=new, allow_unknown_price=jobs.allow_unknown_price)
+    except BudgetError as error:
+        one.error = f"not started: {error}"
 
-    def _start(self, one: Trained, before: Sequence[Trained], *, new: bool = False) -> None:
-        # The bills of the jobs before may be above their plans: what is left counts, not what was planned.
-        left = None if self.max_usd is None else self.max_usd - sum(other.paid_usd for other in before)
-        try:
-            one.job = one.cell.plan.start(
-                # A rounding error of the sum is no reason to leave out the last job.
-                None if left is None else left + 1e-9,
-                new=new,
-                allow_unknown_price=self.jobs.allow_unknown_price,
+
+def _follow(one: Trained, every: Sequence[Trained], n_total: int, max_usd: float | None, jobs: CurveJobs) -> None:
+    def tell(note: object) -> None:
+        n_done = sum(other.model is not None or other.error is not None for other in every)
+        if jobs.on_progress is not None:
+            jobs.on_progress(
+                CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=str(note))
             )
-        except BudgetError as error:
-            one.error = f"not started: {error}"
 
-    def _follow(self, one: Trained, every: Sequence[Trained], n_total: int) -> None:
-        def tell(note: str) -> None:
-            n_done = sum(other.model is not None or other.error is not None for other in every)
-            if self.jobs.on_progress is not None:
-                self.jobs.on_progress(
-                    CurveProgress(stage="training", run=one.cell.name, n_done=n_done, n_total=n_total, note=note)
-                )
-
-        def look(progress: Any) -> None:
-            tell(str(progress))
-
-        for is_retry in (False, True):
-            assert one.job is not None
-            tell(f"{one.job.id} {'started' if one.job.is_new else 'found'}")
-            try:
-                one.model, one.error = one.job.wait(on_progress=look), None
-            except (JobFailedError, JobCancelledError) as error:
-                one.error = str(error)
-                if self.jobs.retry_failed and not one.job.is_new and not is_retry:
-                    self._start(one, [other for other in every if other is not one], new=True)
-                    continue
-            break
-        tell("done" if one.error is None else one.error)
+    for is_retry in (False, True):
+        assert one.job is not None
+        tell(f"{one.job.id} {'started' if one.job.is_new else 'found'}")
+        try:
+            one.model, one.error = one.job.wait(on_progress=tell), None
+        except (JobFailedError, JobCancelledError) as error:
+            one.error = str(error)
+            if jobs.retry_failed and not one.job.is_new and not is_retry:
+                _start(one, [other for other in every if other is not one], max_usd, jobs, new=True)
+                continue
+        break
+    tell("done" if one.error is None else one.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,8 +479,47 @@ def _program(one: Trained, prompt: PromptFormat, jobs: CurveJobs) -> Any:
     return predictor_for(prompt, one.model, host=one.cell.plan.host)
 
 
-def measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:
-    """A run's score with its bootstrap draws; None without a score."""
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """All jobs of a curve or sweep, and how their models did; the lists are in the order of the cells."""
+
+    trained: list[Trained]
+    """What became of each."""
+    facts: MetricFacts
+    """What was measured."""
+    runs: tuple[CurveRun, ...]
+    """The same as plain values."""
+    measured: list[Measured | None]
+    """Each score with its bootstrap draws; None without a score."""
+
+
+def train_and_measure(
+    cells: Sequence[Cell],
+    items: Sequence[Any],
+    metric: AnyMetric,
+    how: Resampling,
+    prompt: PromptFormat,
+    folder: Path,
+    *,
+    max_usd: float | None,
+    num_threads: int,
+    jobs: CurveJobs,
+) -> Ran:
+    """Train every cell within the budget, ask every model about the items, and score the answers.
+
+    Raises:
+        BudgetError: All together cost more than allowed; nothing was started.
+    """
+    _check_budget(cells, max_usd, jobs.allow_unknown_price)
+    trained = _train(cells, max_usd, jobs)
+    answers = ask(trained, items, prompt, folder, num_threads, jobs)
+    facts, scored = score_columns(metric, items, answers, how, num_threads=num_threads)
+    runs = tuple(_run_of(one, scored.get(place), answers.get(place, ())) for place, one in enumerate(trained))
+    measured = [_measured(run, scored.get(place), how) for place, run in enumerate(runs)]
+    return Ran(trained=trained, facts=facts, runs=runs, measured=measured)
+
+
+def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured | None:
     if scored is None or scored.interval.value is None:
         return None
     draws = scored.draws
@@ -520,8 +538,7 @@ def measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured 
     )
 
 
-def run_of(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> CurveRun:
-    """What became of a cell, as plain values."""
+def _run_of(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> CurveRun:
     return CurveRun(
         base_model=one.cell.base_model,
         n_epochs=one.cell.plan.n_epochs,

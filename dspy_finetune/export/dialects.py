@@ -199,15 +199,15 @@ def _message_to_trl(message: Any) -> Any:
         raise RowError("a message is not an object", value=message, remedy='{"role": ..., "content": ...}')
     kept = {key: value for key, value in message.items() if key != "weight"}
     if isinstance(calls := kept.get("tool_calls"), list):
-        kept["tool_calls"] = [_call_with(call, _parsed) for call in calls]
+        kept["tool_calls"] = [_call_to_trl(call) for call in calls]
     return kept
 
 
-def _call_with(call: Any, change: Any) -> Any:
+def _call_to_trl(call: Any) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or "arguments" not in function:
         return call
-    return {**call, "function": {**function, "arguments": change(function["arguments"])}}
+    return {**call, "function": {**function, "arguments": _parsed(function["arguments"])}}
 
 
 def _parsed(arguments: Any) -> Any:

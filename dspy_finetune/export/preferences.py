@@ -193,15 +193,17 @@ def _collect(examples: Iterable[Any], make: Callable[[dict[str, Any]], Preferenc
     return Preferences(found, n_examples=number, skipped=skipped)
 
 
-def row_error(error: FinetuneError, number: int) -> RowError:
-    """Whatever rendering an example raised, as a RowError that names the row."""
+def row_error(error: FinetuneError, number: int, path: str | None = None) -> RowError:
+    """Whatever reading or rendering a row raised, as a RowError that names the row, or its file and line."""
     if isinstance(error, RowsError):
         error = error.errors[0]
-    if isinstance(error, RowError):
-        if error.line is not None:
-            return error
-        return RowError(error.problem, line=number, field=error.field, value=error.value, remedy=error.remedy)
-    return RowError(str(error), line=number)
+    if not isinstance(error, RowError):
+        return RowError(str(error), path=path, line=number)
+    if error.line is not None:
+        return error
+    return RowError(
+        error.problem, path=error.path or path, line=number, field=error.field, value=error.value, remedy=error.remedy
+    )
 
 
 def _needed(values: Mapping[str, Any], name: str) -> Any:

@@ -35,6 +35,7 @@ from dspy_finetune.export.dialects import Dialect, dialect_named
 from dspy_finetune.export.formats import SHARED, Method, Row, as_openai, from_any, is_trl, method_of, shape_named, sniff
 from dspy_finetune.export.preferences import Preference, Preferences, as_preference, render_preference, row_error
 from dspy_finetune.export.tokens import TokenCounter, Tokenizer, fast_counter
+from dspy_finetune.tasks import exchanged, sides_of
 from dspy_finetune.values import with_column_decimals
 
 if TYPE_CHECKING:
@@ -135,12 +136,10 @@ def _sft_rows(
 
 def _turn(prompt: PromptFormat | None) -> Turn:
     """What exchanges the two sides of a pair and its label. Raises UsageError where the prompt is not pairwise."""
-    names = () if prompt is None else prompt.input_fields
-    partner = {name: f"{name[:-2]}_b" for name in names if name.endswith("_a") and f"{name[:-2]}_b" in names}
-    if prompt is None or not partner or prompt.labels is None or len(prompt.labels.texts) != 2:
+    sides = sides_of(() if prompt is None else prompt.input_fields)
+    if prompt is None or not sides or prompt.labels is None or len(prompt.labels.texts) != 2:
         raise UsageError("both_orders: the prompt must have inputs that end in _a and _b and two labels")
     labels, field = prompt.labels, str(prompt.label_field)
-    partner |= {second: first for first, second in partner.items()}
     first, second = labels.texts
 
     def turn(example: Any) -> Mapping[str, Any]:
@@ -150,7 +149,7 @@ def _turn(prompt: PromptFormat | None) -> Turn:
                 f'no label "{field}" to turn round', value=example, remedy="give labelled pairs, or both_orders=False"
             )
         other = labels.decode(second if labels.encode(values[field]) == first else first)
-        return {**{partner.get(name, name): value for name, value in values.items()}, field: other}
+        return {**exchanged(values, sides), field: other}
 
     return turn
 
@@ -158,19 +157,16 @@ def _turn(prompt: PromptFormat | None) -> Turn:
 def _ready_rows(examples: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
     for number, example in enumerate(examples, start=1):
         progress.n_rows_in = number
-        yield _ready(example, extra, number)
-
-
-def _ready(example: Any, extra: Row, number: int) -> Row | RowError:
-    values = as_mapping(example)
-    if values is None or not isinstance(values.get("messages"), list):
-        return RowError(
+        values = as_mapping(example)
+        if values is not None and isinstance(values.get("messages"), list):
+            yield {**values, **extra}
+            continue
+        yield RowError(
             'no list "messages"',
             line=number,
             value=example,
             remedy='with prompt=None each example is {"messages": [...]}; give a prompt to render other fields',
         )
-    return {**values, **extra}
 
 
 def as_mapping(example: Any) -> Mapping[str, Any] | None:
@@ -302,21 +298,16 @@ def _dpo_rows(
 def _ready_dpo_rows(pairs: Iterable[Any], extra: Row, progress: RowCounts) -> Iterator[Row | RowError]:
     for number, pair in enumerate(pairs, start=1):
         progress.n_rows_in = number
-        try:
-            yield _ready_dpo(pair, extra)
-        except FinetuneError as error:
-            yield row_error(error, number)
-
-
-def _ready_dpo(pair: Any, extra: Row) -> Row:
-    given = pair.get("input") if isinstance(pair, Mapping) else None
-    if not isinstance(given, Mapping) or "preferred_output" not in pair or "non_preferred_output" not in pair:
-        raise RowError(
+        given = pair.get("input") if isinstance(pair, Mapping) else None
+        if isinstance(given, Mapping) and "preferred_output" in pair and "non_preferred_output" in pair:
+            yield {**pair, "input": {**given, **extra}}
+            continue
+        yield RowError(
             'no "input", "preferred_output" and "non_preferred_output"',
+            line=number,
             value=pair,
             remedy="with prompt=None each pair is a ready line in OpenAI's shape; give a prompt to render other fields",
         )
-    return {**pair, "input": {**given, **extra}}
 
 
 @dataclass(kw_only=True)
@@ -564,16 +555,7 @@ def _write_one(lines: _Lines, row: Row, number: int, skipped: _Skipped, path: st
         if not lines.write(row):
             skipped.add(number, DUPLICATE)
     except RowError as error:
-        skipped.add_error(number, _numbered(error, number, path))
-
-
-def _numbered(error: RowError, number: int, path: str | None) -> RowError:
-    """The same error with the row's number, or its file and line, in its message."""
-    if error.line is not None:
-        return error
-    return RowError(
-        error.problem, path=error.path or path, line=number, field=error.field, value=error.value, remedy=error.remedy
-    )
+        skipped.add_error(number, row_error(error, number, path))
 
 
 def _nothing(n_rows_in: int, skipped: _Skipped, target: Path) -> str:
@@ -732,7 +714,7 @@ def _rows_of_file(
         progress.n_rows_in += 1
         progress.line = number = entry.line or 1
         if fault is not None:
-            yield _line_error(RowError(fault.message, value=entry.raw[:80], remedy=fault.remedy), path, number)
+            yield RowError(fault.message, path=progress.path, line=number, value=entry.raw[:80], remedy=fault.remedy)
             continue
         try:
             _check_line(entry.value, from_)
@@ -747,7 +729,7 @@ def _rows_of_file(
                 )
             yield row
         except RowError as error:
-            yield _line_error(error, path, number)
+            yield row_error(error, number, progress.path)
 
 
 def _left_behind(line: Any, row: Row, to: str | None) -> Iterator[str]:
@@ -766,9 +748,3 @@ def _check_line(row: Any, from_: str | None) -> None:
     if from_ is not None and isinstance(row, dict) and is_trl(row) == dialect_named(from_).messages:
         found = f"the line is in {shape_named(row)}, not {from_}'s"
         raise RowError(found, value=list(row), remedy="leave out from_ / --from")
-
-
-def _line_error(error: RowError, path: str | os.PathLike[str], number: int) -> RowError:
-    return RowError(
-        error.problem, path=os.fspath(path), line=number, field=error.field, value=error.value, remedy=error.remedy
-    )

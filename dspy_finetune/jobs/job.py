@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.catalog import load_catalog, parse_model_id, strip_model_id
@@ -31,6 +31,7 @@ from dspy_finetune.jobs.records import (
     Row,
     billed_cost,
     catalog_name,
+    intent_of,
     journal_of,
     metrics_from_events,
     parse_metrics,
@@ -315,9 +316,7 @@ class Job(Reported):
         Raises:
             HostError: The host refused: the job had ended, for one.
         """
-        with self.host.talking(f"cancel the job {self.id}"):
-            self._facts = read_job(self.host.api().steer(self.id, "cancel"))
-        return self._facts
+        return self._steer("cancel")
 
     def pause(self) -> JobFacts:
         """Stop the job for a while.
@@ -325,9 +324,7 @@ class Job(Reported):
         Raises:
             HostError: The host refused.
         """
-        with self.host.talking(f"pause the job {self.id}"):
-            self._facts = read_job(self.host.api().steer(self.id, "pause"))
-        return self._facts
+        return self._steer("pause")
 
     def resume(self) -> JobFacts:
         """Let a paused job go on.
@@ -335,8 +332,11 @@ class Job(Reported):
         Raises:
             HostError: The host refused.
         """
-        with self.host.talking(f"resume the job {self.id}"):
-            self._facts = read_job(self.host.api().steer(self.id, "resume"))
+        return self._steer("resume")
+
+    def _steer(self, how: Literal["cancel", "pause", "resume"]) -> JobFacts:
+        with self.host.talking(f"{how} the job {self.id}"):
+            self._facts = read_job(self.host.api().steer(self.id, how))
         return self._facts
 
     def wait(
@@ -614,10 +614,5 @@ def list_jobs(*, host: Host, limit: int = 20, metadata: dict[str, str] | None = 
 def _noted(job_id: str, host: Host | None) -> dict[str, Any]:
     """What this machine's journal knows of a job: the notes of its intent."""
     journals = [journal_of(host)] if host is not None else [Journal(home() / "journal.jsonl"), journal_of(Host.local())]
-    for journal in journals:
-        entries = journal.entries()
-        intents = {entry.intent for entry in entries if entry.facts.get("job_id") == job_id}
-        for entry in reversed(entries):
-            if entry.event == "intent" and entry.intent in intents:
-                return {**entry.facts, "intent": entry.intent}
-    return {}
+    wanted = next((found for journal in journals if (found := intent_of(journal, job_id)) is not None), None)
+    return {} if wanted is None else {**wanted.facts, "intent": wanted.intent}

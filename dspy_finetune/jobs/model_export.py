@@ -37,7 +37,7 @@ from dspy_finetune.errors import DataError, FileError, HostError, UsageError
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import part, present, whole_answer
-from dspy_finetune.jobs.records import job_facts, journal_of
+from dspy_finetune.jobs.records import intent_of, job_facts, journal_of
 
 MOST_LABELS = 64
 """With more different answers than this, a model does not choose among labels."""
@@ -246,9 +246,8 @@ def _head(making: Making, facts: Mapping[str, Any], kind: str) -> str:
 
 
 def _method(model: Mapping[str, Any]) -> str:
-    return {"sft": "supervised fine-tuning", "dpo": "direct preference optimisation"}.get(
-        str(model["method"]), str(model["method"])
-    )
+    method = str(model["method"])
+    return {"sft": "supervised fine-tuning", "dpo": "direct preference optimisation"}.get(method, method)
 
 
 def _what(kind: str, precision: str, facts: Mapping[str, Any]) -> str:
@@ -322,11 +321,12 @@ def _calibration(making: Making) -> list[str]:
     if making.calibration is None:
         return []
     fitted = making.calibration
-    text = f"By {fitted['how']} on {fitted['n']} examples"
+    text = f"By {fitted.get('method') or fitted['how']} on {fitted['n']} examples"  # "how" until 0.1
     errors = [
-        f"{when} {fitted[name]['calibration_error']:.3f}" for when, name in (("before", "before"), ("after", "after"))
-        if isinstance(fitted.get(name), Mapping)
-    ]  # fmt: skip
+        f"{when} {fitted[when]['calibration_error']:.3f}"
+        for when in ("before", "after")
+        if isinstance(fitted.get(when), Mapping)
+    ]
     text += f"; expected calibration error {', '.join(errors)}" if errors else ""
     return ["## Calibration", f"{text}. It belongs to the predictor's file and is not in the weights."]
 
@@ -622,16 +622,14 @@ def _texts(rows: Iterable[Any]) -> tuple[set[str | None], set[str]]:
 
 def _manifest(host: Host, job_id: str) -> Manifest | None:
     """The manifest beside the training file, where this machine's journal knows that file."""
-    entries = journal_of(host).entries()
-    intents = {entry.intent for entry in entries if entry.facts.get("job_id") == job_id}
-    for entry in reversed(entries):
-        if entry.event == "intent" and entry.intent in intents and entry.facts.get("train"):
-            try:
-                manifest = Manifest.read(str(entry.facts["train"]))
-            except (DataError, FileError):
-                return None
-            return manifest if manifest and manifest.sha256 == entry.facts.get("data_sha256") else None
-    return None
+    wanted = intent_of(journal_of(host), job_id)
+    if wanted is None or not wanted.facts.get("train"):
+        return None
+    try:
+        manifest = Manifest.read(str(wanted.facts["train"]))
+    except (DataError, FileError):
+        return None
+    return manifest if manifest and manifest.sha256 == wanted.facts.get("data_sha256") else None
 
 
 def _saved_predictor(given: Any) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ one cannot. Nothing is sent and no key is needed. Not covered: what a host offer
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, get_args
@@ -77,9 +77,7 @@ class HostOffer:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
-        days = {"ends": self.ends, "as_of": self.as_of}
-        told = {name: day.isoformat() if day else None for name, day in days.items()}
-        return {**self.__dict__, **told, "warnings": list(self.warnings)}
+        return _plain(self.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +129,14 @@ class HostAdvice(Reported):
         return f"{self.path}: {len(self.possible)} of {len(self.offers)} hosts can train it"
 
 
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON-safe: days as texts, tuples as lists."""
+    return {
+        name: value.isoformat() if isinstance(value, date) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
 def advise_host(
     training_file: Source,
     *,
@@ -175,7 +181,7 @@ def _offer(
     hyperparameters: dict[str, Any] | None,
     catalog: Catalog,
 ) -> HostOffer:
-    kind = next(one for one in get_args(KindName) if one == name)
+    kind = _kind(name)
     host = Host.azure(_AZURE) if name == "azure" else Host(kind)
     facts = catalog.hosts[name]
     model = base_model or _cheapest(name, method or "sft", catalog) or host.base_model
@@ -288,14 +294,7 @@ class HostRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe."""
-        days = {"ends": self.ends, "as_of": self.as_of}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in {
-                **self.__dict__,
-                **{name: day.isoformat() if day else None for name, day in days.items()},
-            }.items()
-        }
+        return _plain(self.__dict__)
 
 
 def host_rows(catalog: Catalog | None = None) -> list[HostRow]:

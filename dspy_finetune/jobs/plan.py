@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -267,9 +268,7 @@ def checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
         least, most = kind.bounds[name]
         words = f"a {'whole ' if is_whole else ''}number from {least:g} to {most:g} on {kind.name}"
     fits_type = isinstance(value, int) if is_whole else isinstance(value, (int, float))
-    if isinstance(value, bool) or not fits_type or not (least <= value <= most) or value == 0 or value != value:
-        raise UsageError(f'hyperparameter {name}={value!r}: expected {words}, or "auto"')
-    if value == float("inf"):
+    if isinstance(value, bool) or not fits_type or not math.isfinite(value) or not least <= value <= most or not value:
         raise UsageError(f'hyperparameter {name}={value!r}: expected {words}, or "auto"')
     checked: int | float = value
     return checked

@@ -127,16 +127,10 @@ class Checkpoint:
 def job_facts(value: Any) -> JobFacts:
     """Read a job as the client gives it."""
     job = plain(value)
-    method = job.get("method") if isinstance(job.get("method"), Mapping) else {}
-    assert isinstance(method, Mapping)
+    method, error = _mapping(job.get("method")), _mapping(job.get("error"))
     kind = str(method.get("type") or "supervised")
-    # A healthy job carries {} or {"code": None, ...}: only a code or a message makes it an error.
-    error = job.get("error") if isinstance(job.get("error"), Mapping) else {}
-    assert isinstance(error, Mapping)
-    chosen = method.get(kind)
-    inner = chosen.get("hyperparameters") if isinstance(chosen, Mapping) else None
-    top = job.get("hyperparameters")
-    hyperparameters = {**(inner if isinstance(inner, Mapping) else {}), **_settled(top)}
+    inner = _mapping(method.get(kind)).get("hyperparameters")
+    hyperparameters = {**_mapping(inner), **_mapping(job.get("hyperparameters"))}
     return JobFacts(
         id=str(job.get("id") or ""),
         # The local host says so beside a status that all clients' types know; others say it in the status.
@@ -150,10 +144,11 @@ def job_facts(value: Any) -> JobFacts:
         trained_tokens=whole(job.get("trained_tokens")),
         training_file=_text(job.get("training_file")),
         validation_file=_text(job.get("validation_file")),
-        result_files=tuple(str(one) for one in _rows(job.get("result_files"))),
+        result_files=tuple(map(str, results)) if isinstance(results := job.get("result_files"), (list, tuple)) else (),
         hyperparameters={name: value for name, value in hyperparameters.items() if value is not None},
         seed=whole(job.get("seed")),
-        metadata={str(name): str(value) for name, value in _settled(job.get("metadata")).items()},
+        metadata={str(name): str(value) for name, value in _mapping(job.get("metadata")).items()},
+        # A healthy job carries {} or {"code": None, ...}: only a code or a message makes it an error.
         error_code=_text(error.get("code")),
         error_message=redact(str(error["message"])) if error.get("message") else None,
         error_param=_text(error.get("param")),
@@ -163,7 +158,7 @@ def job_facts(value: Any) -> JobFacts:
 def event(value: Any) -> Event:
     """Read an event as the client gives it."""
     seen = plain(value)
-    data = _settled(seen.get("data"))
+    data = _mapping(seen.get("data"))
     for name in ("step", "total_steps"):
         if name in data and whole(data[name]) is None:
             del data[name]  # no step at all, or one that is no number
@@ -180,21 +175,16 @@ def event(value: Any) -> Event:
 def checkpoint(value: Any) -> Checkpoint:
     """Read a checkpoint as the client gives it."""
     seen = plain(value)
-    metrics = seen.get("metrics")
     return Checkpoint(
         id=str(seen.get("id") or ""),
         model=str(seen.get("fine_tuned_model_checkpoint") or ""),
         step=whole(seen.get("step_number")),
-        metrics={k: v for k, v in metrics.items() if v is not None} if isinstance(metrics, Mapping) else {},
+        metrics={name: value for name, value in _mapping(seen.get("metrics")).items() if value is not None},
     )
 
 
-def _settled(top: Any) -> dict[str, Any]:
-    return dict(top) if isinstance(top, Mapping) else {}
-
-
-def _rows(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str | None:
@@ -340,6 +330,13 @@ def journal_of(host: Host) -> Journal:
     if host.root is not None and host.to_dict().get("base_url") is None:
         return Journal(host.root / "journal.jsonl")
     return Journal(home() / "journal.jsonl")
+
+
+def intent_of(journal: Journal, job_id: str) -> Entry | None:
+    """The intent that became a job: what was wanted, with its notes; None where the journal does not know the job."""
+    entries = journal.entries()
+    intents = {entry.intent for entry in entries if entry.facts.get("job_id") == job_id}
+    return next((one for one in reversed(entries) if one.event == "intent" and one.intent in intents), None)
 
 
 def catalog_name(host: Host, catalog: Catalog) -> str:

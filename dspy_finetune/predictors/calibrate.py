@@ -19,7 +19,6 @@ Not covered: texts; data that drift away from the held-out examples.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 import os
@@ -31,7 +30,9 @@ from numbers import Real
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import dspy
+import numpy as np
 
+from dspy_finetune._files import read_dataclass
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError, LogprobsError, RowError, UsageError
 from dspy_finetune.predictors.ask import PARSE_FAILURES, in_threads, inputs_of
@@ -77,11 +78,8 @@ class Curve:
         """The calibrated probability, before the labels are scaled to sum to 1."""
         if not self.knots:
             return sigmoid(self.slope * log_odds(share) + self.intercept)
-        place = bisect.bisect_right(self.knots, (share, math.inf))
-        if place in (0, len(self.knots)):
-            return self.knots[min(place, len(self.knots) - 1)][1]
-        (x0, y0), (x1, y1) = self.knots[place - 1], self.knots[place]
-        return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
+        said, calibrated = zip(*self.knots, strict=True)
+        return float(np.interp(share, said, calibrated))
 
 
 def log_odds(share: float) -> float:
@@ -270,6 +268,9 @@ def _bins(events: Sequence[tuple[float, bool]]) -> tuple[Bin, ...]:
     )
 
 
+_RENAMED = {"how": "method", "n_unreadable": "n_parse_failures"}
+"""Names in files of 0.1."""
+
 MINIMUM: Mapping[Method, int] = {"temperature": 20, "platt": 50, "isotonic": 200}
 """The fewest examples for each way."""
 
@@ -336,20 +337,8 @@ class Calibration:
             DataError: Not a saved calibration.
         """
         try:
-            curves = tuple(
-                Curve(**{**curve, "knots": tuple((float(x), float(y)) for x, y in curve["knots"])})
-                for curve in data["curves"]
-            )
-            read = {
-                name: None
-                if data[name] is None
-                else Reliability(**{**data[name], "bins": tuple(Bin(**one) for one in data[name]["bins"])})
-                for name in ("before", "after")
-            }
-            data = {("method" if name == "how" else name): value for name, value in data.items()}  # "how" until 0.1
-            data = {("n_parse_failures" if name == "n_unreadable" else name): value for name, value in data.items()}
-            return cls(**{**data, **read, "curves": curves, "labels": tuple(data["labels"])})
-        except (KeyError, TypeError, ValueError) as error:
+            return read_dataclass(cls, {_RENAMED.get(name, name): value for name, value in data.items()})
+        except (TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"not a saved calibration ({type(error).__name__}: {error}); calibrate the predictor again"
             ) from error

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import dspy
 
@@ -268,8 +268,6 @@ logger = logging.getLogger(__name__)
 Voting: TypeAlias = Literal["probability", "majority", "median", "stack"]
 """How the members' answers become one."""
 
-_RULES = ("probability", "majority", "median", "stack")
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Said:
@@ -338,7 +336,7 @@ class Ensemble(dspy.Module):
         super().__init__()
         if not members:
             raise UsageError("members: at least one program is needed")
-        if voting not in _RULES:
+        if voting not in get_args(Voting):
             raise UsageError(f'voting: "probability", "majority", "median" or "stack"; got {voting!r}')
         check_members(members)
         if weights is not None and (voting == "stack" or not _are_weights(weights, len(members))):

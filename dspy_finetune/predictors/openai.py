@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import dspy
+import numpy as np
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
@@ -186,16 +187,15 @@ class OpenAIPredictor(FinetunedPredictor):
                 f"{len(unread)} of {len(answers)} samples are no number, such as {unread[0].text!r:.60}",
                 text=unread[0].text,
             )
-        rank = sorted(samples)
         tail = (1.0 - self.interval_level) / 2
         # For an int the value must be an int too: of an even number of samples, the lower one of the two in the middle.
-        middle = statistics.median_low(rank) if isinstance(rank[0], int) else statistics.median(rank)
+        middle = statistics.median_low(samples) if isinstance(samples[0], int) else statistics.median(samples)
         if self.decode == "mean":
-            middle = _like(rank[0], statistics.mean(rank))
-        by_samples = (_quantile(rank, tail), _quantile(rank, 1.0 - tail))
+            middle = _like(samples[0], statistics.mean(samples))
+        low, high = np.quantile(samples, (tail, 1.0 - tail)).tolist()
         return dspy.Prediction(
             **{field: middle},
-            interval=by_samples if self.residuals is None else self.residuals.interval(middle),
+            interval=(low, high) if self.residuals is None else self.residuals.interval(middle),
             samples=samples,
             n_parse_failures=len(unread),
         )
@@ -249,10 +249,3 @@ class OpenAIPredictor(FinetunedPredictor):
 def _like(written: Any, number: float) -> Any:
     """The number in the type of the one that was written."""
     return round(number) if isinstance(written, int) else number
-
-
-def _quantile(rank: Sequence[float], share: float) -> float:
-    place = share * (len(rank) - 1)
-    below = int(place)
-    above = min(below + 1, len(rank) - 1)
-    return rank[below] + (rank[above] - rank[below]) * (place - below)

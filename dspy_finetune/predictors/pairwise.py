@@ -20,6 +20,7 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor, predictor_of
 from dspy_finetune.predictors.calibrate import log_odds, sigmoid
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.tasks import exchanged, sides_of
 from dspy_finetune.values import is_yes_no
 
 
@@ -29,10 +30,7 @@ def sides(prompt: PromptFormat) -> dict[str, str]:
     Raises:
         UsageError: The prompt is not pairwise: no such fields, or not two labels.
     """
-    names = set(prompt.input_fields)
-    found = {
-        name: name[:-2] + "_b" for name in prompt.input_fields if name.endswith("_a") and name[:-2] + "_b" in names
-    }
+    found = sides_of(prompt.input_fields)
     if not found or prompt.labels is None or len(prompt.labels.texts) != 2:
         raise UsageError(
             "a pairwise prompt needs input fields that end in _a and _b and an output with two labels; "
@@ -43,9 +41,7 @@ def sides(prompt: PromptFormat) -> dict[str, str]:
 
 def swapped(prompt: PromptFormat, inputs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs with the two items in the other order."""
-    pairs = sides(prompt)
-    partner = pairs | {second: first for first, second in pairs.items()}
-    return {partner.get(name, name): value for name, value in inputs.items()}
+    return exchanged(inputs, sides(prompt))
 
 
 class PairwisePredictor(FinetunedPredictor):

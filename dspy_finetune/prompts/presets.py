@@ -17,6 +17,7 @@ import dspy
 from dspy_finetune.errors import UsageError
 from dspy_finetune.prompts.answers import codec_of, title
 from dspy_finetune.prompts.format import PromptFormat
+from dspy_finetune.tasks import sides_of
 from dspy_finetune.values import LabelSet, NumberFormat
 
 Signature = type[dspy.Signature]
@@ -320,8 +321,7 @@ def _two_sides(preset: str, signature: Signature) -> tuple[LabelSet, str, str]:
     if labels.texts == ("B", "A"):
         raise UsageError(f"{preset}: the first label names the first item; write Literal['A', 'B']")
     names = list(signature.input_fields)
-    firsts = [name for name in names if name.endswith("_a") and name[:-2] + "_b" in names]
-    pairs = [(name, name[:-2] + "_b") for name in firsts] or ([(names[0], names[1])] if len(names) == 2 else [])
+    pairs = list(sides_of(names).items()) or ([(names[0], names[1])] if len(names) == 2 else [])
     if not pairs:
         raise UsageError(f"{preset}: two inputs, or inputs that end in _a and _b, are needed, {example}")
     shared = [name for name in names if not any(name in pair for pair in pairs)]

@@ -286,7 +286,7 @@ def test_the_card_holds_prompt_calibration_and_figures_where_they_are_given(
     predictor = {
         "prompt": {"system": "Answer so.", "user": "Title: {title}", "completion": "{is_favorite}"},
         "prompt_digest": "d" * 16,
-        "calibration": {"how": "platt", "n": 90, "before": {"calibration_error": 0.2}, "after": None},
+        "calibration": {"method": "platt", "n": 90, "before": {"calibration_error": 0.2}, "after": None},
     }
     report = {
         "comparison": {

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        return {"line": self.line, "path": self.path, "code": self.code, "message": self.message}
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{_place(self)}: [{self.code}] {self.message}"

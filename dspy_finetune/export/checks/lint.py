@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dspy_finetune._jsonl import MISSING, read_entries
 from dspy_finetune.errors import FinetuneError, UsageError
 from dspy_finetune.export.checks.checker import RowChecker
-from dspy_finetune.export.checks.report import Issue, by_code, issue_tables
+from dspy_finetune.export.checks.report import Issue, by_code, issue_of, issue_tables
 from dspy_finetune.export.checks.shortcuts import (
     LintFigures,
     PairGraph,
@@ -24,13 +24,13 @@ from dspy_finetune.export.checks.shortcuts import (
     Sampled,
     choice_of,
     graph_of,
-    issue,
     measure,
     shortcuts,
 )
 from dspy_finetune.export.dataset import Manifest
 from dspy_finetune.report.blocks import Facts, Section
 from dspy_finetune.report.page import Reported
+from dspy_finetune.tasks import sides_of
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -140,7 +140,8 @@ def lint(
     issues = [*shortcuts(figures, labels), *graph_of(sample.rows).issues()]
     not_checked: list[str] = []
     if system and sample.n_rows:
-        issues.append(issue("constant-system-prompt", f"all {sample.n_rows:,} rows have the system prompt {system!r}"))
+        found = f"all {sample.n_rows:,} rows have the system prompt {system!r}"
+        issues.append(issue_of("constant-system-prompt", found))
     if prompt is not None:
         issues += _compare(source, sample, prompt, not_checked)
     if not sample.is_open:
@@ -162,7 +163,7 @@ def _compare(
     manifest = Manifest.read(path)
     if manifest is not None and manifest.prompt_digest is not None and manifest.prompt_digest != prompt.digest:
         found = f"the manifest says prompt {manifest.prompt_digest[:12]}, the given one is {prompt.digest[:12]}"
-        yield issue("prompt-mismatch", found)
+        yield issue_of("prompt-mismatch", found)
     try:
         messages = prompt.messages(dict.fromkeys(prompt.input_fields, "x"))
     except FinetuneError as error:
@@ -170,10 +171,10 @@ def _compare(
         return
     served = next((message["content"] for message in messages if message["role"] == "system"), None)
     if not sample.is_constant:
-        yield issue("prompt-mismatch", "the rows have different system prompts; the given prompt has one")
+        yield issue_of("prompt-mismatch", "the rows have different system prompts; the given prompt has one")
     elif served != sample.system:
         found = f"the rows' system prompt is {_shown(sample.system)}, the given prompt's is {_shown(served)}"
-        yield issue("prompt-mismatch", found)
+        yield issue_of("prompt-mismatch", found)
 
 
 def _shown(text: str | None) -> str:
@@ -187,12 +188,12 @@ def _lint_examples(examples: Iterable[Any]) -> LintReport:
         fields = to_dict() if callable(to_dict) else example
         if not isinstance(fields, Mapping):
             raise UsageError(f"row {number} is {type(example).__name__}; expected examples or dicts")
-        stem = next((name[:-2] for name in fields if name.endswith("_a") and f"{name[:-2]}_b" in fields), None)
+        pair = next(iter(sides_of(fields).items()), None)
         label = next((fields[name] for name in _LABELS if name in fields), None)
-        if stem is None or label is None:
+        if pair is None or label is None:
             n_unread += 1
             continue
-        a, b = str(fields[f"{stem}_a"]), str(fields[f"{stem}_b"])
+        a, b = (str(fields[name]) for name in pair)
         choice = choice_of(str(label)) or {a: "A", b: "B"}.get(str(label))
         if choice is None:
             n_unread += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dspy_finetune.export.checks.codes import CODES, Severity
@@ -40,14 +40,7 @@ class Issue:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        return {
-            "line": self.line,
-            "path": self.path,
-            "severity": self.severity,
-            "code": self.code,
-            "message": self.message,
-            "remedy": self.remedy,
-        }
+        return asdict(self)
 
     def __str__(self) -> str:
         place = _place(self)
@@ -85,7 +78,7 @@ class TokenStats:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        return {"total": self.total, "min": self.min, "mean": self.mean, "p95": self.p95, "max": self.max}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +98,7 @@ class CheckStats:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        return {
-            "n_rows": self.n_rows,
-            "size_bytes": self.size_bytes,
-            "tokens": self.tokens.to_dict() if self.tokens else None,
-            "labels": self.labels,
-            "roles": self.roles,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +221,14 @@ class CheckReport(Reported):
         return {name: value for name, value in figures.items() if value}
 
 
+def issue_of(code: str, message: str, *, line: int | None = None, path: str = "", remedy: str | None = None) -> Issue:
+    """An issue with severity and, unless given, remedy from the table of codes."""
+    about = CODES[code]
+    return Issue(
+        line=line, path=path, severity=about.severity, code=code, message=message, remedy=remedy or about.remedy
+    )
+
+
 def by_code(issues: Iterable[Issue], counts: Mapping[str, int]) -> list[tuple[str, int, Issue]]:
     """(code, how often, its first issue), the gravest first."""
     first: dict[str, Issue] = {}
@@ -269,19 +264,9 @@ class IssueLog:
         """Record one issue; severity and, unless given, remedy come from the table of codes."""
         self.counts[code] += 1
         if self.counts[code] <= KEPT_PER_CODE:
-            about = CODES[code]
             if self.place and line is not None:
                 path = f"{self.place}.{path}" if path else self.place
-            self.kept.append(
-                Issue(
-                    line=line,
-                    path=path,
-                    severity=about.severity,
-                    code=code,
-                    message=message,
-                    remedy=remedy or about.remedy,
-                )
-            )
+            self.kept.append(issue_of(code, message, line=line, path=path, remedy=remedy))
 
     def extend(self, issues: Iterable[Issue]) -> None:
         """Record issues that were made elsewhere."""

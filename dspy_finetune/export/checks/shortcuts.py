@@ -28,8 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dspy_finetune.export.checks.codes import CODES
-from dspy_finetune.export.checks.report import KEPT_PER_CODE, Issue, IssueLog
+from dspy_finetune.export.checks.report import KEPT_PER_CODE, Issue, IssueLog, issue_of
 
 # The texts that the lint looks at: the first rows of a file, up to a bound, and its system prompt.
 #
@@ -149,14 +148,6 @@ class LintFigures:
     """Share of the most frequent output, where the outputs are labels."""
 
 
-def issue(code: str, message: str, *, line: int | None = None, path: str = "", remedy: str | None = None) -> Issue:
-    """An issue with severity and remedy from the table of codes."""
-    about = CODES[code]
-    return Issue(
-        line=line, path=path, severity=about.severity, code=code, message=message, remedy=remedy or about.remedy
-    )
-
-
 def lint_sample(sample: Sample, *, labels: dict[str, int] | None) -> list[Issue]:
     """The issues of a sample, those of its preference graph among them."""
     figures = measure(sample.rows, labels)
@@ -186,13 +177,13 @@ def measure(rows: Sequence[Sampled], labels: dict[str, int] | None) -> LintFigur
 def shortcuts(figures: LintFigures, labels: dict[str, int] | None) -> Iterator[Issue]:
     """The issues that the figures tell."""
     for phrase in figures.phrases:
-        yield issue(
+        yield issue_of(
             "shortcut-phrase",
             f'"{phrase.text}" stands in {phrase.chosen_share:.0%} of the chosen outputs '
             f"and in {phrase.rejected_share:.0%} of the rejected ones",
         )
     for style in figures.styles:
-        yield issue(
+        yield issue_of(
             "shortcut-style",
             f"{style.chosen_share:.0%} of the chosen outputs and {style.rejected_share:.0%} of the rejected ones "
             f"{style.text}",
@@ -204,7 +195,7 @@ def shortcuts(figures: LintFigures, labels: dict[str, int] | None) -> Iterator[I
         if gap >= LENGTH_AUC - 0.5 and binomial_p(wins, figures.n_pairs) < SIGNIFICANT:
             longer = "chosen" if figures.length_share > 0.5 else "rejected"
             share = max(figures.length_share, 1 - figures.length_share)
-            yield issue(
+            yield issue_of(
                 "shortcut-length",
                 f"the {longer} output is the longer one in {share:.0%} of {figures.n_pairs:,} rows "
                 f"(AUC of length {figures.length_auc:.2f})",
@@ -215,11 +206,11 @@ def shortcuts(figures: LintFigures, labels: dict[str, int] | None) -> Iterator[I
         is_lopsided = p < SIGNIFICANT and abs(figures.a_share - 0.5) >= MIN_POSITION_GAP
         if is_lopsided:
             found = f"A is right in {figures.a_share:.0%} of {figures.n_choices:,} choices (p = {p:.2g} for one half)"
-            yield issue("shortcut-position", found)
+            yield issue_of("shortcut-position", found)
     if figures.majority_share is not None and figures.majority_share >= MAJORITY and labels and not is_lopsided:
         top = max(labels, key=lambda label: labels[label])
         found = f"{figures.majority_share:.0%} of {sum(labels.values()):,} outputs are {top[:60]!r}"
-        yield issue("label-imbalance", found)
+        yield issue_of("label-imbalance", found)
 
 
 def find_phrases(pairs: Sequence[tuple[str, ...]]) -> Iterator[Phrase]:
@@ -627,7 +618,7 @@ class PairGraph:
             if first > second:
                 a, b, first, second = b, a, second, first
             found = f"{self._shown(a)} > {self._shown(b)} in line {first}, and the other way round here"
-            yield issue("preference-contradiction", found, line=second)
+            yield issue_of("preference-contradiction", found, line=second)
         for i, cycle in enumerate(self.cycles()):
             if i == MAX_REPORTED:
                 break
@@ -636,7 +627,7 @@ class PairGraph:
             steps = [
                 f"{self._shown(a)} > {self._shown(b)} (line {line})" for (a, b), line in zip(edges, lines, strict=True)
             ]
-            yield issue("preference-cycle", ", ".join(steps), line=max(lines))
+            yield issue_of("preference-cycle", ", ".join(steps), line=max(lines))
 
     def _shown(self, node: int) -> str:
         name = " ".join(self._names[node].split())

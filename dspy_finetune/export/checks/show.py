@@ -18,7 +18,7 @@ from dspy_finetune._optional import require
 from dspy_finetune.errors import UsageError
 from dspy_finetune.export.checks.checker import entries_of
 from dspy_finetune.export.checks.mend import mend_row
-from dspy_finetune.export.checks.rules import role_name, text_of
+from dspy_finetune.export.checks.rules import role_name, seen_text
 from dspy_finetune.export.dialects import is_trained
 from dspy_finetune.export.formats import sniff
 
@@ -112,20 +112,7 @@ def _append_messages(text: Text, messages: Any, style: str, mark: str) -> None:
 
 
 def _said(message: Any) -> str:
-    """All that a message says, tool calls and images included."""
-    if not isinstance(message, dict):
-        return json.dumps(message, ensure_ascii=False, default=str)
-    parts = [text_of(message)]
-    content = message.get("content")
-    for part in content if isinstance(content, list) else []:
-        if isinstance(part, dict) and part.get("type") != "text":
-            parts.append(f"[{part.get('type')}]")
-    calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict):
-            parts.append(f"{function.get('name')}({function.get('arguments')})")
-    return " ".join(part for part in parts if part)
+    return seen_text(message) if isinstance(message, dict) else json.dumps(message, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> str:
