@@ -88,6 +88,11 @@ class MetricFacts:
     bounds: tuple[float | None, float | None] = (None, None)
     """Within which every score of an item lies; None where there is no end, or it is not known."""
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricFacts:
+        """From JSON. Raises ValueError."""
+        return read_dataclass(cls, values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from dspy_finetune._files import read_dataclass
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import BudgetError, EmptyDatasetError, JobCancelledError, JobFailedError, UsageError
 from dspy_finetune.evaluation import statistics
@@ -70,6 +71,11 @@ class CurveRun:
     """Why there is no model; None when there is one."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """What a sweep tried with it, the epochs among them where they were; empty in a curve."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CurveRun:
+        """From JSON. Raises ValueError."""
+        return read_dataclass(cls, values)
 
     @property
     def paid_usd(self) -> float | None:
