@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
@@ -27,6 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dspy_finetune._files import file_error
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.schemas import ApiError, JsonError, invalid, json_schema, stopping, strict_json
 from dspy_finetune.local.store import is_no_space, new_id
@@ -275,7 +278,10 @@ def add_error_answers(app: FastAPI) -> None:
 
 
 def _failure(request: Request, error: Exception) -> JSONResponse:
-    if is_no_space(error):
+    is_full = is_no_space(error)
+    if isinstance(error, OSError) and not isinstance(error, FinetuneError):  # an upload's, while it comes
+        error = file_error(error, Path(error.filename or tempfile.gettempdir()), "write to")
+    if is_full:
         return answer(ApiError(507, str(error), kind="server_error", code="no_space"))
     logger.error("%s %s: %s", request.method, request.url.path, error)
     return answer(ApiError(500, str(error), kind="server_error", code="server_error"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.client
 import json
@@ -9,13 +10,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.requests import Request
 
+from dspy_finetune.local.guards import _failure
 from dspy_finetune.local.schemas import JsonError, strict_json
 from tests.local.test_jobs import CHAT_ROWS, upload
 from tests.local.toy_server import ToyServer, start_server
@@ -298,6 +302,15 @@ def test_a_body_beyond_its_limit_is_refused_before_it_has_come(server: ToyServer
             except OSError:
                 break
         assert b" 413 " in connection.recv(4096).splitlines()[0]
+
+
+def test_a_full_disk_is_told_with_where_and_what_to_do() -> None:
+    """Also where the system names no file, as for an upload that is still coming."""
+    request = Request({"type": "http", "method": "POST", "path": "/v1/files", "headers": []})
+    answer = _failure(request, OSError(errno.ENOSPC, "No space left on device"))
+    told = json.loads(bytes(answer.body))["error"]
+    assert (answer.status_code, told["code"]) == (507, "no_space")
+    assert told["message"].startswith(f"cannot write to {tempfile.gettempdir()}: no space left")
 
 
 def test_a_key_may_be_of_any_characters(tmp_path: Path, toy_model: Path) -> None:

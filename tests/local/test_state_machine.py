@@ -105,10 +105,13 @@ class Jobs(RuleBasedStateMachine):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        deadline = time.monotonic() + 300
+        # However many there are: a job that hangs is one of which nothing is heard for long.
+        deadline, moved = time.monotonic() + 300, -1
         jobs: list[Any] = []
         while time.monotonic() < deadline:
             jobs = list(self.client.fine_tuning.jobs.list(limit=100))
+            if moved != (moved := sum(job.status in FINAL for job in jobs)):
+                deadline = time.monotonic() + 300
             for job in jobs:
                 if job.paused:
                     self.client.fine_tuning.jobs.resume(job.id)
