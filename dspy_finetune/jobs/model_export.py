@@ -210,6 +210,7 @@ def model_card(
         "" if repo else "In this folder:",
         _fenced("\n".join(serve), "bash"),
         *([] if kind == "head" else [_VERIFY, _fenced(verify_line(kind, str(model["id"]), name), "bash")]),
+        *([] if kind == "head" or making.prompt is None else [_ASK, _fenced(_asked(kind, name), "python")]),
         "## The prompt it was trained with",
         _prompt(making),
         *_labels(making),
@@ -229,6 +230,18 @@ def model_card(
     ]
     parts += [f"> {note}" for note in making.notes]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_ASK = "In a DSPy program, with the prompt below as `prompt.json`:"
+
+
+def _asked(kind: str, name: str) -> str:
+    url = f"http://127.0.0.1:{_PORTS.get(kind, 8000)}/v1"
+    return (
+        "import json\nfrom pathlib import Path\n\nimport dspy_finetune as ft\n\n"
+        'prompt = ft.PromptFormat.from_dict(json.loads(Path("prompt.json").read_text()))\n'
+        f'predictor = ft.OpenAIPredictor(prompt, "{name}", host=ft.Host.compatible("{url}"))'
+    )
 
 
 def _head(making: Making, facts: Mapping[str, Any], kind: str) -> str:
@@ -437,8 +450,8 @@ def export_model(
     saved, compared = _saved_predictor(predictor), _saved_report(report, str(model["id"]))
     if saved is not None and saved.get("model") not in (None, str(model["id"])):
         raise UsageError(f"the given predictor asks {saved['model']}, not {model['id']}; give the one of this model")
-    if saved is not None and format == "hub" and saved.get("host"):
-        saved = {**saved, "host": None}  # where the model lies on this machine is nobody's business
+    if saved is not None and format == "hub":
+        saved = _without_places(saved)
     say = on_progress or (lambda text: None)
     kind = weights if format == "hub" else format
     export = _Export(host, str(model["id"]), "gguf" if kind == "ollama" else kind, precision)
@@ -638,6 +651,14 @@ def _saved_predictor(given: Any) -> dict[str, Any] | None:
     if isinstance(given, (str, os.PathLike)):
         return read_json(given, "a saved predictor", "save one with predictor.save(path)")
     return dict(given.dump_state())
+
+
+def _without_places(predictor: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved predictor for others: where the model lies on this machine is nobody's business."""
+    told = {name: value for name, value in predictor.items() if name != "provenance"}
+    if isinstance(known := predictor.get("provenance"), Mapping):
+        told["provenance"] = {name: value for name, value in known.items() if name != "host_description"}
+    return {**told, "host": None}
 
 
 def _saved_report(given: Any, model: str) -> Mapping[str, Any] | None:

@@ -298,7 +298,7 @@ def _facts(task: Mapping[str, Any], base: Path, tokenizer: Any) -> dict[str, Any
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft", "gguf", "scikit-learn")
+    names = ("dspy-finetune", "dspy", "torch", "transformers", "peft", "gguf", "scikit-learn")
     return {name: importlib.metadata.version(name) for name in names if _has(name)}
 
 

@@ -302,6 +302,8 @@ def test_the_card_holds_prompt_calibration_and_figures_where_they_are_given(
     card = (made.folder / "README.md").read_text()
     assert "Digest `dddddddddddddddd`" in card
     assert "| tuned | 40 | accuracy 0.800 (0.650 to 0.900) |" in card
+    assert "OpenAIPredictor(prompt, " in card
+    assert "| dspy-finetune | " in card
     assert "By platt on 90 examples; expected calibration error before 0.200." in card
     assert json.loads((made.folder / "predictor.json").read_text()) == predictor
 
@@ -556,12 +558,19 @@ def test_the_command_pushes_the_folder_with_its_card_to_the_hub(
     monkeypatch.setattr(LocalHub, "folder", tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", LocalHub)
     argv = hub_command(server, tuned)
-    assert command(*argv, str(tmp_path / "out"), "--repo", "acme/taste") == 0
+    place = {"kind": "local", "name": "local", "root": "/home/ada/private"}
+    saved = {"model": tuned, "host": place, "provenance": {"id": tuned, "host_description": place}}
+    (tmp_path / "saved.json").write_text(json.dumps(saved))
+    with_predictor = ("--predictor", str(tmp_path / "saved.json"))
+    assert command(*argv, str(tmp_path / "out"), "--repo", "acme/taste", *with_predictor) == 0
     said = capsys.readouterr().out
     assert said.startswith("https://huggingface.co/acme/taste: adapter")
     pushed = tmp_path / "hub" / "acme" / "taste"
     assert (pushed / ".private").read_text() == "True"
     assert {path.name for path in pushed.iterdir()} >= {"README.md", "adapter_model.safetensors", "tokenizer.json"}
+    for path in pushed.rglob("*.*"):
+        assert b"/home/ada" not in path.read_bytes(), path
+    assert json.loads((pushed / "predictor.json").read_text())["provenance"] == {"id": tuned}
     (served_as,) = re.findall(r"--lora-modules (\S+=acme/taste)", said)
     assert served_as in (pushed / "README.md").read_text()
     assert command(*argv, str(tmp_path / "no")) == 2
