@@ -43,6 +43,7 @@ from dspy_finetune.jobs.submit import DATA_KEY
 from dspy_finetune.predictors import load_predictor
 from dspy_finetune.predictors.base import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt, as_prompt
 from dspy_finetune.report.blocks import Section
 from dspy_finetune.report.page import Reported
 
@@ -609,7 +610,7 @@ def migrate(
     base_model: str | None = None,
     train: str | Path | None = None,
     validation: str | Path | None = None,
-    prompt: PromptFormat | None = None,
+    prompt: AnyPrompt | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
@@ -641,6 +642,7 @@ def migrate(
         DataError: A file is not the one it was trained on, or the new host would refuse it.
         HostError: The old host refused, or did not answer, and the journal does not know enough.
     """
+    prompt = None if prompt is None else as_prompt(prompt)
     predictor = _predictor_of(model)
     name: str | FinetunedModel = predictor.model if predictor is not None else _named(model)
     planned = plan_migration(

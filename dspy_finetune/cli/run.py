@@ -93,6 +93,7 @@ def run(
     from dspy_finetune.data.fields import check_decimal, guess_columns
     from dspy_finetune.evaluation.advise import has_value, only_label
     from dspy_finetune.evaluation.baselines import ENCODER, has_encoder
+    from dspy_finetune.tasks import MAX_CHOICES
     from dspy_finetune.values import fold
 
     host_named(host)  # a misspelt one is told before the first step
@@ -122,6 +123,8 @@ def run(
     split += tuple(part for name in columns.inputs for part in ("--text", name))
     training = [*(("--model", model) if model else ()), *(("--max-usd", str(max_usd)) if max_usd is not None else ())]
     training += ["--host", host, "--seed", str(seed)]
+    if host == "local" and len(columns.labels) > MAX_CHOICES:
+        training += ["--recipe", "head"]  # by itself it would be an adapter, which takes hours for as many
     has_validation = fractions.split(",")[1:2] not in (["0"], ["0.0"], [])
 
     def steps_in(folder: Path) -> list[Step]:

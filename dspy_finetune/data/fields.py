@@ -28,7 +28,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.errors import DataError, RowError, UsageError
-from dspy_finetune.tasks import compared_fields, is_closed_set
+from dspy_finetune.tasks import MAX_CHOICES, MAX_LABEL_CHARS, MAX_LABELS, compared_fields, is_closed_set
 from dspy_finetune.values import (
     FALSE_WORDS,
     TIE_WORDS,
@@ -320,6 +320,8 @@ _LABEL_NAMES = re.compile(
 )
 _ID_NAMES = re.compile(r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)", re.I)
 _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
+MIN_EACH = 5
+"""So many rows of each label, on average, make more than MAX_CHOICES different answers labels."""
 _FLAG_NAMES = re.compile(r"^(is|has|was|should|can)_", re.IGNORECASE)
 
 
@@ -558,7 +560,10 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     spellings: dict[str, str] = {}
     for value in distinct:  # the most frequent first: it stands for the other spellings of the same label
         spellings.setdefault(fold(str(value)), str(value))
-    is_closed = is_closed_set(Counter(fold(str(value)) for value in known))
+    counts = Counter(fold(str(value)) for value in known)
+    # Hundreds of short answers that come again and again are classes, as of intents; two of each may be chance.
+    has_many = len(known) >= MIN_EACH * len(counts) and max(map(len, counts), default=0) <= MAX_LABEL_CHARS
+    is_closed = is_closed_set(counts, MAX_LABELS if has_many else MAX_CHOICES)
     if is_closed:
         return "labels", tuple(spellings.values())
     return ("number" if distinct and _has_one_unit(distinct) else "text"), ()

@@ -490,18 +490,18 @@ def _recommend(
     elif advice.metric == "accuracy" and (best.interval.low or 0.0) >= GOOD_ENOUGH - 0.02 and _is_enough(best):
         found = "do not fine-tune"
         reasons.append(f"{best.name} is right in {best.interval.value:.1%}: use it, a tuned model has nothing to win.")
-    elif len(advice.columns.labels) > MAX_CHOICES:
-        found = "LoRA"
-        n_labels = len(advice.columns.labels)
-        reasons.append(
-            f"{n_labels} labels are more than take a linear head by themselves ({MAX_CHOICES}); recipe head does."
-        )
     else:
         found = "head"
+        n_labels = len(advice.columns.labels)
+        asking = (
+            "by itself (recipe auto)"
+            if n_labels <= MAX_CHOICES
+            else f"for {n_labels} labels where it is asked for (recipe head, as `run` does)"
+        )
         reasons.append(
             "A linear head on a frozen model is the best first try at this size: minutes, no overfitting by epochs. "
-            "The local host trains it by itself (recipe auto); recipe head+lora goes on from it with an adapter, and "
-            "keeps that where it is better on held-out rows."
+            f"The local host trains it {asking}; recipe head+lora goes on from it with an adapter, and keeps that "
+            "where it is better on held-out rows."
         )
         if rising:
             reasons.append("The curve still rises: more labels will help whatever is trained.")

@@ -58,12 +58,13 @@ from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt, as_prompt
 from dspy_finetune.tasks import compared_fields
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
 def predictor_for(
-    prompt: PromptFormat, model: str | FinetunedModel, *, host: Host | None = None, **options: Any
+    prompt: AnyPrompt, model: str | FinetunedModel, *, host: Host | None = None, **options: Any
 ) -> FinetunedPredictor:
     """The predictor that fits a prompt: for a choice of two with or without an explanation, else the plain one.
 
@@ -73,6 +74,7 @@ def predictor_for(
         host: Where it answers; OpenAI by default.
         **options: For the predictor: cache, max_tokens, temperature.
     """
+    prompt = as_prompt(prompt)
     try:
         kind = PairwisePredictor if len(prompt.output_fields) == 1 else DPOPredictor
         return kind(prompt, model, host=host, **options)
@@ -80,11 +82,11 @@ def predictor_for(
         return OpenAIPredictor(prompt, model, host=host, **options)
 
 
-def untuned(prompt: PromptFormat, base_model: str, *, host: Host | None = None, **options: Any) -> FinetunedPredictor:
+def untuned(prompt: AnyPrompt, base_model: str, *, host: Host | None = None, **options: Any) -> FinetunedPredictor:
     """The base model, asked with the prompt that the tuned model was trained with: what training itself brought.
 
     Args:
-        prompt: The tuned model's prompt.
+        prompt: The tuned model's prompt, or its signature.
         base_model: The base model's name on the host.
         host: Where it answers; OpenAI by default.
         **options: For the predictor: cache, max_tokens, temperature.

@@ -50,7 +50,7 @@ from dspy_finetune.evaluation.training_runs import (
     write_parts,
 )
 from dspy_finetune.hosts import Host
-from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt, as_prompt
 from dspy_finetune.report import plots
 from dspy_finetune.report.blocks import MISSING, Plot, Plots, Section, Table, Text, as_text, figure, with_interval
 from dspy_finetune.report.page import Reported
@@ -353,7 +353,7 @@ def learning_curve(
     epochs: Sequence[int] | None = None,
     host: Host,
     test: Sequence[Any],
-    prompt: PromptFormat,
+    prompt: AnyPrompt,
     metric: AnyMetric,
     max_usd: float | None = None,
     num_threads: int = 8,
@@ -373,7 +373,7 @@ def learning_curve(
         epochs: Times through the rows, each tried; default: what the host chooses.
         host: Where to train and ask.
         test: Labelled examples that every model is asked about; none may stand in `train`.
-        prompt: How examples are rendered, for training and asking.
+        prompt: How examples are rendered, for training and asking; or a signature.
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
@@ -391,6 +391,7 @@ def learning_curve(
         JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
         HostError: The host refused or did not answer; call again to go on.
     """
+    prompt = as_prompt(prompt)
     with told(jobs) as made:
         options = statistics or StatisticsOptions()
         rows, items = list(train), list(test)

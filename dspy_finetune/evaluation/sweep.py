@@ -44,7 +44,7 @@ from dspy_finetune.evaluation.training_runs import (
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.jobs.plan import RECIPE, names_of
-from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt, as_prompt
 from dspy_finetune.report.blocks import MISSING, Section, Table, Text, as_text, with_interval
 from dspy_finetune.report.page import Reported
 
@@ -227,7 +227,7 @@ def sweep(
     host: Host,
     validation: Sequence[Any],
     test: Sequence[Any] | None = None,
-    prompt: PromptFormat,
+    prompt: AnyPrompt,
     metric: AnyMetric,
     max_usd: float | None = None,
     num_threads: int = 8,
@@ -248,7 +248,7 @@ def sweep(
         host: Where to train and ask.
         validation: Labelled examples that every model is asked about; none may stand in `train`.
         test: Labelled examples that the chosen model alone is asked about, once it is chosen.
-        prompt: How examples are rendered, for training and asking.
+        prompt: How examples are rendered, for training and asking; or a signature.
         metric: What is measured: from `dspy_finetune.metrics`, or a plain function.
         max_usd: The most that all jobs together may cost by their plans; nothing is started above it. Asking the
             models is not in it.
@@ -265,6 +265,7 @@ def sweep(
         JobError: A job may exist already (AmbiguousJobError); says what to check. A failed job is part of the result.
         HostError: A host refused or did not answer; call again to go on.
     """
+    prompt = as_prompt(prompt)
     with told(jobs) as made:
         sets = {"training": list(train), "validation": list(validation)}
         if test is not None:

@@ -24,7 +24,7 @@ from dspy_finetune.export.tokens import TokenCounter, Tokenizer
 if TYPE_CHECKING:
     import dspy
 
-    from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.format import AnyPrompt
 
 _MILLION = 1_000_000
 
@@ -235,7 +235,7 @@ def inference_cost(
 
 def evaluation_cost(
     examples: Iterable[dspy.Example | Mapping[str, Any]],
-    prompt: PromptFormat | None,
+    prompt: AnyPrompt | None,
     model: str,
     *,
     n_calls_per_example: int = 1,
@@ -266,6 +266,10 @@ def evaluation_cost(
         DataError: An example cannot be rendered, or has no answer.
         FileError: The token table is not on this machine and cannot be downloaded.
     """
+    if prompt is not None:
+        from dspy_finetune.prompts.format import as_prompt  # here: it loads dspy, which ready rows do not need
+
+        prompt = as_prompt(prompt)
     counter = TokenCounter.for_model(model, tokenizer=tokenizer)
     n_examples = n_input = n_output = 0
     for example in examples:

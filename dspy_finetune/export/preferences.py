@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dspy_finetune.prompts import PromptFormat
     from dspy_finetune.prompts.answers import Codec
+    from dspy_finetune.prompts.format import AnyPrompt
 
 Origin = Literal["label", "pair", "correction", "mistake", "trace"]
 Answer = Mapping[str, Any] | str
@@ -70,7 +71,7 @@ class Preferences(list[Preference]):
 
 def preferences_from_corrections(
     examples: Iterable[dspy.Example | Mapping[str, Any]],
-    prompt: PromptFormat,
+    prompt: AnyPrompt,
     *,
     said: str = "said",
     written: str | None = None,
@@ -90,12 +91,15 @@ def preferences_from_corrections(
     Raises:
         RowsError: Examples lack an answer, or cannot be rendered; all of them are listed.
     """
+    from dspy_finetune.prompts.format import as_prompt  # here: it loads dspy
+
+    made = as_prompt(prompt)
 
     def make(values: dict[str, Any]) -> Preference | str:
-        outputs = {name: values[name] for name in prompt.output_fields if name in values}
+        outputs = {name: values[name] for name in made.output_fields if name in values}
         chosen = outputs if written is None else _needed(values, written)
         preference = Preference(inputs=values, chosen=chosen, rejected=_needed(values, said), origin="correction")
-        return "answer left as it was" if _is_unchanged(preference, prompt) else preference
+        return "answer left as it was" if _is_unchanged(preference, made) else preference
 
     return _collect(examples, make)
 
@@ -103,7 +107,7 @@ def preferences_from_corrections(
 def preferences_from_mistakes(
     examples: Iterable[dspy.Example | Mapping[str, Any]],
     predictions: Iterable[dspy.Prediction | Mapping[str, Any] | None],
-    prompt: PromptFormat,
+    prompt: AnyPrompt,
 ) -> Preferences:
     """The example's own answer is chosen where the model gave another one, and the model's is rejected.
 
@@ -119,8 +123,11 @@ def preferences_from_mistakes(
         RowsError: Examples or predictions lack the outputs to compare; all of them are listed.
         UsageError: There are more examples than predictions, or fewer.
     """
+    from dspy_finetune.prompts.format import as_prompt  # here: it loads dspy
+
+    made = as_prompt(prompt)
     answers = iter(predictions)
-    compared = (prompt.label_field,) if prompt.label_field is not None else prompt.output_fields
+    compared = (made.label_field,) if made.label_field is not None else made.output_fields
 
     def make(values: dict[str, Any]) -> Preference | str:
         try:
@@ -129,16 +136,16 @@ def preferences_from_mistakes(
             raise UsageError("fewer predictions than examples; give one for each, None where there is none") from None
         if answer is None:
             return "no answer"
-        right = {name: values[name] for name in prompt.output_fields if name in values}
-        given = {name: answer[name] for name in prompt.output_fields if name in answer}
+        right = {name: values[name] for name in made.output_fields if name in values}
+        given = {name: answer[name] for name in made.output_fields if name in answer}
         for name in compared:
             _needed(right, name)
             _needed(given, name)
         try:
-            read = {name: prompt.codec(name).read(given[name], name=name) for name in compared}
+            read = {name: made.codec(name).read(given[name], name=name) for name in compared}
         except AnswerError:  # it shows no other answer that could be the rejected one
             return "answer could not be read"
-        if all(_is_same(prompt.codec(name), right[name], read[name]) for name in compared):
+        if all(_is_same(made.codec(name), right[name], read[name]) for name in compared):
             return "answer was right"
         given |= read
         return Preference(inputs=values, chosen=right, rejected={**right, **given}, origin="mistake")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import dspy
 
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.format import AnyPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ Turn: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 def export_sft(
     examples: Iterable[dspy.Example | Mapping[str, Any]],
-    prompt: PromptFormat | None,
+    prompt: AnyPrompt | None,
     path: str | os.PathLike[str],
     *,
     base_model: str | None = None,
@@ -76,7 +77,8 @@ def export_sft(
     Args:
         examples: A list or any iterator, read once. With `prompt=None` each is a ready row, `{"messages": [...]}` with
             all it may hold: `weight`, `tools`, tool calls, image parts.
-        prompt: What renders the examples; the same object serves the tuned model.
+        prompt: What renders the examples; the same object serves the tuned model. Of a signature,
+            `PromptFormat(signature)`.
         path: The JSONL file; its manifest goes to `<path>.manifest.json`.
         base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
         dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"`, `"nebius"` or `"trl"`.
@@ -96,7 +98,8 @@ def export_sft(
         FileError: The file cannot be written.
         UsageError: An argument is not one of the accepted values.
     """
-    check_given(examples, prompt)
+    check_given(examples)
+    prompt = given_prompt(prompt)
     extra = tool_keys(tools, parallel_tool_calls)
     progress = RowCounts(both_orders=both_orders)
     turn = _turn(prompt) if both_orders else None
@@ -177,8 +180,17 @@ def as_mapping(example: Any) -> Mapping[str, Any] | None:
     return dict(example.items()) if callable(fields) else None
 
 
-def check_given(examples: object, prompt: object) -> None:
-    """Refuse what can be no examples or no prompt, before it is taken for many bad rows. Raises UsageError."""
+def given_prompt(prompt: AnyPrompt | None) -> PromptFormat | None:
+    """The prompt, also of a signature; None of none. Raises UsageError."""
+    if prompt is None:
+        return None
+    from dspy_finetune.prompts.format import as_prompt  # here: it loads dspy, which ready rows do not need
+
+    return as_prompt(prompt)
+
+
+def check_given(examples: object) -> None:
+    """Refuse what can be no examples, before it is taken for many bad rows. Raises UsageError."""
     if isinstance(examples, (str, bytes, os.PathLike)):
         raise UsageError(
             f"examples: {examples!r:.80} is a path or a text; load the file with load_examples or iter_examples"
@@ -187,8 +199,6 @@ def check_given(examples: object, prompt: object) -> None:
         raise UsageError(f"examples: a {type(examples).__name__} is a table; load it with load_examples")
     if isinstance(examples, Mapping) or not isinstance(examples, Iterable):
         raise UsageError(f"examples: a list or an iterator of examples is needed, got {type(examples).__name__}")
-    if prompt is not None and not hasattr(prompt, "training_messages"):
-        raise UsageError(f"prompt: a PromptFormat is needed, such as prompts.binary(), got {prompt!r:.80}")
 
 
 def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bool | None) -> Row:
@@ -201,7 +211,7 @@ def tool_keys(tools: Sequence[Mapping[str, Any]] | None, parallel_tool_calls: bo
 
 def export_dpo(
     pairs: Iterable[Preference | dspy.Example | Mapping[str, Any]],
-    prompt: PromptFormat | None,
+    prompt: AnyPrompt | None,
     path: str | os.PathLike[str],
     *,
     base_model: str | None = None,
@@ -227,7 +237,8 @@ def export_dpo(
 
     Args:
         pairs: A list or any iterator, read once. With `prompt=None` each is a ready line in OpenAI's shape.
-        prompt: What renders the pairs; the same object serves the tuned model.
+        prompt: What renders the pairs; the same object serves the tuned model. Of a signature,
+            `PromptFormat(signature)`.
         path: The JSONL file; its manifest goes to `<path>.manifest.json`.
         base_model: Counts tokens with this model's table and checks against its limits; an `ft:` id counts as its base.
         dialect: `"openai"`, `"azure"`, `"together"`, `"fireworks"`, `"nebius"` or `"trl"`.
@@ -247,7 +258,8 @@ def export_dpo(
         FileError: The file cannot be written.
         UsageError: An argument is not one of the accepted values.
     """
-    check_given(pairs, prompt)
+    check_given(pairs)
+    prompt = given_prompt(prompt)
     progress = RowCounts(both_orders=both_orders)
     extra = tool_keys(tools, parallel_tool_calls)
     turn = _turn(prompt) if both_orders else None

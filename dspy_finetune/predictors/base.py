@@ -42,6 +42,7 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibrate import Calibration
 from dspy_finetune.predictors.probabilities import label_shares
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt, as_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def __init__(
         self,
-        prompt: PromptFormat | type[dspy.Signature] | str,
+        prompt: AnyPrompt,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,
@@ -104,7 +105,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         **lm_options: Any,
     ) -> None:
         super().__init__()
-        prompt = prompt if isinstance(prompt, PromptFormat) else _prompt_of(prompt)
+        prompt = as_prompt(prompt)
         if isinstance(top_logprobs, bool) or not isinstance(top_logprobs, int) or not 1 <= top_logprobs <= TOP_LOGPROBS:
             raise UsageError(f"top_logprobs must be a whole number from 1 to {TOP_LOGPROBS}, found {top_logprobs!r}")
         if not isinstance(model, (str, FinetunedModel)) or not str(model):
@@ -423,15 +424,6 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.model!r}, prompt={self.prompt.digest[:12]})"
-
-
-def _prompt_of(signature: Any) -> PromptFormat:
-    if not isinstance(signature, str) and not (isinstance(signature, type) and issubclass(signature, dspy.Signature)):
-        raise UsageError(
-            f"prompt must be a PromptFormat or a dspy.Signature, found {type(signature).__name__}; see "
-            "dspy_finetune.prompts"
-        )
-    return PromptFormat(signature)
 
 
 def _rollout(rollout: int | None) -> dict[str, int]:

@@ -23,7 +23,7 @@ from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.predictors.calibrate import Residuals
 from dspy_finetune.predictors.probabilities import number_masses, weighted_middle
-from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt
 from dspy_finetune.values import is_yes_no
 
 Decoding: TypeAlias = Literal["text", "median", "mean"]
@@ -92,7 +92,7 @@ class OpenAIPredictor(FinetunedPredictor):
 
     def __init__(
         self,
-        prompt: PromptFormat | type[dspy.Signature] | str,
+        prompt: AnyPrompt,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,

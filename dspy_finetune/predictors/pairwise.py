@@ -20,6 +20,7 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor, predictor_of
 from dspy_finetune.predictors.calibrate import log_odds, sigmoid
 from dspy_finetune.prompts import PromptFormat
+from dspy_finetune.prompts.format import AnyPrompt
 from dspy_finetune.tasks import exchanged, sides_of
 from dspy_finetune.values import is_yes_no
 
@@ -81,7 +82,7 @@ class PairwisePredictor(FinetunedPredictor):
 
     def __init__(
         self,
-        prompt: PromptFormat | type[dspy.Signature] | str,
+        prompt: AnyPrompt,
         model: str | FinetunedModel,
         *,
         host: Host | None = None,

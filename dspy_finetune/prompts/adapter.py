@@ -30,7 +30,15 @@ from dspy_finetune.prompts.answers import (
     loads,
     plain_value,
 )
-from dspy_finetune.prompts.format import RENDERING_VERSION, PromptFormat, digest_of, dump_signature, load_signature
+from dspy_finetune.prompts.format import (
+    RENDERING_VERSION,
+    AnyPrompt,
+    PromptFormat,
+    as_prompt,
+    digest_of,
+    dump_signature,
+    load_signature,
+)
 from dspy_finetune.values import answer_text, sections_of
 
 logger = logging.getLogger(__name__)
@@ -345,7 +353,7 @@ class PromptAdapter(dspy.ChatAdapter):
             )
 
 
-def as_adapter(prompt: PromptFormat) -> PromptAdapter:
+def as_adapter(prompt: AnyPrompt) -> PromptAdapter:
     """A DSPy adapter with which plain dspy.Predict sends the trained prompt, byte for byte.
 
     Example:
@@ -356,7 +364,7 @@ def as_adapter(prompt: PromptFormat) -> PromptAdapter:
 
     Use it as `with dspy.context(lm=..., adapter=as_adapter(prompt)): dspy.Predict(prompt.signature)(title="Bees")`.
     """
-    return PromptAdapter(prompt)
+    return PromptAdapter(as_prompt(prompt))
 
 
 def as_dicts(rendered: Any) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Optional, TypeAlias, Union, get_args, get_origin
 
 import dspy
 import pydantic
@@ -509,6 +509,30 @@ _PLAIN: dict[str, Any] = {
     "any": Any,
     "null": type(None),
 }
+
+
+AnyPrompt: TypeAlias = PromptFormat | type[dspy.Signature] | str
+"""What a prompt is given as: the prompt itself, or the signature that `PromptFormat` makes one of."""
+
+
+def as_prompt(prompt: AnyPrompt) -> PromptFormat:
+    """The prompt, or what `PromptFormat` makes of a signature, a class or text.
+
+    >>> as_prompt("title -> liked: bool").digest == PromptFormat("title -> liked: bool").digest
+    True
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(prompt, PromptFormat):
+        return prompt
+    is_text = isinstance(prompt, str) and "->" in prompt
+    if not is_text and not (isinstance(prompt, type) and issubclass(prompt, dspy.Signature)):
+        raise UsageError(
+            "prompt must be a PromptFormat, such as prompts.binary(), or a dspy.Signature, such as "
+            f'"title -> liked: bool"; found {prompt!r:.80}'
+        )
+    return PromptFormat(prompt)
 
 
 def dump_signature(signature: type[dspy.Signature]) -> dict[str, Any]:

@@ -279,3 +279,15 @@ def test_a_host_that_nobody_knows_is_told_before_anything_is_made(
     assert run("run", str(written(tmp_path, "titles")), "--host", "nowhere") == 2
     assert "--host nowhere: expected local, openai" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_head_is_asked_for_where_an_adapter_would_learn_many_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "intents.csv"
+    lines = [f"please do the thing number {n},intent_{n % 70}" for n in range(350)]
+    path.write_text("\n".join(["text,intent", *lines]), encoding="utf-8")
+    assert run("run", str(path), "--dry-run", "--out", str(tmp_path / "out")) == 0
+    assert "--recipe head" in capsys.readouterr().out
+    assert run("run", str(path), "--dry-run", "--out", str(tmp_path / "out"), "--host", "openai") == 0
+    assert "--recipe" not in capsys.readouterr().out

@@ -179,3 +179,11 @@ def test_a_decimal_comma_is_told_where_the_other_mark_is_read() -> None:
     check_decimal(["CHF 1'299.50", "$3", None, "45"], "price")
     with pytest.raises(DataError, match="decimal comma"):
         advise(rows(text=TEXTS, price=[f"{n},50" for n in range(24)]), label="price", encoder=None)
+
+
+def test_many_labels_that_come_again_and_again_are_no_free_text() -> None:
+    many = [f"intent_{n % 80}" for n in range(400)]
+    found = guess_columns(rows(text=[f"Do the thing number {n}" for n in range(400)], intent=many))
+    assert (found.task, len(found.labels)) == ("labels", 80)
+    twice = [f"answer {n % 80}" for n in range(160)]
+    assert guess_columns(rows(text=TEXTS * 6 + TEXTS[:16], answer=twice), label="answer").task == "text"

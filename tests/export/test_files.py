@@ -25,11 +25,23 @@ from hypothesis import strategies as st
 
 from dspy_finetune.data import iter_examples, load_examples
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, RowsError, UsageError
-from dspy_finetune.export import Manifest, Preference, TrainingFile, export_dpo, export_sft
+from dspy_finetune.evaluation import baselines
+from dspy_finetune.export import (
+    Manifest,
+    Preference,
+    TrainingFile,
+    evaluation_cost,
+    export_dpo,
+    export_sft,
+    lint,
+    preferences_from_corrections,
+    preferences_from_mistakes,
+)
 from dspy_finetune.export.checks.checker import check
 from dspy_finetune.export.dataset import forget_manifest, manifest_path
 from dspy_finetune.export.writer import encode_row
-from dspy_finetune.prompts import PromptFormat, answer, binary, explained_pairwise, pairwise
+from dspy_finetune.predictors import OpenAIPredictor
+from dspy_finetune.prompts import PromptFormat, answer, as_adapter, binary, explained_pairwise, pairwise
 
 SCHEMAS = Path(__file__).parent / "schemas"
 TOOLS = [
@@ -302,7 +314,7 @@ def test_a_disk_that_fails_while_the_file_is_written_leaves_nothing(
         ({"title": "Bees", "is_favorite": True}, binary(), "a list or an iterator of examples is needed, got dict"),
         (None, binary(), "got NoneType"),
         (pd.DataFrame({"title": ["Bees"], "is_favorite": [True]}), binary(), "a DataFrame is a table; load it"),
-        ([{"title": "Bees", "is_favorite": True}], "binary", "a PromptFormat is needed"),
+        ([{"title": "Bees", "is_favorite": True}], "binary", "must be a PromptFormat"),
     ],
 )
 def test_what_is_no_list_of_examples_is_refused(
@@ -542,3 +554,24 @@ def test_many_rows_that_the_loader_left_out_are_counted_all(tmp_path: Path) -> N
     examples.max_kept = 100
     manifest = export_sft(examples, prompt, tmp_path / "out.jsonl").manifest
     assert (manifest.n_rows_in, manifest.n_rows_out, manifest.n_skipped) == (1512, 12, 1500)
+
+
+def test_a_signature_is_taken_wherever_a_prompt_is(tmp_path: Path) -> None:
+    """What is trained from the text of a signature is what a predictor of the same text asks."""
+    text = "title -> liked: bool"
+    rows = [dspy.Example(title=f"Title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(12)]
+    made = export_sft(rows, text, tmp_path / "sft.jsonl")
+    assert made.prompt is not None
+    assert made.prompt.digest == PromptFormat(text).digest == OpenAIPredictor(text, "ft:x:y::z").prompt.digest
+    assert export_dpo(rows, dspy.Signature(text), tmp_path / "dpo.jsonl").n_rows == 12
+    assert as_adapter(text).prompt.digest == made.prompt.digest
+    assert lint(made.path, prompt=text).codes == lint(made.path, prompt=made.prompt).codes
+    asked = [
+        evaluation_cost(rows, prompt, "gpt-4.1-mini-2025-04-14", tokenizer=lambda text: len(text.split()))
+        for prompt in (text, made.prompt)
+    ]
+    assert asked[0] == asked[1]
+    corrected = [dspy.Example(title="Bees", liked=True, said="false")]
+    assert len(preferences_from_corrections(corrected, text)) == 1
+    assert len(preferences_from_mistakes(rows, [{"liked": True}] * 12, text)) == 6
+    assert baselines.untuned(text, "base").prompt.digest == made.prompt.digest

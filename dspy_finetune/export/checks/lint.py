@@ -34,6 +34,7 @@ from dspy_finetune.tasks import sides_of
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.prompts.format import AnyPrompt
 
 _LISTED = ("phrases", "styles")
 """The figures that are lists: each of their entries is an issue."""
@@ -113,7 +114,7 @@ def _figure(value: float) -> str:
 
 
 def lint(
-    source: str | os.PathLike[str] | Iterable[Any], *, prompt: PromptFormat | None = None, method: str | None = None
+    source: str | os.PathLike[str] | Iterable[Any], *, prompt: AnyPrompt | None = None, method: str | None = None
 ) -> LintReport:
     """Look for what silently spoils training.
 
@@ -130,6 +131,10 @@ def lint(
     """
     if not isinstance(source, (str, os.PathLike)):
         return _lint_examples(source)
+    if prompt is not None:
+        from dspy_finetune.prompts.format import as_prompt  # here: it loads dspy, which ready rows do not need
+
+        prompt = as_prompt(prompt)
     checker = RowChecker(method=method, count=False)
     for line, value, _, raw, _ in read_entries(source):
         if value is not MISSING:
