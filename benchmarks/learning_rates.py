@@ -51,9 +51,9 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> None:
     from dspy_finetune.local.memory import Setup
     from dspy_finetune.local.models import base_folder
     from dspy_finetune.local.schemas import BASE_LEARNING_RATE, TrainSpec
-    from dspy_finetune.tasks import task_of
+    from dspy_finetune.tasks import MULTIPLIERS, Sweep, task_of
 
-    rates.sweep_of = lambda *sizes: rates.Sweep(n_steps=given.steps, n_held_out=given.held_out)
+    vars(training)["sweep_of"] = lambda *sizes: Sweep(n_steps=given.steps, n_held_out=given.held_out)
     rates.kept = lambda path: []  # measured anew, whatever was measured before
     rows, prompt = rows_of(name, given.data)
     drawn = random.Random(seed).sample(rows, given.rows + given.test)
@@ -96,7 +96,7 @@ def measure(name: str, seed: int, given: argparse.Namespace) -> None:
                 figures = f"held-out loss {one['valid_loss']:.3f} ± {one['valid_loss_error']:.3f}"
                 print(f"{name} split {seed}: {one['candidate']}: {figures}", flush=True)
         print(f"{name} split {seed}: {told[-1]['message']} ({time.process_time() - begun:.0f} CPU s)", flush=True)
-        wanted = [usual * factor for factor in rates.MULTIPLIERS] if given.all else sorted({usual, found})
+        wanted = [usual * factor for factor in MULTIPLIERS] if given.all else sorted({usual, found})
         for rate in wanted if given.all or found != usual else []:
             begun = time.process_time()
             result = training.train(spec(rate), emit=lambda row: None, should_stop=lambda: False)

@@ -33,6 +33,9 @@ RECIPES: tuple[Recipe, ...] = ("auto", "head", "lora", "head+lora")
 PACKAGED_ENCODER = "minilm-l6"
 """The sentence encoder whose weights are on the Python package index: all-MiniLM-L6-v2, Apache-2.0."""
 
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+"""What a model on the Hugging Face hub is called: owner/name."""
+
 MAX_CV_ROWS = 2500
 """Of more rows so many, drawn at random, choose a head: all choose no better, and take minutes."""
 MAX_CHOICES = 64
@@ -42,6 +45,16 @@ MAX_ONCE = 0.05
 MAX_LABEL_CHARS = 200
 MAX_LABELS = 500
 """A head that is asked for takes so many; for more than MAX_CHOICES an adapter is trained unless it is."""
+MULTIPLIERS = (0.3, 1.0, 2.0)
+"""Times the fixed rate. Three times that rate was not tried: at twice it, a warm-up half as long broke the model."""
+MAX_SHARE = 0.15
+"""Of the job's own row-steps: what all rates together may take, the held-out rows' passes among it."""
+PASS_SHARE = 1 / 3
+"""A row that is only read, against one that is trained on: forward alone instead of forward and backward."""
+MIN_STEPS = 12
+"""With fewer steps for each rate nothing is learned that could be compared."""
+MAX_STEPS = 48
+MAX_HELD_OUT = 64
 MAX_NUMBER_LABELS = 11
 """So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
 
@@ -300,6 +313,41 @@ def task_of(path: Path, max_labels: int = MAX_CHOICES) -> Task:
 def max_labels(asked: Recipe, *, base: str) -> int:
     """How many different answers are still labels: more where a head is asked for, or all that the base takes."""
     return MAX_LABELS if asked in ("head", "head+lora") or is_encoder_base(base) else MAX_CHOICES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How much is tried."""
+
+    n_steps: int
+    """Steps under each rate."""
+    n_held_out: int
+    """Rows that no rate is trained on."""
+
+    def share(self, n_rows: int, n_epochs: int, batch_size: int) -> float:
+        """Of the job's own row-steps: what it takes.
+
+        >>> round(Sweep(n_steps=15, n_held_out=64).share(600, 3, 4), 3)
+        0.147
+        """
+        trained, read = self.n_steps * batch_size * len(MULTIPLIERS), self.n_held_out * (len(MULTIPLIERS) + 1)
+        return (trained + PASS_SHARE * read) / (n_rows * n_epochs)
+
+
+def sweep_of(n_rows: int, n_epochs: int, batch_size: int) -> Sweep | None:
+    """How much may be tried within MAX_SHARE of the job's row-steps; None where that is too little to tell.
+
+    Examples:
+        >>> sweep_of(600, 3, 4)
+        Sweep(n_steps=15, n_held_out=64)
+        >>> sweep_of(200, 3, 4) is None
+        True
+    """
+    n_held_out = min(MAX_HELD_OUT, n_rows // 6)
+    n_rates = len(MULTIPLIERS)
+    budget = MAX_SHARE * n_rows * n_epochs - (n_rates + 1) * PASS_SHARE * n_held_out  # once without training
+    n_steps = min(MAX_STEPS, int(budget / (n_rates * batch_size)))
+    return Sweep(n_steps=n_steps, n_held_out=n_held_out) if n_steps >= MIN_STEPS else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dspy_finetune.cli.app import count_as_told, out, print_json, say, talk
+from dspy_finetune.cli.app import count_as_told, out, print_json, remark, say, talk
 from dspy_finetune.cli.options import CellDelimiter, Decimal
 from dspy_finetune.export.dialects import DIALECTS
 
@@ -219,7 +219,9 @@ def check_command(
     file: Annotated[str, typer.Argument(help="The training file; - reads standard input.")],
     method: Annotated[str | None, typer.Option(help="sft, dpo or rft; read off the rows if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The base model, for its limits and token counts.")] = None,
-    host: Annotated[str, typer.Option(help=f"Whose limits apply: {', '.join(DIALECTS)}, local.")] = "openai",
+    host: Annotated[
+        str | None, typer.Option(help=f"Whose limits apply: {', '.join(DIALECTS)}, local; openai without.")
+    ] = None,
     validation: Annotated[Path | None, typer.Option(help="The validation file: checked as well, and compared.")] = None,
     fix_to: Annotated[
         Path | None, typer.Option("--fix", help="Write a corrected copy here; FILE is not touched.")
@@ -239,10 +241,11 @@ def check_command(
     from dspy_finetune.export.checks.fix import fix
     from dspy_finetune.export.checks.show import show, visible
 
+    limits = host or "openai"
     with _file(file) as path:
         if fix_to is not None:
-            fixed = fix(path, fix_to, method=method, base_model=model, host=host)
-        report = check(path, method=method, base_model=model, host=host, validation=validation)
+            fixed = fix(path, fix_to, method=method, base_model=model, host=limits)
+        report = check(path, method=method, base_model=model, host=limits, validation=validation)
         if file == "-":
             report = dataclasses.replace(report, path="<stdin>")
         if as_json:
@@ -258,6 +261,8 @@ def check_command(
                 say(visible(str(fixed)), indent=4)
             elif any(CODES[code].fixable for code in report.codes):
                 talk().print("--fix OUT writes a corrected copy", style="dim")
+    if host is None and not report.ok:
+        remark("held to the limits of openai, as no host is named: --host local (or another) checks for that one")
     # A corrected copy is what was asked for: then its state decides, not that of the broken input.
     is_ok = report.ok if fix_to is None else fixed.ok
     if not is_ok:

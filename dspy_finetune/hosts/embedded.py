@@ -68,6 +68,8 @@ def tokenizer_file(base: str) -> Path | None:
     own = Path(base).expanduser() / "tokenizer.json"
     if own.is_file():
         return own
+    if own.is_absolute():  # a folder without one
+        return None
     shared = os.environ.get("XDG_CACHE_HOME")
     usual = (Path(shared) if shared else Path.home() / ".cache") / "dspy-finetune"
     cache = Path(os.environ.get("DSPY_FINETUNE_CACHE") or usual).expanduser()

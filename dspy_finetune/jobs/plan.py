@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from statistics import median
 from typing import Any, Literal, get_args
 
 from dspy_finetune._optional import require
-from dspy_finetune.catalog import Catalog, HostFacts, load_catalog, strip_model_id
+from dspy_finetune.catalog import Catalog, HostFacts, load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import BudgetError, DataError, EmptyDatasetError, UsageError
 from dspy_finetune.export.checks.report import CheckReport
 from dspy_finetune.export.cost import default_epochs, training_cost
@@ -37,7 +38,17 @@ from dspy_finetune.jobs.records import CLOCK, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.submit import DATA_KEY, PROMPT_KEY, RESERVED_KEYS, Order, Submission, Upload
 from dspy_finetune.report.blocks import Bullets, Facts, Heading, Section
 from dspy_finetune.report.page import Reported
-from dspy_finetune.tasks import MAX_CV_ROWS, RECIPES, Recipe, RecipeChoice, choose_recipe, max_labels, task_of
+from dspy_finetune.tasks import (
+    HUB_ID,
+    MAX_CV_ROWS,
+    RECIPES,
+    Recipe,
+    RecipeChoice,
+    choose_recipe,
+    max_labels,
+    sweep_of,
+    task_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -274,8 +285,8 @@ def checked_value(name: str, value: Any, kind: HostKind | None = None) -> Value:
     return checked
 
 
-HEAD_SECONDS = 12.0
-"""Until a head's worker has imported torch and opened its models."""
+START_SECONDS = 12.0
+"""Until a worker has imported torch and opened its models: beside other work 18 s of a head, 21 s of an adapter."""
 HEAD_FIT_SECONDS = 0.0065
 """Choosing and fitting a head, for each row that it chooses by: 1.5 s on 220 titles, 5.5 s on 880, on one core."""
 ESTIMATE_MARGIN = 1.15
@@ -387,23 +398,33 @@ def _nominal_seconds(
     host: Host,
     base: str,
     catalog: Catalog,
+    *,
+    has_sweep: bool,
 ) -> float | None:
-    """How long a job takes on this machine by the catalog's measured speeds; None where they are not known."""
+    """How long a job takes on this machine by the catalog's measured speeds; None where they are not known.
+
+    With `has_sweep` learning rates are tried before, where the job is long enough for it.
+    """
     facts = catalog.model(base)
     if facts is None or n_once is None or not host.is_this_machine():
         return None
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    trains = facts.train_tokens_per_second
     recipe = choice.recipe if choice is not None else "lora"
-    lora = 0.0 if recipe == "head" else None if trains is None else n_once * n_epochs / (trains * n_cores / 2)
-    reads = facts.read_tokens_per_second
-    if recipe == "lora":
-        return lora
-    if reads is None or lora is None:
-        return None
-    share = choice.task.read_share if choice is not None else 1.0
-    fits = min(file.n_rows, MAX_CV_ROWS) * HEAD_FIT_SECONDS
-    return HEAD_SECONDS + n_once * share / (reads * n_cores / 2) + fits + lora
+    seconds = START_SECONDS
+    if recipe != "head":
+        if facts.train_tokens_per_second is None:
+            return None
+        batch_size = 4 if file.n_rows <= 2000 else 8  # the local host's rule
+        sweep = sweep_of(file.n_rows, n_epochs, batch_size) if has_sweep and recipe == "lora" else None
+        tried = sweep.share(file.n_rows, n_epochs, batch_size) if sweep is not None else 0.0
+        seconds += n_once * n_epochs * (1 + tried) / (facts.train_tokens_per_second * n_cores / 2)
+    if recipe != "lora":
+        if facts.read_tokens_per_second is None:
+            return None
+        share = choice.task.read_share if choice is not None else 1.0
+        seconds += n_once * share / (facts.read_tokens_per_second * n_cores / 2)
+        seconds += min(file.n_rows, MAX_CV_ROWS) * HEAD_FIT_SECONDS
+    return seconds
 
 
 Source = TrainingFile | str | os.PathLike[str]
@@ -731,7 +752,9 @@ def plan(
     choice = _choice(file.path, chosen, settled, host, base)
     is_head = choice is not None and choice.recipe == "head"
     n_tokens = n_once * (1 if is_head else n_epochs) if n_once is not None else None
-    nominal = _nominal_seconds(file, choice, n_once, n_epochs, host, base, catalog)
+    has_rate = any(one.name == "learning_rate_multiplier" and one.value != "auto" for one in settled)
+    has_sweep = choice is not None and not has_rate
+    nominal = _nominal_seconds(file, choice, n_once, n_epochs, host, base, catalog, has_sweep=has_sweep)
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]
     if estimate is not None and estimate.remark and file.is_estimated:
         notes.append(estimate.remark)
@@ -743,6 +766,8 @@ def plan(
         notes.append(f'n_epochs="auto": the host chooses; cost and tokens are estimated for {n_epochs}')
     if not is_known:
         notes.append(f"{base} is not among the models that {dialect} is known to train; it may refuse the job")
+    if host.is_this_machine() and parse_model_id(asked).id is None:
+        notes += _unknown_here(base, catalog)
     ends = shutdown_date(base, dialect, catalog)
     notes += lifetime_warnings(asked, dialect, ends=ends, catalog=catalog, today=CLOCK.today())
     cost = training_cost(
@@ -862,6 +887,19 @@ def _check_known(base: str, dialect: str, catalog: Catalog, is_allowed: bool) ->
         " to a catalog of your own ($DSPY_FINETUNE_CATALOG), or give allow_unknown_model=True"
         " (--allow-unknown-model)"
     )
+
+
+def _unknown_here(base: str, catalog: Catalog) -> list[str]:
+    """What is said of a base that the local host of this machine will probably not find."""
+    if base in catalog.trained("local") or Path(base).expanduser().is_dir() or re.fullmatch(HUB_ID, base):
+        return []
+    near = catalog.nearest(base, "local", n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    names = ", ".join(catalog.trained("local"))
+    return [
+        f"{base} is no folder, no Hugging Face id (owner/name) and none of the packaged models ({names}): the local"
+        f" host will refuse it unless it was started with a model of that name{meant}"
+    ]
 
 
 def _check_method(method: Method, base: str, dialect: str, catalog: Catalog) -> None:

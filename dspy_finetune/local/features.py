@@ -199,6 +199,8 @@ class Reader:
         self.should_stop: Callable[[], bool] = lambda: False
         self.n_cut: dict[Mode, int] = {}
         """For each way to read: of how many prompts a part was longer than MAX_SPAN_TOKENS, in the last call."""
+        self.n_cut_encoder: dict[Mode, int] = {}
+        """The same of the sentence encoder and MAX_ENCODER_TOKENS."""
         assert base or encoder
 
     @classmethod
@@ -362,6 +364,8 @@ class Reader:
             ]
         distinct = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
         vectors = sentence_vectors(model, tokenizer, list(distinct))
+        is_cut = [len(ids) >= MAX_ENCODER_TOKENS for ids in encoded(tokenizer, list(distinct))]
+        self.n_cut_encoder[view.mode] = sum(any(is_cut[distinct[text]] for text in row) for row in texts)
         return np.stack([vectors[[distinct[text] for text in row]].reshape(-1) for row in texts])
 
 
@@ -694,10 +698,14 @@ def fit_rows(
         "view": view.to_dict(),
         "dtype": str(feature_dtype(spec.device)).removeprefix("torch."),
     }
-    n_cut = reader.n_cut.get("whole" if head.mode == "difference" else head.mode, 0)
-    if n_cut and "base" in head.blocks:
-        text = f"a text of more than {MAX_SPAN_TOKENS} tokens, of which the first {MAX_SPAN_TOKENS} are read"
-        emit({"message": f"{n_cut:,} of {len(answers):,} rows have {text}"})
+    for block, who, counts, most in (
+        ("base", "the base", reader.n_cut, MAX_SPAN_TOKENS),
+        ("encoder", "the sentence encoder", reader.n_cut_encoder, MAX_ENCODER_TOKENS),
+    ):
+        n_cut = counts.get("whole" if head.mode == "difference" else head.mode, 0)
+        if n_cut and block in head.blocks:
+            text = f"{n_cut:,} of {len(answers):,} rows have a text of more than {most} tokens"
+            emit({"message": f"{text}, of which {who} reads the first {most}"})
     emit({"message": _chosen(candidates[0], head, answers)})
     return head, view, n_sets
 

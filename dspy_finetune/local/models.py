@@ -22,7 +22,7 @@ from typing import Any
 from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
-from dspy_finetune.tasks import PACKAGED_ENCODER
+from dspy_finetune.tasks import HUB_ID, PACKAGED_ENCODER
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def check_base(base: str) -> None:
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise UsageError(f"{base} has no config.json with *.safetensors; name a folder of save_pretrained")
         return
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", base):
+    if not re.fullmatch(HUB_ID, base):
         raise UsageError(
             f'no base model "{base}"; use {PACKAGED_MODEL}, {PACKAGED_ENCODER}, '
             "a Hugging Face id (owner/name) or a folder"

@@ -21,16 +21,6 @@ from dspy_finetune._files import read_json, sha256_file, write_json
 from dspy_finetune.errors import DataError, FileError
 from dspy_finetune.local.models import cache_folder
 
-MULTIPLIERS = (0.3, 1.0, 2.0)
-"""Times the fixed rate. Three times that rate was not tried: at twice it, a warm-up half as long broke the model."""
-MAX_SHARE = 0.15
-"""Of the job's own row-steps: what all rates together may take, the held-out rows' passes among it."""
-PASS_SHARE = 1 / 3
-"""A row that is only read, against one that is trained on: forward alone instead of forward and backward."""
-MIN_STEPS = 12
-"""With fewer steps for each rate nothing is learned that could be compared."""
-MAX_STEPS = 48
-MAX_HELD_OUT = 64
 MIN_FASTER = 0.1
 """A larger rate has to win by so much of what the usual one has learned. Leads of .054, .059 and .085 after 16 steps, 4
 to 6 % of that, were gone after whole jobs on 240 questions: test losses of 1.585, 1.505 and 1.609 instead of 1.590,
@@ -39,32 +29,6 @@ SEED = 0
 """Of the rows that are drawn: the job's own seed changes nothing, so that jobs that differ by it share the choice."""
 RULE = 1
 """Goes up when the choice is made in another way: what was kept before is then measured anew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """How much is tried."""
-
-    n_steps: int
-    """Steps under each rate."""
-    n_held_out: int
-    """Rows that no rate is trained on."""
-
-
-def sweep_of(n_rows: int, n_epochs: int, batch_size: int) -> Sweep | None:
-    """How much may be tried within MAX_SHARE of the job's row-steps; None where that is too little to tell.
-
-    Examples:
-        >>> sweep_of(600, 3, 4)
-        Sweep(n_steps=15, n_held_out=64)
-        >>> sweep_of(200, 3, 4) is None
-        True
-    """
-    n_held_out = min(MAX_HELD_OUT, n_rows // 6)
-    n_rates = len(MULTIPLIERS)
-    budget = MAX_SHARE * n_rows * n_epochs - (n_rates + 1) * PASS_SHARE * n_held_out  # once without training
-    n_steps = min(MAX_STEPS, int(budget / (n_rates * batch_size)))
-    return Sweep(n_steps=n_steps, n_held_out=n_held_out) if n_steps >= MIN_STEPS else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,9 @@ from dspy_finetune.local.hardware import fast_dtype
 from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
-from dspy_finetune.local.rates import Sweep, Trial
+from dspy_finetune.local.rates import Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
-from dspy_finetune.tasks import MAX_LABELS, rows_of, task_of
+from dspy_finetune.tasks import MAX_LABELS, MULTIPLIERS, Sweep, rows_of, sweep_of, task_of
 
 MIN_HALF_TOKENS = 250
 """From so many distinct tokens in a batch on, a processor trains in bfloat16. With AMX and SmolLM2-135M a step is 1.30
@@ -566,7 +566,7 @@ class SftJob:
 def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop: Callable[[], bool]) -> float | None:
     """The rate to train at, every candidate told to `emit`; None where it was stopped. The model is left as it was."""
     spec, usual = job.spec, job.spec.learning_rate
-    sweep = rates.sweep_of(len(rows), spec.n_epochs, spec.batch_size)
+    sweep = sweep_of(len(rows), spec.n_epochs, spec.batch_size)
     parts = _held_out(job.tokenizer, rows, rates.SEED, len(rows) // sweep.n_held_out) if sweep else (rows, None)
     if sweep is None or parts[1] is None or world_size() > 1:
         why = (
@@ -574,7 +574,7 @@ def find_rate(job: SftJob, model: Any, rows: Dataset, *, emit: Emit, should_stop
         )
         emit({"message": f"Learning rate {usual:g}, the usual one: no others are tried, since {why}"})
         return usual
-    candidates = [0.0, *(usual * multiplier for multiplier in rates.MULTIPLIERS)]
+    candidates = [0.0, *(usual * multiplier for multiplier in MULTIPLIERS)]
     facts = {
         "base": rates.base_digest(spec.model_folder),
         "rows": sha256_file(spec.train_file),

@@ -58,3 +58,13 @@ def test_wrong_usage_exits_with_2_and_a_missing_file_with_1(capsys: pytest.Captu
     assert run(GOOD / "chat.jsonl", "--fix", GOOD / "chat.jsonl") == 2
     assert run("absent.jsonl") == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_without_a_host_it_is_said_whose_limits_apply(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join((GOOD / "chat.jsonl").read_text().splitlines(keepends=True)[:3]))
+    assert run(few) == 1
+    assert "limits of openai, as no host is named" in " ".join(capsys.readouterr().err.split())
+    assert run(few, "--host", "openai") == 1
+    assert "no host is named" not in " ".join(capsys.readouterr().err.split())
+    assert run(few, "--host", "local") == 0

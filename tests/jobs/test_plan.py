@@ -412,7 +412,7 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     # Of each message its words, the word of its role and 3 marks; of each row 3 more.
     n_tokens = sum(3 + sum(len(message["content"].split()) + 1 + 3 for message in row) for row in rows)
     assert made.n_tokens == 2 * n_tokens
-    assert made.eta_seconds == pytest.approx(2 * n_tokens / (2 * 110))
+    assert made.eta_seconds == pytest.approx(12 + 2 * n_tokens / (2 * 110))
     assert made.cost_usd == 0.0
     assert not any("estimated" in note for note in made.warnings)
     head = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2})
@@ -430,6 +430,13 @@ def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, mon
     assert "read once for a head" in str(head)
     both = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={"n_epochs": 2, "recipe": "head+lora"})
     assert both.eta_seconds == pytest.approx(head.eta_seconds + 2 * n_tokens / (2 * 110))
+    # 12 steps of 4 rows under each of 3 rates, and 4 times the reading of held-out rows, a third of a step each.
+    many = {"n_epochs": 50, "recipe": "lora"}
+    fixed = plan(sft_file, base_model=model, host=Host.local(), hyperparameters={**many, "learning_rate_multiplier": 1})
+    assert fixed.eta_seconds == pytest.approx(12 + 50 * n_tokens / (2 * 110))
+    tried = 3 * 12 * 4 + 4 * (len(rows) // 6) / 3
+    swept = plan(sft_file, base_model=model, host=Host.local(), hyperparameters=many)
+    assert swept.eta_seconds == pytest.approx(12 + (50 + tried / len(rows)) * n_tokens / (2 * 110))
     elsewhere = plan(sft_file, base_model=model, host=Host.local("http://192.0.2.7:8000/v1"))
     assert elsewhere.n_tokens is not None
     assert elsewhere.eta_seconds is None
@@ -452,3 +459,25 @@ def test_a_method_that_the_file_was_not_exported_for_is_told_first(host: Host, t
         assert plan(source, base_model=BASE, host=host).method == "sft"
         with pytest.raises(UsageError, match="was exported for sft"):
             plan(source, base_model=BASE, host=host, method="dpo")
+
+
+@pytest.mark.parametrize(
+    ("base", "meant"),
+    [
+        ("smolm2-135m-instruct", "did you mean smollm2-135m-instruct"),
+        ("./no-folder", "is no folder"),
+        ("toy", "no folder"),
+    ],
+)
+def test_a_base_that_the_local_host_will_not_find_is_remarked_on(sft_file: Path, base: str, meant: str) -> None:
+    notes = plan(sft_file, base_model=base, host=Host.local()).warnings
+    assert any(meant in note for note in notes)
+    for known in (
+        "smollm2-135m-instruct",
+        "HuggingFaceTB/SmolLM2-360M",
+        str(sft_file.parent),
+        f"ft:{base}:local::1a2b3c4d",
+    ):
+        assert not any("no folder" in note for note in plan(sft_file, base_model=known, host=Host.local()).warnings)
+    elsewhere = plan(sft_file, base_model=base, host=Host.local("http://192.0.2.7:8000/v1"))
+    assert not any("no folder" in note for note in elsewhere.warnings)

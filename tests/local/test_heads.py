@@ -10,11 +10,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+import transformers
 
 from dspy_finetune import tasks
 from dspy_finetune.errors import DataError, MissingExtraError
@@ -554,3 +556,17 @@ def test_embeddings_have_length_one_in_both_formats(real: ToyServer) -> None:
     assert given.usage.prompt_tokens > 0
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model="toy", input="reader", dimensions=4096)
+
+
+def test_a_head_on_the_encoder_alone_says_what_it_did_not_read(toy_model: Path) -> None:
+    """The encoder reads 256 tokens, fewer than the base: rows between the two were cut without a word."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=384, hidden_size=16, **sizes)).eval()
+    reader = features_of.Reader(encoder=(models.load_tokenizer(toy_model), model))
+    texts = [f"{'bees' if n % 2 else 'taxes'} {n} {'and so on ' * (300 if n < 3 else 1)}" for n in range(24)]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    told: list[dict[str, Any]] = []
+    spec: Any = SimpleNamespace(base="minilm-l6", seed=0, device="cpu")
+    assert features_of.fit_rows(spec, reader, prompts, ["yes", "no"] * 12, emit=told.append) is not None
+    cut = "3 of 24 rows have a text of more than 256 tokens, of which the sentence encoder reads the first 256"
+    assert cut in [event.get("message") for event in told]

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from dspy_finetune.local import rates, training
 from dspy_finetune.local.chat import encode_completion
 from dspy_finetune.local.memory import Setup
-from dspy_finetune.local.rates import Sweep, Trial
+from dspy_finetune.local.rates import Trial
 from dspy_finetune.local.worker import Metrics
+from dspy_finetune.tasks import MAX_STEPS, MIN_STEPS, MULTIPLIERS, Sweep, sweep_of
 from tests.local.test_recipes import chat_rows, question, spec, steps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:trl")
@@ -27,17 +28,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "i
 @pytest.mark.parametrize("n_epochs", [1, 3, 25])
 def test_a_sweep_stays_within_its_share_of_the_job(n_rows: int, n_epochs: int) -> None:
     batch_size = 4 if n_rows <= 2000 else 8
-    sweep = rates.sweep_of(n_rows, n_epochs, batch_size)
+    sweep = sweep_of(n_rows, n_epochs, batch_size)
     if sweep is None:
         return
-    trained = len(rates.MULTIPLIERS) * sweep.n_steps * batch_size
-    read = (1 + len(rates.MULTIPLIERS)) * sweep.n_held_out / 3  # forward alone, once without training
+    trained = len(MULTIPLIERS) * sweep.n_steps * batch_size
+    read = (1 + len(MULTIPLIERS)) * sweep.n_held_out / 3  # forward alone, once without training
     assert trained + read <= 0.15 * n_rows * n_epochs
-    assert rates.MIN_STEPS <= sweep.n_steps <= rates.MAX_STEPS
+    assert MIN_STEPS <= sweep.n_steps <= MAX_STEPS
 
 
 def test_few_rows_or_epochs_are_not_searched() -> None:
-    found = [rates.sweep_of(n_rows, n_epochs, 4) is None for n_rows, n_epochs in ((509, 3), (510, 3), (510, 1))]
+    found = [sweep_of(n_rows, n_epochs, 4) is None for n_rows, n_epochs in ((509, 3), (510, 3), (510, 1))]
     assert found == [True, False, True]
 
 
