@@ -1,4 +1,4 @@
-"""Files that are whole whoever dies when: written beside and renamed, grown by whole lines, locked between processes.
+"""Crash-safe files: written beside and renamed, grown by whole lines, locked between processes.
 
 In: paths; rows or lines, from any number of processes. Out: small files read with one line of error, SHA-256; files
 that appear complete or not at all; append-only JSONL in which each line is whole or absent: a process that dies while

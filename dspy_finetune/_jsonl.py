@@ -288,11 +288,11 @@ def kind(value: Any) -> str:
 
 _PIECE = 1 << 20
 _LONGEST = 64 << 20
-"""A value that is not complete after so many characters is given up."""
+"""Maximum number of characters of one value."""
 _MAX_LINES = 1 << 16
-"""So many lines are tried as one row."""
+"""Maximum number of lines that are tried as one row."""
 _MAX_FAILURES = 20
-"""After so many lines that look like the start of a row and are none, lines are taken one by one."""
+"""Maximum number of lines that look like the start of a row and are none; then lines are taken one by one."""
 _MAX_DEPTH = 100
 
 _PLAIN = json.JSONDecoder()
@@ -540,12 +540,9 @@ def _array_kind(first: bytes) -> tuple[str, Parsed | None]:
     if isinstance(parsed.value, list):
         # A list of messages is a row that lacks its frame; a list of rows, or an empty one, is a file that is an array.
         is_messages = all(isinstance(item, dict) and "role" in item for item in parsed.value) and bool(parsed.value)
-        return "lines", (None if is_messages or not _all_objects(parsed.value) else parsed)
+        is_rows = all(isinstance(item, dict) for item in parsed.value) and not is_messages
+        return "lines", parsed if is_rows else None
     return ("array", None) if inner.startswith(b"{") else ("lines", None)
-
-
-def _all_objects(values: list[Any]) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def _read_array(stream: _Stream, before: bytes = b"") -> Iterator[Entry]:

@@ -1,7 +1,7 @@
-"""How far something long is: the `Progress` that callbacks are given, and the bar or lines that show it on stderr.
+"""Progress of something long: the `Progress` that callbacks are given, and the bar or lines that show it on stderr.
 
-In: a label, and how many of how many. Out: on a terminal a bar of tqdm, elsewhere a line now and then. Whoever gives an
-`on_progress` sees nothing of it, and nothing is shown of what is short: up to 50 parts that take 2 seconds at most.
+In: a label, and the parts done and in all. Out: on a terminal a bar of tqdm, elsewhere a line now and then. A caller's
+own `on_progress` takes its place, and nothing is shown of what is short: up to 50 parts that take 2 seconds at most.
 `DSPY_FINETUNE_QUIET=1` silences it. Not covered: a job's status and loss curve (cli/jobs.py).
 """
 

@@ -451,7 +451,7 @@ class BatchProgress:
         )
 
     def _rows(self, n_requests: int) -> float:
-        """Rows of so many requests: a pair that is asked in both orders is one row of two."""
+        """The rows that a number of requests makes: a pair that is asked in both orders is one row of two."""
         return self._folder.n_rows * n_requests / self._folder.n_requests
 
 

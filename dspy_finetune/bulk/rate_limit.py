@@ -29,7 +29,7 @@ FIRST_LIMIT = 8.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 FAILURES_BEFORE_BREAK = 50
-"""So many failed rows before the first answer: something is wrong with all of them."""
+"""Failed rows before the first answer that open the circuit breaker: something is wrong with all of them."""
 
 _KINDS = ("requests", "tokens")
 _PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
@@ -44,7 +44,7 @@ class Timing:
     clock: Callable[[], float] = time.monotonic
     """Seconds, from any start."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    """Waits so many seconds."""
+    """Waits for a number of seconds."""
     generator: random.Random = field(default_factory=random.Random)
     """For jitter."""
 
@@ -62,7 +62,7 @@ class RetryPolicy:
     timeout_seconds: float = 120.0
     """For one answer."""
     patience_seconds: float = 600.0
-    """So long without a single answer, and the run ends with HostError."""
+    """Without a single answer for this time the run ends with HostError."""
 
     def __post_init__(self) -> None:
         if self.max_retries < 0 or self.timeout_seconds <= 0 or self.patience_seconds <= 0:
@@ -81,7 +81,6 @@ class AdaptiveRateLimiter:
     def __init__(self, *, most: int, clock: Callable[[], float], generator: random.Random) -> None:
         self.limit = min(FIRST_LIMIT, float(most))
         self.n_in_flight = 0
-        self.n_refused = 0
         self.open_at = 0.0
         """Nothing leaves before this time of the clock."""
         self._most = most
@@ -121,7 +120,6 @@ class AdaptiveRateLimiter:
 
     def refused(self, era: int, headers: Mapping[str, str]) -> None:
         """A request was answered with 429: halve the limit, once for all that were under way; wait as long as told."""
-        self.n_refused += 1
         told = retry_after_seconds(headers)
         pause = told if told is not None else backoff_seconds(self._n_refused_in_a_row, self._generator)
         self._shrink(era)
@@ -325,7 +323,7 @@ class Budget:
 
 
 def backoff_seconds(n_failures: int, generator: random.Random) -> float:
-    """How long to wait after so many failures in a row: half to all of 0.5, 1, 2, ... 60 s."""
+    """Exponential backoff with jitter, by the number of failures in a row: half to all of 0.5, 1, 2, ... 60 s."""
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(n_failures, 30), LONGEST_PAUSE_SECONDS)
     return longest * (0.5 + generator.random() / 2)
 

@@ -48,7 +48,7 @@ def predict(
         dataset: With a column for each input of the prompt.
         predictor: One of this library's predictors.
         n_actors: Processes that ask.
-        batch_size: Rows that an actor is given at a time; so many are asked again where it dies.
+        batch_size: Rows that an actor is given at a time, and that are asked again where it dies.
         concurrency: Maximum number of concurrent requests of one actor.
         keep: Columns that go along: "all", "inputs", or names.
         prefix: Put before the names of the prediction's fields.

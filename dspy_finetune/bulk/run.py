@@ -231,7 +231,7 @@ SYNC_SECONDS = 5.0
 LOOK_SECONDS = 0.5
 """Between two calls of `on_progress`."""
 DRAIN_SECONDS = 60.0
-"""So long the requests under way may end when a run ends early: they are paid for."""
+"""Timeout of the requests under way when a run ends early: they are paid for."""
 
 
 class Run:
@@ -576,7 +576,7 @@ class BulkResult(Reported):
     cost_usd: float | None
     """Of all of it; None where a price is unknown."""
     seconds: float
-    """This run took so long."""
+    """Wall time of this run."""
 
     @classmethod
     def of(cls, meter: Meter, output: Path, *, n_retries: int, seconds: float) -> BulkResult:

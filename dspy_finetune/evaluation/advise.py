@@ -474,6 +474,7 @@ def _recommend(
         )
         rising = advice.gain_per_doubling > 2 * advice.gain_error
     is_number = task == "number"
+    is_enough = best.interval.value is not None and best.interval.value >= GOOD_ENOUGH
     if advice.n_conflicts:
         found_twice = f"{advice.n_conflicts} of {advice.n_duplicates} groups with equal inputs have different"
         ceiling = "" if advice.ceiling is None else f": nothing passes {advice.ceiling:.3f} there"
@@ -487,7 +488,7 @@ def _recommend(
         reasons.append(
             "Nothing in the text is seen to tell the label yet: label more rows, or give the model other inputs."
         )
-    elif advice.metric == "accuracy" and (best.interval.low or 0.0) >= GOOD_ENOUGH - 0.02 and _is_enough(best):
+    elif advice.metric == "accuracy" and (best.interval.low or 0.0) >= GOOD_ENOUGH - 0.02 and is_enough:
         found = "do not fine-tune"
         reasons.append(f"{best.name} is right in {best.interval.value:.1%}: use it, a tuned model has nothing to win.")
     else:
@@ -506,7 +507,3 @@ def _recommend(
         if rising:
             reasons.append("The curve still rises: more labels will help whatever is trained.")
     return found, tuple(reasons)
-
-
-def _is_enough(best: BaselineEstimate) -> bool:
-    return best.interval.value is not None and best.interval.value >= GOOD_ENOUGH

@@ -227,7 +227,7 @@ def item_key(inputs: Mapping[str, Any], seen: dict[str, int]) -> str:
     return f"{digest}-{seen[digest]}"
 
 
-# How an answer is read: in one way for all programs, so that a baseline that answers in text is read kindly too.
+# How an answer is read: in one way for all programs, with the same tolerance for a baseline that answers in text.
 
 
 Reader: TypeAlias = LabelSet | NumberFormat

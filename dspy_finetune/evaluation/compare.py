@@ -72,7 +72,7 @@ from dspy_finetune.evaluation.scoring import (
 from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.report.blocks import figure
-from dspy_finetune.values import LabelSet, label_text, read_number, same_label
+from dspy_finetune.values import LabelSet, read_number, same_label
 
 MAX_LABELS = 8
 """Labels that a card counts one by one."""
@@ -460,11 +460,10 @@ def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
         return None
     named = next((one.positive for one in known if one.reads == "probability"), None)
     labels = [row[field] for row in rows]
-    if named is None and not {label_text(label) for label in labels} <= {"true", "false"}:
-        named = "A" if {label_text(label) for label in labels} <= {"a", "b"} else None
-        if named is None:
-            return None
-    positive = positive_label(labels, named)
+    try:
+        positive = positive_label(labels, named)
+    except UsageError:  # labels of another kind, and none was named
+        return None
     return next((jsonable(label) for label in labels if same_label(label, positive)), jsonable(positive))
 
 

@@ -43,6 +43,7 @@ from dspy_finetune.evaluation.training_runs import (
     check_arguments,
     folder_of,
     mean_over_seeds,
+    paid_together,
     placed,
     told,
     told_of_runs,
@@ -123,8 +124,7 @@ class LearningCurve(Reported):
     @property
     def cost_usd(self) -> float | None:
         """Of all jobs, those found from an earlier call included; None where one is unknown."""
-        paid = [run.paid_usd for run in self.runs]
-        return None if None in paid else sum(one for one in paid if one is not None)
+        return paid_together(self.runs)
 
     def point(self, base_model: str, n_rows: int, *, n_epochs: int | None = None) -> CurvePoint | None:
         """One cell; None where no run gave a model. `n_epochs` may be left out when there is but one."""
@@ -433,7 +433,7 @@ def _summary(ran: Ran, n_items: int, how: Resampling, seeds: tuple[int, ...]) ->
     margins: list[MarginalValue] = []
     for (base_model, n_epochs), by_size in groups.items():
         for n_rows, found in sorted(by_size.items()):
-            costs = [run.paid_usd for run, _ in found]
+            cost = paid_together([run for run, _ in found])
             points.append(
                 CurvePoint(
                     base_model=base_model,
@@ -441,7 +441,7 @@ def _summary(ran: Ran, n_items: int, how: Resampling, seeds: tuple[int, ...]) ->
                     n_rows=n_rows,
                     n_runs=len(found),
                     score=mean_over_seeds([one for _, one in found], confidence=how.confidence, seed=how.seed),
-                    cost_usd=None if None in costs else sum(one for one in costs if one is not None) / len(costs),
+                    cost_usd=None if cost is None else cost / len(found),
                 )
             )
         if len(by_size) > 1:

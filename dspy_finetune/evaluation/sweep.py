@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from dspy_finetune.evaluation.training_runs import (
     folder_of,
     mean_over_seeds,
     mean_value,
+    paid_together,
     placed,
     told,
     told_of_runs,
@@ -108,7 +108,7 @@ class Sweep(Reported):
     @property
     def cost_usd(self) -> float | None:
         """Of all jobs, those found from an earlier call included; None where one is unknown."""
-        return _total(self.runs)
+        return paid_together(self.runs)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -180,11 +180,6 @@ class Sweep(Reported):
         if "sweep" not in values:
             raise DataError(f'{os.fspath(path)}: this is not a sweep: it has no "sweep"')
         return cls.from_dict(values["sweep"])
-
-
-def _total(runs: Sequence[CurveRun]) -> float | None:
-    paid = [run.paid_usd for run in runs]
-    return None if None in paid else math.fsum(one for one in paid if one is not None)
 
 
 def _table(found: Sweep) -> Table:
@@ -352,7 +347,7 @@ def _ranked(
     for number in range(n_candidates):
         own = range(number, len(runs), n_candidates)
         scores = [one for one in (found[at] for at in own) if one is not None]
-        cost = _total([runs[at] for at in own])
+        cost = paid_together([runs[at] for at in own])
         key = (not scores, sign * mean_value(scores) if scores else 0.0, cost is None, cost or 0.0, number)
         ranked.append((key, own, scores, cost))
     ranked.sort(key=lambda one: one[0])

@@ -85,6 +85,12 @@ class CurveRun:
         return self.cost_usd if self.cost_usd is not None else self.estimated_cost_usd
 
 
+def paid_together(runs: Sequence[CurveRun]) -> float | None:
+    """What jobs cost together; None where one is unknown."""
+    paid = [run.paid_usd for run in runs]
+    return None if None in paid else math.fsum(one for one in paid if one is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One run's score."""
@@ -174,7 +180,7 @@ class CurveJobs:
     """Random seeds of the rows' orders and of the jobs, each a training of its own; several show training's run-to-run
     variance."""
     allow_unknown_price: bool = False
-    """Start although nobody knows a price."""
+    """Start although a price is unknown."""
     allow_unknown_model: bool = False
     """Plan although the catalog does not know that the host trains the model."""
     n_concurrent: int = 4

@@ -81,7 +81,7 @@ class InferenceCost:
 
 
 def default_epochs(n_rows: int) -> int:
-    """The number of epochs that OpenAI picks for a file of so many rows.
+    """The number of epochs that OpenAI picks for a file, by its rows.
 
     >>> [default_epochs(n) for n in (10, 30, 34, 1000, 10_000, 30_000)]
     [10, 3, 3, 3, 2, 1]
@@ -179,7 +179,7 @@ def inference_cost(
     host: str = "openai",
     catalog: Catalog | None = None,
 ) -> InferenceCost:
-    """The cost of so many tokens in and out of a model.
+    """The cost of a number of tokens in and out of a model.
 
     Args:
         model: A tuned model's id, or a base model.

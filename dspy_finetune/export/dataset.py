@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SHOWN_ROWS = 100
-"""So many skipped rows are listed one by one; beyond that they are only counted."""
+"""Maximum number of skipped rows that are listed one by one; the others are only counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ _environment = threading.Lock()
 
 
 def encoding_for(model: str | None) -> str | None:
-    """The name of the table that a model uses, or None when nobody knows one (local models, None).
+    """The name of the table that a model uses, or None where none is known (local models, None).
 
     The catalog is asked first, with the id of a tuned model stripped to its base: tiktoken itself takes
     `ft:gpt-4.1-...` for a gpt-4 and answers cl100k_base, where the right table is o200k_base.

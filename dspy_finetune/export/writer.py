@@ -483,13 +483,13 @@ def write_file(
     progress: RowCounts,
     source: object = None,
     method: Method,
-    dialect: str = "openai",
-    base_model: str | None = None,
-    prompt: PromptFormat | None = None,
-    seed: int | None = None,
-    on_error: OnError = "raise",
-    dedupe: bool = False,
-    tokenizer: Tokenizer | None = None,
+    dialect: str,
+    base_model: str | None,
+    prompt: PromptFormat | None,
+    seed: int | None,
+    on_error: OnError,
+    dedupe: bool,
+    tokenizer: Tokenizer | None,
 ) -> TrainingFile:
     """Write the rows and hand back the finished file; export_sft, export_dpo and convert are this with their own rows.
 
@@ -581,7 +581,7 @@ def _nothing(n_rows_in: int, skipped: _Skipped, target: Path) -> str:
 # From one host's format to another's.
 
 _MAX_LEADING_ERRORS = 100
-"""A file that starts with so many broken lines is given up: it is not a training file."""
+"""Maximum number of broken lines that a file may start with: beyond them it is no training file."""
 _NO_ROW = ("not JSON", "not a JSON object", "unknown line format", "not UTF-8")
 """How the errors of lines begin that are no training rows."""
 

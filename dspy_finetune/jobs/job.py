@@ -145,7 +145,7 @@ def make_progress(
         facts: What the host says of the job.
         events: Oldest first.
         n_tokens: Of all epochs, by the plan.
-        cost: The price of so many trained tokens of this job.
+        cost: The price of a number of trained tokens of this job.
         now: The hour.
     """
     # Below 0 or at it stands what the local host tried before its first step: it is no progress.
@@ -191,7 +191,7 @@ def _eta(facts: JobFacts, steps: Sequence[Event], step: int | None, total: int |
 logger = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = 3600.0
-"""A host that does not answer for so long ends the wait; the job itself goes on."""
+"""Timeout of a host that does not answer: it ends the wait; the job itself goes on."""
 
 
 class Job(Reported):
@@ -351,7 +351,7 @@ class Job(Reported):
         Looks again after a pause that grows while nothing changes. Statuses that are not known count as still going.
 
         Args:
-            timeout_seconds: Give up after so long; None waits for ever.
+            timeout_seconds: Timeout; None waits for ever.
             on_progress: Called after each poll; without it a line on stderr shows status, step and loss now and then.
             poll_seconds: The longest interval between two polls; the host's own by default.
 

@@ -168,6 +168,12 @@ def shutdown_date(model: str, host_name: str, catalog: Catalog) -> date | None:
     return facts.shutdown_date if facts is not None and facts.host == host_name else None
 
 
+def training_ends(model: str, host_name: str, catalog: Catalog) -> date | None:
+    """The day from which on a host makes no new job on a model, by the catalog; None where it names none."""
+    facts = catalog.model(model)
+    return facts.training_ends if facts is not None and facts.host == host_name else None
+
+
 def ask_shutdown_date(model: str, host: Host) -> date | None:
     """The host's own date of a model, which wins over the catalog's; None if it names none or does not know the model.
 
@@ -212,7 +218,6 @@ def model_warnings(model: str, host: Host, *, catalog: Catalog, today: date) -> 
 def lifetime_warnings(model: str, host_name: str, *, ends: date | None, catalog: Catalog, today: date) -> list[str]:
     """What to know before training or using a model, in full sentences; empty while there is time."""
     notes = []
-    facts = catalog.model(model)
     if ends is not None:
         days = (ends - today).days
         if days < 0:
@@ -223,9 +228,8 @@ def lifetime_warnings(model: str, host_name: str, *, ends: date | None, catalog:
                 " the same file trains on Host.local() or another host"
             )
     at_host = catalog.host(host_name)
-    of_model = facts.training_ends if facts is not None and facts.host == host_name else None
     named = model if catalog.methods(model, host_name) is not None else "models"
-    last = of_model or (at_host.training_ends if at_host is not None else None)
+    last = training_ends(model, host_name, catalog) or (at_host.training_ends if at_host is not None else None)
     if last is not None:
         days = (last - today).days
         if days <= 0:

@@ -17,6 +17,7 @@ from dspy_finetune.errors import DataError, FinetuneError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import KINDS, NAMED_HOSTS
 from dspy_finetune.hosts.protocol import KindName
+from dspy_finetune.jobs.model import training_ends
 from dspy_finetune.jobs.plan import Method, Source, path_of, plan
 from dspy_finetune.jobs.records import CLOCK
 from dspy_finetune.report.blocks import Section, Table
@@ -222,8 +223,7 @@ def _cheapest(name: str, method: str, catalog: Catalog) -> str | None:
     today = CLOCK.today()
     found = []
     for model in catalog.trained(name):
-        facts = catalog.model(model)
-        last = facts.training_ends if facts is not None and facts.host == name else None
+        last = training_ends(model, name, catalog)
         price = training_price(catalog.prices(model, name), method)
         if price is not None and method in (catalog.methods(model, name) or ()) and (last is None or last > today):
             found.append((price, model != KINDS[_kind(name)].base_model, model))
@@ -245,10 +245,8 @@ def _command(path: Any, name: str, model: str, method: str, cost_usd: float | No
 
 
 def _ends(model: str, facts: HostFacts, catalog: Catalog) -> date | None:
-    known = catalog.model(model)
-    of_model = known.training_ends if known is not None and known.host == facts.name else None
-    days = [day for day in (of_model, facts.training_ends) if day is not None]
-    return min(days) if days else None
+    days = [day for day in (training_ends(model, facts.name, catalog), facts.training_ends) if day is not None]
+    return min(days, default=None)
 
 
 def training_price(prices: Prices | None, method: str) -> float | None:
@@ -297,9 +295,9 @@ class HostRow:
         return _plain(self.__dict__)
 
 
-def host_rows(catalog: Catalog | None = None) -> list[HostRow]:
+def host_rows() -> list[HostRow]:
     """What is known of each host: methods, models, prices, end dates, with sources and days."""
-    catalog = catalog or load_catalog()
+    catalog = load_catalog()
     return [_row(name, catalog) for name in NAMED_HOSTS]
 
 
@@ -307,8 +305,7 @@ def _row(name: str, catalog: Catalog) -> HostRow:
     facts, today = catalog.hosts[name], CLOCK.today()
     models, methods, training, inference = [], dict[str, None](), [], []
     for model in catalog.trained(name):
-        known = catalog.model(model)
-        last = known.training_ends if known is not None and known.host == name else None
+        last = training_ends(model, name, catalog)
         if last is not None and last <= today:
             continue
         models.append(model)

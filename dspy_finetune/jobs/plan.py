@@ -306,7 +306,7 @@ class TokenEstimate:
 
 
 def token_estimate(host: Host, base: str, catalog: Catalog) -> TokenEstimate | None:
-    """How a file's tokens are estimated; None where the model's table is known, or nobody knows its price.
+    """How a file's tokens are estimated; None where the model's table is known, or its price is unknown.
 
     On the local host by the model's own tokenizer, if it is on this machine; else by OpenAI's table, high rather than
     low where somebody is billed.
@@ -538,7 +538,7 @@ class Plan(Reported):
         Args:
             max_usd: Refuse a plan that costs more.
             new: Make another job although this plan has one.
-            allow_unknown_price: Start although nobody knows the price.
+            allow_unknown_price: Start although the price is unknown.
             journal: Where the steps are written down; beside the embedded server's data, or in the user's data.
 
         Raises:
@@ -827,7 +827,7 @@ def _host_notes(
 
 
 def unknown_price(model: str, host: Host, max_usd: float | None) -> BudgetError:
-    """What is said where nobody knows a price, with a budget or without one."""
+    """The error of an unknown price, with a budget or without one."""
     unkept = "" if max_usd is None else f", so ${max_usd:,.2f} cannot be kept"
     return BudgetError(
         f"nobody knows what {model} costs to train on {host.name}{unkept}; add its price to the catalog"

@@ -73,7 +73,7 @@ class SequencePlan(Reported):
         Args:
             max_usd: For both together.
             new: Make other jobs although this plan has some.
-            allow_unknown_price: Start although nobody knows the price.
+            allow_unknown_price: Start although a price is unknown.
 
         Raises:
             BudgetError: The two cost more than allowed, or a price is unknown; nothing was uploaded.

@@ -38,12 +38,12 @@ RESERVED_KEYS = (INTENT_KEY, ATTEMPT_KEY, PROMPT_KEY, DATA_KEY)
 
 CREATE_TRIES = 5
 CREATE_SECONDS = 120.0
-"""So long the host may take to answer the create request; after that its fate is asked for."""
+"""Timeout of the create request; after that the host is asked whether it made the job."""
 LISTED_JOBS = 1000
 CLOCK_SKEW_SECONDS = 86_400.0
-"""So far apart may the host's clock and ours be: a wrong time zone is hours."""
+"""Maximum clock skew between the host and this machine: a wrong time zone is hours."""
 OUTAGE_SECONDS = 300.0
-"""So long a host that does not answer is waited for before anything is paid."""
+"""Timeout of a host that does not answer, before anything is paid."""
 FILE_SECONDS = 1800.0
 
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})

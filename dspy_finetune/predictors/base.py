@@ -618,7 +618,7 @@ def saved_state(folder: Path) -> dict[str, Any]:
     """What was saved with an exported model: `predictor.json`, or of a head with a known prompt the plain predictor.
 
     Raises:
-        DataError: The folder holds no exported model, or one whose prompt nobody knows.
+        DataError: The folder holds no exported model, or one whose prompt is unknown.
     """
     if (folder / "predictor.json").is_file():
         return read_json(folder / "predictor.json", "a saved predictor", "export the model again")

@@ -153,7 +153,7 @@ MINIMUM = 20
 N_FOLDS = 5
 """Parts of the cross-validation that chooses the scale of numbers."""
 MOST_NUMBER_LABELS = 10
-"""So many different whole numbers, and no more, are taken for labels where no member says what its labels are."""
+"""Maximum number of different whole numbers that are taken for labels where no member says what its labels are."""
 
 _VOTE_SHARE = 0.9
 _LEAST = 1e-6
@@ -506,7 +506,12 @@ class Ensemble(dspy.Module):
             shares = dict(zip(labels, apply(self.settings["fitted"], row), strict=True))
         elif voting == "probability" and any(vote.shares is not None for vote in votes):
             # A member without a probability counts as a whole vote.
-            whole = [vote if vote.shares is not None else _whole(vote, labels) for vote in votes]
+            whole = [
+                vote
+                if vote.shares is not None
+                else dataclasses.replace(vote, shares={label: float(label == vote.answer) for label in labels})
+                for vote in votes
+            ]
             shares = mean_shares(whole, labels)
         if shares is not None:
             answer = max(labels, key=lambda label: shares[label])
@@ -523,10 +528,6 @@ class Ensemble(dspy.Module):
             is_tie=is_tie,
             **counts,
         )
-
-
-def _whole(vote: Vote, labels: Sequence[Any]) -> Vote:
-    return dataclasses.replace(vote, shares={label: float(label == vote.answer) for label in labels})
 
 
 def _said(member: Callable[..., Any], inputs: dict[str, Any]) -> _Said:

@@ -11,7 +11,7 @@ space and in any case (labels that differ in case alone are told apart by it). T
    a model that means 10 writes, and "1" is 1 alone.
 2. The mass of a token that begins several labels goes to them as the next position says, if the model went that way. An
    answer that ends there is the label that ends there.
-3. If the model went another way, nobody knows how it would have gone on: the mass goes to the labels that it begins in
+3. If the model went another way, it is unknown how it would have gone on: the mass goes to the labels that it begins in
    equal parts. So the label that was answered has its own probability, and only the others share a guess.
 4. A label that no listed token begins is not a label without probability. All that is known is a bound: no unlisted
    token has more than the least of the listed ones, nor more than what they leave. Where a host lists the chosen token

@@ -246,7 +246,7 @@ def as_text(table: Table) -> str:
 
 
 def fitted(text: str, width: int, *, indent: int = 0) -> str:
-    """Text for a terminal of so many columns: lines are broken between words, wide tables between columns.
+    """Text for a terminal of this width: lines are broken between words, wide tables between columns.
 
     The columns that do not fit stand in a table below, behind the first one again. A command stays on its line, as it
     is there to be copied.

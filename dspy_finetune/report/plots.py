@@ -64,7 +64,7 @@ _SETTINGS = {
 
 
 def draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> str:
-    """An `<svg>` element of so many inches, painted by `paint(axes)`; `name` makes its ids unique on the page.
+    """An `<svg>` element of a size in inches, painted by `paint(axes)`; `name` makes its ids unique on the page.
 
     Raises:
         MissingExtraError: The extra `report` is not installed.

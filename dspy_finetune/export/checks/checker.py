@@ -5,7 +5,7 @@ hashes and its line number are kept, in a temporary file from 150,000 rows on; o
 the lint the texts of the first rows, up to a bound.
 
 Tokens are counted where a base model or a tokenizer is named. Without one, rows for OpenAI and Azure are held to the
-training context that all of their models share: only a row of so many bytes that it may exceed it is counted.
+training context that all of their models share: only a row that may exceed it by its bytes is counted.
 Not covered: what the host's moderation thinks of the texts, and whether the answers are right.
 """
 
@@ -184,8 +184,7 @@ class RowChecker:
             return False
         self._shapes[roles] += 1
         self.seen.add_hashes(line, prompt, output)
-        if self._labels is not None:
-            self._count_label(answers[0])
+        self._count_label(answers[0])
         if (sample := self._sample) is not None:
             if sample.is_open:
                 sample.add(line, question, answers)
@@ -257,7 +256,7 @@ class RowChecker:
         self._shapes[tuple(facts.roles)] += 1
         self._n_image_rows += facts.n_images > 0
         self.seen.add(line, facts.prompt, facts.outputs)
-        if facts.answers and self._labels is not None:
+        if facts.answers:
             self._count_label(facts.answers[0])
         if self._sample is not None:
             self._sample.add_system(facts.system)
@@ -272,10 +271,10 @@ class RowChecker:
         at = max(i for i, role in enumerate(roles) if role == "user")
         return f"{'input.' if self._method == 'dpo' else ''}messages[{at}].content"
 
-    def _count_label(self, text: str, n: int = 1) -> None:
+    def _count_label(self, text: str) -> None:
         labels = self._labels
         if labels is not None:
-            labels[text] = labels.get(text, 0) + n
+            labels[text] = labels.get(text, 0) + 1
             if len(labels) > _MAX_LABELS or len(text) > _MAX_LABEL_CHARS:
                 self._labels = None
 

@@ -46,8 +46,8 @@ def _warning(meaning: str, remedy: str, source: str = LINT, *, fixable: bool = F
     return Code(severity="warning", meaning=meaning, remedy=remedy, source=source, fixable=fixable)
 
 
-def _info(meaning: str, remedy: str, source: str = LINT, *, fixable: bool = False) -> Code:
-    return Code(severity="info", meaning=meaning, remedy=remedy, source=source, fixable=fixable)
+def _info(meaning: str, remedy: str, *, fixable: bool = False) -> Code:
+    return Code(severity="info", meaning=meaning, remedy=remedy, source=LINT, fixable=fixable)
 
 
 _FIX = "run the fix (`--fix OUT`), or "

@@ -1,7 +1,7 @@
 """Mend one row: the faults that have one right answer.
 
 In: a parsed row. Out: the mended row and what was changed. Nothing is guessed and nothing is lost: a weight of 0.5, a
-role nobody knows, a missing output stay as they are, and so do keys that have no place. Not covered: text that is not
+unknown role, a missing output stay as they are, and so do keys that have no place. Not covered: text that is not
 JSON (`_jsonl`), faults of the file (fix.py).
 """
 

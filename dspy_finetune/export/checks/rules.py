@@ -552,7 +552,7 @@ def check_row(
     row: dict[str, Any],
     method: str,
     *,
-    rules: HostRules | None = None,
+    rules: HostRules,
     is_given: bool = True,
     max_images: int | None = 10,
 ) -> RowFacts | None:
@@ -563,11 +563,10 @@ def check_row(
         line: Line of the row.
         row: The parsed row.
         method: `sft`, `dpo` or `rft`.
-        rules: What the host takes; None is OpenAI's.
+        rules: What the host takes.
         is_given: False where the method was read off the rows before: another format then mixes them.
         max_images: Most images in one row; None where the host has no limit.
     """
-    rules = rules or HostRules()
     form = sniff(row)
     if form in rules.formats and METHOD_OF[form] == method:
         return _check_plain_format(log, line, row, form, rules, max_images)
@@ -605,8 +604,10 @@ def _check_plain_format(
         log.add(line, error.field or "", "unknown-format", error.problem, remedy=error.remedy)
         return None
     own = IssueLog()
-    check = _check_preference if form == "trl-preference" else None
-    facts = check(own, line, read.row, rules) if check else _check_chat(own, line, read.row, "sft", rules, max_images)
+    if form == "trl-preference":
+        facts = _check_preference(own, line, read.row, rules)
+    else:
+        facts = _check_chat(own, line, read.row, "sft", rules, max_images)
     for issue in own.kept:
         log.add(line, "", issue.code, issue.message, remedy=issue.remedy)
     return facts

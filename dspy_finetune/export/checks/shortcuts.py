@@ -429,7 +429,7 @@ _HEADED = re.compile(r"^(\[\[ ## \w+ ## \]\])\n[^\S\n]*\n|^(<(\w+)>)\n[^\S\n]*\n
 """An empty field as DSPy's adapters write it."""
 _MOST_PLACES, _MOST_CHARS = 1000, 500
 _ASKED = 500
-"""So many questions tell what the template is."""
+"""Maximum number of questions that the template is inferred from."""
 _LEAST_SHARE, _LEAST_FILLED = 0.5, 0.05
 
 
@@ -500,7 +500,7 @@ class EmptyInputs:
 
 
 def _is_template(label: str, questions: Sequence[str], least_filled: float) -> bool:
-    """Whether a label is part of what the rows share, and has something behind it in more than so many of them."""
+    """Whether a label is part of what the rows share, and has something behind it in more than that share of them."""
     beginning = re.compile(rf"^{re.escape(label)}([^\S\n]*\S)?", re.MULTILINE)
     n_rows = n_filled = 0
     for question in questions:

@@ -107,7 +107,7 @@ def _append_messages(text: Text, messages: Any, style: str, mark: str) -> None:
     for message in messages if isinstance(messages, list) else []:
         role = role_name(message.get("role")) if isinstance(message, dict) else "not a message"
         text.append(f"  {mark}{visible(role)}: ", style="bold")
-        text.append(_indented(visible(_cut(_said(message)))), style=style)
+        text.append(visible(_cut(_said(message))).replace("\n", "\n    "), style=style)
         text.append("\n")
 
 
@@ -120,7 +120,3 @@ def _cut(text: str) -> str:
     if n_hidden <= 0:
         return text
     return f"{text[:_HEAD_CHARS]} … ({n_hidden:,} characters more) … {text[-_TAIL_CHARS:]}"
-
-
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n    ")
