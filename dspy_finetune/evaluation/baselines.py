@@ -902,7 +902,7 @@ def _without_a_model(
     task: Task,
     embedder: Embed | None,
 ) -> dict[str, Program]:
-    name = Vectors(embedder).model or "encoder" if embedder is not None else ""
+    name = "" if embedder is None else Vectors(embedder).model or "encoder"
     found: dict[str, Program] = {}
     if task == "text":
         if embedder is not None:

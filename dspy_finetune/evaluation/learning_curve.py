@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from dspy_finetune._files import atomic_writer, read_json, write_json
+from dspy_finetune._files import atomic_writer, write_json
 from dspy_finetune.data import find_leakage
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import statistics
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, from_saved
+from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, from_saved, read_saved
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
@@ -223,10 +223,7 @@ class LearningCurve(Reported):
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        values = read_json(path, "a learning curve", "`to_json` writes one")
-        if "curve" not in values:
-            raise DataError(f'{os.fspath(path)}: this is not a learning curve: it has no "curve"')
-        return cls.from_dict(values["curve"])
+        return cls.from_dict(read_saved(path, "curve", "a learning curve"))
 
     def _repr_html_(self) -> str:
         # With the picture, which a notebook shows as the page does.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import dspy
 
-from dspy_finetune._files import read_dataclass
+from dspy_finetune._files import read_dataclass, read_json
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
@@ -331,6 +332,19 @@ def from_saved(cls: type[Saved], values: Mapping[str, Any], what: str) -> Saved:
         return read_dataclass(cls, _renamed(values))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"this is not {what} of format {FORMAT} ({type(error).__name__}: {error})") from error
+
+
+def read_saved(path: str | os.PathLike[str], key: str, what: str) -> Any:
+    """What stands under a key of a result's file.
+
+    Raises:
+        FileError: The file cannot be read.
+        DataError: It holds something else.
+    """
+    values = read_json(path, what, "`to_json` writes one")
+    if key not in values:
+        raise DataError(f'{os.fspath(path)}: this is not {what}: it has no "{key}"')
+    return values[key]
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:

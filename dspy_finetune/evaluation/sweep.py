@@ -16,12 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dspy_finetune._files import read_json, write_json
+from dspy_finetune._files import write_json
 from dspy_finetune.data import find_leakage
-from dspy_finetune.errors import DataError, UsageError
+from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import statistics as intervals
 from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric
-from dspy_finetune.evaluation.scoring import MetricFacts, Resampling, StatisticsOptions, from_saved, score_columns
+from dspy_finetune.evaluation.scoring import (
+    MetricFacts,
+    Resampling,
+    StatisticsOptions,
+    from_saved,
+    read_saved,
+    score_columns,
+)
 from dspy_finetune.evaluation.statistics import Interval
 from dspy_finetune.evaluation.training_runs import (
     CurveJobs,
@@ -176,10 +183,7 @@ class Sweep(Reported):
             FileError: The file cannot be read.
             DataError: It holds something else.
         """
-        values = read_json(path, "a sweep", "`to_json` writes one")
-        if "sweep" not in values:
-            raise DataError(f'{os.fspath(path)}: this is not a sweep: it has no "sweep"')
-        return cls.from_dict(values["sweep"])
+        return cls.from_dict(read_saved(path, "sweep", "a sweep"))
 
 
 def _table(found: Sweep) -> Table:

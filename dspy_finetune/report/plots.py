@@ -125,21 +125,32 @@ def _colour(colours: Sequence[str], place: int) -> str:
     return colours[place % len(colours)]
 
 
-def _rows(axes: Any, labels: Sequence[str], axis: str) -> None:
-    axes.set_yticks(range(len(labels)), [short(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel(axis)
-    axes.grid(axis="x")
+def _by_row(name: str, labels: Sequence[str], axis: str, paint: Callable[[Any], None]) -> str | None:
+    """A picture with a named row for each of the labels; None without any."""
+    if not labels:
+        return None
+
+    def with_rows(axes: Any) -> None:
+        paint(axes)
+        axes.set_yticks(range(len(labels)), [short(label) for label in labels])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(axis)
+        axes.grid(axis="x")
+
+    return draw(name, (WIDTH, 0.9 + 0.38 * len(labels)), with_rows)
+
+
+def _curve(axes: Any, place: int, label: str, points: Sequence[tuple[float, float]], **look: Any) -> None:
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, color=_colour(SERIES, place), linestyle=_colour(STYLES, place), label=short(label), **look)
 
 
 def intervals(
     name: str, rows: Sequence[tuple[str, float, float | None, float | None]], axis: str, *, zero: bool
 ) -> str | None:
     """Figures with their intervals, one row each: (label, value, low, high); `zero` draws the line of no difference."""
-    if not rows:
-        return None
 
     def paint(axes: Any) -> None:
         for place, (_, value, low, high) in enumerate(rows):
@@ -149,20 +160,17 @@ def intervals(
             axes.plot([value], [place], marker="o", markersize=7, color=colour)
         if zero:
             axes.axvline(0, color=INK, linewidth=1)
-        _rows(axes, [label for label, *_ in rows], axis)
 
-    return draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
+    return _by_row(name, [label for label, *_ in rows], axis, paint)
 
 
 def latencies(name: str, rows: Sequence[tuple[str, int, float, float]]) -> str | None:
     """Times of one call: (label, place of its colour, median, 95th percentile), in milliseconds."""
-    if not rows:
-        return None
     # A baseline answers in microseconds, a model in seconds: a linear axis would show one of them only.
     floor = 0.1
-    spread = max(p95 for *_, p95 in rows) / max(min(p50 for _, _, p50, _ in rows), floor)
 
     def paint(axes: Any) -> None:
+        spread = max(p95 for *_, p95 in rows) / max(min(p50 for _, _, p50, _ in rows), floor)
         for place, (_, colour, p50, p95) in enumerate(rows):
             axes.plot([max(p50, floor), max(p95, floor)], [place, place], color=_colour(SERIES, colour), linewidth=2)
             axes.plot([max(p50, floor)], [place], marker="o", markersize=7, color=_colour(SERIES, colour))
@@ -171,30 +179,22 @@ def latencies(name: str, rows: Sequence[tuple[str, int, float, float]]) -> str |
         else:
             axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axes.xaxis.set_major_locator(_few_ticks(is_log=spread > 30))
-        _rows(axes, [label for label, *_ in rows], "milliseconds for one answer")
+        # Ticks whose numbers do not run into one another.
+        ticker = require("matplotlib.ticker", "report", "a report with pictures")
+        axes.xaxis.set_major_locator(ticker.LogLocator(numticks=6) if spread > 30 else ticker.MaxNLocator(nbins=4))
 
-    return draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
-
-
-def _few_ticks(*, is_log: bool) -> Any:
-    """Ticks whose numbers do not run into one another."""
-    ticker = require("matplotlib.ticker", "report", "a report with pictures")
-    return ticker.LogLocator(numticks=6) if is_log else ticker.MaxNLocator(nbins=4)
+    return _by_row(name, [label for label, *_ in rows], "milliseconds for one answer", paint)
 
 
 def bars(name: str, rows: Sequence[tuple[str, int, float]], axis: str) -> str | None:
     """Bars from zero: (label, place of its colour, length)."""
-    if not rows:
-        return None
 
     def paint(axes: Any) -> None:
         for place, (_, colour, length) in enumerate(rows):
             axes.barh(place, length, height=0.5, color=_colour(SERIES, colour))
         axes.set_xlim(left=0)
-        _rows(axes, [label for label, *_ in rows], axis)
 
-    return draw(name, (WIDTH, 0.9 + 0.38 * len(rows)), paint)
+    return _by_row(name, [label for label, *_ in rows], axis, paint)
 
 
 def unit_curves(
@@ -212,14 +212,7 @@ def unit_curves(
     def paint(axes: Any) -> None:
         axes.plot(*chance, color=FAINT, linewidth=1)
         for label, place, points in known:
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                color=_colour(SERIES, place),
-                linestyle=_colour(STYLES, place),
-                linewidth=1.8,
-                label=short(label),
-            )
+            _curve(axes, place, label, points, linewidth=1.8)
         _unit_square(axes, axis_names)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
@@ -294,15 +287,8 @@ def scatter(name: str, dots: Sequence[Dots], axis_names: tuple[str, str]) -> str
     def paint(axes: Any) -> None:
         axes.plot([low, high], [low, high], color=FAINT, linewidth=1)
         for one in dots:
-            axes.scatter(
-                [truth for truth, _ in one.points],
-                [predicted for _, predicted in one.points],
-                s=22,
-                c=one.colour,
-                marker=one.marker,
-                alpha=0.75,
-                label=one.label,
-            )
+            truth, predicted = zip(*one.points, strict=True) if one.points else ((), ())
+            axes.scatter(truth, predicted, s=22, c=one.colour, marker=one.marker, alpha=0.75, label=one.label)
         room = (high / low) ** 0.05 if is_log else 0.05 * (high - low) or 1.0
         limits = (low / room, high * room) if is_log else (low - room, high + room)
         if is_log:
@@ -403,15 +389,7 @@ def losses(curves: Curves, name: str) -> str | None:
 
     def paint(axes: Any) -> None:
         for index, (label, rows) in enumerate(known.items()):
-            axes.plot(
-                [step for step, _ in rows],
-                [loss for _, loss in rows],
-                color=_colour(SERIES, index),
-                linestyle=_colour(STYLES, index),
-                linewidth=1.6,
-                marker="o" if len(rows) <= 12 else None,
-                label=short(label),
-            )
+            _curve(axes, index, label, rows, linewidth=1.6, marker="o" if len(rows) <= 12 else None)
         axes.set_xlabel("step")
         axes.locator_params(axis="x", integer=True)  # there is no step 1.25
         axes.set_ylabel("loss")
