@@ -117,11 +117,13 @@ def describe_failure(exception: BaseException, *, host: str, doing: str = "", se
             f"{start}: it no longer trains for you ({CLOSED_SINCE}); {CLOSED_ELSEWHERE}", **fields
         )
     elif status == 410 or code in {"model_not_found", "model_deprecated", "model_shutdown"}:
-        error = ModelGoneError(
-            f"{start}: {text} (HTTP {status}); check that the key belongs to the project that owns the model and that"
-            " it is not past its shutdown date; if it was trained minutes ago, try again",
-            **fields,
+        remedy = (
+            "it was deleted, or lies in another --root: dspy-finetune models --host local lists what there is"
+            if host == "local"
+            else "check that the key belongs to the project that owns the model and that it is not past its shutdown"
+            " date; if it was trained minutes ago, try again"
         )
+        error = ModelGoneError(f"{start}: {text} (HTTP {status}); {remedy}", **fields)
     elif status is None:
         reason = _cause(exception, secrets)
         error = HostError(f"{start}: no answer ({reason or text}); check the address and the network", **fields)

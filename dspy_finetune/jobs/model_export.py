@@ -530,8 +530,8 @@ class _Export:
         free = shutil.disk_usage(folder).free
         if free < needed * ROOM:
             raise FileError(
-                f"cannot write {folder.parent}: the model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free;"
-                " free some space or choose another place",
+                f"cannot write {folder.parent}: the model takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are"
+                " free; free some space or choose another place",
                 path=str(folder.parent),
             )
         for one in files:

@@ -321,7 +321,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(server: ToyServer, tun
         model.export(tmp_path / "a", format="hub")
     with pytest.raises(HostError, match=r"'q4' is not one of f16, bf16, f32, q8_0"):
         model.export(tmp_path / "a", format="gguf", precision="q4")
-    with pytest.raises(HostError, match="does not exist"):
+    with pytest.raises(HostError, match=r"does not exist .* another --root: dspy-finetune models --host local"):
         as_model(server, "ft:toy:local:gone:0123").export(tmp_path / "a")
     with pytest.raises(HostError, match="is a base model and has no adapter"):
         as_model(server, "toy").export(tmp_path / "a", format="peft")
