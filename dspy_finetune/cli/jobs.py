@@ -338,8 +338,8 @@ def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">{refresh}<title>{status}: {job}</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
-<style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}progress{{width:100%}}
-.loss{{font-size:2rem;letter-spacing:0}}</style></head><body>
+<style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}}
+progress{{width:100%}} .loss{{font-size:2rem;letter-spacing:0}}</style></head><body>
 <h1>{model}</h1><p>{job}: <strong>{status}</strong>{position}</p><progress max="1" value="{fraction:.3f}"></progress>
 <p class="loss">{curve}</p><p>{summary}</p><ul>{events}</ul></body></html>
 """
