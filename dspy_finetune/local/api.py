@@ -31,7 +31,16 @@ from dspy_finetune.local.models import base_folder, base_name, check_base, is_av
 from dspy_finetune.local.responses import ResponsesRequest
 from dspy_finetune.local.scheduler import Scheduler, estimated_finish
 from dspy_finetune.local.schemas import MAX_NAME, ApiError, CreateJob, FileRecord, JobRecord, parse, parse_rows
-from dspy_finetune.local.store import CompleteUpload, CreateUpload, Store, Uploads, append_event, derived_id, new_id
+from dspy_finetune.local.store import (
+    CompleteUpload,
+    CreateUpload,
+    Store,
+    Uploads,
+    append_event,
+    derived_id,
+    new_id,
+    next_sequence,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -399,7 +408,7 @@ def _add_jobs(app: FastAPI, host: Host) -> None:
         job = JobRecord(
             id=new_id("ftjob-"),
             created_at=int(now),
-            sequence=time.time_ns(),
+            sequence=next_sequence(other.sequence for other in store.jobs()),
             model=host.base(body.model) or body.model,
             method=method,
             given=given,

@@ -24,7 +24,7 @@ from dspy_finetune._files import AppendLog, write_json
 from dspy_finetune.errors import RowError
 from dspy_finetune.local.scheduler import Supervised
 from dspy_finetune.local.schemas import ApiError, Body, ExpiresAfter, Metadata, Name, read_rows
-from dspy_finetune.local.store import Store, derived_id, is_no_space, new_id
+from dspy_finetune.local.store import Store, derived_id, is_no_space, new_id, next_sequence
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,11 @@ class Batches:
         if self.store.file(body.input_file_id, param="input_file_id").purpose != "batch":
             raise ApiError(400, f"File {body.input_file_id} has another purpose than batch.", param="input_file_id")
         now = time.time()
+        with self._lock:
+            sequence = next_sequence(other.sequence for other in self._records.values())
         record = BatchRecord(
             id=new_id("batch_"),
-            sequence=time.time_ns(),
+            sequence=sequence,
             endpoint=body.endpoint,
             input_file_id=body.input_file_id,
             completion_window=body.completion_window,

@@ -553,7 +553,7 @@ def estimated_finish(job: JobRecord, events: Callable[[str], list[dict[str, Any]
     if len(steps) < ESTIMATE_AFTER_STEPS:
         return None
     (started_at, first, _), (now, last, total) = steps[0], steps[-1]
-    if last <= first:
+    if last <= first or now < started_at:  # the clock went back
         return None
     return int(now + max(0, total - last) * (now - started_at) / (last - first))
 

@@ -30,7 +30,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
@@ -83,6 +83,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     return [finite(inner) for inner in value] if isinstance(value, list) else value
+
+
+def next_sequence(earlier: Iterable[int]) -> int:
+    """Where a new record stands in its queue: now, in nanoseconds, or behind all others where the clock went back.
+
+    Examples:
+        >>> next_sequence([10**30, 5]) - 10**30
+        1
+    """
+    return max(time.time_ns(), max(earlier, default=0) + 1)
 
 
 def is_no_space(error: BaseException | None) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from dspy_finetune.local import worker
-from dspy_finetune.local.scheduler import Scheduler, Supervised, last_step
+from dspy_finetune.local.scheduler import Scheduler, Supervised, estimated_finish, last_step
 from dspy_finetune.local.schemas import JobRecord
-from dspy_finetune.local.store import Store, append_event
+from dspy_finetune.local.store import Store, append_event, next_sequence
 from tests.local.test_guards import send
 from tests.local.test_jobs import CHAT_ROWS, upload, wait
 from tests.local.test_survival import started, steps
@@ -49,6 +49,20 @@ def job_in(store: Store, number: int, **fields: Any) -> JobRecord:
     store.job_folder(job.id).mkdir()
     store.save_job(job)
     return job
+
+
+def test_a_clock_that_goes_back_neither_exchanges_jobs_nor_ends_them_in_the_past(tmp_path: Path) -> None:
+    """What is made after the jump stands behind what was there; a pace below zero is none."""
+    later = time.time_ns() + 10**15
+    assert next_sequence([later, 5]) == later + 1
+    assert next_sequence([5]) > time.time_ns() - 10**12
+    job = job_in(Store(tmp_path), 1, status="running", started_at=100.0)
+    for second, expected in ((1, 120), (-1, None)):
+        events = [
+            {"created_at": 110 + second * step, "type": "metrics", "data": {"step": step, "total_steps": 10}}
+            for step in range(1, 9)
+        ]
+        assert estimated_finish(job, lambda _, told=events: told) == expected  # type: ignore[misc]
 
 
 def test_an_error_of_any_kind_fails_its_job_and_the_next_one_is_looked_at(
