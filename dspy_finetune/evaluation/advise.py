@@ -450,8 +450,10 @@ def _recommend(
             "Compare it with a few-shot program: for free text that is the baseline to beat.",
         )
     if not advice.baselines or advice.n_groups < MIN_ROWS:
+        is_pair = task == "pairs" and advice.n_groups < advice.n_rows
+        sharing = f" among {advice.n_rows:,}, as pairs that share a text count as one" if is_pair else ""
         return "more labels first", (
-            f"{advice.n_groups} independent rows: with fewer than {MIN_ROWS} no figure here can be told from chance.",
+            f"{advice.n_groups} independent rows{sharing}: fewer than {MIN_ROWS} are too few to choose a way by.",
         )
     best = advice.baselines[0]
     constant = next((name for name in scores if name.startswith(_CONSTANT)), None)

@@ -31,6 +31,7 @@ import math
 import random
 import statistics
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -646,7 +647,9 @@ def _fit_labels(
             tol=1e-4 if is_final else 1e-3,
             solver="liblinear" if is_quick else "lbfgs",
         )
-        return regression.fit(matrix, answers)
+        with warnings.catch_warnings():  # few rows for each label are still labels
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+            return regression.fit(matrix, answers)
 
     def loss(model: Any, matrix: Any, answers: Sequence[str]) -> float:
         place = {one: index for index, one in enumerate(model.classes_)}

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import random
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -338,3 +339,11 @@ def test_a_label_that_is_seen_once_leaves_the_strength_to_cross_validation() -> 
     found = baselines.tfidf_logistic(rows, label="kind")
     assert "by 5-fold cross-validation" in found.card["strength"]
     assert found(text="heather")["kind"] == "a"
+
+
+def test_many_labels_on_few_rows_are_fitted_without_a_word() -> None:
+    """scikit-learn asks whether so many classes are numbers: a user cannot act on it."""
+    rows = [dspy.Example(text=f"word{n % 40} and {n}", kind=f"kind {n % 40}").with_inputs("text") for n in range(60)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert baselines.tfidf_logistic(rows, label="kind")(text="word3 and 99").kind == "kind 3"
