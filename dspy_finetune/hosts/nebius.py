@@ -86,7 +86,17 @@ class NebiusApi(OpenAIApi):
         """One job; one that has succeeded names the model that its last checkpoint became."""
         job = _job(super().job(job_id))
         if job.get("status") == "succeeded":
-            job["fine_tuned_model"] = self._published(job)
+            try:
+                job["fine_tuned_model"] = self._published(job)
+            except Exception as error:  # the client's, which is imported late
+                if getattr(error, "status_code", None) != 404:
+                    raise
+                # Passed on as a 404 it would be told as a job that is gone.
+                message = (
+                    f"nebius: the job {job_id} has succeeded, and its model cannot be asked for (HTTP 404 at "
+                    f"{self._models_url}); its weights are files: host.api().weights({job_id!r})"
+                )
+                raise HostError(message, status=409) from error
         return job
 
     def jobs(self, metadata: Mapping[str, str] | None = None, *, limit: int = 100) -> Iterator[Mapping[str, Any]]:

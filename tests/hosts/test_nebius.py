@@ -140,6 +140,17 @@ def test_a_base_that_is_not_served_gives_its_checkpoint(host: Host, train: Path)
     assert last.facts.fine_tuned_model == f"{job.id}:ftckpt_{job.id}_2"
 
 
+def test_a_model_that_cannot_be_asked_for_is_not_told_as_a_job_that_is_gone(
+    host: Host, nebius: FakeNebius, train: Path
+) -> None:
+    job = plan(train, base_model=BASE, host=host).start(allow_unknown_price=True)
+    nebius.script = ["succeeded"]
+    nebius.fail("GET /v0/models", status=404, times=9)
+    with pytest.raises(HostError, match=r"has succeeded, and its model cannot be asked for .*\.weights\(") as caught:
+        list(job.follow())
+    assert "knows the job" not in str(caught.value)
+
+
 def test_somebody_elses_job_is_looked_at_and_not_published(host: Host, nebius: FakeNebius) -> None:
     made = nebius.create(
         {"model": BASE, "training_file": "file-1", "suffix": "theirs", "hyperparameters": {"lora": True}}
