@@ -318,7 +318,9 @@ _LABEL_NAMES = re.compile(
     r"price|rating|score|sentiment|spam|intent|outcome|verdict|grade|stars|y)($|_)",
     re.IGNORECASE,
 )
-_ID_NAMES = re.compile(r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)", re.I)
+_ID_NAMES = re.compile(
+    r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)|_(no|nr|ref)$", re.I
+)
 _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
 MIN_EACH = 5
 """So many rows of each label, on average, make more than MAX_CHOICES different answers labels."""

@@ -136,7 +136,12 @@ def test_words_are_read_and_the_number_beside_them_is_answered() -> None:
 
 def test_a_closed_set_beside_amounts_is_asked_about() -> None:
     """A canton beside what was paid may be a property of the row as well as its label."""
-    data = rows(description=TEXTS, canton=["ZH", "BE", "GE"] * 8, amount=[f"CHF {n}'299.50" for n in range(1, 25)])
+    data = rows(
+        claim_no=list(range(1000, 1024)),
+        description=TEXTS,
+        canton=["ZH", "BE", "GE"] * 8,
+        amount=[f"CHF {n}'299.50" for n in range(1, 25)],
+    )
     with pytest.raises(DataError, match="may be canton or amount"):
         guess_columns(data)
     assert guess_columns(data, label="amount").task == "number"
