@@ -13,10 +13,11 @@ import importlib
 import inspect
 import json
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -147,7 +148,12 @@ def _field(field: dataclasses.Field[Any]) -> str:
 
 
 def _type(annotation: object) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    if isinstance(annotation, str):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):  # Python 3.10 reads `X | None = None` as Optional[X]
+        parts = (part for part in get_args(annotation) if part is not types.NoneType)
+        return " | ".join([*map(_type, parts), *(["None"] if types.NoneType in get_args(annotation) else [])])
+    return inspect.formatannotation(annotation)
 
 
 def _shown(value: Any) -> str:

@@ -70,10 +70,10 @@ def test_the_native_route_is_taken_whatever_the_environment_says(
     fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "http://127.0.0.1:9/v1")
+    monkeypatch.setitem(sys.modules, "litellm", None)  # an import of it fails, whatever was imported before
     lm = Host.compatible(fake.url, "k").lm("ft:gpt-4.1-mini-2025-04-14:acme::abc12345")
     assert lm("hello") == ["true"]
     assert fake.requests[-1][1]["model"] == "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
-    assert "litellm" not in sys.modules
 
 
 def test_it_is_a_dspy_lm_through_copy_deepcopy_pickle_and_state(
