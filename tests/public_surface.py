@@ -90,11 +90,16 @@ def _describe_module(module: ModuleType, described: dict[str, Any]) -> None:
 
 
 def _describe(value: Any) -> Any:
-    if inspect.isclass(value):
+    if _is_class(value):
         return _describe_class(value)
     if inspect.isfunction(value):
         return _parameters(value)
     return _shown(value)
+
+
+def _is_class(value: object) -> bool:
+    """To Python 3.10 an alias such as `Callable[..., Any]` is a class too."""
+    return inspect.isclass(value) and not isinstance(value, types.GenericAlias)
 
 
 def _describe_class(value: type) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _type(annotation: object) -> str:
 
 
 def _shown(value: Any) -> str:
-    if inspect.isclass(value) or inspect.isroutine(value):
+    if _is_class(value) or inspect.isroutine(value):
         return str(value.__name__)
     # An address says where an object lies in memory, not what it is.
     return re.sub(r"<([\w.]+).* at 0x[0-9a-f]+>", r"<\1>", repr(value))
