@@ -158,7 +158,7 @@ def _type(annotation: object) -> str:
     if get_origin(annotation) in (Union, types.UnionType):  # Python 3.10 reads `X | None = None` as Optional[X]
         parts = (part for part in get_args(annotation) if part is not types.NoneType)
         return " | ".join([*map(_type, parts), *(["None"] if types.NoneType in get_args(annotation) else [])])
-    return inspect.formatannotation(annotation)
+    return inspect.formatannotation(annotation).replace("pathlib._local.", "pathlib.")  # where Python 3.13 keeps Path
 
 
 def _shown(value: Any) -> str:
