@@ -1294,8 +1294,10 @@ def _load_decimal(value: Any, style: NumberFormat, decimal: DecimalMark) -> Deci
     number: Decimal | None = None
     if isinstance(value, str):
         found = _amount(value.translate(_EXCHANGED) if decimal == "," else value)
-        if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or _GROUPED.fullmatch(found[1])):
-            # Digits in threes behind a comma, an apostrophe or a blank are one number in every country's writing.
+        is_grouped = found is not None and _GROUPED.fullmatch(found[1]) is not None and not re.search(r"\s", found[1])
+        if found is not None and len(found[2]) <= 1 and (_PLAIN.fullmatch(found[1]) or is_grouped):
+            # Digits in threes behind a comma or an apostrophe are one number in every country's writing; those behind a
+            # blank may be two.
             number = _decimal(found[0] + re.sub(r"[^\d.eE+-]", "", found[1]))
     elif value is not None:
         with contextlib.suppress(AnswerError):

@@ -22,13 +22,13 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dspy_finetune._files import write_json
 from dspy_finetune.errors import DataError
@@ -64,9 +64,11 @@ def numbers_of(style: NumberStyle, answers: Sequence[str]) -> Wide:
 # Folds.
 
 
-def folds_of(
-    items: Sequence[Sequence[str]], n_folds: int, seed: int
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+Fold: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Training rows and validation rows."""
+
+
+def folds_of(items: Sequence[Sequence[str]], n_folds: int, seed: int) -> list[Fold]:
     """(training rows, validation rows) of each fold; no item stands on both sides of one.
 
     Args:
@@ -76,6 +78,9 @@ def folds_of(
 
     Rows that share an item are kept together. Where that leaves one large cluster (each title in many pairs), items are
     drawn into folds instead: a pair is validated where both of its titles are left out, and trained on where none is.
+    Where so few pairs are validated by it, clusters are kept together however large; in one cluster each row is left
+    out alone, with those that share an item, or, where all do (one reference in every pair), with its equals. Empty
+    where all rows are the same.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(item for row in items for item in row))}
     parent = list(range(len(names)))
@@ -90,29 +95,48 @@ def folds_of(
         for item in row[1:]:
             parent[root(names[item])] = root(names[row[0]])
     clusters = np.array([root(names[row[0]]) for row in items])
-    rows = np.arange(len(items))
-    generator = np.random.default_rng(seed)
     sizes = np.bincount(clusters, minlength=len(names))
-    if sizes.max() <= max(2, 1.5 * len(items) / n_folds):
-        fold_of = np.zeros(len(names), dtype=int)
-        filled = np.zeros(n_folds)
-        order = generator.permutation(np.unique(clusters))
-        for cluster in order[np.argsort(-sizes[order], kind="stable")]:  # large clusters first: folds of like size
-            fold_of[cluster] = int(np.argmin(filled))
-            filled[fold_of[cluster]] += sizes[cluster]
-        own = fold_of[clusters]
-        parts = [(rows[own != fold], rows[own == fold]) for fold in range(n_folds)]
-    else:
+    if sizes.max() > max(2, 1.5 * len(items) / n_folds):
+        generator = np.random.default_rng(seed)
         drawn = generator.permutation(np.arange(len(names)) % n_folds)
         places = [{int(drawn[names[item]]) for item in row} for row in items]
-        parts = [
+        folds = _filled(
             (
-                np.array([row for row in rows if fold not in places[row]], dtype=np.intp),
-                np.array([row for row in rows if places[row] == {fold}], dtype=np.intp),
+                [row for row, its in enumerate(places) if fold not in its],
+                [row for row, its in enumerate(places) if its == {fold}],
             )
             for fold in range(n_folds)
-        ]
-    return [(train, valid) for train, valid in parts if len(train) and len(valid)]
+        )
+        if sum(len(valid) for _, valid in folds) >= n_folds:
+            return folds
+    if sizes.max() < len(items):
+        return _whole_groups(clusters, n_folds, seed)
+    apart = [[row for row, its in enumerate(items) if not set(its) & set(left_out)] for left_out in items]
+    folds = _filled((train, [row]) for row, train in enumerate(apart))
+    if folds:
+        return folds
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(tuple(sorted(row)) for row in items))}
+    return _whole_groups(np.array([numbers[tuple(sorted(row))] for row in items]), n_folds, seed)
+
+
+def _whole_groups(groups: NDArray[np.intp], n_folds: int, seed: int) -> list[Fold]:
+    """Folds of like size, in which no group is on both sides."""
+    generator = np.random.default_rng(seed)
+    sizes = np.bincount(groups)
+    fold_of = np.zeros(len(sizes), dtype=int)
+    filled = np.zeros(n_folds)
+    order = generator.permutation(np.unique(groups))
+    for group in order[np.argsort(-sizes[order], kind="stable")]:  # large groups first: folds of like size
+        fold_of[group] = int(np.argmin(filled))
+        filled[fold_of[group]] += sizes[group]
+    own = fold_of[groups]
+    return _filled((np.flatnonzero(own != fold), np.flatnonzero(own == fold)) for fold in range(n_folds))
+
+
+def _filled(parts: Iterable[tuple[ArrayLike, ArrayLike]]) -> list[Fold]:
+    """Those with rows on both sides."""
+    folds = [(np.asarray(train, dtype=np.intp), np.asarray(valid, dtype=np.intp)) for train, valid in parts]
+    return [(train, valid) for train, valid in folds if len(train) and len(valid)]
 
 
 # The fit.

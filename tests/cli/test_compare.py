@@ -251,4 +251,4 @@ def test_vectors_come_from_the_named_model_in_the_order_of_the_texts(monkeypatch
     assert alike.name == "semantic similarity by vectors-1"
     assert alike(dspy.Example(answer="one"), dspy.Prediction(answer="two")) == pytest.approx(0.5**0.5)
     assert asked == [{"model": "vectors-1", "input": ["one", "two"]}]
-    assert alike.function.embed(["x", "y"]) == [[1.0, 0.0], [1.0, 1.0]]
+    assert alike.function.vectors.embed(["x", "y"]) == [[1.0, 0.0], [1.0, 1.0]]

@@ -98,6 +98,30 @@ def test_equal_rows_are_in_one_fold() -> None:
         assert not {items[row][0] for row in train} & {items[row][0] for row in valid}
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        # Clusters of 5, 3, 2, 1 and 1 pairs: items drawn into five folds often leave no pair to validate.
+        ["ab", "ac", "ad", "be", "cf", "gh", "gi", "hj", "kl", "km", "no", "pq"],
+        ["ab", "bc", "cd", "de", "ef", "fg"],  # one cluster
+        ["ab", "ac", "ad", "ae", "af"],  # one reference in every pair
+    ],
+)
+def test_few_pairs_have_folds_whatever_the_seed(pairs: list[str], seed: int) -> None:
+    items = [list(pair) for pair in pairs]
+    folds = heads.folds_of(items, 5, seed)
+    assert sum(len(valid) for _, valid in folds) >= 5
+    for train, valid in folds:
+        assert len(train)
+        common = {item for row in train for item in items[row]} & {item for row in valid for item in items[row]}
+        assert common <= ({"a"} if pairs[-1] == "af" else set())
+
+
+def test_rows_that_are_all_the_same_have_no_folds() -> None:
+    assert heads.folds_of([["a", "b"]] * 9, 5, 0) == []
+
+
 # Fits
 
 

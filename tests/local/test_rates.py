@@ -119,7 +119,7 @@ def test_the_digest_of_a_base_changes_with_its_weights(tmp_path: Path) -> None:
 def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three steps for each rate, and a cache of the test's own."""
     monkeypatch.setenv("DSPY_FINETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(rates, "sweep_of", lambda *args: Sweep(n_steps=3, n_held_out=4))
+    monkeypatch.setattr(training, "sweep_of", lambda *args: Sweep(n_steps=3, n_held_out=4))
     return tmp_path / "cache" / "rates"
 
 
