@@ -561,7 +561,8 @@ def test_what_is_longer_than_the_context_is_refused_for_embeddings_and_by_a_head
     with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
         client.embeddings.create(model="toy", input=["fine", "word " * 5000])
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
-    done = train(real, chat_rows([f"Title: {i}" for i in range(20)], ["yes", "no"] * 10))
+    # Told apart by letter case, which the base alone reads: a head on the encoder cuts a long text and answers.
+    done = train(real, chat_rows([f"Title: {'FINE' if i % 2 else 'fine'} {i}" for i in range(40)], ["yes", "no"] * 20))
     with pytest.raises(openai.BadRequestError, match="maximum context length is") as caught:
         ask(real, done.fine_tuned_model, "Title: " + "word " * 5000)
     assert caught.value.code == "context_length_exceeded"
