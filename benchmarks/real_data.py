@@ -347,7 +347,7 @@ def stacked(
     return ft.Ensemble(members, voting="stack", output=data.label).fit(held_out)
 
 
-N_PROMPTED = 60
+N_PROMPTED = 200
 """Test rows on which DSPy's prompts are asked, as every other method then is: an answer takes a second."""
 
 
@@ -514,7 +514,7 @@ def main() -> None:
     parser.add_argument("--direct", action="store_true", help="fit in this process, reading each text once")
     parser.add_argument("--features", type=Path, help="with --direct: keep what was read in this file")
     parser.add_argument(
-        "--prompted", type=int, default=0, help="on so many splits also DSPy's prompts, and all on 60 test rows"
+        "--prompted", type=int, default=0, help="on so many splits also DSPy's prompts, and all on 200 test rows"
     )
     parser.add_argument("--decoding", action="store_true", help="prices:N alone: LoRA read as text, median and mean")
     parser.add_argument("--orders", action="store_true", help="upworthy:N alone: LoRA on one order and on both")
