@@ -22,15 +22,17 @@ from dspy_finetune.cli.options import (
     JudgeRubric,
     Judging,
     MetricNames,
+    a_host,
     delimiter_of,
     host_named,
     load_env,
     metrics_named,
+    one_of,
 )
 from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
 from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare
-from dspy_finetune.evaluation.baselines import n_in_training, usual_metric
+from dspy_finetune.evaluation.baselines import ENCODER, n_in_training, usual_metric
 from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, lacks_lm
 from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.hosts import Host
@@ -63,10 +65,12 @@ def compare_command(
         typer.Option(
             "--encoder",
             help="With --train: adds a linear model on this sentence encoder's vectors; the local host has minilm-l6.",
+            autocompletion=one_of(ENCODER),
         ),
     ] = None,
     encoder_host: Annotated[
-        str, typer.Option("--encoder-host", help="Where the encoder answers: as --host of `plan`.")
+        str,
+        typer.Option("--encoder-host", help="Where the encoder answers: as --host of `plan`.", autocompletion=a_host),
     ] = "local",
     lm: Annotated[
         str | None,

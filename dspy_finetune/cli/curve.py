@@ -25,6 +25,7 @@ from dspy_finetune.cli.options import (
     JudgeRubric,
     Judging,
     RootPath,
+    a_metric,
     delimiter_of,
     host_named,
     load_env,
@@ -54,7 +55,8 @@ SweepMethod = Annotated[Literal["sft", "dpo"], typer.Option("--method", help="sf
 MostUsd = Annotated[float | None, typer.Option("--max-usd", min=0.0, help="For all jobs together.")]
 AllowUnknownPrice = Annotated[bool, typer.Option("--allow-unknown-price", help="Start although nobody knows a price.")]
 MetricName = Annotated[
-    str | None, typer.Option("--metric", help="As for `compare`; the usual one for the field without it.")
+    str | None,
+    typer.Option("--metric", help="As for `compare`; the usual one for the field without it.", autocompletion=a_metric),
 ]
 FieldName = Annotated[str | None, typer.Option("--field", help="The output to score; default: the prompt's label.")]
 KeptFolder = Annotated[Path | None, typer.Option("--folder", help="Keep training files and answers here.")]

@@ -17,7 +17,7 @@ import typer
 
 from dspy_finetune._files import atomic_writer, write_json
 from dspy_finetune.cli.app import print_json, remark, say, warn
-from dspy_finetune.cli.options import CellDelimiter, Decimal
+from dspy_finetune.cli.options import CellDelimiter, Decimal, inputs_of
 from dspy_finetune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def init(
     if as_json:
         print_json({"files": [str(path) for path in files], "columns": dataclasses.asdict(columns)})
         return
-    remark(f"{data}: {columns.why}; inputs {', '.join(columns.inputs)}. Now: cd {to} && python finetune.py")
+    remark(f"{data}: {columns.why}; {inputs_of(columns, examples[0].keys())}. Now: cd {to} && python finetune.py")
 
 
 def script(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dspy_finetune.cli.app import count_as_told, out, print_json, remark, say, talk
-from dspy_finetune.cli.options import CellDelimiter, Decimal
+from dspy_finetune.cli.options import CellDelimiter, Decimal, one_of
 from dspy_finetune.export.dialects import DIALECTS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export(
     ] = None,
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
-    dialect: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.")] = "openai",
+    dialect: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.", autocompletion=one_of(*DIALECTS))] = "openai",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out and count them.")] = False,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out lines that equal an earlier one.")] = False,
     split: Annotated[str | None, typer.Option(help="Split of a Hugging Face dataset.")] = None,
@@ -114,10 +114,14 @@ def export(
 def convert(
     path: Annotated[Path, typer.Argument(help="The training file; it is never touched.")],
     copy: Annotated[Path, typer.Argument(metavar="OUT", help="The copy; its manifest goes beside it.")],
-    to: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.")],
+    to: Annotated[str, typer.Option(help=f"{', '.join(DIALECTS)}.", autocompletion=one_of(*DIALECTS))],
     from_: Annotated[
         str | None,
-        typer.Option("--from", help="Refuse lines of another dialect; default: take each as what it is."),
+        typer.Option(
+            "--from",
+            help="Refuse lines of another dialect; default: take each as what it is.",
+            autocompletion=one_of(*DIALECTS),
+        ),
     ] = None,
     base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out and count them.")] = False,
@@ -217,10 +221,19 @@ def renames(pairs: list[str]) -> dict[str, str]:
 
 def check_command(
     file: Annotated[str, typer.Argument(help="The training file; - reads standard input.")],
-    method: Annotated[str | None, typer.Option(help="sft, dpo or rft; read off the rows if left out.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="sft, dpo or rft; read off the rows if left out.", autocompletion=one_of("sft", "dpo", "rft")
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The base model, for its limits and token counts.")] = None,
     host: Annotated[
-        str | None, typer.Option(help=f"Whose limits apply: {', '.join(DIALECTS)}, local; openai without.")
+        str | None,
+        typer.Option(
+            help=f"Whose limits apply: {', '.join(DIALECTS)}, local; openai without.",
+            autocompletion=one_of(*DIALECTS, "local"),
+        ),
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="The validation file: checked as well, and compared.")] = None,
     fix_to: Annotated[

@@ -13,7 +13,7 @@ import typer
 from dspy_finetune._files import read_json
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk, warn
-from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, load_env, one_of
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
@@ -34,14 +34,24 @@ def export_model(
         typer.Argument(help="The tuned model's id, or a saved predictor's file; a base model's name for its weights."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    format: Annotated[str, typer.Option(help="peft, merged, gguf, ollama, hub; head for a linear head.")] = "merged",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="peft, merged, gguf, ollama, hub; head for a linear head.",
+            autocompletion=one_of("peft", "merged", "gguf", "ollama", "hub", "head"),
+        ),
+    ] = "merged",
     precision: Annotated[
         str | None,
         typer.Option(help="f32, f16, bf16; q8_0 for gguf. f16 without it; bf16 for merged where f16 is too narrow."),
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", help="Where the model is: local, or local=ADDRESS; a predictor's own without it."),
+        typer.Option(
+            "--host",
+            help="Where the model is: local, or local=ADDRESS; a predictor's own without it.",
+            autocompletion=one_of("local"),
+        ),
     ] = None,
     root: RootPath = None,
     repo: Annotated[str | None, typer.Option(help="With --format hub: OWNER/NAME; the token is in HF_TOKEN.")] = None,
@@ -115,7 +125,11 @@ def verify(
     served_as: Annotated[str | None, typer.Option("--as", help="What the model is called there.")] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", help="Where the model was trained; a predictor's own host, or local, without."),
+        typer.Option(
+            "--host",
+            help="Where the model was trained; a predictor's own host, or local, without.",
+            autocompletion=one_of("local"),
+        ),
     ] = None,
     root: RootPath = None,
     data: Annotated[

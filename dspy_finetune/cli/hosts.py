@@ -10,7 +10,7 @@ import typer
 
 from dspy_finetune.cli.app import print_json, say, warn
 from dspy_finetune.cli.jobs import duration
-from dspy_finetune.cli.options import AsJson
+from dspy_finetune.cli.options import AsJson, one_of
 from dspy_finetune.errors import UsageError
 from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
 from dspy_finetune.report.blocks import Table, as_text
@@ -26,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 def hosts(
     file: Annotated[Path | None, typer.Argument(help="A training file: who can train it, and for how much.")] = None,
-    method: Annotated[str | None, typer.Option("--method", help="sft or dpo; as the file was exported.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="sft or dpo; as the file was exported.", autocompletion=one_of("sft", "dpo")),
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="One base model for all; each one's cheapest.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import fit, is_a_step, out, print_json, remark, say, talk, warn
-from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, a_host, host_named, load_env
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs import FinetunedModel, Job, JobFacts, JobProgress, attach, list_jobs
@@ -35,7 +35,11 @@ from dspy_finetune.report.blocks import as_text
 
 JobHost = Annotated[
     str | None,
-    typer.Option("--host", help="Where it runs, as for `train`; without it this machine's journal is asked."),
+    typer.Option(
+        "--host",
+        help="Where it runs, as for `train`; without it this machine's journal is asked.",
+        autocompletion=a_host,
+    ),
 ]
 JobId = Annotated[str, typer.Argument(help="The host's id of the job.")]
 

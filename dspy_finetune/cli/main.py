@@ -18,6 +18,8 @@ from typing import TextIO
 from dspy_finetune._progress import Heartbeat
 
 INTERRUPTED = 130
+COMPLETE = "_DSPY_FINETUNE_COMPLETE"
+"""Set by a shell that asks how a line goes on."""
 _DRAWN = {**dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)), "━": "=", "─": "-", "✓": "+"}
 """What progress is drawn with, and what stands for it where the encoding lacks it."""
 
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         # A process of its own: who calls this function with arguments has streams of his own to look after.
         # A server is silent because nobody asks it anything: its log would fill with lines.
-        is_beating = argv is None and arguments[:1] != ["serve"]
+        # A shell that asks for completions has its own line on the screen, which nothing may be drawn into.
+        is_beating = argv is None and arguments[:1] != ["serve"] and COMPLETE not in os.environ
         with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if is_beating else contextlib.nullcontext():
             code = _run(arguments, debug=debug)
         sys.stdout.flush()
@@ -113,7 +116,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except SystemExit as error:
         # The commands never do this: it is how typer ends what a shell asks to complete a line, and where the reader of
         # a pipe has gone.
-        if "_DSPY_FINETUNE_COMPLETE" in os.environ:
+        if COMPLETE in os.environ:
             return int(error.code or 0)
         raise BrokenPipeError from error
     except wrong_usage as error:

@@ -11,7 +11,7 @@ from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, remark, talk, warn
 from dspy_finetune.cli.jobs import follow_job, tell_model
-from dspy_finetune.cli.options import AsJson, CellDelimiter, EnvPath, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, CellDelimiter, EnvPath, RootPath, a_host, host_named, load_env
 from dspy_finetune.cli.train import (
     AllowUnknownModel,
     BatchSize,
@@ -49,9 +49,14 @@ def register(app: typer.Typer) -> None:
 
 def migrate(
     model: Annotated[str, typer.Argument(help="The tuned model's id, its job's id, or a saved predictor's file.")],
-    to: Annotated[str, typer.Option("--to", help="Where to train it again: as --host of `train`.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Where to train it again: as --host of `train`.", autocompletion=a_host)
+    ],
     origin: Annotated[
-        str | None, typer.Option("--from", help="Where it is now; without it this machine's journal is asked.")
+        str | None,
+        typer.Option(
+            "--from", help="Where it is now; without it this machine's journal is asked.", autocompletion=a_host
+        ),
     ] = None,
     root: RootPath = None,
     base_model: Annotated[

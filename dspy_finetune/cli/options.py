@@ -16,10 +16,10 @@ from __future__ import annotations
 import inspect
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,11 +31,27 @@ from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import NAMED_HOSTS, OWN_APIS
 
+if TYPE_CHECKING:
+    from dspy_finetune.data.fields import Columns
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """What the shell offers for an option that takes one of these, or something that nobody can list.
+
+    >>> one_of("full", "small")("s")
+    ['small']
+    """
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+a_host = one_of(*NAMED_HOSTS)
+"""What the shell offers for a host."""
 HostText = Annotated[
     str,
     typer.Option(
         "--host",
         help=f"{', '.join(NAMED_HOSTS)}, an address, or NAME=ADDRESS (key in NAME_API_KEY).",
+        autocompletion=a_host,
     ),
 ]
 RootPath = Annotated[Path | None, typer.Option("--root", help="With --host local: the folder of its jobs and models.")]
@@ -73,7 +89,12 @@ PLAIN = tuple(
 
 _KNOWN = f"{', '.join(PLAIN)}, within=20%,40 (a share, a distance, or both), {', '.join((*JUDGED, *EMBEDDED))}"
 
-MetricNames = Annotated[list[str] | None, typer.Option("--metric", help=f"Repeat it; the first decides. {_KNOWN}.")]
+a_metric = one_of(*PLAIN, "within=", *JUDGED, *EMBEDDED)
+"""What the shell offers for a metric."""
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help=f"Repeat it; the first decides. {_KNOWN}.", autocompletion=a_metric),
+]
 JudgeModel = Annotated[
     str | None, typer.Option("--judge", help="The model that judges, for rubric_score and rubric_preference.")
 ]
@@ -83,7 +104,23 @@ JudgeRubric = Annotated[
 Embedder = Annotated[
     str | None, typer.Option("--embedder", help="The model that gives vectors, for semantic_similarity.")
 ]
-JudgeHost = Annotated[str, typer.Option("--judge-host", help="Where judge and embedder answer: as --host of `plan`.")]
+JudgeHost = Annotated[
+    str,
+    typer.Option("--judge-host", help="Where judge and embedder answer: as --host of `plan`.", autocompletion=a_host),
+]
+
+
+def inputs_of(columns: Columns, names: Iterable[str]) -> str:
+    """Which columns are read, and which are not, as a remark says it.
+
+    >>> from dspy_finetune.data.fields import Columns
+    >>> found = Columns(task="binary", inputs=("text",), label="liked", labels=(True, False), why="")
+    >>> inputs_of(found, ["id", "text", "liked", "place"])
+    'inputs text; not read: id, place (--text names the inputs)'
+    """
+    told = f"inputs {', '.join(columns.inputs)}"
+    others = [name for name in names if name not in (*columns.inputs, columns.label)]
+    return f"{told}; not read: {', '.join(others)} (--text names the inputs)" if others else told
 
 
 def load_env(path: Path | None = None) -> None:

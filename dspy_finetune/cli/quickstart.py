@@ -11,6 +11,7 @@ import typer
 
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, say
+from dspy_finetune.cli.options import one_of
 from dspy_finetune.cli.run import new_folder
 
 
@@ -20,7 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def quickstart(
-    size: Annotated[str, typer.Option(help="full, or small: fewer titles and steps on the same path.")] = "full",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="full, or small: fewer titles and steps on the same path.", autocompletion=one_of("full", "small")
+        ),
+    ] = "full",
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where files, predictors and the report go; a new folder in runs/.")
     ] = None,

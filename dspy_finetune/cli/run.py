@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 from dspy_finetune._files import file_error, read_json, try_lock, write_json
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
-from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText, host_named
+from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText, host_named, inputs_of
 from dspy_finetune.errors import DataError, FinetuneError, UsageError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def run(
         if as_json:
             told = {"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]}
             print_json(told)
-        remark(f"{columns.why}; inputs {', '.join(columns.inputs)}")
+        remark(f"{columns.why}; {inputs_of(columns, examples[0].keys())}")
         code = follow(steps, folder, is_named=to is not None)
     if not as_json:
         print(f"\nEverything is in {folder}; the report: {folder / 'report.html'}")
@@ -180,6 +181,7 @@ def follow(steps: Sequence[Step], folder: Path, *, is_named: bool) -> int:
             except FinetuneError:
                 warn([stopped])
                 raise
+            sys.stdout.flush()  # in a log its results stand before the next step's heading, which goes to stderr
             if code == INTERRUPTED:  # typer makes this code of Ctrl-C
                 warn([stopped])
                 raise typer.Exit(code)

@@ -18,7 +18,7 @@ from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, remark, talk, warn
 from dspy_finetune.cli.jobs import duration, follow_job, tell_model
-from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env
+from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env, one_of
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import TrainingFile
 from dspy_finetune.export.cost import InferenceCost, evaluation_cost
@@ -27,6 +27,7 @@ from dspy_finetune.hosts.host import host_option
 from dspy_finetune.jobs import FinetunedModel, Job, Plan
 from dspy_finetune.jobs import plan as make_plan
 from dspy_finetune.jobs.records import catalog_name
+from dspy_finetune.tasks import RECIPES
 
 if TYPE_CHECKING:
     from dspy_finetune.prompts import PromptFormat
@@ -35,7 +36,12 @@ TrainPath = Annotated[Path, typer.Argument(help="The JSONL file to train on, as 
 ValidationPath = Annotated[Path | None, typer.Option("--validation", help="Rows to measure on while training.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="Base or tuned model; the host's usual one without.")]
 MethodName = Annotated[
-    str | None, typer.Option("--method", help="sft or dpo; without it as the file was exported, or as its rows are.")
+    str | None,
+    typer.Option(
+        "--method",
+        help="sft or dpo; without it as the file was exported, or as its rows are.",
+        autocompletion=one_of("sft", "dpo"),
+    ),
 ]
 Epochs = Annotated[str | None, typer.Option("--epochs", help="1 to 50, or auto.")]
 BatchSize = Annotated[str | None, typer.Option("--batch-size", help="1 to 256, or auto.")]
@@ -47,7 +53,11 @@ LoraRank = Annotated[str | None, typer.Option("--lora-rank", help="Of the adapte
 Full = Annotated[bool, typer.Option("--full", help="All weights and no adapter, on nebius and together.")]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="On the local host: auto (looks at the rows), head, lora, head+lora."),
+    typer.Option(
+        "--recipe",
+        help="On the local host: auto (looks at the rows), head, lora, head+lora.",
+        autocompletion=one_of(*RECIPES),
+    ),
 ]
 Beta = Annotated[str | None, typer.Option("--beta", help="With dpo: above 0, up to 2, or auto.")]
 Suffix = Annotated[str | None, typer.Option("--suffix", help="A part of the new model's name.")]

@@ -55,6 +55,34 @@ def test_every_command_and_option_has_help(name: str, capsys: pytest.CaptureFixt
     assert f"dspy-finetune {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("ru", ["run"]),
+        ("quickstart --size ", ["full", "small"]),
+        ("train train.jsonl --host t", ["together"]),
+        ("jobs follow ftjob-1 --host lo", ["local"]),
+        ("compare test.jsonl --metric exact", ["exact_match"]),
+        ("convert a b --to tog", ["together"]),
+        ("export-model m --format g", ["gguf"]),
+        ("train train.jsonl --recipe head", ["head", "head+lora"]),
+    ],
+)
+def test_the_shell_is_offered_what_an_option_takes_and_nothing_is_drawn_into_its_line(
+    line: str, offered: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"dspy-finetune {line}"
+    monkeypatch.setattr("sys.argv", ["dspy-finetune"])
+    monkeypatch.setattr("dspy_finetune.cli.main.Heartbeat", lambda label: pytest.fail("a line of its own"))
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    monkeypatch.setenv("_DSPY_FINETUNE_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split() == offered
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example_that_the_command_line_takes(name: str) -> None:
     found = re.search(r"^Example: dspy-finetune (.*)$", COMMANDS[name].help, flags=re.MULTILINE)

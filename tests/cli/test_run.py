@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import typer
 
 from dspy_finetune.cli.app import build_app, telling_once
 from dspy_finetune.cli.main import main
-from dspy_finetune.cli.run import Step, invoke
+from dspy_finetune.cli.run import Step, follow, invoke
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "titles": [{"headline": f"About thing number {n}", "liked": "yes" if n % 2 else "no"} for n in range(60)],
@@ -291,3 +293,30 @@ def test_a_head_is_asked_for_where_an_adapter_would_learn_many_labels(
     assert "--recipe head" in capsys.readouterr().out
     assert run("run", str(path), "--dry-run", "--out", str(tmp_path / "out"), "--host", "openai") == 0
     assert "--recipe" not in capsys.readouterr().out
+
+
+def test_in_a_log_the_results_of_a_step_stand_before_the_next_heading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both streams in one file: stdout waits in its buffer there, stderr does not."""
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(log, write_through=True))
+    monkeypatch.setattr("dspy_finetune.cli.run.invoke", lambda command, step: print(f"did {step.title}") or 0)
+    follow([Step(title=title, arguments=("doctor",)) for title in ("one", "two")], tmp_path, is_named=True)
+    lines = [line for line in log.getvalue().decode().splitlines() if line and line[0] != "$"]
+    assert lines == ["1/2 one", "did one", "2/2 two", "did two"]
+
+
+def test_columns_that_nobody_reads_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*rows: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dspy_finetune.evaluation.advise", end)
+    lines = [f"{n},Some words about {n},{'mail' if n % 2 else 'chat'},{'yes' if n % 3 else 'no'}" for n in range(60)]
+    Path("rows.csv").write_text("\n".join(["Ticket ID,Message,Channel,liked", *lines]), encoding="utf-8")
+    assert run("run", "rows.csv") == 130
+    assert "inputs Message; not read: Ticket ID, Channel (--text names the inputs)" in capsys.readouterr().err
