@@ -8,6 +8,7 @@ Not covered: the fit (local/heads.py), and rows that a check would refuse.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -113,6 +114,24 @@ def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, 
     if given[0] == given[1] or sorted(given) != sorted(names):
         return None
     return given.index(names[0]), given.index(names[1])
+
+
+def compared_pair(fields: Sequence[str], labels: Sequence[str]) -> tuple[str, str] | None:
+    """The two of these fields that two labels name, the first label's first; None where not one pair is named.
+
+    They stand one after the other: a field between them may be a part of the first.
+
+    >>> compared_pair(["Question", "B", "A"], ["A", "B"]), compared_pair(["title_a", "title_b"], ["b", "a"])
+    (('A', 'B'), ('title_b', 'title_a'))
+    >>> compared_pair(["A", "Note", "B"], ["A", "B"]), compared_pair(["a", "b", "text_a", "text_b"], ["A", "B"])
+    (None, None)
+    """
+    pairs = itertools.combinations(fields, 2)
+    found = [(pair, order) for pair in pairs if (order := compared_fields(pair, labels)) is not None]
+    if len(found) != 1 or found[0][0] not in itertools.pairwise(fields):
+        return None
+    (one, other), order = found[0]
+    return (one, other) if order == (0, 1) else (other, one)
 
 
 def are_sides(fields: Sequence[str]) -> bool:

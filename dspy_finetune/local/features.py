@@ -35,7 +35,7 @@ from dspy_finetune.local.words import Words
 from dspy_finetune.tasks import (
     MAX_LABELS,
     Messages,
-    compared_fields,
+    compared_pair,
     is_encoder,
     message_text,
     rows_of,
@@ -111,12 +111,13 @@ class Shape:
             return [self.whole_span(row)] * len(self.fields)
         # A message that ends earlier has the same tokens up to where it ends: no offsets of the tokenizer are needed.
         spans = []
+        last = len(row) - common_length(self.suffix[::-1], row[::-1])  # the template's last words are no field's
         for name, (begin, stop) in zip(self.fields, places, strict=True):
             start, end = (
-                common_length(row, encode_prompt(tokenizer, with_asked(messages, text[:place])))
+                min(last, common_length(row, encode_prompt(tokenizer, with_asked(messages, text[:place]))))
                 for place in (begin + len(name) + 1, stop)
             )
-            spans.append(_cut((start, end) if start < end else (max(0, end - 1), end)))
+            spans.append(_cut((start, end) if start < end else (max(0, end - 1), max(1, end))))
         return spans
 
     def texts(self, messages: Messages) -> list[str]:
@@ -139,7 +140,7 @@ class View:
     compared: tuple[str, ...] = ()
     """For "difference" the two fields' names: the one that the first label names, then the other."""
     written: tuple[str, ...] = ()
-    """For "difference" the two names in their order in the message."""
+    """For "difference" all names in their order in the message: the two, and those that both are read with."""
     words: Words | None = None
     """The words of the training rows, where they are features too."""
 
@@ -160,29 +161,42 @@ class View:
         flat = [single for messages in prompts for single in self.singles(messages) or []] if self.compared else prompts
         return replace(self, words=Words.of([self.text(messages) for messages in flat]))
 
+    @property
+    def context(self) -> tuple[str, ...]:
+        """For "difference" the names of the fields that belong to neither of the two: the question of two answers."""
+        return tuple(name for name in self.written if name not in self.compared)
+
     def text(self, messages: Messages) -> str:
         """What the words are read from: all fields' texts."""
+        return "\n".join(self.texts(messages))
+
+    def texts(self, messages: Messages) -> list[str]:
+        """The fields' texts; of one side of a pair that side alone."""
         texts = self.shape.texts(messages)
-        return "\n".join(texts if self.shape.is_named(messages) else texts[:1])
+        if not self.shape.is_named(messages):
+            return texts[:1]
+        return texts[len(self.context) :]
 
     def singles(self, messages: Messages) -> list[Messages] | None:
         """The prompts in which each of two fields stands alone, the first label's first; None where they are not there.
 
-        Each is read in the first one's place: what is read behind another text depends on that text.
+        Each is read in the first one's place, behind what both are read with: what is read behind another text depends
+        on that text.
         """
         values = field_values(asked(messages), self.written)
         if not values:
             return None
-        return [with_asked(messages, f"{self.written[0]}: {values[name]}") for name in self.compared]
+        place = next(name for name in self.written if name in self.compared)
+        before = "".join(f"{name}: {values[name]}\n" for name in self.context)
+        return [with_asked(messages, f"{before}{place}: {values[name]}") for name in self.compared]
 
 
 def views_of(tokenizer: Any, prompts: Sequence[Messages], labels: Sequence[str]) -> list[View]:
     """The ways to read a training file's prompts; which is best is for cross-validation to say."""
     fields = shared_fields(prompts)
-    order = compared_fields(fields, labels)
-    if order is not None:
-        by_label = sorted(range(2), key=lambda place: order[place])
-        names = View(mode="difference", shape=Shape(), compared=tuple(fields[i] for i in by_label), written=fields)
+    compared = compared_pair(fields, labels)
+    if compared is not None:
+        names = View(mode="difference", shape=Shape(), compared=compared, written=fields)
         singles = [single for messages in prompts for single in names.singles(messages) or []]
         return [replace(names, shape=Shape.of(tokenizer, singles))]
     shape = Shape.of(tokenizer, prompts)
@@ -339,8 +353,13 @@ class Reader:
         spans: list[list[Span]] = []
         for messages in prompts:
             row = encode_prompt(tokenizer, messages)
-            is_whole = view.mode == "whole"
-            span = [view.shape.whole_span(row)] if is_whole else view.shape.field_spans(tokenizer, messages, row)
+            is_one = view.mode == "whole"
+            if is_one and not view.context:
+                span = [view.shape.whole_span(row)]
+            else:
+                span = view.shape.field_spans(tokenizer, messages, row)[len(view.context) :]
+            if is_one:  # one side of a pair: what both are read with is no part of the average
+                span = [_cut((span[0][0], span[-1][1]))]
             end = max(stop for _, stop in span)
             key = (*row[:end], *span)
             if key not in keys:
@@ -356,12 +375,10 @@ class Reader:
     def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
         assert self.encoder
         tokenizer, model = self.encoder
-        texts = [view.shape.texts(messages) for messages in prompts]
         if view.mode == "whole":
-            texts = [
-                [" ".join(parts)] if view.shape.is_named(messages) else parts[:1]
-                for parts, messages in zip(texts, prompts, strict=True)
-            ]
+            texts = [[" ".join(view.texts(messages))] for messages in prompts]
+        else:
+            texts = [view.shape.texts(messages) for messages in prompts]
         distinct = {text: number for number, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
         vectors = sentence_vectors(model, tokenizer, list(distinct))
         is_cut = [len(ids) >= MAX_ENCODER_TOKENS for ids in encoded(tokenizer, list(distinct))]
@@ -629,7 +646,7 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
     other = spec.model_folder if alone else spec.encoder_folder
     fields = shared_fields(prompts)
     n_fields = max(1, len(fields))
-    is_pair = compared_fields(fields, task_of_answers(answers, MAX_LABELS).labels) is not None
+    is_pair = compared_pair(fields, task_of_answers(answers, MAX_LABELS).labels) is not None
     rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[0] for _ in prompts]
     shared = common_length(min(rows), max(rows))
     words = Words.of([asked(messages) for messages in prompts])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import re
@@ -60,6 +61,7 @@ def test_a_field_may_have_several_lines(toy_model: Path) -> None:
         spans = shape.field_spans(tokenizer, messages, row)
         read = [tokenizer.decode(row[start:end]).strip() for start, end in spans]
         assert read[:2] == list(told.values())[:2]
+        assert read[2] in (told["Tags"], ":")  # none of the template's last words; of an empty field its name's end
         assert shape.texts(messages) == list(told.values())
     for text in ("Body: y\nTitle: x\nTags: b", "Title: x\nTags: b", "Say:\nTitle: x\nBody: y\nTags: b"):
         assert not shape.is_named([{"role": "user", "content": text}])
@@ -595,3 +597,40 @@ def test_a_head_on_the_encoder_alone_says_what_it_did_not_read(toy_model: Path) 
     assert features_of.fit_rows(spec, reader, prompts, ["yes", "no"] * 12, emit=told.append) is not None
     cut = "3 of 24 rows have a text of more than 256 tokens, of which the sentence encoder reads the first 256"
     assert cut in [event.get("message") for event in told]
+
+
+def test_two_answers_to_one_question_are_compared_and_the_question_is_read_before_each(toy_model: Path) -> None:
+    """Three fields, two of which the labels name: no place is preferred, and the question is in no average."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(toy_model, dtype="float32")
+    tokenizer = models.load_tokenizer(toy_model)
+    reader = features_of.Reader(base=(tokenizer, model))
+
+    def prompt(question: str, first: str, second: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Question: {question}\nA: {first}\nB: {second}"}]
+
+    answers = ["A" if n % 4 < 2 else "B" for n in range(24)]
+    texts = [(f"true {n}", f"reader {n}")[:: 1 if answer == "A" else -1] for n, answer in enumerate(answers)]
+    prompts = [prompt(("why?", "when, of all?")[n % 2], *pair) for n, pair in enumerate(texts)]
+    (view,) = features_of.views_of(tokenizer, prompts, ("A", "B"))
+    assert (view.mode, view.compared, view.context) == ("difference", ("A", "B"), ("Question",))
+    singles = view.singles(prompts[1])
+    assert singles is not None
+    assert [one[0]["content"] for one in singles] == [f"Question: when, of all?\nA: {text}" for text in texts[1]]
+    rows, spans, _ = reader.tokens(singles, dataclasses.replace(view, mode="whole"))
+    told = [tokenizer.decode(row[start:end]).strip() for row, ((start, end),) in zip(rows, spans, strict=True)]
+    assert told == list(texts[1])
+    assert view.text(singles[0]) == texts[1][0]
+    spec: Any = SimpleNamespace(base="toy", seed=0, device="cpu")
+    fitted = features_of.fit_rows(spec, reader, prompts, answers, emit=lambda told: None)
+    assert fitted is not None
+    head, view, _ = fitted
+    pair = [prompt("why?", "true 90", "reader 91"), prompt("why?", "reader 91", "true 90")]
+    shares = np.exp(head.log_probabilities(reader.read(pair, view)))
+    assert shares[0, 0] > 0.6
+    assert shares[1, ::-1] == pytest.approx(shares[0], abs=1e-5)
+    assert reader.fits(pair[0], view)
+    assert not reader.fits([{"role": "user", "content": "A: true\nB: reader"}], view)
+    assert features_of.View.from_dict(view.to_dict()) == view
+    # A line between the two may belong to the first: it is no question that both answer.
+    noted = [[{"role": "user", "content": f"A: x {n}\nNote: y {n}\nB: z {n}"}] for n in range(4)]
+    assert [one.mode for one in features_of.views_of(tokenizer, noted, ("A", "B"))] == ["whole", "fields"]
