@@ -28,7 +28,7 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.errors import DataError, RowError, UsageError
-from dspy_finetune.tasks import MAX_CHOICES, MAX_LABEL_CHARS, MAX_LABELS, compared_fields, is_closed_set
+from dspy_finetune.tasks import MAX_CHOICES, MAX_LABEL_CHARS, MAX_LABELS, compared_fields, compared_pair, is_closed_set
 from dspy_finetune.values import (
     FALSE_WORDS,
     TIE_WORDS,
@@ -322,6 +322,8 @@ _ID_NAMES = re.compile(
     r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)|_(no|nr|ref)$", re.I
 )
 _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
+_CONTEXT_NAMES = re.compile(r"^(user_)?(question|prompt|query|instructions?|context|request|task)s?$", re.IGNORECASE)
+"""What two answers are preferred for."""
 MIN_EACH = 5
 """So many rows of each label, on average, make more than MAX_CHOICES different answers labels."""
 _FLAG_NAMES = re.compile(r"^(is|has|was|should|can)_", re.IGNORECASE)
@@ -343,9 +345,19 @@ class Columns:
     """One line: how this was told."""
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """Of a pairs task the two inputs of which one is preferred; else none.
+
+        >>> Columns(task="pairs", inputs=("question", "a", "b"), label="best", labels=("A", "B"), why="").sides
+        ('a', 'b')
+        """
+        labels = [str(label) for label in self.labels]
+        return tuple(compared_pair(self.inputs, labels) or ()) if self.task == "pairs" else ()
+
+    @property
     def is_a_or_b(self) -> bool:
         """Whether this is a pair whose fields end in _a and _b, and whose label says A or B."""
-        ends = [field_name(name)[-2:] for name in self.inputs]
+        ends = [field_name(name)[-2:] for name in self.inputs if name in self.sides]
         labels = {str(label).strip().casefold() for label in self.labels}
         return self.task == "pairs" and ends == ["_a", "_b"] and labels == {"a", "b"}
 
@@ -512,8 +524,6 @@ def _pair(values: Mapping[str, list[Any]], label: str | None, inputs: Sequence[s
     """Of pair rows the two sides and the field that says which is the better one, by its name or by its text."""
     given = tuple(inputs) if inputs is not None else tuple(name for name in values if not _ID_NAMES.search(name))
     labels = [label] if label is not None else [name for name in given or values if _PREFERENCE.search(name)]
-    if inputs is not None and len(inputs) != 2:
-        return None
     for chosen in labels or list(values):
         answers = _distinct(values[chosen])
         decided = [value for value in answers if fold(str(value)) not in TIE_WORDS]
@@ -528,7 +538,14 @@ def _pair(values: Mapping[str, list[Any]], label: str | None, inputs: Sequence[s
             elif compared_fields(sides, [str(value) for value in decided]) is None:
                 continue
             why = f"{sides[0]} and {sides[1]} are two sides, and {chosen} {told}{ties}"
-            return Columns(task="pairs", inputs=sides, label=chosen, labels=labelled, why=why)
+            # What both answer is read with them; what else stands beside them (a site, a reader) is not asked about.
+            shared = [name for name in given if name not in (chosen, *sides)]
+            if inputs is None:
+                shared = [name for name in shared if _CONTEXT_NAMES.search(name) and _mean_words(values[name]) >= 2]
+            read = (*shared, *sides)
+            if compared_pair(read, [str(label) for label in labelled]) is None:
+                continue
+            return Columns(task="pairs", inputs=read, label=chosen, labels=labelled, why=why)
     return None
 
 

@@ -289,7 +289,8 @@ def decided_pairs(rows: Sequence[dspy.Example], columns: Columns) -> list[dspy.E
         RowsError: Answers that are neither a side, nor its text, nor a tie; each is listed.
     """
     texts = [str(label) for label in columns.labels]
-    order = compared_fields(columns.inputs, texts)
+    named = columns.sides
+    order = compared_fields(named, texts)
     if order is None:
         return list(rows)
     sides = {fold(text) for text in texts}
@@ -302,7 +303,7 @@ def decided_pairs(rows: Sequence[dspy.Example], columns: Columns) -> list[dspy.E
         if fold(str(value)) in sides:
             kept.append(row)
             continue
-        same = [place for place, name in zip(order, columns.inputs, strict=True) if str(row.get(name)) == str(value)]
+        same = [place for place, name in zip(order, named, strict=True) if str(row.get(name)) == str(value)]
         if len(same) == 1:
             kept.append(row.copy(**{columns.label: columns.labels[same[0]]}))
         elif not same:

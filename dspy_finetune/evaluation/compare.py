@@ -53,7 +53,7 @@ from dspy_finetune.evaluation.collect import (
     with_parse_failures,
 )
 from dspy_finetune.evaluation.comparison_report import ComparisonReport
-from dspy_finetune.evaluation.metrics import AnyMetric, Metric, SetMetric, positive_label
+from dspy_finetune.evaluation.metrics import AnyMetric, Metric, OwnLabel, SetMetric, positive_label
 from dspy_finetune.evaluation.scoring import (
     Comparison,
     Difference,
@@ -458,7 +458,8 @@ def _positive(metrics: Sequence[AnyMetric], rows: Sequence[Any]) -> Any:
     field = known[0].field if known else None
     if field is None or any(field not in row for row in rows):
         return None
-    named = next((one.positive for one in known if one.reads == "probability"), None)
+    read = [one.positive for one in known if one.reads == "probability"]
+    named = next((positive for positive in read if positive is not OwnLabel.OWN), None)
     labels = [row[field] for row in rows]
     try:
         positive = positive_label(labels, named)

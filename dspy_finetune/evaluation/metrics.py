@@ -26,6 +26,7 @@ intervals (statistics.py).
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import json
 import math
@@ -33,7 +34,7 @@ import re
 import string
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -143,11 +144,23 @@ def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
     if positive is not None:
         return positive
     seen = {label_text(value) for value in expected}
-    if seen <= {"true", "false"}:
+    usual = _usual_positive(seen)
+    if usual is None:
+        shown = ", ".join(map(repr, sorted(seen)[:10]))
+        raise UsageError(f"which label is the positive one? Name it with positive=...; found {shown}")
+    return usual
+
+
+def _usual_positive(seen: Collection[str]) -> Any:
+    if set(seen) <= {"true", "false"}:
         return True
-    if seen <= {"a", "b"}:
-        return "A"
-    raise UsageError(f"which label is the positive one? Name it with positive=...; the labels are {sorted(seen)[:10]}")
+    return "A" if set(seen) <= {"a", "b"} else None
+
+
+class OwnLabel(enum.Enum):
+    """In the place of a positive label: each item's own, where no other one's probability is needed."""
+
+    OWN = "own"
 
 
 Reads: TypeAlias = Literal["answer", "label", "number", "probability", "item"]
@@ -225,7 +238,12 @@ class Metric:
         if self.reads == "item":
             return example
         expected = read_label(example, self.field, self.name, is_number=self.reads == "number")
-        return expected if self.reads != "probability" else (expected, positive_label([expected], self.positive))
+        if self.reads != "probability":
+            return expected
+        if self.positive is OwnLabel.OWN:
+            usual = _usual_positive([label_text(expected)])
+            return expected, expected if usual is None else usual
+        return expected, positive_label([expected], self.positive)
 
     def __call__(self, example: Any, prediction: Any, trace: object = None) -> float:
         """The score of one item."""
@@ -527,9 +545,11 @@ def brier(field: str, *, positive: Any = None) -> Metric:
 def log_loss(field: str, *, positive: Any = None) -> Metric:
     """Mean -ln(probability given to the truth), 0 to 34.5; lower is better, 0.693 is a coin's.
 
-    Answers without a probability are left out and counted. `positive`: default True, or A for pairs.
+    Answers without a probability are left out and counted. `positive`: for labels beside True and False, A and B, how
+    well one of them is told from all others; without it the truth may be any label.
     """
-    return _probability_loss("log loss", field, surprise, positive, (0.0, None))
+    chosen = OwnLabel.OWN if positive is None else positive
+    return _probability_loss("log loss", field, surprise, chosen, (0.0, None))
 
 
 def _probability_loss(

@@ -23,6 +23,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"title_a": f"About thing {n}", "title_b": f"On matter {n}", "preferred": "A" if n % 3 else "B"}
         for n in range(60)
     ],
+    "two answers": [
+        {"question": f"What is {n}?", "answer_a": f"It is {n}", "answer_b": f"A thing {n}", "best": "AB"[n % 2]}
+        for n in range(60)
+    ],
     "classes": [{"text": f"Some words about {n}", "label": ["spam", "ham", "eggs"][n % 3]} for n in range(60)],
     "lines": [
         {"Text left": f"Thing {n}", "Text right": f"No {n}", "class": ["left", "right"][n % 2]} for n in range(60)
@@ -50,6 +54,7 @@ def written(folder: Path, name: str) -> Path:
         ("titles", "headline -> liked: bool"),
         ("prices", "name -> price: float"),
         ("pairs", "title_a, title_b -> preferred: Literal['A', 'B']"),
+        ("two answers", "question, answer_a, answer_b -> best: Literal['A', 'B']"),
         ("classes", "text -> label: Literal['eggs', 'ham', 'spam']"),
         ("lines", "Text_left, Text_right -> class_: Literal['left', 'right']"),
         ("spaces", "Film_Title -> Major_Genre: Literal['Drama', 'Epic']"),

@@ -97,6 +97,25 @@ def test_two_sides_are_known_by_the_names_that_people_give_them(
     assert guess_columns(rows(question=TEXTS, answer=TEXTS[::-1], winner=answers * 12)).task != "pairs"
 
 
+def test_the_question_of_two_answers_is_read_with_them() -> None:
+    """It was left out, so that a model had to prefer one of two answers to it knew not what."""
+    table = rows(
+        question=TEXTS,
+        answer_a=TEXTS[::-1],
+        answer_b=TEXTS[3:] + TEXTS[:3],
+        better=["A", "B", "tie"] * 8,
+        site=["x"] * 24,
+    )
+    found = guess_columns(table)
+    assert (found.task, found.inputs) == ("pairs", ("question", "answer_a", "answer_b"))
+    assert found.sides == ("answer_a", "answer_b")
+    assert found.is_a_or_b
+    assert [row.better for row in decided_pairs(table, found)] == ["A", "B"] * 8
+    named = guess_columns(table, label="better", inputs=["answer_a", "answer_b", "site"])
+    assert named.inputs == ("site", "answer_a", "answer_b")
+    assert guess_columns(table, label="better", inputs=["answer_a", "answer_b"]).inputs == ("answer_a", "answer_b")
+
+
 def test_the_one_column_of_numbers_beside_texts_is_the_label() -> None:
     assert guess_columns(rows(word=TEXTS, concreteness=[n / 7 for n in range(24)])).label == "concreteness"
 

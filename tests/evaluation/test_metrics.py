@@ -178,6 +178,29 @@ def test_a_whole_number_and_a_member_of_an_enum_are_their_values():
     assert metrics.f1("stars", average="macro")([example(stars=3.0)], [dspy.Prediction(stars=3)]) == 1.0
 
 
+def test_log_loss_of_many_labels_needs_no_positive_one():
+    """-ln of what each answer gave to its item's label, as scikit-learn has it."""
+    names, rng = ["high", "low", "middle"], random.Random(4)
+    truth = [rng.choice(names) for _ in range(40)]
+    given = [[rng.random() for _ in names] for _ in truth]
+    given = [[one / sum(row) for one in row] for row in given]
+    answers = [
+        dspy.Prediction(
+            y=max(names, key=dict(zip(names, row, strict=True)).get), probabilities=dict(zip(names, row, strict=True))
+        )
+        for row in given
+    ]
+    rows = [example(y=one) for one in truth]
+    loss = metrics.log_loss("y")
+    loss.check(rows)
+    mean = sum(loss(row, answer) for row, answer in zip(rows, answers, strict=True)) / len(rows)
+    assert mean == pytest.approx(reference.log_loss(truth, given, labels=names))
+    with pytest.raises(UsageError, match="which label is the positive one"):
+        metrics.brier("y").check(rows)
+    one = metrics.log_loss("y", positive="low")
+    assert one(rows[0], answers[0]) == pytest.approx(-math.log(given[0][1] if truth[0] == "low" else 1 - given[0][1]))
+
+
 @pytest.mark.parametrize("share", [math.nan, math.inf, 1.5, -0.1, "high", None])
 def test_what_is_no_probability_is_unreadable(share):
     for made in (metrics.brier, metrics.log_loss):
