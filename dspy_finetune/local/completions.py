@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from dspy_finetune.errors import FinetuneError, UsageError
 from dspy_finetune.local.sampling import CALL_CLOSES, CALL_OPENS, check_grammar, json_grammar, tool_grammar
-from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, Seed
+from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, OneFault, Seed, at_most
 from dspy_finetune.local.store import new_id
 
 DEFAULT_MAX_TOKENS = 512
@@ -71,12 +71,15 @@ class RefusalPart(Body):
     refusal: str
 
 
-Parts = Annotated[list[Annotated[TextPart, BeforeValidator(text_alone("text", "refusal"))]], Field(min_length=1)]
+Parts = Annotated[
+    list[Annotated[TextPart, BeforeValidator(text_alone("text", "refusal"))]], Field(min_length=1), OneFault()
+]
 AnyParts = Annotated[
     list[
         Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(text_alone("text", "refusal"))]
     ],
     Field(min_length=1),
+    OneFault(),
 ]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -119,7 +122,7 @@ class AssistantMessage(Body):
     content: str | AnyParts | None = None
     refusal: str | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], OneFault()] | None = None
     function_call: Annotated[Any, only(None)] = None
     audio: Annotated[Any, only(None)] = None
     annotations: list[Any] | None = None
@@ -222,7 +225,7 @@ class ChatRequest(Body):
     """The body of POST /chat/completions."""
 
     model: ModelName
-    messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    messages: Annotated[list[AnyMessage], Field(min_length=1), OneFault()]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -232,7 +235,7 @@ class ChatRequest(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024), at_most(1024)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     response_format: ResponseFormat | None = None

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from dspy_finetune.errors import FinetuneError
-from dspy_finetune.local.chat import encode_prompt, end_of_turn
+from dspy_finetune.local.chat import encode_prompt, end_of_turn, most_characters
 from dspy_finetune.local.features import Reader, View, batches_of
 from dspy_finetune.local.forward import MIN_SHARED, Decoder, PrefixCache, common_length, prefill
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads, fast_dtype
@@ -76,12 +76,18 @@ class ContextLengthError(FinetuneError, ValueError):
     """The prompt does not fit into the model's context."""
 
 
-def too_long(most: int, found: int) -> ContextLengthError:
+def too_long(most: int, found: int | str) -> ContextLengthError:
     """What a prompt of so many tokens is answered."""
     return ContextLengthError(
         f"This model's maximum context length is {most} tokens. However, your messages resulted in {found} tokens. "
         "Please shorten the messages."
     )
+
+
+def _check_characters(tokenizer: Any, messages: Sequence[Mapping[str, Any]], most: int) -> None:
+    """Refuse what cannot fit, without encoding it."""
+    if sum(len(message["content"]) for message in messages) > most_characters(tokenizer, most):
+        raise too_long(most, f"more than {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,6 +500,7 @@ class Engine:
             request.future.set_result((found, sum(request.lengths)))
 
     def _admit(self, loaded: _Loaded, request: _Request) -> list[_Row]:
+        _check_characters(loaded.tokenizer, request.messages, loaded.context_tokens)
         prompt = encode_prompt(loaded.tokenizer, request.messages)
         room = loaded.context_tokens - len(prompt)
         if room < 1:
@@ -572,8 +579,10 @@ class Engine:
 def _check_head(loaded: _LoadedHead, request: _Request) -> None:
     """Refuse what a head cannot honour, and a prompt that its base cannot read."""
     settings, most = request.settings, loaded.reader.context_tokens
-    if most is not None and (found := len(loaded.tokens(request.messages))) > most:
-        raise too_long(most, found)
+    if most is not None and loaded.reader.base is not None:
+        _check_characters(loaded.reader.base[0], request.messages, most)
+        if (found := len(loaded.tokens(request.messages))) > most:
+            raise too_long(most, found)
     if settings.logit_bias:
         message = "A linear head has no tokens to bias: its answers are labels or numbers."
         raise ApiError(400, message, code="unsupported_parameter", param="logit_bias")

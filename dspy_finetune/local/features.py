@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from dspy_finetune.local.chat import encode_prompt, encode_text
+from dspy_finetune.local.chat import encode_prompt, encode_text, most_characters
 from dspy_finetune.local.forward import common_length
 from dspy_finetune.local.hardware import free_memory
 from dspy_finetune.local.heads import Candidate, Head, Mode, fit, numbers_of, sets_of
@@ -51,8 +51,11 @@ MAX_SPAN_TOKENS = 384
 """A longer text is cut: the average of its beginning says what the text is about."""
 MAX_ENCODER_TOKENS = 256
 """all-MiniLM-L6-v2 was trained on no more."""
+MAX_ENCODER_CHARACTERS = 64 * MAX_ENCODER_TOKENS
 MAX_EMBEDDED_TOKENS = 300_000
 """Of one request for embeddings, as OpenAI's."""
+MAX_EMBEDDED_CHARACTERS = 16 * MAX_EMBEDDED_TOKENS
+"""Of one request: no text has as many for each token, and so much more is refused without being encoded."""
 MAX_FIELDS = 8
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
 
@@ -255,10 +258,21 @@ class Reader:
 
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens of each text `embed` reads. Raises ApiError where one, or all together, are too long."""
+        if self.base is not None:
+            self._check_characters(self.base[0], texts)
         rows = self._text_tokens(texts)
         if self.base is not None:
             _check_lengths(rows, self.context_tokens)
         return [len(row) for row in rows]
+
+    def _check_characters(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        """Refuse what is too long by far without encoding it."""
+        most = self.context_tokens or MAX_EMBEDDED_TOKENS
+        for place, text in enumerate(texts):
+            if len(text) > most_characters(tokenizer, most):
+                raise _too_long(most, place, f"more than {most}")
+        if sum(map(len, texts)) > MAX_EMBEDDED_CHARACTERS:
+            raise _too_many(f"more than {MAX_EMBEDDED_TOKENS}")
 
     def _text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if self.base is not None:
@@ -389,12 +403,20 @@ class Reader:
 def _check_lengths(rows: Sequence[Sequence[int]], most: int | None) -> None:
     for place, row in enumerate(rows):
         if most is not None and len(row) > most:
-            message = f"This model's maximum context length is {most} tokens, however the input {place} has {len(row)}."
-            raise ApiError(400, f"{message} Please shorten it.", code="context_length_exceeded", param="input")
+            raise _too_long(most, place, len(row))
     total = sum(map(len, rows))
     if total > MAX_EMBEDDED_TOKENS:
-        message = f"The inputs have {total} tokens; one request takes {MAX_EMBEDDED_TOKENS}. Please ask several times."
-        raise ApiError(400, message, code="invalid_value", param="input")
+        raise _too_many(total)
+
+
+def _too_long(most: int, place: int, found: int | str) -> ApiError:
+    message = f"This model's maximum context length is {most} tokens, however the input {place} has {found}."
+    return ApiError(400, f"{message} Please shorten it.", code="context_length_exceeded", param="input")
+
+
+def _too_many(total: int | str) -> ApiError:
+    message = f"The inputs have {total} tokens; one request takes {MAX_EMBEDDED_TOKENS}. Please ask several times."
+    return ApiError(400, message, code="invalid_value", param="input")
 
 
 def asked(messages: Messages) -> str:
@@ -511,7 +533,9 @@ def hidden_means(
 
 def encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """A sentence encoder's tokens."""
-    return [tokenizer(text, truncation=True, max_length=MAX_ENCODER_TOKENS)["input_ids"] for text in texts]
+    # A tokenizer encodes the whole of a text before it cuts it.
+    cut = [text[:MAX_ENCODER_CHARACTERS] for text in texts]
+    return [tokenizer(text, truncation=True, max_length=MAX_ENCODER_TOKENS)["input_ids"] for text in cut]
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from dspy_finetune.local.completions import (
     only,
     text_alone,
 )
-from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, parse
+from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, OneFault, parse
 from dspy_finetune.local.store import new_id
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -60,6 +60,7 @@ Texts = Annotated[
         ]
     ],
     Field(min_length=1),
+    OneFault(),
 ]
 
 
@@ -149,13 +150,13 @@ class ResponsesRequest(Body):
     """The body of POST /responses."""
 
     model: ModelName
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(min_length=1), OneFault()]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], OneFault()] | None = None
     text: TextConfig | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None

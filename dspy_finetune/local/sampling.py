@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,15 +113,21 @@ class Grammars:
         self._tokenizer = tokenizer
         self._ends = sorted(ends)
         self._tokens: Any = None
+        self._started: OrderedDict[str, Any] = OrderedDict()
 
     def start(self, grammar: str) -> Guide:
-        """A guide for one answer."""
+        """A guide for one answer. A grammar is compiled once: one of 3,000 properties takes seconds, `n` may be 128."""
         from llguidance import LLMatcher, hf  # part of the extra `local`
 
         if self._tokens is None:  # a second for a large vocabulary, once
             self._tokens = hf.from_tokenizer(self._tokenizer, eos_token=self._ends)
-        # What goes wrong is the request's answer (`Guide.allowed`), and no line on stderr.
-        return Guide(LLMatcher(self._tokens, grammar, log_level=0), self._tokens.vocab_size, self._ends)
+        if grammar not in self._started:
+            # What goes wrong is the request's answer (`Guide.allowed`), and no line on stderr.
+            self._started[grammar] = LLMatcher(self._tokens, grammar, log_level=0)
+        self._started.move_to_end(grammar)
+        if len(self._started) > MAX_GRAMMARS:
+            self._started.popitem(last=False)
+        return Guide(self._started[grammar].deep_copy(), self._tokens.vocab_size, self._ends)
 
 
 class Guide:
@@ -157,6 +163,8 @@ class Guide:
             self._matcher.consume_token(token)
 
 
+MAX_GRAMMARS = 16
+"""Kept for each model, ready to begin."""
 GREEDY = 1e-5
 """A temperature or top_p below this leaves the most likely token alone."""
 LOWEST_LOGPROB = -9999.0

@@ -14,7 +14,7 @@ from dspy_finetune.local.chat import encode_prompt
 from dspy_finetune.local.engine import ContextLengthError, Engine, Source
 from dspy_finetune.local.forward import PrefixCache, prefill
 from dspy_finetune.local.models import load_model, load_tokenizer
-from dspy_finetune.local.sampling import Settings, find_stop
+from dspy_finetune.local.sampling import Settings, find_stop, json_grammar
 from dspy_finetune.local.schemas import ApiError
 from tests.local.toy import write_toy_adapter
 
@@ -48,6 +48,49 @@ def plain(model: Any, ids: list[int]) -> torch.Tensor:
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
     result: torch.Tensor = torch.log_softmax(logits.float(), dim=-1)
     return result
+
+
+def test_a_text_that_is_too_long_by_far_is_refused_without_being_encoded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 MB of text held everybody up for minutes while it was encoded."""
+    encoded: list[str] = []
+
+    def encode(tokenizer: Any, messages: Any) -> list[int]:
+        encoded.append(messages[-1]["content"])
+        return encode_prompt(tokenizer, messages)
+
+    monkeypatch.setattr("dspy_finetune.local.engine.encode_prompt", encode)
+    monkeypatch.setattr("dspy_finetune.local.features.encode_text", lambda *_: pytest.fail("it was encoded"))
+    with pytest.raises(ContextLengthError, match=r"resulted in more than 256 tokens"):
+        engine.submit("toy", conversation("a b " * 2000), Settings(max_tokens=1)).result(60)
+    assert encoded == []
+    with pytest.raises(ContextLengthError, match=r"resulted in \d+ tokens"):  # near the limit the number is told
+        engine.submit("toy", conversation("ab " * 200), Settings(max_tokens=1)).result(60)
+    assert len(encoded) == 1
+    with pytest.raises(ApiError, match=r"the input 1 has more than 256"):
+        engine.embed("toy", ["a", "a b " * 2000]).result(60)
+    with pytest.raises(ApiError, match=r"have more than 300000 tokens"):
+        engine.embed("toy", ["a b " * 600] * 2048).result(60)
+
+
+def test_a_grammar_is_compiled_once_for_all_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large schema and n=128 held everybody up for minutes; the answers go their own ways all the same."""
+    import llguidance
+
+    made: list[str] = []
+    build = llguidance.LLMatcher
+
+    def count(tokens: Any, grammar: str, **options: Any) -> Any:
+        made.append(grammar)
+        return build(tokens, grammar, **options)
+
+    grammar = json_grammar({"type": "object", "properties": {"a": {"enum": ["x", "yy"]}}, "required": ["a"]})
+    monkeypatch.setattr(llguidance, "LLMatcher", count)
+    asked = [engine.submit("toy", conversation("a"), Settings(max_tokens=40, grammar=grammar), n=8) for _ in range(2)]
+    texts = {answer.text for one in asked for answer in one.result(60).answers}
+    assert texts == {'{"a":"x"}', '{"a":"yy"}'}
+    assert made == [grammar]
 
 
 def test_a_packed_batch_equals_single_passes_cold_and_from_the_cache(loaded: tuple[Any, Any]) -> None:

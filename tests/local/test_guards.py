@@ -17,10 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from dspy_finetune.local.completions import ChatRequest, EmbeddingRequest
 from dspy_finetune.local.guards import _failure
-from dspy_finetune.local.schemas import JsonError, strict_json
+from dspy_finetune.local.responses import ResponsesRequest
+from dspy_finetune.local.schemas import MAX_VALUES, ApiError, CreateJob, JsonError, invalid, json_schema, strict_json
+from dspy_finetune.local.store import CompleteUpload
 from tests.local.test_jobs import CHAT_ROWS, upload
 from tests.local.toy_server import ToyServer, start_server
 
@@ -251,6 +255,55 @@ def test_strict_json_reads_what_json_reads() -> None:
     assert strict_json(b"[" * 64 + b"]" * 64)
     with pytest.raises(JsonError, match=r"^holds an integer of more than 64 bits$"):
         strict_json(b"9" * 6000)
+
+
+def test_a_body_of_millions_of_values_is_refused_before_it_is_read() -> None:
+    """`[],` a million times is a gigabyte of lists; texts may be as long as ever, whatever stands in them."""
+    for content in (
+        b"[" + b"[]," * MAX_VALUES + b"0]",
+        b"[" + b"1, " * MAX_VALUES + b"0]",
+        b'["' + b'","' * MAX_VALUES,
+    ):
+        with pytest.raises(JsonError, match=r"^holds more than 200,000 names and values$"):
+            strict_json(content)
+    text = '[{"a": 1}, \\ \\" ' * MAX_VALUES
+    assert strict_json(json.dumps([text, "b"]).encode()) == [text, "b"]
+    most = [0] * (MAX_VALUES - 1)
+    assert strict_json(json.dumps(most).encode()) == most
+
+
+MANY = 1000
+FAULTY: list[tuple[type[BaseModel], Any]] = [
+    (ChatRequest, {"messages": [1] * MANY}),
+    (ChatRequest, {"messages": [{"role": "user", "content": [1] * MANY}]}),
+    (ChatRequest, {"messages": [{"role": "assistant", "content": [1] * MANY}]}),
+    (ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [1] * MANY}]}),
+    (ChatRequest, {"metadata": {str(one): 1 for one in range(MANY)}}),
+    (ChatRequest, {"logit_bias": {f"a{one}": 1 for one in range(5 * MANY)}}),
+    (ChatRequest, {"tools": [1] * MANY}),
+    (ChatRequest, {"stop": [1] * MANY}),
+    (ChatRequest, {str(one): 1 for one in range(MANY)}),
+    (ResponsesRequest, {"input": [1] * MANY}),
+    (ResponsesRequest, {"input": [{"role": "user", "content": [1] * MANY}]}),
+    (ResponsesRequest, {"include": [1] * MANY}),
+    (ResponsesRequest, {"text": {str(one): 1 for one in range(MANY)}}),
+    (EmbeddingRequest, {"input": [None] * 5 * MANY}),
+    (CompleteUpload, {"part_ids": [1] * 20 * MANY}),
+    (CreateJob, {"integrations": [1] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), FAULTY)
+def test_a_thousand_faults_of_one_list_are_told_as_one(kind: type[BaseModel], body: Any) -> None:
+    """Telling 200,000 of them held everybody up for ten seconds."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() < 20
+    assert json_error(caught.value, body, kind).status == 400
+
+
+def json_error(error: ValidationError, body: Any, kind: type[BaseModel]) -> ApiError:
+    return invalid(error.errors(), body, json_schema(kind))
 
 
 def test_nothing_that_was_refused_is_kept(server: ToyServer) -> None:
