@@ -44,24 +44,24 @@ RUBRIC = "You judge headlines. " + " ".join(f"Rule {n}: prefer plain words to lo
 TOPICS = ("time", "people", "water", "day", "world", "life", "house", "point", "music", "river", "stone", "paper")
 
 
-def conversations(n_rows: int, rubric_words: int) -> list[list[dict[str, str]]]:
+def conversations(n_rows: int, rubric_words: int, title_words: int = 16) -> list[list[dict[str, str]]]:
     """Chats that share their rubric."""
     draw = random.Random(0)
     system = " ".join(RUBRIC.split()[:rubric_words])
     return [
         [
             {"role": "system", "content": system},
-            {"role": "user", "content": "Title: " + " ".join(draw.choices(TOPICS, k=16))},
+            {"role": "user", "content": "Title: " + " ".join(draw.choices(TOPICS, k=title_words))},
         ]
         for _ in range(n_rows)
     ]
 
 
-def write_rows(path: Path, n_rows: int) -> Path:
+def write_rows(path: Path, n_rows: int, rubric_words: int = 60, title_words: int = 16) -> Path:
     answers = ["true", "false"]
     rows = [
         {"messages": [*chat, {"role": "assistant", "content": answers[number % 2]}]}
-        for number, chat in enumerate(conversations(n_rows, 60))
+        for number, chat in enumerate(conversations(n_rows, rubric_words, title_words))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -191,8 +191,10 @@ def precision_rates(base: Path, n_rows: int, length: int) -> dict[str, Callable[
     return {f"{dtype}, {n_rows * length} tokens": way(dtype) for dtype in ("float32", "bfloat16")}
 
 
-def serving_rates(base: Path, n_requests: int) -> dict[str, Callable[[Path], float]]:
-    """Requests per processor second."""
+def serving_rates(
+    base: Path, n_requests: int, *, device: str = "cpu", clock: Callable[[], float] = time.process_time
+) -> dict[str, Callable[[Path], float]]:
+    """Requests per second of the clock: by itself the processor's."""
     import torch
 
     from dspy_finetune.local.chat import encode_prompt
@@ -201,24 +203,24 @@ def serving_rates(base: Path, n_requests: int) -> dict[str, Callable[[Path], flo
     from dspy_finetune.local.sampling import Settings
 
     chats = conversations(n_requests, 215)
-    model, tokenizer = load_model(base, []), load_tokenizer(base)
-    engine = Engine({"base": Source(folder=base)}.__getitem__, device="cpu", n_threads=1)
+    engine = Engine({"base": Source(folder=base)}.__getitem__, device=device, n_threads=1)
+    model, tokenizer = load_model(base, [], device=device, dtype=engine.dtype), load_tokenizer(base)
     settings = Settings(max_tokens=1, temperature=0, n_top=5)
     engine.submit("base", conversations(1, 5)[0], settings).result()
 
     def at_once(folder: Path) -> float:
-        started = time.process_time()
+        started = clock()
         for future in [engine.submit("base", chat, settings) for chat in chats]:
             future.result()
-        return n_requests / (time.process_time() - started)
+        return n_requests / (clock() - started)
 
     def one_by_one(folder: Path) -> float:
         part = chats[:3]
-        started = time.process_time()
+        started = clock()
         for chat in part:
-            ids = torch.tensor([encode_prompt(tokenizer, chat)])
+            ids = torch.tensor([encode_prompt(tokenizer, chat)], device=device)
             model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False)
-        return len(part) / (time.process_time() - started)
+        return len(part) / (clock() - started)
 
     print(json.dumps({"tokens of a prompt": len(encode_prompt(tokenizer, chats[0]))}), flush=True)
     return {"engine, all at once": at_once, "generate, one at a time": one_by_one}

@@ -42,40 +42,81 @@ class PrefixTree:
     """Rows merged by their common prefixes."""
 
     tokens: list[int]
-    """The token of each node, parents before children. N nodes."""
+    """The token of each node; the nodes below one follow it at once. N nodes."""
     depths: list[int]
     """The position of each node in its rows, from 0."""
     paths: list[list[int]]
     """For each row the node at each of its positions."""
+    ends: list[int]
+    """For each node the number behind the last one that stands below it."""
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> PrefixTree:
         """Merge the rows. The rows must not be padded."""
         tokens: list[int] = []
         depths: list[int] = []
-        children: dict[tuple[int, int], int] = {}
-        paths: list[list[int]] = []
-        for row in rows:
-            parent, path = -1, []
-            for depth, token in enumerate(row):
-                node = children.get((parent, token))
-                if node is None:
-                    node = children[parent, token] = len(tokens)
-                    tokens.append(token)
-                    depths.append(depth)
-                path.append(node)
-                parent = node
-            paths.append(path)
-        return cls(tokens=tokens, depths=depths, paths=paths)
+        ends: list[int] = []
+        paths: list[list[int]] = [[] for _ in rows]
+        before: Sequence[int] = ()
+        path: list[int] = []
+        for number in sorted(range(len(rows)), key=lambda number: list(rows[number])):
+            row = rows[number]
+            shared = common_length(before, row)
+            path = [*path[:shared], *range(len(tokens), len(tokens) + len(row) - shared)]
+            tokens += row[shared:]
+            depths += range(shared, len(row))
+            ends += [0] * (len(row) - shared)
+            for node in path:
+                ends[node] = len(tokens)
+            before, paths[number] = row, path
+        return cls(tokens=tokens, depths=depths, paths=paths, ends=ends)
 
-    def attention_mask(self) -> torch.Tensor:
+    def attention_mask(self, device: Any = None) -> torch.Tensor:
         """(1, 1, N, N) booleans: may node i look at node j?"""
-        n_nodes = len(self.tokens)
-        mask = torch.zeros(n_nodes, n_nodes, dtype=torch.bool)
-        for path in self.paths:
-            nodes = torch.tensor(path)
-            mask[nodes[:, None], nodes[None, :]] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
-        return mask[None, None]
+        nodes = torch.arange(len(self.tokens), device=device)
+        ends = torch.tensor(self.ends, device=device)
+        return ((nodes[None, :] <= nodes[:, None]) & (nodes[:, None] < ends[None, :]))[None, None]
+
+
+ATTENTION_EVEN = 6
+"""Looking at so many times `hidden_size` nodes takes a token as much work as a layer's products, for models of the
+Llama kind."""
+MAX_PADDING = 1.1
+"""Nodes and padding, over nodes alone: memory was estimated for the nodes."""
+
+
+def forest_of(rows: Sequence[Sequence[int]], hidden: int) -> list[tuple[list[int], PrefixTree]]:
+    """(which rows, their tree) of each tree, so that reading them side by side is the least work.
+
+    In one tree each node is measured against all others, of which most are in other rows: for long rows that share
+    little that is more work than the layers' products. Trees side by side are padded to the largest.
+    """
+
+    def work(trees: Sequence[tuple[list[int], PrefixTree]]) -> float:
+        most = max(len(tree.tokens) for _, tree in trees)
+        return len(trees) * most * (ATTENTION_EVEN * hidden + most)
+
+    whole = PrefixTree.of(rows)
+    n_nodes = len(whole.tokens)
+    best = [(list(range(len(rows))), whole)]
+    order = sorted(range(len(rows)), key=lambda number: list(rows[number]))
+    longest, most = max(map(len, rows)), n_nodes
+    while most > longest:
+        most = max(longest, most // 2)
+        groups: list[list[int]] = []
+        taken, before = most, rows[order[0]]
+        for number in order:
+            more = len(rows[number]) - (common_length(before, rows[number]) if groups else 0)
+            if taken + more > most:
+                groups.append([])
+                taken, more = 0, len(rows[number])
+            groups[-1].append(number)
+            taken, before = taken + more, rows[number]
+        trees = [(group, PrefixTree.of([rows[number] for number in group])) for group in groups]
+        n_places = len(trees) * max(len(tree.tokens) for _, tree in trees)
+        if n_places <= MAX_PADDING * n_nodes and work(trees) < work(best):
+            best = trees
+    return best
 
 
 class PrefixCache:
@@ -148,13 +189,15 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], cache: PrefixCache) -> Pr
     tree = PrefixTree.of([row[shared:] for row in rows])
     n_nodes = len(tree.tokens)
     device = model.device
-    mask = torch.cat([torch.ones(1, 1, n_nodes, shared, dtype=torch.bool), tree.attention_mask()], dim=-1)
+    mask = torch.cat(
+        [torch.ones(1, 1, n_nodes, shared, dtype=torch.bool, device=device), tree.attention_mask(device)], dim=-1
+    )
     past = _cache_of([(keys[:, :, :shared], values[:, :, :shared]) for keys, values in kept] if kept else [])
     ends = torch.tensor([path[-1] for path in tree.paths], device=device)
     output = model(
         input_ids=torch.tensor([tree.tokens], device=device),
         position_ids=torch.tensor([tree.depths], device=device) + shared,
-        attention_mask=mask.to(device),
+        attention_mask=mask,
         past_key_values=past,
         use_cache=True,
         logits_to_keep=ends,
