@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from dspy_finetune.local.chat import encode_prompt, encode_text, most_characters
 from dspy_finetune.local.forward import common_length
-from dspy_finetune.local.hardware import free_memory
+from dspy_finetune.local.hardware import fast_dtype, free_memory
 from dspy_finetune.local.heads import Candidate, Head, Mode, fit, numbers_of, sets_of
 from dspy_finetune.local.memory import READ_PLACES, READ_TOKENS, Reading, Sizes, check_reading, may_take
 from dspy_finetune.local.models import load_encoder, load_model, load_tokenizer
@@ -483,7 +483,7 @@ def layer_numbers(n_layers: int) -> tuple[int, ...]:
 def feature_dtype(device: str) -> torch.dtype:
     """bfloat16 where the processor multiplies in it, else float32."""
     if device != "cpu":
-        return torch.bfloat16
+        return torch.bfloat16 if fast_dtype(device) == "bfloat16" else torch.float32
     # Private by name, the only question torch has for it; where it goes, float32 is right and slower.
     has = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if has() else torch.float32

@@ -241,11 +241,9 @@ def test_a_whole_job_through_the_server(model: Path, tmp_path: Path) -> None:
         assert job.status == "succeeded", job.error
         events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
         assert any(event.startswith("Training on cuda in ") for event in events)
+        asked: Any = question("A 3")
         answer = client.chat.completions.create(
-            model=str(job.fine_tuned_model),
-            messages=question("A 3"),
-            max_tokens=1,
-            logprobs=True,  # type: ignore[arg-type]
+            model=str(job.fine_tuned_model), messages=asked, max_tokens=1, logprobs=True
         )
         assert answer.choices[0].logprobs
     finally:
