@@ -110,34 +110,48 @@ def build_app() -> typer.Typer:
     return app
 
 
-def user_defaults(command: Any, path: Path) -> dict[str, dict[str, Any]]:
+def user_defaults(command: Any, path: Path) -> dict[str, Any]:
     """The user's own defaults of each command: environment variables, and `[tool.dspy-finetune]` of a pyproject.toml.
 
-    A variable is named DSPY_FINETUNE_COMMAND_OPTION (DSPY_FINETUNE_TRAIN_HOST) and wins over the file, whose tables are
-    named as the commands and hold options without their dashes.
+    A variable is named DSPY_FINETUNE_COMMAND_OPTION (DSPY_FINETUNE_TRAIN_HOST, DSPY_FINETUNE_JOBS_LIST_HOST) and wins
+    over the file, whose tables are named as the commands (`train`, `jobs.list`) and hold options without their dashes.
 
     Raises:
         DataError: The file is no TOML.
         UsageError: The file names a command or an option that there is not.
     """
-    defaults: dict[str, dict[str, Any]] = {}
-    tables = _tables(path)
+    return _defaults_below(command, _tables(path), path)
+
+
+def _defaults_below(group: Any, tables: dict[str, Any], path: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
     for name, table in tables.items():
-        if name not in command.commands or not isinstance(table, dict):
-            known = ", ".join(command.commands)
-            raise UsageError(f"{path}: [tool.dspy-finetune.{name}] names no command; the commands are {known}")
-    for name, one in command.commands.items():
-        options = {opt[2:]: param for param in getattr(one, "params", []) for opt in param.opts if opt[:2] == "--"}
-        given = tables.get(name, {})
-        for option in given:
-            if option not in options:
-                raise UsageError(f"{path}: [tool.dspy-finetune.{name}] has no option {option!r}; see {name} --help")
-        for option, param in options.items():
-            variable = f"DSPY_FINETUNE_{name}_{option}".upper().replace("-", "_")
-            value = os.environ.get(variable, given.get(option))
-            if value is not None:
-                is_list = getattr(param, "multiple", False) and isinstance(value, str)
-                defaults.setdefault(name, {})[param.name] = value.split(",") if is_list else value
+        if name not in group.commands or not isinstance(table, dict):
+            known = ", ".join(group.commands)
+            told = ".".join((*words, name))
+            raise UsageError(f"{path}: [tool.dspy-finetune.{told}] names no command; the commands are {known}")
+    for name, one in group.commands.items():
+        below, given = (*words, name), tables.get(name, {})
+        is_group = hasattr(one, "commands")
+        found = _defaults_below(one, given, path, below) if is_group else _defaults_of(one, given, path, below)
+        if found:
+            defaults[name] = found
+    return defaults
+
+
+def _defaults_of(command: Any, given: dict[str, Any], path: Path, words: tuple[str, ...]) -> dict[str, Any]:
+    options = {opt[2:]: param for param in command.params for opt in param.opts if opt[:2] == "--"}
+    for option in given:
+        if option not in options:
+            told = f"[tool.dspy-finetune.{'.'.join(words)}]"
+            raise UsageError(f"{path}: {told} has no option {option!r}; see {' '.join(words)} --help")
+    defaults: dict[str, Any] = {}
+    for option, param in options.items():
+        variable = "_".join(("dspy_finetune", *words, option)).upper().replace("-", "_")
+        value = os.environ.get(variable, given.get(option))
+        if value is not None:
+            is_list = getattr(param, "multiple", False) and isinstance(value, str)
+            defaults[param.name] = value.split(",") if is_list else value
     return defaults
 
 

@@ -152,6 +152,12 @@ def test_the_list_of_pages_and_the_navigation_name_each_once() -> None:
     assert sorted(re.findall(r"\b[a-z/-]+\.md$", navigation, flags=re.MULTILINE)) == PAGES
 
 
+def test_the_site_asks_no_other_server_for_fonts() -> None:
+    """Zensical's own setting loads them from Google, from every reader's browser."""
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert re.search(r"^theme:\n(?:  .*\n)*?  font: false\b", settings, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", ["../README.md", "../SKILL.md", *PAGES])
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", (DOCS / page).read_text(encoding="utf-8"))

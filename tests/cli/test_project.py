@@ -134,6 +134,24 @@ def test_a_default_for_a_command_that_there_is_not_is_named(titles: Path, capsys
     assert "[tool.dspy-finetune.trian] names no command" in capsys.readouterr().err
 
 
+def test_commands_of_a_group_have_defaults_too(
+    titles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pyproject.toml").write_text('[tool.dspy-finetune.jobs.list]\nhost = "of-file"\n', encoding="utf-8")
+    assert run("jobs", "list") == 2
+    assert "--host of-file: expected" in capsys.readouterr().err
+    monkeypatch.setenv("DSPY_FINETUNE_JOBS_LIST_HOST", "of-environment")
+    assert run("jobs", "list") == 2
+    assert "--host of-environment: expected" in capsys.readouterr().err
+    for table, told in (
+        ("jobs.lst", "[tool.dspy-finetune.jobs.lst] names no command; the commands are list, "),
+        ("jobs.show", "[tool.dspy-finetune.jobs.show] has no option 'hst'; see jobs show --help"),
+    ):
+        Path("pyproject.toml").write_text(f'[tool.dspy-finetune.{table}]\nhst = "local"\n', encoding="utf-8")
+        assert run("jobs", "list") == 2
+        assert told in capsys.readouterr().err
+
+
 def test_doctor_never_shows_a_key_and_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
