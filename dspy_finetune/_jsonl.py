@@ -367,7 +367,7 @@ def stream_entries(stream: io.BufferedReader[Any]) -> Iterator[Entry]:
     encoding, message = wide
     yield _fault(None, "utf-16", message, SAVE_UTF8)
     with tempfile.TemporaryFile() as narrow:
-        broken = _transcode(stream, encoding, narrow)
+        broken = transcode(stream, encoding, narrow)
         if broken:
             yield _fault(None, "invalid-utf8", broken)
         narrow.seek(0)
@@ -375,7 +375,7 @@ def stream_entries(stream: io.BufferedReader[Any]) -> Iterator[Entry]:
 
 
 # UTF-32 first: its little-endian mark begins with UTF-16's.
-_MARKS = (
+WIDE_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -385,7 +385,7 @@ _MARKS = (
 
 def wide_encoding(head: bytes) -> tuple[str, str] | None:
     """The codec of a file whose first four bytes are those of UTF-16 or UTF-32, and how they show; None for others."""
-    for mark, encoding in _MARKS:
+    for mark, encoding in WIDE_MARKS:
         if head.startswith(mark):
             return encoding, f"the file is {encoding.upper()} (its byte-order mark is at byte offset 0)"
     # Without a mark, plain text in UTF-16 shows by its zero bytes: one beside every ASCII character, three in UTF-32.
@@ -397,7 +397,7 @@ def wide_encoding(head: bytes) -> tuple[str, str] | None:
     return f"{name}-{order}", f"the file looks like {name.upper()} (zero byte at byte offset {head.index(0)})"
 
 
-def _transcode(wide: IO[bytes], encoding: str, narrow: IO[bytes]) -> str:
+def transcode(wide: IO[bytes], encoding: str, narrow: IO[bytes]) -> str:
     """Copy to UTF-8; returns what stopped it, or nothing."""
     decoder = codecs.getincrementaldecoder(encoding)()
     while True:

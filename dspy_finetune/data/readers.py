@@ -16,6 +16,7 @@ import os
 import re
 import ssl
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -31,9 +32,11 @@ from dspy_finetune._jsonl import (
     FORGIVEN,
     MISSING,
     SAVE_UTF8,
+    WIDE_MARKS,
     reason_of,
     row_error,
     stream_entries,
+    transcode,
     wide_encoding,
 )
 from dspy_finetune._optional import require
@@ -87,6 +90,25 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
 _MAX_CELL = 1 << 26
 DELIMITERS = (",", ";", "\t", "|")
 """Between cells, the likeliest first; any other is given with `delimiter=`."""
+
+
+@contextlib.contextmanager
+def _as_utf8(stream: io.BufferedReader[Any], name: str) -> Iterator[BinaryIO]:
+    """A table that says by its byte-order mark that it is UTF-16, as Excel's "Unicode Text" does, in UTF-8.
+
+    Without the mark it would be a guess, and is refused by `check_encoding`. Raises RowError where it breaks off.
+    """
+    head = stream.peek()[:4]
+    encoding = next((encoding for mark, encoding in WIDE_MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        yield stream
+        return
+    with tempfile.TemporaryFile() as narrow:
+        broken = transcode(stream, encoding, narrow)
+        narrow.seek(0)
+        if broken:
+            raise RowError(broken, path=name, line=1 + sum(line.endswith(b"\n") for line in narrow), remedy=SAVE_UTF8)
+        yield narrow
 
 
 def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row]:
@@ -884,7 +906,8 @@ def _file_rows(
     elif found == "jsonl":
         yield from read_jsonl(stream, name)
     else:
-        yield from read_csv(stream, name, delimiter or ("\t" if found == "tsv" else None))
+        with _as_utf8(stream, name) as narrow:
+            yield from read_csv(narrow, name, delimiter or ("\t" if found == "tsv" else None))
 
 
 def _checked_format(head: bytes, name: str, format: Format | None) -> Format:

@@ -46,6 +46,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         "title,n\na,1\n".encode("utf-16-be"),
         "looks like UTF-16 (zero byte at byte offset 0)",
     ),
+    "utf16_csv_cut_off": ("x.csv", "title,n\na,1\n".encode("utf-16")[:-1], "x.csv:2: not UTF-16 all the way"),
     "utf32": ("x.json", "[]".encode("utf-32"), "the file is UTF-32"),
     "gzip": ("x.jsonl", b"\x1f\x8b\x08\x00", "gzip file; gunzip it first"),
     "excel": ("x.csv", b"PK\x03\x04rest", "zip or xlsx"),

@@ -211,6 +211,17 @@ def test_a_mark_between_joined_files_is_named(tmp_path: Path) -> None:
         load_examples(path)
 
 
+@pytest.mark.parametrize("codec", ["utf-16", "utf-32", "utf-16-be"])
+def test_a_table_in_excels_unicode_text_is_read(codec: str, tmp_path: Path) -> None:
+    """Tabs, UTF-16 and a byte-order mark; a line end in a cell, which is no end of a row, and none of Unicode's."""
+    text = 'title\tn\r\n"Möwen\nund Meer"\t1\r\na\u2028b\t2\r\n'
+    mark = b"\xfe\xff" if codec == "utf-16-be" else b""
+    path = tmp_path / "x.txt.csv"
+    path.write_bytes(mark + text.encode(codec))
+    read = load_examples(path, inputs=["title"], types={"n": int})
+    assert [(row.title, row.n) for row in read] == [("Möwen\nund Meer", 1), ("a\u2028b", 2)]
+
+
 @pytest.mark.parametrize(
     "content",
     [
