@@ -28,7 +28,15 @@ from typing import Any, Literal
 import dspy
 
 from dspy_finetune.errors import DataError, RowError, UsageError
-from dspy_finetune.tasks import MAX_CHOICES, MAX_LABEL_CHARS, MAX_LABELS, compared_fields, compared_pair, is_closed_set
+from dspy_finetune.tasks import (
+    MAX_CHOICES,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
+    MAX_NUMBER_LABELS,
+    compared_fields,
+    compared_pair,
+    is_closed_set,
+)
 from dspy_finetune.values import (
     FALSE_WORDS,
     TIE_WORDS,
@@ -324,6 +332,7 @@ _ID_NAMES = re.compile(
 _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
 _CONTEXT_NAMES = re.compile(r"^(user_)?(question|prompt|query|instructions?|context|request|task)s?$", re.IGNORECASE)
 """What two answers are preferred for."""
+_REASON_NAMES = re.compile(r"(label_)?(reason|reasoning|rationale|explanation|justification)s?", re.IGNORECASE)
 MIN_EACH = 5
 """So many rows of each label, on average, make more than MAX_CHOICES different answers labels."""
 _FLAG_NAMES = re.compile(r"^(is|has|was|should|can)_", re.IGNORECASE)
@@ -420,10 +429,12 @@ def guess_columns(
     task, labels = _task(values[chosen])
     read = tuple(inputs) if inputs is not None else _inputs(values, chosen)
     if not read:
-        nested = [name for name in values if any(isinstance(value, Mapping) for value in values[name])]
+        nested = [name for name in values if any(isinstance(value, (Mapping, list)) for value in values[name])]
         remedy = "name the inputs"
         if nested:
-            remedy = f"{' and '.join(map(repr, nested[:4]))} hold objects: write their texts as columns of their own"
+            has_list = any(isinstance(value, list) for name in nested for value in values[name])
+            names, what = " and ".join(map(repr, nested[:4])), "lists or objects" if has_list else "objects"
+            remedy = f"{names} hold {what}: write their texts as columns of their own"
         raise DataError(f"no column beside {chosen!r} holds text to read; {remedy}")
     if label is None and _is_row((chosen, *read), values):
         raise DataError(
@@ -452,8 +463,8 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
 
     >>> number_options(["0.125", "3"], "ratio"), number_options(["€5", "€7.50"], "price"), number_options([3], "price")
     ({'currency': '', 'decimals': 3}, {'currency': '€'}, {})
-    >>> number_options(["0.04 MB", "3 MB"], "size")
-    {'currency': 'MB', 'position': 'after'}
+    >>> number_options(["0.04 MB", "3 MB"], "size"), number_options(["45 %", "3 %"], "share")
+    ({'currency': 'MB', 'position': 'after'}, {'currency': '%', 'position': 'after', 'decimals': 0})
 
     Args:
         cells: The label's cells; what is no number is passed over.
@@ -477,10 +488,12 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
         raise DataError(
             f"{name!r} holds amounts in several currencies ({', '.join(sorted(signs))}): convert them to one"
         )
-    sign = signs.pop() if signs else "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
+    sign = min(signs) if signs else "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
     options: dict[str, Any] = {} if sign == "$" else {"currency": sign}
     if units:
         options = {"currency": min(units), "position": "after"}
+    if not n_decimals and (signs or units):
+        options["decimals"] = 0  # a bare 53 would be taken for the name of a class; 53 % is not
     if n_decimals > _USUAL_DECIMALS:
         options["decimals"] = min(n_decimals, _MAX_DECIMALS)
     return options
@@ -576,6 +589,9 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
         counts = Counter(known)
         few = len(distinct) <= 10 and min(counts.values()) > 1 and all(_is_whole(value) for value in distinct)
         return ("labels", distinct) if few else ("number", ())
+    has_unit = bool(distinct) and _has_one_unit(distinct)
+    if has_unit and len(distinct) > MAX_NUMBER_LABELS:  # 12 °C is no name of a class, however often it comes
+        return "number", ()
     spellings: dict[str, str] = {}
     for value in distinct:  # the most frequent first: it stands for the other spellings of the same label
         spellings.setdefault(fold(str(value)), str(value))
@@ -585,7 +601,7 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     is_closed = is_closed_set(counts, MAX_LABELS if has_many else MAX_CHOICES)
     if is_closed:
         return "labels", tuple(spellings.values())
-    return ("number" if distinct and _has_one_unit(distinct) else "text"), ()
+    return ("number" if has_unit else "text"), ()
 
 
 def _has_one_unit(values: Sequence[Any]) -> bool:
@@ -614,7 +630,10 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
         and any(one is not None and isinstance(one, Hashable) for one in values[name])
     ]
     # Where one of two columns is a number and the other words, the words are what is read.
-    candidates = [name for name in candidates if inputs or _has_words(values, name)] or candidates
+    plain = [
+        name for name in candidates if name.casefold() == "label" and _task(values[name])[0] in ("binary", "labels")
+    ]
+    candidates = [name for name in candidates if inputs or name in plain or _has_words(values, name)] or candidates
     named = [name for name in candidates if _LABEL_NAMES.search(name) or _FLAG_NAMES.match(name)]
     tasks = {name: _task(values[name])[0] for name in candidates}
     closed = [name for name in candidates if tasks[name] in ("binary", "labels")]
@@ -643,7 +662,9 @@ def _inputs(values: Mapping[str, list[Any]], label: str) -> tuple[str, ...]:
     texts = [name for name in names if any(isinstance(value, str) and value.strip() for value in values[name])]
     # A column with the label's meaning in other words (points beside is_favorite) is no input: text alone is read.
     worded = [name for name in texts if _mean_words(values[name]) >= 2 and _task(values[name])[0] != "number"]
-    return tuple(worded or texts)
+    read = worded or texts
+    # Why a label was given is written after it, and is not there where a model is asked.
+    return tuple([name for name in read if not _REASON_NAMES.fullmatch(name)] or read)
 
 
 def _has_words(values: Mapping[str, list[Any]], label: str) -> bool:

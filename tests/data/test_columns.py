@@ -97,6 +97,24 @@ def test_two_sides_are_known_by_the_names_that_people_give_them(
     assert guess_columns(rows(question=TEXTS, answer=TEXTS[::-1], winner=answers * 12)).task != "pairs"
 
 
+def test_amounts_with_a_unit_are_numbers_however_often_they_come() -> None:
+    """They became 36 labels, where the local host takes them for numbers and answers with others."""
+    degrees = [f"{n % 12 - 3}°C" for n in range(48)]
+    assert guess_columns(rows(note=TEXTS * 2, temp=degrees), label="temp").task == "number"
+    stars = guess_columns(rows(note=TEXTS, rating=[f"{n % 4 + 2} stars" for n in range(24)]))
+    assert (stars.task, len(stars.labels)) == ("labels", 4)
+
+
+def test_a_column_called_label_is_the_label_and_a_reason_is_no_input() -> None:
+    table = rows(tags=[["a", "b"]] * 24, active=[True, False] * 12, label=["skip", "keep"] * 12)
+    with pytest.raises(DataError, match=r"beside 'label' holds text to read; 'tags' hold lists or objects"):
+        guess_columns(table)
+    told = rows(text=TEXTS, reason=TEXTS[::-1], verdict=["good", "bad"] * 12)
+    assert guess_columns(told).inputs == ("text",)
+    assert guess_columns(told, inputs=["text", "reason"]).inputs == ("text", "reason")
+    assert guess_columns(rows(reason=TEXTS, verdict=["good", "bad"] * 12)).inputs == ("reason",)
+
+
 def test_the_question_of_two_answers_is_read_with_them() -> None:
     """It was left out, so that a model had to prefer one of two answers to it knew not what."""
     table = rows(
