@@ -7,10 +7,12 @@ own `on_progress` takes its place, and nothing is shown of what is short: up to 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, TextIO, cast
 
@@ -240,6 +242,19 @@ class Heartbeat:
                 if not is_terminal:
                     # Longer than between two lines of a bar, so that it does not speak between those.
                     self._last, pause = now, 2 * EVERY_SECONDS
+
+
+@contextlib.contextmanager
+def told_if_slow(text: str, tell: Callable[[str], object]) -> Iterator[None]:
+    """Say by `tell`, in a thread of its own, what is being waited for where the block takes more than two seconds."""
+    timer = threading.Timer(SHORT_SECONDS, tell, (text,))
+    timer.daemon = True
+    if not is_quiet():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Heard:

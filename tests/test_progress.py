@@ -213,3 +213,23 @@ def test_a_line_that_stays_stands_above_the_bar(clock: Seconds) -> None:
     lines = stream.getvalue().replace("\r", "\n").split("\n")
     assert "validated" in lines
     assert not ProgressBar.drawn
+
+
+def test_what_is_waited_for_is_told_where_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    heard = threading.Event()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        heard.set()
+
+    with _progress.told_if_slow("short", tell):
+        pass
+    monkeypatch.setattr(_progress, "SHORT_SECONDS", 0.0)
+    with _progress.told_if_slow("long", tell):
+        assert heard.wait(60)
+    assert told == ["long"]
+    monkeypatch.setenv("DSPY_FINETUNE_QUIET", "1")
+    with _progress.told_if_slow("quiet", tell):
+        pass
+    assert told == ["long"]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 from fastapi import FastAPI, Form, Path, Query, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.errors import FinetuneError, RowError, UsageError
 from dspy_finetune.local import completions, responses
 from dspy_finetune.local.batches import Batches, CreateBatch
@@ -96,7 +97,8 @@ class Host:
         """The engine, started with the first chat: it imports torch, which takes seconds."""
         with self._starting:
             if self._engine is None:
-                from dspy_finetune.local.engine import Engine
+                with told_if_slow("the first answer waits for PyTorch to be imported", logger.warning):
+                    from dspy_finetune.local.engine import Engine
 
                 self._engine = Engine(
                     self.source,
@@ -305,7 +307,10 @@ def _add_files(app: FastAPI, host: Host) -> None:
 
     @app.get("/v1/files/{file_id}/content")
     def file_content(file_id: str) -> FileResponse:
-        return FileResponse(host.exports.file(file_id) or store.content(file_id), media_type="application/octet-stream")
+        path = host.exports.file(file_id) or store.content(file_id)
+        if not path.is_file():  # somebody else took its bytes away
+            raise ApiError(404, f"The content of {file_id} is gone; delete the file and upload it again.", param="id")
+        return FileResponse(path, media_type="application/octet-stream")
 
     @app.delete("/v1/files/{file_id}")
     def delete_file(file_id: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dspy_finetune._files import AppendLog, write_json
 from dspy_finetune.errors import RowError
 from dspy_finetune.local.scheduler import Supervised
 from dspy_finetune.local.schemas import ApiError, Body, ExpiresAfter, Metadata, Name, read_rows
-from dspy_finetune.local.store import Store, derived_id, is_no_space, new_id, next_sequence
+from dspy_finetune.local.store import Store, derived_id, new_id, next_sequence, will_pass
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Batches:
             try:
                 self._advance(self._record(record.id))
             except Exception as error:
-                if is_no_space(error):
+                if will_pass(error):
                     raise  # nothing is lost: the next round tries again
                 logger.exception("batch %s failed", record.id)
                 message = error.message if isinstance(error, ApiError) else f"{type(error).__name__}: {error}"

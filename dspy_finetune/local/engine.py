@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.errors import FinetuneError
 from dspy_finetune.local.chat import encode_prompt, end_of_turn, most_characters
 from dspy_finetune.local.features import Reader, View, batches_of
@@ -523,12 +524,13 @@ class Engine:
         if model_id not in self._loaded:
             source = self.find(model_id)
             self._make_room()
-            if source.head is not None:
-                self._loaded[model_id] = _LoadedHead(source, device=self.device)
-            elif is_encoder(source.folder):
-                self._loaded[model_id] = _LoadedEncoder(source, device=self.device)
-            else:
-                self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype)
+            with told_if_slow(f"requests wait for {model_id} to be loaded", logger.warning):
+                if source.head is not None:
+                    self._loaded[model_id] = _LoadedHead(source, device=self.device)
+                elif is_encoder(source.folder):
+                    self._loaded[model_id] = _LoadedEncoder(source, device=self.device)
+                else:
+                    self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype)
         self._loaded.move_to_end(model_id)
         return self._loaded[model_id]
 

@@ -41,7 +41,7 @@ from dspy_finetune.local.schemas import (
     read_rows,
     resolve,
 )
-from dspy_finetune.local.store import Store, append_event, derived_id, finite, is_no_space
+from dspy_finetune.local.store import Store, append_event, derived_id, finite, will_pass
 from dspy_finetune.tasks import Recipe, RecipeChoice, choose_recipe, is_encoder_base, max_labels, message_text, task_of
 
 logger = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ class Scheduler:
         except ApiError as error:
             self._fail(job, error.code or "server_error", error.message, error.param)
         except OSError as error:
-            if is_no_space(error):
+            if will_pass(error):
                 raise  # nothing is lost: the next round tries again
             self._fail(job, "server_error", str(error), None)
         except Exception as error:
@@ -362,17 +362,22 @@ class Scheduler:
             lock = try_lock(folder / "worker.lock")
             if lock is None:
                 return True
-            with open(folder / "worker.log", "ab") as log:
-                # A session of its own: Ctrl-C in the terminal must reach the server alone, which stops its workers.
-                self._children[job.id] = subprocess.Popen(
-                    self.training.command(self.worker_module, folder),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=(lock,),
-                )
-            os.close(lock)
+            try:
+                with open(folder / "worker.log", "ab") as log:
+                    # A session of its own: Ctrl-C in the terminal must reach the server alone, which stops its workers.
+                    self._children[job.id] = subprocess.Popen(
+                        self.training.command(self.worker_module, folder),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        pass_fds=(lock,),
+                    )
+            except OSError:  # no worker, so nobody to watch: the next round tries again
+                self.store.update_job(job.id, status="queued")
+                raise
+            finally:
+                os.close(lock)
             write_json(folder / "worker.json", {"pid": self._children[job.id].pid})
             return True
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import queue
+import resource
 import shutil
 import socket
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 
 from dspy_finetune._files import atomic_writer, file_error, try_lock
 from dspy_finetune._optional import require
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.local.models import PACKAGED_MODEL, check_base
 
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """How long requests in work may take once the server is asked to stop; after half of it the engine gives up."""
+KEEP_ALIVE_SECONDS = 120
+"""How long an idle connection is kept: longer than clients keep theirs (httpx 5, aiohttp 15, Go 90 seconds), since one
+that is closed as a request goes out is a failure at the client. uvicorn's own 5 met httpx's."""
 LEAVE_SECONDS = 2.0
 """How long the process may take to end once all is stopped."""
 
@@ -104,13 +109,17 @@ def serve(options: ServeOptions) -> None:
         )
     for base in options.models:
         check_base(base)
+    _raise_open_files()
     # FastAPI and the store are imported late: an option that is wrong is told at once, without them.
-    from dspy_finetune.local.api import Host, create_app
-    from dspy_finetune.local.guards import LOOPBACK_NAMES
-    from dspy_finetune.local.scheduler import STOP_SECONDS, Scheduler, Training
-    from dspy_finetune.local.store import Store
+    with told_if_slow("starting the local host: importing FastAPI", _say):
+        from dspy_finetune.local.api import Host, create_app
+        from dspy_finetune.local.guards import LOOPBACK_NAMES
+        from dspy_finetune.local.scheduler import STOP_SECONDS, Scheduler, Training
+        from dspy_finetune.local.store import Store
 
-    store = Store(options.root.expanduser().resolve())
+    root = options.root.expanduser().resolve()
+    with told_if_slow(f"starting the local host: reading the records in {root}", _say):
+        store = Store(root)
     lock = try_lock(store.root / "server.lock")
     if lock is None:
         raise HostError(
@@ -174,6 +183,7 @@ def serve(options: ServeOptions) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         lifespan="on",
     )
     server = Server(config)
@@ -210,6 +220,24 @@ def _clear_incoming(folder: Path) -> None:
     except OSError as error:
         raise file_error(error, folder, "write to") from error
     tempfile.tempdir = os.fspath(folder)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody need listen
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+MOST_OPEN_FILES = 8192
+"""Each client takes one. Often a process may have 1024, on macOS 256, unless it asks for more."""
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _find(module: str) -> None:

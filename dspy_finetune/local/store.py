@@ -107,6 +107,22 @@ def is_no_space(error: BaseException | None) -> bool:
     return False
 
 
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
+def will_pass(error: BaseException) -> bool:
+    """Whether the machine is short of something for now: of disk space, open files, memory or processes.
+
+    A thousand idle clients take all open files that a process may have; no job or batch is to fail for that.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _PASSING:
+            return True
+        cause = cause.__cause__
+    return is_no_space(error)
+
+
 class Store:
     """The records under one root folder. Calls from several threads of one server are safe."""
 
@@ -440,6 +456,7 @@ class Uploads:
 
     def create(self, body: CreateUpload) -> dict[str, Any]:
         """Begin an upload."""
+        self._sweep()
         now = int(time.time())
         record = UploadRecord(
             id=new_id("upload_"),
@@ -452,6 +469,13 @@ class Uploads:
         )
         self._save(record)
         return record.wire()
+
+    def _sweep(self) -> None:
+        """Free the disk of what nobody completed in its hour; a server may run for months."""
+        for record in self.store.records(UploadRecord, self.folder, "upload.json"):
+            with self._lock:
+                if record.expires_at < time.time() and record.id not in self._ending:
+                    shutil.rmtree(self._folder(record), ignore_errors=True)
 
     def add_part(self, upload_id: str, data: BinaryIO) -> dict[str, Any]:
         """Keep a part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_a_grammar_is_compiled_once_for_all_answers(engine: Engine, monkeypatch:
     texts = {answer.text for one in asked for answer in one.result(60).answers}
     assert texts == {'{"a":"x"}', '{"a":"yy"}'}
     assert made == [grammar]
+
+
+def test_the_loading_of_a_model_is_told_where_it_lasts(toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[str] = []
+
+    @contextlib.contextmanager
+    def record(text: str, tell: Any) -> Iterator[None]:
+        waits.append(text)
+        yield
+
+    monkeypatch.setattr("dspy_finetune.local.engine.told_if_slow", record)
+    running = Engine({"toy": Source(folder=toy_model)}.__getitem__, device="cpu")
+    try:
+        running.submit("toy", conversation("a"), Settings(max_tokens=1)).result(60)
+    finally:
+        running.close()
+    assert waits == ["requests wait for toy to be loaded"]
 
 
 def test_a_packed_batch_equals_single_passes_cold_and_from_the_cache(loaded: tuple[Any, Any]) -> None:

@@ -314,6 +314,14 @@ def test_nothing_that_was_refused_is_kept(server: ToyServer) -> None:
     assert (health["status"], health["damaged"]) == ("ok", [])
 
 
+def test_a_file_whose_bytes_are_gone_is_no_fault_of_the_server(server: ToyServer) -> None:
+    file_id = upload(server.client(), CHAT_ROWS)
+    (Path(server.facts["root"]) / "files" / file_id / "content").unlink()
+    status, said, _ = send(server, "GET", f"/v1/files/{file_id}/content")
+    assert (status, said["error"]["param"]) == (404, "id")
+    assert send(server, "DELETE", f"/v1/files/{file_id}")[0] == 200
+
+
 def test_requests_of_web_pages_are_refused(server: ToyServer) -> None:
     own = urlsplit(server.url).netloc
     refused = [

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dspy_finetune._files import try_lock
 from dspy_finetune.local import worker
 from dspy_finetune.local.scheduler import Scheduler, Supervised, estimated_finish, last_step
 from dspy_finetune.local.schemas import JobRecord
@@ -49,6 +50,32 @@ def job_in(store: Store, number: int, **fields: Any) -> JobRecord:
     store.job_folder(job.id).mkdir()
     store.save_job(job)
     return job
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC])
+def test_a_machine_that_is_short_of_something_fails_no_job(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand idle clients take all open files: the job waits, with its lock free for the next try."""
+    scheduler = Scheduler(Store(tmp_path))
+    content = tmp_path / "files" / "file-1" / "content"
+    content.parent.mkdir()
+    content.write_bytes(b"{}\n")
+    monkeypatch.setattr(scheduler.store, "content", lambda _: content)
+    resolved = {"n_epochs": 1, "batch_size": 1, "learning_rate_multiplier": 1.0}
+    job = job_in(scheduler.store, 1, resolved=resolved)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("dspy_finetune.local.scheduler.subprocess.Popen", refuse)
+    for _ in range(12):
+        with pytest.raises(OSError, match=r"."):
+            scheduler.tick()
+    assert (scheduler.store.job(job.id).status, scheduler.store.job(job.id).crashes) == ("queued", 0)
+    lock = try_lock(scheduler.store.job_folder(job.id) / "worker.lock")
+    assert lock is not None
+    os.close(lock)
 
 
 def test_a_clock_that_goes_back_neither_exchanges_jobs_nor_ends_them_in_the_past(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from dspy_finetune.local import server as host
 from dspy_finetune.local.server import Log, is_loopback
 from tests.local.test_batches import lines, submit
 from tests.local.test_batches import wait as wait_for_batch
@@ -92,3 +94,23 @@ def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
     os.close(reading)
     log.flush()
     os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 500_000), (8192, 500_000)),
+        ((256, resource.RLIM_INFINITY), (8192, resource.RLIM_INFINITY)),
+        ((1024, 4096), (4096, 4096)),
+        ((20_000, 20_000), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_a_server_asks_for_as_many_open_files_as_it_has_clients(
+    limits: tuple[int, int], expected: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
+    host._raise_open_files()
+    assert asked == ([] if expected is None else [expected])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,15 @@ def test_one_upload_that_is_completed_holds_up_no_other(tmp_path: Path) -> None:
         thread.join()
     with pytest.raises(ApiError, match="is completed"):
         uploads.cancel(slow)
+
+
+def test_an_upload_that_nobody_completes_frees_the_disk_while_the_server_runs(tmp_path: Path) -> None:
+    uploads = Uploads(Store(tmp_path), lambda *_: pytest.fail("nothing is completed"))
+    asked = CreateUpload(bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="batch")
+    late, early = uploads.create(asked)["id"], uploads.create(asked)["id"]
+    uploads.add_part(late, io.BytesIO(b"abc"))
+    record = uploads._pending(late)
+    uploads._save(record.model_copy(update={"expires_at": int(time.time()) - 1}))
+    uploads.create(asked)
+    assert not (uploads.folder / late).exists()
+    assert (uploads.folder / early).exists()
