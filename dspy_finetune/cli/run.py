@@ -1,8 +1,8 @@
 """`dspy-finetune run`: from a labelled file to a tuned model and a verdict: the other commands, one after the other.
 
 Each step is a command of this package, printed before it runs, so that any of them can be repeated or changed by hand;
-every file it writes is kept in one folder, in which one run is at work at a time. A step whose file is there already is
-done again; a job that was started is found again.
+every file it writes is kept in one folder, in which one run is at work at a time. A step whose files stand as it left
+them, made of what is there now, is not done again; a job that was started is found again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspy_finetune._files import file_error, read_json, try_lock, write_json
+from dspy_finetune import __version__
+from dspy_finetune._files import file_error, read_json, sha256_file, try_lock, write_json
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
 from dspy_finetune.cli.options import CellDelimiter, Decimal, HostText, host_named, inputs_of
@@ -42,6 +43,14 @@ class Step:
     """What it does."""
     arguments: tuple[str, ...]
     """After `dspy-finetune`."""
+    files: tuple[Path, ...] = ()
+    """What it reads and writes; empty for one that is always done."""
+
+    def state(self) -> dict[str, Any] | None:
+        """What its files hold now, as JSON; None where one is missing."""
+        if not self.files or not all(path.is_file() for path in self.files):
+            return None
+        return {"version": __version__, "files": {str(path): sha256_file(path) for path in self.files}}
 
     def __str__(self) -> str:
         return f"dspy-finetune {' '.join(map(_quoted, self.arguments))}"
@@ -169,11 +178,15 @@ def follow(steps: Sequence[Step], folder: Path, *, is_named: bool) -> int:
     command = typer.main.get_command(build_app())
     console = talk()
     code = 0
+    done = {name: state for name, state in _note(folder).get("done", {}).items() if name in map(str, steps)}
     again = "the same command" if is_named else f"the same command, or with --out {shlex.quote(str(folder))}"
     with telling_once():
         for position, step in enumerate(steps, start=1):
             console.print(f"\n{position}/{len(steps)} {step.title}", style="bold", highlight=False)
             console.print(f"$ {step}", highlight=False, soft_wrap=True, markup=False)
+            if (state := step.state()) is not None and state == done.get(str(step)):
+                console.print(f"done already: {', '.join(map(str, step.files[1:]))}", highlight=False, markup=False)
+                continue
             at = f"stopped in step {position} of {len(steps)}"
             stopped = f"{at}: go on with {again}; a job that was started is found again"
             try:
@@ -187,8 +200,11 @@ def follow(steps: Sequence[Step], folder: Path, *, is_named: bool) -> int:
                 raise typer.Exit(code)
             if code and position < len(steps):
                 raise typer.Exit(code)
+            if not code and (state := step.state()) is not None:
+                done[str(step)] = state
+                _write_note(folder, steps, done, is_finished=False)
     if code != 1:
-        write_json(folder / NOTE, {"commands": [str(step) for step in steps], "is_finished": True})
+        _write_note(folder, steps, done, is_finished=True)
     return code
 
 
@@ -220,7 +236,7 @@ def claimed(to: Path | None, name: str, steps_in: Callable[[Path], list[Step]]) 
     try:
         if to is None and (folder / NOTE).exists():
             remark(f"going on in {folder}, where the same command was stopped; --out NAME begins anew")
-        write_json(folder / NOTE, {"commands": [str(step) for step in steps], "is_finished": False})
+        _write_note(folder, steps, _note(folder).get("done", {}), is_finished=False)
         yield folder, steps
     finally:
         os.close(lock)
@@ -228,11 +244,21 @@ def claimed(to: Path | None, name: str, steps_in: Callable[[Path], list[Step]]) 
 
 def was_stopped(folder: Path, steps: Sequence[Step]) -> bool:
     """Whether these very commands were begun in a folder and not ended."""
+    told = _note(folder)
+    return told.get("commands") == [str(step) for step in steps] and told.get("is_finished") is False
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    """What is noted of the run in a folder; nothing where there is no note that can be read."""
     try:
         told = read_json(folder / NOTE, "the note of a run", "give another --out")
     except FinetuneError:
-        return False
-    return told == {"commands": [str(step) for step in steps], "is_finished": False}
+        return {}
+    return told if isinstance(told.get("done", {}), dict) else {}
+
+
+def _write_note(folder: Path, steps: Sequence[Step], done: dict[str, Any], *, is_finished: bool) -> None:
+    write_json(folder / NOTE, {"commands": [str(step) for step in steps], "is_finished": is_finished, "done": done})
 
 
 def plan_steps(
@@ -248,7 +274,10 @@ def plan_steps(
     encoder: Sequence[str] = (),
 ) -> Iterator[Step]:
     """The commands, in order."""
+    from dspy_finetune.export.dataset import manifest_path  # here: --help must not wait for dspy
+
     rows, train = folder / "data", folder / "train.jsonl"
+    told_in = tuple(Path(part[1:]) for part in meaning if part.startswith("@"))  # a rubric in a file
     signature = signature_text(columns)
     told = [part for name in columns.inputs for part in ("--text", name)]
     yield Step(
@@ -263,12 +292,15 @@ def plan_steps(
             "--json-to",
             str(folder / "advice.json"),
         ),
+        files=(data, folder / "advice.json"),
     )
     answer = ({"number": "--number", "pairs": "--pairs"}.get(columns.task, "--label"), columns.label)
+    parts = ("train", *(("validation",) if has_validation else ()), "test")
     stratify = ("--stratify-by", columns.label) if columns.task in ("binary", "labels") else ()
     yield Step(
         title="Split",
         arguments=("split", str(data), "--out", str(rows), *split, *answer, *stratify),
+        files=(data, *(rows / f"{name}.jsonl" for name in parts)),
     )
     # The preset asks for A or B, and compares fields that end in _a and _b; other names are a choice of two labels.
     is_preset = columns.task in _PRESETS and (columns.task != "pairs" or columns.is_a_or_b)
@@ -282,6 +314,7 @@ def plan_steps(
                 *("export", "sft", str(rows / f"{name}.jsonl"), *preset, "--signature", signature, *meaning),
                 *("--out", str(to)),
             ),
+            files=(rows / f"{name}.jsonl", *told_in, to, manifest_path(to)),
         )
     yield Step(
         title="Train",

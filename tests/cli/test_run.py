@@ -148,6 +148,42 @@ def test_ctrl_c_says_in_which_step_and_how_to_go_on(
     assert "going on in runs/titles, where the same command was stopped" in capsys.readouterr().err
 
 
+def test_what_stands_is_not_done_again_unless_its_rows_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def recorded(command: Any, step: Step) -> int:
+        name = step.arguments[0]
+        done.append(name)
+        if name == "advise":  # takes seconds
+            Path("o/advice.json").write_text("{}", encoding="utf-8")
+        return {"advise": 0, "train": 130}[name] if name in ("advise", "train") else invoke(command, step)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dspy_finetune.cli.run.invoke", recorded)
+    path = written(tmp_path, "titles")
+
+    def again(*options: str) -> list[str]:
+        done.clear()
+        assert run("run", str(path), "--out", "o", *options) == 130
+        return done
+
+    assert again() == ["advise", "split", "export", "train"]
+    before = {file: file.stat().st_mtime_ns for file in Path("o").rglob("*.jsonl")}
+    assert again() == ["train"]
+    assert "done already: o/train.jsonl" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in Path("o").rglob("*.jsonl")} == before
+    Path("o/train.jsonl").write_text("", encoding="utf-8")
+    assert again() == ["export", "train"]
+    Path("rubric.txt").write_text("Bees.", encoding="utf-8")
+    assert again("--rubric", "@rubric.txt") == ["export", "train"]
+    Path("rubric.txt").write_text("Ants.", encoding="utf-8")
+    assert again("--rubric", "@rubric.txt") == ["export", "train"]
+    path.write_text(path.read_text(encoding="utf-8").replace("number 7", "number 700"), encoding="utf-8")
+    assert again("--rubric", "@rubric.txt") == ["advise", "split", "export", "train"]
+
+
 def test_one_run_at_a_time_is_at_work_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
