@@ -8,6 +8,7 @@ them, made of what is there now, is not done again; a job that was started is fo
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
 import os
 import shlex
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspy_finetune import __version__
 from dspy_finetune._files import file_error, read_json, sha256_file, try_lock, write_json
 from dspy_finetune.cli.app import build_app, print_json, remark, talk, telling_once, warn
 from dspy_finetune.cli.main import INTERRUPTED
@@ -50,7 +50,10 @@ class Step:
         """What its files hold now, as JSON; None where one is missing."""
         if not self.files or not all(path.is_file() for path in self.files):
             return None
-        return {"version": __version__, "files": {str(path): sha256_file(path) for path in self.files}}
+        return {
+            "version": importlib.metadata.version("dspy-finetune"),
+            "files": {str(path): sha256_file(path) for path in self.files},
+        }
 
     def __str__(self) -> str:
         return f"dspy-finetune {' '.join(map(_quoted, self.arguments))}"

@@ -29,7 +29,7 @@ from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
 from dspy_finetune.evaluation.metrics import Embed, Vectors
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
-from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text
+from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text, figure
 from dspy_finetune.report.page import Reported
 from dspy_finetune.tasks import MAX_CHOICES
 from dspy_finetune.values import is_label, label_text, read_number, split_unit
@@ -129,7 +129,7 @@ class Advice(Reported):
             rows = tuple((one.name, _figure(one.interval), str(one.interval.n)) for one in self.baselines)
             tables.append(Table(head=("baseline, cross-validated", f"{self.metric} [95 %]", "n"), rows=rows))
         if self.curve:
-            steps = tuple((f"{one.n_train:,}", f"{one.value:.3f}", f"{one.deviation:.3f}") for one in self.curve)
+            steps = tuple((f"{one.n_train:,}", figure(one.value), figure(one.deviation)) for one in self.curve)
             head = ("training rows", f"{self.metric}, best baseline", "deviation over folds")
             tables.append(Table(head=head, rows=steps))
         return tables
@@ -432,10 +432,10 @@ def _test_rows(scores: Mapping[str, Sequence[float]], ranked: Sequence[str], met
 
 
 def _figure(interval: Interval) -> str:
-    value = "-" if interval.value is None else f"{interval.value:.3f}"
+    value = "-" if interval.value is None else figure(interval.value)
     if interval.low is None or interval.high is None:
         return value
-    return f"{value} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{value} [{figure(interval.low)}, {figure(interval.high)}]"
 
 
 def _recommend(
@@ -472,7 +472,8 @@ def _recommend(
         assert advice.gain_per_doubling is not None
         assert advice.gain_error is not None
         reasons.append(
-            f"Twice the rows brought {advice.gain_per_doubling:+.3f} (standard error {advice.gain_error:.3f})."
+            f"Twice the rows brought {figure(advice.gain_per_doubling, sign=True)} "
+            f"(standard error {figure(advice.gain_error)})."
         )
         rising = advice.gain_per_doubling > 2 * advice.gain_error
     is_number = task == "number"

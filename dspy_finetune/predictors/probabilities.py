@@ -159,8 +159,8 @@ def _begun(
         piece = exact if label in cased else folded
         if rest and rest.startswith(piece):
             found[label] = len(piece)
-        elif rest and piece.startswith(rest) and piece.rstrip() == rest:
-            found[label] = len(rest)
+        elif rest and piece.startswith(rest) and rest in (piece.rstrip(), piece.partition(b"\n")[0].rstrip()):
+            found[label] = len(rest)  # the label and its line's end, or, of a head, an answer of several lines
     return found
 
 

@@ -201,10 +201,16 @@ class Ranged(Protocol):
 
 
 def figure(value: float | None, *, sign: bool = False) -> str:
-    """A figure: three decimals below ten, then whole thousands with commas."""
+    """A figure: three decimals below ten, then whole thousands with commas; two digits that count where it is tiny.
+
+    >>> figure(0.8125), figure(15282.45), figure(0.00071098), figure(-2.5e-06, sign=True), figure(0.0)
+    ('0.812', '15,282', '0.00071', '−2.5e−06', '0.000')
+    """
     if value is None or not math.isfinite(value):
         return MISSING
     plus = "+" if sign else ""
+    if 1e-12 < abs(value) < 0.0005:  # a dose in grams: three decimals would all be 0
+        return f"{value:{plus}.2g}".replace("-", "−")
     if abs(value) < 10:
         return f"{value:{plus}.3f}".replace("-", "−")
     return f"{value:{plus},.{1 if abs(value) < 1000 else 0}f}".replace("-", "−")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import dspy
@@ -88,6 +89,15 @@ def test_numbers_are_measured_by_their_absolute_error() -> None:
     by_name = {one.name: one.interval.value or 0.0 for one in advice.baselines}
     assert by_name["TF-IDF + ridge"] < 0.75 * by_name["median"]
     assert advice.recommendation == "head"
+
+
+def test_figures_of_tiny_and_of_large_numbers_can_be_read() -> None:
+    """Doses in grams were 0.000 [0.000, 0.000], and people 15282.453."""
+    for scale, shown in ((1e-6, r"e−0[67] \["), (1e4, r"[1-9],\d{3} \[")):
+        rows = [dspy.Example(title=f"{WORDS[n % 2]} {n}", dose=scale * (1 + n % 2 + n / 900)) for n in range(80)]
+        told = str(advise(rows, "title -> dose: float", encoder=None))
+        assert re.search(shown, told)
+        assert " 0.000" not in told
 
 
 def test_advice_on_numbers_speaks_of_numbers_and_asks_for_no_handful_of_test_rows() -> None:

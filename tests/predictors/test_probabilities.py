@@ -34,6 +34,13 @@ def test_a_longer_word_that_begins_with_a_label_is_not_that_label() -> None:
     assert label_masses([at("An", An=1.0)], ["A", "B"]) == {"A": 0.0, "B": 0.0}
 
 
+def test_whole_answers_of_several_lines_count_for_the_label_that_they_begin_with() -> None:
+    """A head that answers "good" with a number writes each answer as one token: the label's share is their sum."""
+    shares = {"good\nScore: 6": 0.4, "good\nScore: 9": 0.25, "bad\nScore: 3": 0.3, "goods\nScore: 1": 0.05}
+    position = ("good\nScore: 6", {token: math.log(share) for token, share in shares.items()})
+    assert label_masses([position], ["good", "bad"]) == pytest.approx({"good": 0.65, "bad": 0.3})
+
+
 def test_a_shared_first_token_is_told_apart_by_the_next() -> None:
     """un|likely against un|decided: the first token's mass is shared as the second position says."""
     positions = [at("un", un=0.8, likely=0.2), at("likely", likely=0.75, decided=0.25)]
