@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- figures: (?P<source>\S+) -->\n(?P<table>.*?)<!-- end -->", re.S)
 
 
+CURVES = ("hn", "upworthy", "pricer")
 PAGES = {page: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
 
 
@@ -29,6 +30,12 @@ def test_each_table_of_figures_is_in_the_results_that_it_names(page: Path) -> No
 
 def test_readme_and_the_page_on_data_size_have_such_tables() -> None:
     assert {page.name for page, text in PAGES.items() if MARKED.search(text)} >= {"README.md", "data-size.md"}
+
+
+def test_each_learning_curve_on_real_data_has_the_tuned_head_beside_what_needs_no_fine_tuning() -> None:
+    curves = [block["table"] for block in MARKED.finditer(PAGES[ROOT / "docs" / "data-size.md"])]
+    methods = [[line.split("|")[1].strip() for line in curve.splitlines() if " ± " in line] for curve in curves]
+    assert methods == [[f"{name}, {one}" for one in ("TF-IDF", "encoder", "tuned head")] for name in CURVES]
 
 
 def test_the_table_on_real_data_is_the_one_that_the_results_give() -> None:

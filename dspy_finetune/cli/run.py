@@ -199,6 +199,8 @@ def follow(steps: Sequence[Step], folder: Path, *, is_named: bool) -> int:
                 raise
             sys.stdout.flush()  # in a log its results stand before the next step's heading, which goes to stderr
             if code == INTERRUPTED:  # typer makes this code of Ctrl-C
+                if sys.stderr.isatty():
+                    print(file=sys.stderr)  # the terminal has written ^C where the next line begins
                 warn([stopped])
                 raise typer.Exit(code)
             if code and position < len(steps):

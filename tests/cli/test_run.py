@@ -363,3 +363,23 @@ def test_columns_that_nobody_reads_are_told(
     Path("rows.csv").write_text("\n".join(["Ticket ID,Message,Channel,liked", *lines]), encoding="utf-8")
     assert run("run", "rows.csv") == 130
     assert "inputs Message; not read: Ticket ID, Channel (--text names the inputs)" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_at_a_terminal_the_remark_begins_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal writes ^C at the cursor: a remark behind it would be broken in a word."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+
+    def press(command: object, step: Step) -> int:
+        screen.write("^C")
+        return 130
+
+    monkeypatch.setattr("dspy_finetune.cli.run.invoke", press)
+    with pytest.raises(typer.Exit):
+        follow([Step(title="one", arguments=("doctor",))], tmp_path, is_named=True)
+    after = screen.getvalue().partition("^C")[2]
+    assert after.startswith("\n")
+    assert "stopped in step 1 of 1" in after
