@@ -20,6 +20,7 @@ Errors are in `ft.errors`; what is needed less often is in the subpackages: `ft.
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -182,15 +183,20 @@ _SUBPACKAGES = {
 }
 """Where each public name comes from. The imports above say the same to type checkers; a test compares the two."""
 
+_IMPORTING = threading.RLock()
+
 if not TYPE_CHECKING:  # type checkers would take any name for granted
 
     def __getattr__(name: str) -> Any:
-        if name in _SUBPACKAGES:
-            return importlib.import_module(f"{__name__}.{name}")
-        for subpackage, names in _SUBPACKAGES.items():
-            if name in names.split():
-                globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{subpackage}"), name)
-                return value
+        # One thread at a time: Python's own locks are one for each module, and two threads that meet in the middle of
+        # an import are given modules that are not whole.
+        with _IMPORTING:
+            if name in _SUBPACKAGES:
+                return importlib.import_module(f"{__name__}.{name}")
+            for subpackage, names in _SUBPACKAGES.items():
+                if name in names.split():
+                    globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{subpackage}"), name)
+                    return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -83,6 +83,28 @@ print("done")
     assert done.stdout.strip() == "done", done.stderr
 
 
+def test_threads_may_ask_for_their_first_names_at_the_same_time() -> None:
+    """Two threads that met in the middle of an import were given modules that are not whole."""
+    code = """
+import threading
+import dspy
+import dspy_finetune as ft
+ft.Host.compatible("http://127.0.0.1:9/v1", api_key="x")
+failed = []
+def ask(name):
+    try:
+        getattr(ft, name)
+    except BaseException as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=ask, args=(name,)) for name in ("list_jobs", "OpenAIPredictor")]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(failed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", (done.stdout, done.stderr)
+
+
 def test_public_functions_and_classes_can_be_pickled() -> None:
     for name in ft.__all__:
         value = getattr(ft, name)

@@ -168,7 +168,7 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             for name in request.query_params:
-                if name not in known and not (name.partition("[")[0] in known and name.endswith("]")):
+                if name not in known and not ("metadata" in known and name.startswith("metadata[")):
                     raise _unknown(name)
             _refuse_repeated(request.query_params)
             strict = _StrictRequest(request.scope, request.receive)

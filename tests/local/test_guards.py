@@ -114,6 +114,7 @@ MISTAKES: list[tuple[str, str, Any, str | None]] = [
     ("POST", CHATS, {**CHAT, "response_format": as_json({"type": "banana"})}, "response_format"),
     ("GET", "/v1/files?order=sideways", None, "order"),
     ("GET", "/v1/files?limt=3", None, "limt"),
+    ("GET", "/v1/files?limit[x]=3", None, "limit[x]"),
     ("GET", "/v1/fine_tuning/jobs?limit=0", None, "limit"),
     ("GET", "/v1/fine_tuning/jobs?after=" + "x" * 1000, None, "after"),
     ("GET", "/v1/models/~nosuchuser/x", None, "model"),
