@@ -209,7 +209,7 @@ def figure(value: float | None, *, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     plus = "+" if sign else ""
-    if 1e-12 < abs(value) < 0.0005:  # a dose in grams: three decimals would all be 0
+    if 1e-12 < abs(value) < 0.001:  # a dose in grams: three decimals would all be 0
         return f"{value:{plus}.2g}".replace("-", "−")
     if abs(value) < 10:
         return f"{value:{plus}.3f}".replace("-", "−")
