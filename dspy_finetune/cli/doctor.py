@@ -13,12 +13,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dspy_finetune.cli.app import print_json, say
 from dspy_finetune.cli.options import EnvPath
+from dspy_finetune.errors import UsageError
+
+if TYPE_CHECKING:
+    from dspy_finetune.hosts import Host
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -154,6 +158,7 @@ def _models() -> Iterator[Finding]:
 def _hosts(offline: bool) -> Iterator[Finding]:
     from dspy_finetune.catalog import load_catalog
     from dspy_finetune.hosts import Host
+    from dspy_finetune.hosts.host import KINDS, NAMED_HOSTS
     from dspy_finetune.jobs.records import CLOCK
 
     today = CLOCK.today()
@@ -169,24 +174,31 @@ def _hosts(offline: bool) -> Iterator[Finding]:
             text=f"{text}, in {left} days" if left > 0 else f"{name}: training ended on {facts.training_ends}",
             remedy="train on another host, or move a model: dspy-finetune migrate --help" if left < 120 else "",
         )
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key:
-        yield Finding(
-            area="keys",
-            level="warning",
-            text="OPENAI_API_KEY is not set: OpenAI cannot be used, the local host can",
-            remedy="export OPENAI_API_KEY=..., or put it into a .env file",
-        )
-        return
-    yield Finding(area="keys", level="ok", text="OPENAI_API_KEY is set")
-    if offline:
-        return
-    host = Host.openai()
+    for kind in (KINDS[name] for name in NAMED_HOSTS if name != "local"):
+        variable = next((name for name in kind.key_variables if os.environ.get(name, "").strip()), None)
+        if variable is not None:
+            yield Finding(area="keys", level="ok", text=f"{variable} is set")
+            if not offline:
+                yield _asked(Host(kind.name))
+        elif kind.name == "openai":
+            yield Finding(
+                area="keys",
+                level="warning",
+                text="OPENAI_API_KEY is not set: OpenAI cannot be used, the local host can",
+                remedy="export OPENAI_API_KEY=..., or put it into a .env file",
+            )
+
+
+def _asked(host: Host) -> Finding:
+    """Whether a host answers, and takes the key."""
     try:
-        host.client(timeout=_HOST_SECONDS, max_retries=0).models.list()
-        yield Finding(area="hosts", level="ok", text="openai: reachable, the key is accepted")
+        # As it came: not every host lists its models in OpenAI's form.
+        host.client(timeout=_HOST_SECONDS, max_retries=0).models.with_raw_response.list()
+        return Finding(area="hosts", level="ok", text=f"{host.name}: reachable, the key is accepted")
+    except UsageError as error:  # no address is known
+        return Finding(area="hosts", level="warning", text=f"{host.name}: {error}")
     except Exception as error:  # whatever the client raises is a finding here, with the key taken out
-        yield Finding(area="hosts", level="warning", text=f"openai: {host.error(error, 'asking for its models')}")
+        return Finding(area="hosts", level="warning", text=str(host.error(error, "list its models")))
     finally:
         host.close()
 

@@ -24,8 +24,13 @@ _DRAWN = {**dict(zip("▁▂▃▄▅▆▇█", ".:-=+*#@", strict=True)), "━
 """What progress is drawn with, and what stands for it where the encoding lacks it."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `dspy-finetune`; exits the process with the command's code."""
+def main(argv: list[str] | None = None, *, has_defaults: bool = True) -> None:
+    """Run `dspy-finetune`; exits the process with the command's code.
+
+    Args:
+        argv: The words after `dspy-finetune`; those of this process without.
+        has_defaults: The user's own defaults hold, of the environment and of the working folder's pyproject.toml.
+    """
     # DSPy looks a price list up on the network at its first call, and waits five seconds where there is none; the one
     # in its package serves the command line.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -45,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         # A shell that asks for completions has its own line on the screen, which nothing may be drawn into.
         is_beating = argv is None and arguments[:1] != ["serve"] and COMPLETE not in os.environ
         with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if is_beating else contextlib.nullcontext():
-            code = _run(arguments, debug=debug)
+            code = _run(arguments, debug=debug, has_defaults=has_defaults)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -83,7 +88,7 @@ def _escaped(text: str) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
-def _run(arguments: list[str], *, debug: bool) -> int:
+def _run(arguments: list[str], *, debug: bool, has_defaults: bool) -> int:
     try:
         # typer and rich belong to the extra "cli": without them the command says so in one line.
         import rich.progress  # noqa: F401
@@ -107,7 +112,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             arguments,
             prog_name="dspy-finetune",
             standalone_mode=False,
-            default_map=user_defaults(command, Path("pyproject.toml")),
+            default_map=user_defaults(command, Path("pyproject.toml")) if has_defaults else {},
         )
     except typer.Abort:
         return INTERRUPTED

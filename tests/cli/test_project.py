@@ -14,6 +14,7 @@ from dspy_finetune.cli import data
 from dspy_finetune.cli.doctor import examine
 from dspy_finetune.cli.main import main
 from dspy_finetune.evaluation.metrics import Metric
+from tests.fake_openai import FakeOpenAI
 
 
 def run(*arguments: str) -> int:
@@ -169,6 +170,25 @@ def test_doctor_never_shows_a_key_and_names_what_is_missing(
     absent = [one for one in examine(offline=True) if one.area == "keys"]
     assert [one.level for one in absent] == ["warning"]
     assert "export OPENAI_API_KEY" in absent[0].remedy
+
+
+def test_doctor_asks_each_host_whose_key_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeOpenAI()
+    for name in ("NEBIUS", "FIREWORKS"):
+        monkeypatch.setenv(f"{name}_API_KEY", "sk-planted")
+    monkeypatch.setenv("NEBIUS_BASE_URL", server.url)
+    monkeypatch.setenv("FIREWORKS_BASE_URL", "http://127.0.0.1:9/v1")  # nothing listens there
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "sk-planted")  # and no address
+    monkeypatch.delenv("AZURE_OPENAI_ENDPOINT", raising=False)
+    found = [one for one in examine() if one.area in ("keys", "hosts") and "training end" not in one.text]
+    server.close()
+    told = {one.text.split()[0].rstrip(":"): (one.level, one.text) for one in found}
+    assert told["nebius"] == ("ok", "nebius: reachable, the key is accepted")
+    assert told["NEBIUS_API_KEY"] == ("ok", "NEBIUS_API_KEY is set")
+    assert [told[name][0] for name in ("azure", "fireworks", "OPENAI_API_KEY")] == ["warning"] * 3
+    assert "TOGETHER_API_KEY" not in told
+    assert "planted" not in str(found)
+    assert [one for one in examine(offline=True) if one.text.startswith("nebius:")] == []
 
 
 def test_quiet_leaves_results_and_errors(titles: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import threading
 from collections.abc import Iterator
@@ -162,3 +163,17 @@ def test_a_path_that_is_no_text_is_refused_before_the_server_starts(tmp_path: Pa
     with pytest.raises(UsageError, match=r"PYTHONUTF8=1"):
         embedded.ensure_server(tmp_path / "b\udcfcro")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_is_served_whatever_defaults_lie_in_the_folder_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are for people's commands; a file that is no TOML kept the host from starting."""
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text("[tool.dspy-finetune", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["dspy_finetune.local", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("dspy_finetune.local", run_name="__main__")
+    said = capsys.readouterr()
+    assert (stop.value.code, said.err) == (0, "")
+    assert "dspy-finetune serve" in said.out
