@@ -129,3 +129,15 @@ def fast_dtype(device: str) -> str:
         return "bfloat16" if any(getattr(torch.cpu, name, lambda: False)() for name in asked) else "float32"
     # Before Ampere (compute capability 8) bfloat16 is emulated.
     return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
+
+
+def set_attention(device: str) -> None:
+    """Choose kernels for attention whose shapes are never the same twice.
+
+    cuDNN plans anew for each shape: with it attention's calls took twelve times as long on an H200 as in batches of
+    like shape (benchmarks/results/gpu.md). The other kernels need no plan.
+    """
+    import torch  # seconds of import, as above
+
+    if device != "cpu":
+        torch.backends.cuda.enable_cudnn_sdp(False)

@@ -22,6 +22,7 @@ from typing import Any
 from dspy_finetune._files import file_error, process_lock
 from dspy_finetune._optional import require
 from dspy_finetune.errors import MissingExtraError, UsageError
+from dspy_finetune.local.hardware import set_attention
 from dspy_finetune.tasks import ENCODER_PACKAGE, HUB_ID, PACKAGED_ENCODER
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ def load_model(folder: Path, adapters: Sequence[Path], *, device: str = "cpu", d
     torch = require("torch", "local", "the local host")
     transformers = require("transformers", "local", "the local host")
     transformers.utils.logging.disable_progress_bar()
+    set_attention(device)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
     )

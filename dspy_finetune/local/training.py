@@ -34,7 +34,7 @@ from dspy_finetune.local import features, memory, rates
 from dspy_finetune.local.chat import encode_completion, encode_prompt, training_turns
 from dspy_finetune.local.features import View
 from dspy_finetune.local.forward import forest_of
-from dspy_finetune.local.hardware import fast_dtype
+from dspy_finetune.local.hardware import fast_dtype, set_attention
 from dspy_finetune.local.heads import Head, fit, folds_of, numbers_of, to_scale
 from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take, megabytes, weight_bytes
 from dspy_finetune.local.memory import fit as fit_memory
@@ -99,6 +99,7 @@ def plan(spec: TrainSpec, rows: Rows, emit: Emit) -> Setup:
 
 def load(spec: TrainSpec, setup: Setup) -> Any:
     """The model to train on."""
+    set_attention(spec.device)
     options: dict[str, Any] = {"attn_implementation": "sdpa", "use_safetensors": True}
     dtype = getattr(torch, setup.dtype)
     if setup.is_four_bit:

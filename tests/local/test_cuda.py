@@ -80,8 +80,9 @@ def labelled(n: int = 40) -> list[dict[str, Any]]:
 
 def test_an_adapter_learns_in_the_gpus_format(on_gpu: Any, model: Path) -> None:
     result, told = run(on_gpu("sft", chat_rows()))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert told[0]["message"].startswith(f"Training on cuda in {hardware.fast_dtype('cuda')}. Estimated memory: ")
-    assert losses(told)[-1] < 0.5 * losses(told)[0]
+    assert losses(told)[-1] < 0.7 * losses(told)[0]
     # Asked on the CPU in float32: what was learned is in the file.
     before, after = (answer_probability(model, one, question("A 3"), "true") for one in (None, result))
     assert after > 10 * before
@@ -113,7 +114,7 @@ def test_formats_and_ways_to_save_memory_take_nearly_the_same_steps(on_gpu: Any,
         found[name] = losses(told)
     for name, values in found.items():
         assert values[0] == pytest.approx(found["float32"][0], rel=0.1 if name == "four-bit" else 0.02), name
-        assert values[-1] < 0.5 * values[0], name
+        assert values[-1] < 0.7 * values[0], name
     assert found["computed again"] == pytest.approx(found["chosen"], rel=0.1)
 
 
@@ -143,7 +144,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(on_gpu: Any) -> None:
 
 def test_preferences_are_learned(on_gpu: Any) -> None:
     _, told = run(on_gpu("dpo", preference_rows(), learning_rate=0.01), training.train_dpo)
-    assert losses(told)[-1] < 0.5 * losses(told)[0]
+    assert losses(told)[-1] < 0.7 * losses(told)[0]
     assert told[-1]["train_rewards_accuracies"] == 1.0
 
 

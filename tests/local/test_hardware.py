@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from dspy_finetune.local.hardware import Threads, allowed_cpus, free_memory
+from dspy_finetune.local.hardware import Threads, allowed_cpus, free_memory, set_attention
 
 MB = 2**20
 
@@ -102,3 +103,14 @@ def test_a_busy_neighbour_takes_its_processor_from_the_threads(
     monkeypatch.setattr(os, "times", lambda: type(before)((own + 8.0, 0.0, 0.0, 0.0, 0.0)))  # 0.8 processors are ours
     write(tmp_path, told(8.0 + others * seconds))
     assert threads.now() == expected
+
+
+def test_attention_on_a_gpu_does_without_the_kernels_that_plan_for_each_shape() -> None:
+    was = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for device, expected in (("cpu", True), ("cuda", False)):
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            set_attention(device)
+            assert torch.backends.cuda.cudnn_sdp_enabled() is expected
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was)
