@@ -80,6 +80,9 @@ def plan(spec: TrainSpec, rows: Rows, emit: Emit) -> Setup:
     on_gpu = spec.device != "cpu"
     batch_size = math.ceil(spec.batch_size / world_size())
     dtype = spec.dtype
+    if dtype == "float16" and not on_gpu:
+        emit({"message": "float16 trains on a GPU alone: the format is chosen as without --training-dtype"})
+        dtype = "auto"
     if dtype == "auto":
         is_large = on_gpu or rows.largest(batch_size)[0] >= MIN_HALF_TOKENS
         dtype = fast_dtype(spec.device) if is_large else "float32"

@@ -196,6 +196,10 @@ def test_half_precision_is_chosen_where_it_is_faster(
         job = spec(toy_model, tmp_path / asked, "sft", chat_rows(), dtype=asked)
         assert training.plan(job, rows, told.append).dtype == chosen
         assert told[0]["message"].startswith(f"Training on cpu in {chosen}. Estimated memory: ")
+    told = []
+    job = spec(toy_model, tmp_path / "float16", "sft", chat_rows(), dtype="float16")
+    assert training.plan(job, rows, told.append).dtype == expected
+    assert told[0]["message"].startswith("float16 trains on a GPU alone: ")
 
 
 def test_the_same_seed_gives_the_same_losses(toy_model: Path, tmp_path: Path) -> None:
