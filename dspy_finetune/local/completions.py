@@ -22,7 +22,14 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from dspy_finetune.errors import FinetuneError, UsageError
-from dspy_finetune.local.sampling import CALL_CLOSES, CALL_OPENS, check_grammar, json_grammar, tool_grammar
+from dspy_finetune.local.sampling import (
+    CALL_CLOSES,
+    CALL_OPENS,
+    check_grammar,
+    check_patterns,
+    json_grammar,
+    tool_grammar,
+)
 from dspy_finetune.local.schemas import ApiError, Body, Metadata, ModelName, OneFault, Seed, at_most
 from dspy_finetune.local.store import new_id
 
@@ -359,6 +366,7 @@ def _grammar(body: ChatRequest, calls: str) -> str | None:
     schema: dict[str, Any] | None = None
     if isinstance(wanted, SchemaFormat):
         schema = wanted.json_schema.schema_ or {"type": "object"}
+        check_patterns(schema, "response_format")
         grammar = json_grammar(schema)
         check_grammar(grammar, "response_format")
     elif isinstance(wanted, ObjectFormat):
@@ -369,6 +377,7 @@ def _grammar(body: ChatRequest, calls: str) -> str | None:
     tools = {tool.function.name: tool.function.parameters for tool in body.tools or ()}
     if isinstance(body.tool_choice, NamedTool):
         tools = {body.tool_choice.function.name: tools[body.tool_choice.function.name]}
+    check_patterns(list(tools.values()), "tools")
     grammar = tool_grammar(tools, is_forced=calls != "auto", answer=schema)
     check_grammar(grammar, "tools")
     return grammar

@@ -81,6 +81,31 @@ def check_grammar(grammar: str, param: str) -> None:
         raise ApiError(400, message, code="invalid_json_schema", param=param)
 
 
+MAX_PATTERNS = 12
+"""Of one value: whether a text can fit 16 of them takes llguidance a second to work out, and 26 take it hours."""
+
+
+def check_patterns(schema: Any, param: str) -> None:
+    """Refuse a schema in which one value must fit too many patterns at once."""
+    if isinstance(schema, list):
+        for one in schema:
+            check_patterns(one, param)
+    elif isinstance(schema, Mapping):
+        if "allOf" in schema and _n_patterns(schema) > MAX_PATTERNS:
+            message = f"Invalid schema for '{param}': more than {MAX_PATTERNS} patterns for one value (allOf)."
+            raise ApiError(400, message, code="invalid_json_schema", param=param)
+        for one in schema.values():
+            check_patterns(one, param)
+
+
+def _n_patterns(schema: Any) -> int:
+    if not isinstance(schema, Mapping):
+        return 0
+    lists = [one for key in ("allOf", "anyOf", "oneOf") if isinstance(one := schema.get(key), list)]
+    branches = [branch for one in lists for branch in one]
+    return isinstance(schema.get("pattern"), str) + sum(map(_n_patterns, branches))
+
+
 def _lark(lines: Iterable[str]) -> str:
     from llguidance import LLMatcher  # part of the extra `local`
 

@@ -64,6 +64,12 @@ def form(name: str) -> Any:
     return {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": {"type": 5}}}}
 
 
+def tool(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "x", "parameters": {"type": "object", **parameters}}}
+
+
+# Of a value that must fit all of these it takes hours to find out whether there is any.
+MANY_PATTERNS = {"allOf": [{"type": "string", "pattern": f".*{one}.*"} for one in "abcdefghijklmnopqrstuvwxyz"]}
 DEEP = b"[" * 100_000 + b"]" * 100_000
 HALF = "\ud800"
 JOBS, CHATS = "/v1/fine_tuning/jobs", "/v1/chat/completions"
@@ -112,6 +118,9 @@ MISTAKES: list[tuple[str, str, Any, str | None]] = [
     ("POST", CHATS, {**CHAT, "messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[0]"),
     ("POST", CHATS, {**CHAT, "response_format": as_json({"$ref": "#"})}, "response_format"),
     ("POST", CHATS, {**CHAT, "response_format": as_json({"type": "banana"})}, "response_format"),
+    ("POST", CHATS, {**CHAT, "response_format": as_json({"properties": {"a": MANY_PATTERNS}})}, "response_format"),
+    ("POST", CHATS, {**CHAT, "tools": [tool({"properties": {"a": MANY_PATTERNS}})]}, "tools"),
+    ("POST", CHATS, {**CHAT, "response_format": as_json({"allOf": 5})}, "response_format"),
     ("GET", "/v1/files?order=sideways", None, "order"),
     ("GET", "/v1/files?limt=3", None, "limt"),
     ("GET", "/v1/files?limit[x]=3", None, "limit[x]"),
