@@ -992,7 +992,13 @@ def with_baselines(
     if not rows:
         raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
     # A metric that is a plain function names no field; the prompt of the tuned program does.
-    field = next((one.field for one in metrics if isinstance(one, (Metric, SetMetric))), None)
+    fields = list(dict.fromkeys(one.field for one in metrics if isinstance(one, (Metric, SetMetric))))
+    if len(fields) > 1:
+        raise UsageError(
+            f"train=... adds baselines for one output, and the metrics read {', '.join(fields)}: compare each output "
+            "by itself, with its own metrics, or all of them without train"
+        )
+    field = fields[0] if fields else None
     field = field or (tuned.prompt.label_field if tuned is not None else None)
     if field is None:
         raise UsageError(

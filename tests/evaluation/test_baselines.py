@@ -325,6 +325,10 @@ def test_a_metric_of_ones_own_gets_the_baselines_of_the_tuned_programs_label():
     assert found["majority"](title="On 3").liked in (True, False)
     with pytest.raises(UsageError, match="there is neither"):
         baselines.with_baselines({"mine": lambda title: None}, rows, [right], BaselineOptions())
+    # A baseline answers one output: told before anybody is asked, not when its answers are scored.
+    both = [metrics.exact_match("liked"), metrics.exact_match("reason")]
+    with pytest.raises(UsageError, match="the metrics read liked, reason: compare each output by itself"):
+        baselines.with_baselines({"tuned": tuned}, rows, both, BaselineOptions())
 
 
 def test_a_label_that_is_seen_once_leaves_the_strength_to_cross_validation() -> None:
