@@ -416,11 +416,11 @@ class Engine:
     def _guard(self, requests: Sequence[_Request | _Embedding], work: Callable[[], None]) -> bool:
         try:
             work()
-        except Exception as error:  # one bad batch must not take down the thread that answers everybody
+        except BaseException as error:  # one bad batch must not take down the thread that answers everybody
             logger.exception("a batch failed")
             for request in requests:
                 if not request.future.done():
-                    request.future.set_exception(error)
+                    request.future.set_exception(_plain(error))
             return False
         return True
 
@@ -467,10 +467,10 @@ class Engine:
                     message = f"{request.model_id} is a sentence encoder: it makes embeddings and writes no text."
                     raise ApiError(400, message, code="unsupported_model", param="model")
                 rows = self._admit(loaded, request)
-            except Exception as error:  # whatever is wrong with one request or its model is that request's answer
+            except BaseException as error:  # whatever is wrong with one request or its model is that request's answer
                 if not isinstance(error, FinetuneError | ApiError):
                     logger.exception("cannot open a request for %s", request.model_id)
-                request.future.set_exception(error)
+                request.future.set_exception(_plain(error))
                 continue
             by_model.setdefault(request.model_id, (loaded, []))[1].extend(rows)
         chats = [
@@ -576,6 +576,11 @@ class Engine:
         if going and len(going) < len(batch.rows):
             batch.decoder.keep(going)
         batch.rows[:] = [batch.rows[index] for index in going]
+
+
+def _plain(error: BaseException) -> Exception:
+    """A panic of the tokenizer's or the grammar's Rust is no Exception, and nobody who waits would catch it."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _check_head(loaded: _LoadedHead, request: _Request) -> None:

@@ -94,6 +94,26 @@ def test_a_grammar_is_compiled_once_for_all_answers(engine: Engine, monkeypatch:
     assert made == [grammar]
 
 
+def test_a_panic_of_rust_is_one_requests_answer_and_ends_no_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    def panic(*_: Any) -> list[int]:
+        raise PanicException("assertion failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dspy_finetune.local.engine.encode_prompt", panic)
+        with pytest.raises(RuntimeError, match=r"PanicException: assertion failed"):
+            engine.submit("toy", conversation("a"), Settings(max_tokens=1)).result(60)
+        patched.setattr("dspy_finetune.local.engine.encode_prompt", encode_prompt)
+        patched.setattr("dspy_finetune.local.engine.choose", panic)
+        with pytest.raises(RuntimeError, match=r"PanicException: assertion failed"):
+            engine.submit("toy", conversation("a"), Settings(max_tokens=1)).result(60)
+    assert engine.submit("toy", conversation("a"), Settings(max_tokens=1)).result(60).answers
+
+
 def test_the_loading_of_a_model_is_told_where_it_lasts(toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[str] = []
 
