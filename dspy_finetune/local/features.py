@@ -410,8 +410,11 @@ def _check_lengths(rows: Sequence[Sequence[int]], most: int | None) -> None:
 
 
 def _too_long(most: int, place: int, found: int | str) -> ApiError:
-    message = f"This model's maximum context length is {most} tokens, however the input {place} has {found}."
-    return ApiError(400, f"{message} Please shorten it.", code="context_length_exceeded", param="input")
+    message = (
+        f"This model's maximum context length is {most} tokens, however the input {place} has {found}. "
+        "Please shorten it."
+    )
+    return ApiError(400, message, code="context_length_exceeded", param="input")
 
 
 def _too_many(total: int | str) -> ApiError:
