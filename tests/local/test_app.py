@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_a_key_is_asked_for_only_when_one_was_given(tmp_path: Path, toy_model: P
                 text=True,
                 timeout=120,
                 check=False,
+                env={**os.environ, "DSPY_FINETUNE_QUIET": "1"},  # else a slow start says what it waits for
             )
             assert ended.returncode == 1
             assert ended.stderr.startswith("error: ")
