@@ -154,7 +154,9 @@ def run(
         )
         return list(made)
 
+    about = f"{columns.why}; {inputs_of(columns, examples[0].keys())}"
     if dry_run:
+        remark(about)
         folder = to or new_folder(data.stem)
         told = {"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps_in(folder)]}
         if as_json:
@@ -166,7 +168,7 @@ def run(
         if as_json:
             told = {"folder": str(folder), "columns": columns.why, "commands": [str(step) for step in steps]}
             print_json(told)
-        remark(f"{columns.why}; {inputs_of(columns, examples[0].keys())}")
+        remark(about)
         code = follow(steps, folder, is_named=to is not None)
     if not as_json:
         print(f"\nEverything is in {folder}; the report: {folder / 'report.html'}")
