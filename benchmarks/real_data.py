@@ -12,6 +12,7 @@ baseline, ECE, and a training's seconds.
                 where jobs take hours on a busy machine; also the stacked ensemble, and the ECE that the same
                 probabilities would show if they were exact: on 325 rows it is .06, not 0
     --prompted  on so many splits the same base in DSPy's prompts, untuned: nearest examples, and BootstrapFewShot
+    --lora      on so many splits also LoRA and head+lora: hours on a processor, minutes on a GPU
     --decoding  prices with LoRA, plain and on the log scale, read as text, median and mean
     --orders    pairs with LoRA, written in one order and in both: accuracy and position bias
 """
@@ -39,6 +40,7 @@ from typing import Any
 
 import dspy
 import numpy as np
+import torch
 
 import dspy_finetune as ft
 from dspy_finetune.evaluation import StatisticsOptions
@@ -372,19 +374,24 @@ def prompted(
 
 def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
     """Prices by LoRA: plain and on the log scale; the text, the median and the mean of the digits' distribution."""
-    name = f"LoRA on prices, {n_train} training rows"
-    programs: dict[str, Any] = {}
-    train: list[Any] = []
+    table: dict[str, Figures] = {}
     test: list[Any] = []
-    for scale in ("plain", "log"):
-        prompt = ft.prompts.number(input="description", scale=scale)
-        data = Set(rows=load("prices", given.data).rows, prompt=prompt, label="price")
-        train, test = draw(data, n_train, given.test, 0)
-        text, seconds, _ = trained(data, train, host, folder, BASE, "lora")
-        print(f"{name}, {scale} scale: {seconds:.0f} s", file=sys.stderr, flush=True)
-        for decode in ("text", "median", "mean"):
-            programs[f"{scale} scale, {decode}"] = ft.OpenAIPredictor(prompt, text.model, host=host, decode=decode)
-    return compared(name, programs, test, ft.metrics.mean_absolute_error("price"), train)
+    for seed in range(given.splits):
+        programs: dict[str, Any] = {}
+        data = load("prices", given.data)
+        train: list[Any] = []
+        for scale in ("plain", "log"):
+            prompt = ft.prompts.number(input="description", scale=scale)
+            data = Set(rows=data.rows, prompt=prompt, label="price")
+            train, test = draw(data, n_train, given.test, seed)
+            text, seconds, _ = trained(data, train, host, folder, BASE, "lora")
+            for decode in ("text", "median", "mean"):
+                way = f"LoRA, {scale} scale, {decode}"
+                programs[way] = ft.OpenAIPredictor(prompt, text.model, host=host, decode=decode)
+                table.setdefault(way, Figures()).seconds.append(seconds)
+        measure(data, programs, train, test, table, None)
+        print(rendered("prices by LoRA", table, len(test), "price"), file=sys.stderr, flush=True)
+    return rendered(f"prices by LoRA, {n_train} training rows", table, len(test), "price")
 
 
 def orders(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
@@ -497,7 +504,8 @@ def machine() -> str:
     busy = (
         f"; other programs ran beside it (load {load:.0f}), so seconds are upper bounds" if load > n_cores + 1 else ""
     )
-    return f"{datetime.date.today().isoformat()}, {name}, {n_cores} cores{busy}"
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{datetime.date.today().isoformat()}, {name}, {n_cores} cores{card}{busy}"
 
 
 def main() -> None:
@@ -507,7 +515,7 @@ def main() -> None:
     parser.add_argument("--sets", default="titles:440")
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--test", type=int, default=500)
-    parser.add_argument("--lora", type=int, default=0, help="on so many splits also LoRA")
+    parser.add_argument("--lora", type=int, default=0, help="on so many splits also LoRA and head+lora")
     parser.add_argument("--setfit", type=int, default=0, help="on so many splits also SetFit (titles and hn)")
     parser.add_argument("--setfit-env", type=Path, default=Path(tempfile.gettempdir()) / "real-data-setfit")
     parser.add_argument("--to", type=Path, help="append the tables to this Markdown file")
@@ -551,11 +559,11 @@ def splits(name: str, n_train: int, given: argparse.Namespace, host: Any, folder
         n_test = len(test)
         ways = {"head (auto)": "auto"}
         if seed < given.lora:
-            ways["LoRA"] = "lora"
+            ways |= {"LoRA": "lora", "head+lora": "head+lora"}
         programs: dict[str, Any] = {}
         for way, recipe in ways.items():
             figures = table.setdefault(way, Figures())
-            if read is not None and recipe != "lora":
+            if read is not None and recipe == "auto":
                 programs[way], said = direct(data, train, test, read[0])
                 if data.label != "price":
                     positive = "A" if data.label == "preferred" else True
@@ -582,6 +590,8 @@ def splits(name: str, n_train: int, given: argparse.Namespace, host: Any, folder
             measure(data, programs, train, test, table, data.group)
         if seed < given.prompted:
             prompted(data, programs, train, test, host, on_few)
+        if given.lora:  # a run that is stopped has shown what it knows
+            print(rendered(f"{name}, {n_train} training rows", table, n_test, data.label), file=sys.stderr, flush=True)
     if read is not None and given.features is not None:
         given.features.write_bytes(pickle.dumps(read[0].memory))
     title = f"{name}, {n_train} training rows" + (", fitted in one process" if given.direct else "")
