@@ -36,7 +36,7 @@ from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.protocol import present
 from dspy_finetune.jobs.job import attach, list_jobs
 from dspy_finetune.jobs.model import FinetunedModel
-from dspy_finetune.jobs.plan import NAMES, RECIPE, Method, Plan, checked_value, names_of, plan
+from dspy_finetune.jobs.plan import ANSWERS, NAMES, RECIPE, Method, Plan, checked_value, names_of, plan
 from dspy_finetune.jobs.records import JobFacts, Journal, catalog_name, journal_of
 from dspy_finetune.jobs.sequence import SequenceJob, section_of, together
 from dspy_finetune.jobs.submit import DATA_KEY
@@ -417,7 +417,7 @@ def _carried(recipe: Recipe, to: Host, given: Mapping[str, Any], notes: list[str
     """The recorded hyperparameters that the new host takes; what it does not take is told in `notes`."""
     names, kept = names_of(recipe.method, to.kind), {}
     for name, value in recipe.hyperparameters.items():
-        if name in given:
+        if name in given or name == ANSWERS:  # the prompt tells it anew
             continue
         if name == RECIPE and not to.kind.has_recipes:
             notes.append(f"{RECIPE}={value}: {to.name} has no recipes, and trains as it does")

@@ -59,7 +59,9 @@ MIN_STEPS = 12
 MAX_STEPS = 48
 MAX_HELD_OUT = 64
 MAX_NUMBER_LABELS = 11
-"""So many distinct numbers with a unit or decimals, each seen twice, are labels, such as marks from 0.0 to 5.0."""
+"""So many distinct numbers, each seen twice, are labels, such as marks from 0.0 to 5.0."""
+Answers = Literal["auto", "numbers"]
+"""What a job's answers are said to be: whole numbers without a unit are labels where nothing is said."""
 
 
 def is_closed_set(counts: Mapping[Any, int], most: int = MAX_CHOICES) -> bool:
@@ -318,7 +320,7 @@ def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
     return prompts, answers
 
 
-def task_of(path: Path, max_labels: int = MAX_CHOICES) -> Task:
+def task_of(path: Path, max_labels: int = MAX_CHOICES, told: Answers = "auto") -> Task:
     """Look at a training file's answers: labels of a closed set, numbers of one format, or text."""
     rows = rows_of(path)
     if rows is None:
@@ -328,7 +330,7 @@ def task_of(path: Path, max_labels: int = MAX_CHOICES) -> Task:
     pairs = enumerate(zip(first, last, strict=False))
     n_shared = next((number for number, (one, other) in pairs if one != other), len(first))
     share = 1.0 - n_shared * (len(texts) - 1) / n_chars if n_chars else 1.0
-    return replace(task_of_answers(rows[1], max_labels), read_share=share)
+    return replace(task_of_answers(rows[1], max_labels, told), read_share=share)
 
 
 def max_labels(asked: Recipe, *, base: str) -> int:
@@ -433,12 +435,13 @@ def choose_recipe(task: Task, asked: Recipe, *, base: str) -> RecipeChoice:
     return RecipeChoice(recipe=recipe, what=what, by=by, task=task)
 
 
-def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES) -> Task:
+def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told: Answers = "auto") -> Task:
     """What these answers are.
 
     Args:
         answers: One for each row.
         max_labels: So many different answers may be labels; more than MAX_CHOICES only where they are no numbers.
+        told: What they are said to be.
 
     Examples:
         >>> task_of_answers(["true", "false"] * 5).labels
@@ -452,9 +455,12 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES) -> Ta
     once = sum(count < 2 for count in counts.values())
     is_short = all(len(answer) <= MAX_LABEL_CHARS and answer.strip() for answer in counts)
     style = number_style(answers) if len(counts) > 2 else None
-    # Few amounts that recur are still amounts; whole numbers without a unit may be names of classes, and stay labels.
+    # Few amounts that recur are still amounts; whole numbers without a unit may be names of classes, and stay labels
+    # where nobody has said what they are.
     is_amount = (
-        style is not None and len(counts) > MAX_NUMBER_LABELS and bool(style.before + style.after or style.decimals)
+        style is not None
+        and len(counts) > MAX_NUMBER_LABELS
+        and bool(told == "numbers" or style.before + style.after or style.decimals)
     )
     is_closed = is_closed_set(counts, max_labels if style is None else MAX_CHOICES) and (once == 0 or style is None)
     if is_closed and is_short and not is_amount:
@@ -466,7 +472,10 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES) -> Ta
         if len({" ".join(label.casefold().split()) for label in counts}) < len(counts):
             found += "; some differ in case or blanks alone"
         if style is not None and len(counts) > MAX_NUMBER_LABELS:
-            found += "; whole numbers without a unit are taken for names: write amounts with a unit or decimals (17.0)"
+            found += (
+                "; whole numbers without a unit are taken for names: export amounts as numbers (prompts.number,"
+                " --preset number), or write them with a unit or decimals (17.0)"
+            )
         return Task(kind="labels", n_rows=n, found=found, labels=tuple(sorted(counts)))
     if style is not None:
         values = [style.read(answer) or 0.0 for answer in answers]

@@ -110,6 +110,8 @@ def test_whole_numbers_that_are_taken_for_names_are_told_how_to_be_amounts() -> 
     assert "whole numbers without a unit are taken for names" in tasks.task_of_answers(ages).found
     assert "taken for names" not in tasks.task_of_answers(["1", "2", "3", "4", "5"] * 9).found
     assert tasks.task_of_answers([f"{age}.0" for age in ages]).kind == "numbers"
+    assert tasks.task_of_answers(ages, told="numbers").kind == "numbers"
+    assert tasks.task_of_answers(["1", "2", "3", "4", "5"] * 9, told="numbers").kind == "labels"
 
 
 def test_what_is_odd_about_labels_is_said() -> None:

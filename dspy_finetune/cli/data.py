@@ -280,7 +280,7 @@ def init(
         if path.exists():
             raise UsageError(f"{path} is there already; choose another folder with --out, or delete it")
     examples = load_examples(data, delimiter=delimiter)
-    columns = guess_columns(examples, label=label, inputs=text or None)
+    columns = guess_columns(examples, label=label, inputs=text or None, decimal=decimal)
     columns.check_fields(data)
     numbers = {}
     if columns.task == "number":

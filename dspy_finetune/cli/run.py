@@ -114,7 +114,7 @@ def run(
     if len(chosen) > 1:
         raise UsageError("give one of --label, --number and --pairs: each names the label's column")
     examples = load_examples(data, delimiter=delimiter)
-    columns = guess_columns(examples, label=chosen[0] if chosen else None, inputs=text or None)
+    columns = guess_columns(examples, label=chosen[0] if chosen else None, inputs=text or None, decimal=decimal)
     if number is not None:
         columns = replace(columns, task="number", labels=())
     if columns.task == "number":

@@ -352,6 +352,8 @@ class Columns:
     """The distinct answers of a binary, labels or pairs task, the most frequent first; else empty."""
     why: str
     """One line: how this was told."""
+    is_whole: bool = False
+    """Whether every answer is a whole number."""
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -384,7 +386,7 @@ class Columns:
             is_whole = all(isinstance(label, int) for label in self.labels)
             labels = sorted(self.labels) if is_whole else sorted(map(str, self.labels))
             return f"Literal[{', '.join(map(repr, labels))}]"
-        return {"binary": "bool", "number": "float"}.get(self.task, "str")
+        return {"binary": "bool", "number": "int" if self.is_whole else "float"}.get(self.task, "str")
 
     def check_fields(self, table: object) -> None:
         """Raise UsageError where two of the columns would be one field of a signature."""
@@ -394,7 +396,11 @@ class Columns:
 
 
 def guess_columns(
-    examples: Sequence[dspy.Example], *, label: str | None = None, inputs: Sequence[str] | None = None
+    examples: Sequence[dspy.Example],
+    *,
+    label: str | None = None,
+    inputs: Sequence[str] | None = None,
+    decimal: DecimalMark = ".",
 ) -> Columns:
     """Tell inputs, label and task from the rows.
 
@@ -407,6 +413,7 @@ def guess_columns(
         examples: Rows as `load_examples` gives them; text that reads as a boolean or a number counts as text here.
         label: The label's field, where it is known.
         inputs: The input fields, where they are known.
+        decimal: The decimal mark of the cells.
 
     Raises:
         UsageError: A field that was named is in no row.
@@ -446,7 +453,8 @@ def guess_columns(
     )
     if task == "labels" and len(labels) < len(_distinct(values[chosen])):
         kind += " (spellings that differ in letter case or blanks are one)"
-    return Columns(task=task, inputs=read, label=chosen, labels=labels, why=f"{chosen} holds {kind}")
+    is_whole = _are_whole(values[chosen], decimal)
+    return Columns(task=task, inputs=read, label=chosen, labels=labels, why=f"{chosen} holds {kind}", is_whole=is_whole)
 
 
 _MONEY = re.compile(
@@ -459,12 +467,12 @@ _MAX_DECIMALS = 12
 def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> dict[str, Any]:
     """What `prompts.number` has to be told, so that it writes these numbers as they are.
 
-    Its own defaults are dollars and two decimals.
+    Its own defaults are dollars, and two decimals of a float.
 
     >>> number_options(["0.125", "3"], "ratio"), number_options(["€5", "€7.50"], "price"), number_options([3], "price")
     ({'currency': '', 'decimals': 3}, {'currency': '€'}, {})
-    >>> number_options(["0.04 MB", "3 MB"], "size"), number_options(["45 %", "3 %"], "share")
-    ({'currency': 'MB', 'position': 'after'}, {'currency': '%', 'position': 'after', 'decimals': 0})
+    >>> number_options(["0.04 MB", "3 MB"], "size")
+    {'currency': 'MB', 'position': 'after'}
 
     Args:
         cells: The label's cells; what is no number is passed over.
@@ -492,8 +500,6 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
     options: dict[str, Any] = {} if sign == "$" else {"currency": sign}
     if units:
         options = {"currency": min(units), "position": "after"}
-    if not n_decimals and (signs or units):
-        options["decimals"] = 0  # a bare 53 would be taken for the name of a class; 53 % is not
     if n_decimals > _USUAL_DECIMALS:
         options["decimals"] = min(n_decimals, _MAX_DECIMALS)
     return options
@@ -615,6 +621,19 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (int, float)):
         return True
     return any(_is_read(value, decimal) for decimal in typing.get_args(DecimalMark))
+
+
+def _are_whole(values: Sequence[Any], decimal: DecimalMark) -> bool:
+    """Whether a column holds whole numbers; what is no number is passed over.
+
+    >>> _are_whole(["$53", "1,200", None], "."), _are_whole(["53", "1.5"], ".")
+    (True, False)
+    """
+    numbers = []
+    for value in values:
+        with contextlib.suppress(Unparseable):
+            numbers.append(load_number(split_unit(value)[0] or value, decimal))
+    return bool(numbers) and all(number.is_integer() for number in numbers)
 
 
 def _is_whole(value: Any) -> bool:

@@ -42,6 +42,7 @@ from dspy_finetune.tasks import (
     HUB_ID,
     MAX_CV_ROWS,
     RECIPES,
+    Answers,
     Recipe,
     RecipeChoice,
     choose_recipe,
@@ -131,7 +132,7 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 Method = Literal["sft", "dpo"]
-Value = int | float | bool | Recipe
+Value = int | float | bool | Recipe | Answers
 Origin = Literal["given", "rule", "host default"]
 
 NAMES: dict[Method, tuple[str, ...]] = {
@@ -139,6 +140,8 @@ NAMES: dict[Method, tuple[str, ...]] = {
     "dpo": ("n_epochs", "batch_size", "learning_rate_multiplier", "beta"),
 }
 RECIPE = "recipe"
+ANSWERS = "answers"
+"""What the local host is told of a file's answers, by its prompt alone."""
 RATES = ("learning_rate_multiplier", "learning_rate")
 """A factor on the host's own rate, and the rate itself: a host takes one of the two."""
 LIKELY_ABSOLUTE = 0.01
@@ -384,10 +387,21 @@ def _choice(
     asked: Recipe = next(
         (one for one in RECIPES for given in settled if (given.name, given.value) == (RECIPE, one)), "auto"
     )
+    told: Answers = "numbers" if any(one.name == ANSWERS for one in settled) else "auto"
     try:
-        return choose_recipe(task_of(path, max_labels(asked, base=base)), asked, base=base)
+        return choose_recipe(task_of(path, max_labels(asked, base=base), told), asked, base=base)
     except UsageError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _told_answers(file: TrainingFile, method: Method, host: Host) -> tuple[Hyperparameter, ...]:
+    """Of a prompt whose answer may be a bare whole number, that it is one: the local host would take it for a name."""
+    if not host.kind.has_recipes or method != "sft" or file.prompt is None or len(file.prompt.output_fields) > 1:
+        return ()
+    number = file.prompt.codec(file.prompt.output_fields[0]).number
+    if number is None or number.currency or number.decimals:
+        return ()
+    return (Hyperparameter(name=ANSWERS, value="numbers", origin="rule"),)
 
 
 def _nominal_seconds(
@@ -743,7 +757,7 @@ def plan(
     held_out = _accepted(held_out) if held_out is not None else None
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
-    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host)
+    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host) + _told_answers(file, chosen, host)
     n_epochs = epochs_of(settled, file.n_rows)
     n_once = _billed_tokens(file, estimate)
     if held_out is not None and host.kind.bills_validation and n_once is not None:

@@ -673,7 +673,7 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
     other = spec.model_folder if alone else spec.encoder_folder
     fields = shared_fields(prompts)
     n_fields = max(1, len(fields))
-    is_pair = compared_pair(fields, task_of_answers(answers, MAX_LABELS).labels) is not None
+    is_pair = compared_pair(fields, task_of_answers(answers, MAX_LABELS, spec.answers).labels) is not None
     rows = [encode_prompt(tokenizer, messages) for messages in prompts] if tokenizer else [[0] for _ in prompts]
     shared = common_length(min(rows), max(rows))
     words = Words.of([asked(messages) for messages in prompts])
@@ -703,7 +703,7 @@ def fit_rows(
 
     None where it was stopped.
     """
-    task = task_of_answers(answers, MAX_LABELS)
+    task = task_of_answers(answers, MAX_LABELS, spec.answers)
     first, *others = views_of(reader.tokenizer, prompts, task.labels)
     # Words are the same however a prompt's fields are averaged: they are tried once.
     views = {view.mode: view for view in (first.with_words(prompts), *others)}

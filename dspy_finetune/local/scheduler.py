@@ -42,7 +42,16 @@ from dspy_finetune.local.schemas import (
     resolve,
 )
 from dspy_finetune.local.store import Store, append_event, derived_id, finite, will_pass
-from dspy_finetune.tasks import Recipe, RecipeChoice, choose_recipe, is_encoder_base, max_labels, message_text, task_of
+from dspy_finetune.tasks import (
+    Answers,
+    Recipe,
+    RecipeChoice,
+    choose_recipe,
+    is_encoder_base,
+    max_labels,
+    message_text,
+    task_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -290,6 +299,8 @@ class Scheduler:
             chosen = self._choose_recipe(job)
             if chosen is not None:
                 resolved["recipe"] = chosen.recipe
+                if told := job.given.get("answers"):
+                    resolved["answers"] = told
                 if chosen.recipe == "head":  # each row is read once
                     resolved |= {"n_epochs": 1, "batch_size": 1}
             with self.store.lock:
@@ -309,7 +320,8 @@ class Scheduler:
         tuned = self.store.model(job.model)
         base = tuned.base if tuned else job.model
         asked: Recipe = job.given.get("recipe") or "auto"
-        task = task_of(self.store.content(job.training_file), max_labels(asked, base=base))
+        told: Answers = job.given.get("answers") or "auto"
+        task = task_of(self.store.content(job.training_file), max_labels(asked, base=base), told)
         try:
             return choose_recipe(task, asked, base=base)
         except UsageError as error:
@@ -342,6 +354,7 @@ class Scheduler:
             "learning_rate": learning_rate(job.method, resolved),
             "beta": resolved.get("beta", 0.1),
             "recipe": resolved.get("recipe", "lora"),
+            "answers": resolved.get("answers", "auto"),
             # A rate that was left to the host may be searched for; so it is again where a job goes on after a crash.
             "finds_rate": job.given.get("learning_rate_multiplier") in (None, "auto"),
             "seed": job.seed,

@@ -36,7 +36,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import RowError
-from dspy_finetune.tasks import Recipe
+from dspy_finetune.tasks import Answers, Recipe
 
 MAX_DEPTH = 64
 """Lists and objects inside one another: JSON schemas need about 20."""
@@ -184,6 +184,8 @@ class TrainSpec:
     """What the run may take; None: what is free."""
     recipe: Recipe = "lora"
     """What is trained; "auto" has been settled by now."""
+    answers: Answers = "auto"
+    """What the answers are said to be."""
     finds_rate: bool = False
     """Whether a supervised LoRA job may take a better rate, found by a short sweep on its rows."""
     base: str = ""
@@ -487,6 +489,7 @@ class SupervisedHyperparameters(Hyperparameters):
     """The same, with what is trained: this host's own extension."""
 
     recipe: Recipe | None = None
+    answers: Answers | None = None
 
 
 class SupervisedMethod(Body):

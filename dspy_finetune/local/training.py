@@ -522,7 +522,7 @@ def train(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> Tr
     tokenizer = load_tokenizer(spec)
     rows = load_rows(tokenizer, spec.train_file)
     setup = plan(spec, Rows.of([(row["input_ids"], n_trained(row["labels"])) for row in rows]), emit)
-    task = task_of(spec.train_file)
+    task = task_of(spec.train_file, told=spec.answers)
     closed = choices_of([encode_completion(tokenizer, label) for label in task.labels])
     job = SftJob(spec=spec, setup=setup, tokenizer=tokenizer, choices=closed if task.kind == "labels" else None)
     model = load(spec, setup)
@@ -819,7 +819,7 @@ def train_head_lora(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bo
     rows = rows_of(spec.train_file)
     assert rows is not None  # the scheduler has looked
     prompts, answers = rows
-    task = task_of(spec.train_file, MAX_LABELS)
+    task = task_of(spec.train_file, MAX_LABELS, spec.answers)
     frozen = features.train_head(spec, emit=emit, should_stop=should_stop)
     if frozen.stopped or frozen.head is None:
         return frozen

@@ -200,6 +200,7 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         dtype=task.get("dtype", "auto"),
         memory_bytes=task.get("memory_bytes"),
         recipe=task.get("recipe", "lora"),
+        answers=task.get("answers", "auto"),
         finds_rate=task.get("finds_rate", False),
         base=task["base"],
         encoder_folder=packaged_encoder(),

@@ -77,6 +77,10 @@ def test_init_writes_a_script_for_the_file_and_overwrites_none(
             ["installed_size: float", "ft.prompts.number(Task, currency='', decimals=3)"],
         ),
         (
+            {"name": "A line of text {n}", "age": "{n}"},
+            ["    age: int = dspy.OutputField()", "ft.prompts.number(Task, currency='')"],
+        ),
+        (
             {"Text left": "A line {n}", "Text right": "A word {n}", "class": "{left}"},
             ["class_: Literal['left', 'right'] = dspy.OutputField()", "ft.PromptFormat(Task)", "ft.OpenAIPredictor("],
         ),

@@ -244,10 +244,12 @@ def test_rows_of_one_label_are_refused_before_anything_is_asked(
     [
         (["0.1234", "0.5"], "share", ["--currency", "", "--decimals", "4"], "0.1234"),
         (["€63.89", "€7"], "cost", ["--currency", "€"], "€63.89"),
-        (["-26", "14"], "score", ["--currency", ""], "-26.00"),
+        (["-26", "14"], "score", ["--currency", ""], "-26"),
+        (["7.0", "1,400"], "steps", ["--currency", ""], "1400"),
+        (["-2.5", "14"], "score", ["--currency", ""], "14.00"),
         (["1,199.99", "5"], "price", [], "$1199.99"),
-        (["45%", "3%"], "share", ["--unit", "%", "--decimals", "0"], "45 %"),
-        (["$45", "$3"], "price", ["--decimals", "0"], "$45"),
+        (["45%", "3%"], "share", ["--unit", "%"], "45 %"),
+        (["$45", "$3"], "price", [], "$45"),
     ],
 )
 def test_numbers_are_written_as_the_file_has_them(

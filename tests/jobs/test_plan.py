@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 import tokenizers
 
@@ -257,6 +258,18 @@ def test_the_recipe_that_the_host_would_refuse_is_refused_before(tmp_path: Path)
         plan(path, base_model=host.base_model, host=host, hyperparameters={"recipe": "head"})
     with pytest.raises(DataError, match="minilm-l6 is a sentence encoder, which writes no text"):
         plan(path, base_model="minilm-l6", host=host)
+
+
+def test_the_local_host_is_told_that_bare_whole_numbers_are_numbers(tmp_path: Path) -> None:
+    rows = [dspy.Example(name=f"Person {n}", age=18 + n % 20).with_inputs("name") for n in range(60)]
+    file = export_sft(rows, prompts.number("name -> age: int", currency=""), tmp_path / "train.jsonl")
+    local, other = Host.local(), Host.compatible("https://llm.example.com/v1", name="example")
+    made = plan(file, base_model=local.base_model, host=local)
+    assert made.choice is not None
+    assert made.choice.task.kind == "numbers"
+    assert "answers=numbers (rule)" in map(str, made.hyperparameters)
+    elsewhere = plan(file, base_model="m", host=other, allow_unknown_model=True)
+    assert "answers" not in {one.name for one in elsewhere.hyperparameters}
 
 
 def test_the_intent_changes_with_all_that_decides_and_with_nothing_else(

@@ -189,6 +189,22 @@ def test_a_job_of_many_labels_trains_a_head_where_it_is_asked_for(tmp_path: Path
     assert 'for which the recipe "head" can be asked for' in str(chosen[0])
 
 
+def test_whole_numbers_train_as_numbers_where_a_job_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    jobs = Scheduler(store)
+    chats = [[{"role": "user", "content": f"N: {n}"}, {"role": "assistant", "content": f"{n % 20}"}] for n in range(60)]
+    content = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats).encode()
+    file = store.add_file(io.BytesIO(content), "train.jsonl", "fine-tune")
+    for number, given in enumerate(({}, {"answers": "numbers"})):
+        job = job_in(store, number, training_file=file.id, given=given, status="validating_files")
+        jobs._validate(job)
+        kept = store.job(job.id)
+        choice = jobs._choose_recipe(kept)
+        assert choice is not None
+        assert choice.task.kind == ("numbers" if given else "labels")
+        assert (kept.resolved or {}).get("answers") == given.get("answers")
+
+
 def test_the_event_says_from_which_step_a_job_goes_on(tmp_path: Path) -> None:
     """Step 1 where no checkpoint is whole, else the step after the newest whole one."""
     store = Store(tmp_path)
