@@ -72,7 +72,17 @@ WIDE = 1000
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help has its options in groups."""
+    """A command whose help has its options in groups, and whose errors name a default of the user's own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click's."""
+        with _naming_defaults(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As click's."""
+        with _naming_defaults(ctx):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """As click's, with a heading for each group."""
@@ -123,6 +133,39 @@ def user_defaults(command: Any, path: Path) -> dict[str, Any]:
     return _defaults_below(command, _tables(path), path)
 
 
+class _Defaults(dict[str, Any]):
+    """One command's defaults; `places` says of each where it stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def _naming_defaults(context: Any) -> Iterator[None]:
+    """To an error that speaks of an option, or of its value, is added where the default that it took stands."""
+    try:
+        yield
+    except Exception as error:
+        defaults = context.default_map
+        text = str(error.format_message() if hasattr(error, "format_message") else error)
+        for param in context.command.params if isinstance(defaults, _Defaults) else ():
+            source = context.get_parameter_source(param.name)
+            if param.name not in defaults or source is None or source.name != "DEFAULT_MAP":
+                continue
+            option = max(param.opts, key=len)
+            values = [str(value) for value in _as_list(defaults[param.name]) if len(str(value)) > 1]
+            word = re.escape(option.lstrip("-")).replace("\\-", "[-_]")
+            if re.search(rf"\b{word}\b", text) or any(value in text for value in values):
+                notes = getattr(error, "__notes__", [])
+                error.__notes__ = [*notes, f"{option} is set by {defaults.places[param.name]}"]  # type: ignore[attr-defined]  # no method of Python 3.10
+        raise
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _defaults_below(group: Any, tables: dict[str, Any], path: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for name, table in tables.items():
@@ -141,17 +184,18 @@ def _defaults_below(group: Any, tables: dict[str, Any], path: Path, words: tuple
 
 def _defaults_of(command: Any, given: dict[str, Any], path: Path, words: tuple[str, ...]) -> dict[str, Any]:
     options = {opt[2:]: param for param in command.params for opt in param.opts if opt[:2] == "--"}
+    told = f"[tool.dspy-finetune.{'.'.join(words)}]"
     for option in given:
         if option not in options:
-            told = f"[tool.dspy-finetune.{'.'.join(words)}]"
             raise UsageError(f"{path}: {told} has no option {option!r}; see {' '.join(words)} --help")
-    defaults: dict[str, Any] = {}
+    defaults = _Defaults()
     for option, param in options.items():
         variable = "_".join(("dspy_finetune", *words, option)).upper().replace("-", "_")
         value = os.environ.get(variable, given.get(option))
         if value is not None:
             is_list = getattr(param, "multiple", False) and isinstance(value, str)
             defaults[param.name] = value.split(",") if is_list else value
+            defaults.places[param.name] = variable if variable in os.environ else f"{told} of {path}"
     return defaults
 
 
@@ -169,12 +213,15 @@ def _tables(path: Path) -> dict[str, Any]:
 
 def describe_error(error: Exception) -> tuple[str, int]:
     """One line for the user and the exit code: 2 for wrong usage, 1 for everything else."""
-    if isinstance(error, UsageError):
-        return f"error: {error}", 2
     if isinstance(error, FinetuneError):
-        return f"error: {error}", 1
+        return f"error: {error}{notes_of(error)}", 2 if isinstance(error, UsageError) else 1
     text = " ".join(str(error).split()) or "no message"
-    return f"error: {type(error).__name__}: {text} (run again with --debug to see where)", 1
+    return f"error: {type(error).__name__}: {text}{notes_of(error)} (run again with --debug to see where)", 1
+
+
+def notes_of(error: Exception) -> str:
+    """What was added to an error on its way: which default of the user's own it speaks of."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def print_json(value: Any) -> None:

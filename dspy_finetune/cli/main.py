@@ -137,13 +137,15 @@ def _run(arguments: list[str], *, debug: bool, has_defaults: bool) -> int:
 
 def _usage_line(error: Exception) -> str:
     """The problem and where to look it up; the whole help where nothing was asked for."""
+    from dspy_finetune.cli.app import notes_of  # here: it needs typer, whose absence is told in one line
+
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     if type(error).__name__ == "NoArgsIsHelpError":
         return text
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "dspy-finetune"
     text = " ".join(text.replace("Value error, ", "").split()).rstrip(".")
-    return f"error: {text} (see: {command} --help)"
+    return f"error: {text}{notes_of(error)} (see: {command} --help)"
 
 
 if __name__ == "__main__":

@@ -139,6 +139,21 @@ def test_a_default_for_a_command_that_there_is_not_is_named(titles: Path, capsys
     assert "[tool.dspy-finetune.trian] names no command" in capsys.readouterr().err
 
 
+def test_an_error_of_a_default_names_where_it_stands(
+    titles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pyproject.toml").write_text("[tool.dspy-finetune.split]\nfractions = [1, 2]\n", encoding="utf-8")
+    assert run("split", str(titles), "--out", "x") == 2
+    assert "--fractions is set by [tool.dspy-finetune.split] of pyproject.toml" in capsys.readouterr().err
+    monkeypatch.setenv("DSPY_FINETUNE_SPLIT_SEED", "some")
+    assert run("split", str(titles), "--out", "x", "--fractions", "1,2") == 2
+    told = capsys.readouterr().err
+    assert "'--seed': " in told
+    assert "; --seed is set by DSPY_FINETUNE_SPLIT_SEED (see: " in told
+    assert run("split", str(titles), "--out", "x", "--fractions", "1,2", "--seed", "1") == 2
+    assert "is set by" not in capsys.readouterr().err
+
+
 def test_commands_of_a_group_have_defaults_too(
     titles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
