@@ -1314,7 +1314,31 @@ def _decimal(text: str) -> Decimal | None:
         return None
 
 
+_IN_PARENTHESES = re.compile(r"(?P<before>[^\d()]*)\((?P<body>[^()]+)\)(?P<after>[^\d()]*)")
+
+
+def negative_of(value: Any, decimal: DecimalMark = ".") -> str:
+    """With a minus the amount that accounting writes in parentheses; "" for any other cell.
+
+    >>> negative_of("(1,234.00)"), negative_of("$(5)"), negative_of("(about 5)"), negative_of("5")
+    ('-1,234.00', '-$5', '', '')
+    """
+    found = _IN_PARENTHESES.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= _MAX_CHARS else None
+    if found is None:
+        return ""
+    text = "-" + "".join(part.strip() for part in found.groups())
+    with contextlib.suppress(Unparseable):
+        return text if _load_decimal(text, NUMBER, decimal) < 0 else ""
+    return ""
+
+
 def _not_a_number(value: Any, decimal: DecimalMark) -> Unparseable:
+    if negative := negative_of(value, decimal):
+        # A file of a shop has its counts of reviews in parentheses, too.
+        return Unparseable(
+            f"{shown(value)} is not a plain number; in accounting it means {negative}",
+            "write it with a minus, or without parentheses where none is meant",
+        )
     if decimal == ",":
         return Unparseable(
             f"{shown(value)} is not a number with a decimal comma", "write it like 1199,99 or 1.199,99 €"

@@ -50,6 +50,7 @@ from dspy_finetune.values import (
     load_bool,
     load_int,
     load_number,
+    negative_of,
     shown,
     split_unit,
 )
@@ -506,7 +507,7 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
 
 
 def check_decimal(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> None:
-    """Raise DataError where a column of numbers is written with the other decimal mark than the one that is read.
+    """Raise DataError where a column of numbers has the other decimal mark than the one that is read, or parentheses.
 
     >>> check_decimal(["1.299,50", "12"], "price", ",")
     """
@@ -517,6 +518,12 @@ def check_decimal(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -
         raise DataError(
             f'{name!r} holds numbers with a decimal comma ({shown(found["."][0])}): say decimal="," (--decimal ,)'
         )
+    for cell in found[decimal]:
+        if negative_of(cell, decimal):
+            try:
+                load_number(cell, decimal)
+            except Unparseable as error:
+                raise DataError(f"{name!r}: {error.problem}; {error.remedy}") from error
 
 
 def _is_read(cell: Any, decimal: DecimalMark) -> bool:
@@ -620,7 +627,7 @@ def _is_number(value: Any) -> bool:
         return False
     if isinstance(value, (int, float)):
         return True
-    return any(_is_read(value, decimal) for decimal in typing.get_args(DecimalMark))
+    return any(_is_read(value, mark) or negative_of(value, mark) for mark in typing.get_args(DecimalMark))
 
 
 def _are_whole(values: Sequence[Any], decimal: DecimalMark) -> bool:

@@ -287,7 +287,7 @@ def fitted(text: str, width: int, *, indent: int = 0) -> str:
 def _broken(line: str, width: int, indent: int) -> list[str]:
     if len(line) <= width or line.lstrip().startswith(("dspy-finetune ", "$ ")):
         return [line]
-    margin = len(line) - len(line.lstrip()) + (2 if line.lstrip().startswith("- ") else 0)
+    margin = len(line) - len(re.sub(r"^\s*(-|->) |^\s*", "", line))
     further = " " * min(max(indent, margin), width // 2)
     return textwrap.wrap(line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
 

@@ -12,6 +12,7 @@ from dspy_finetune.data.fields import check_decimal, guess_columns
 from dspy_finetune.data.items import decided_pairs
 from dspy_finetune.errors import DataError, RowsError, UsageError
 from dspy_finetune.evaluation import advise
+from dspy_finetune.values import DecimalMark
 
 
 def rows(**columns: Sequence[object]) -> list[dspy.Example]:
@@ -221,6 +222,14 @@ def test_a_decimal_comma_is_told_where_the_other_mark_is_read() -> None:
     check_decimal(["CHF 1'299.50", "$3", None, "45"], "price")
     with pytest.raises(DataError, match="decimal comma"):
         advise(rows(text=TEXTS, price=[f"{n},50" for n in range(24)]), label="price", encoder=None)
+
+
+@pytest.mark.parametrize(("cell", "decimal"), [("(1,234.00)", "."), ("$(5)", "."), ("(1.234,00 €)", ",")])
+def test_an_amount_in_parentheses_is_named_for_what_it_means(cell: str, decimal: DecimalMark) -> None:
+    columns = guess_columns(rows(text=TEXTS, result=[f"{n}" for n in range(23)] + [cell]))
+    assert columns.task == "number"
+    with pytest.raises(DataError, match=r"'result': .* in accounting it means -.*; write it with a minus, or without"):
+        check_decimal(["12", cell], "result", decimal)
 
 
 def test_many_labels_that_come_again_and_again_are_no_free_text() -> None:

@@ -179,8 +179,8 @@ class CheckReport(Reported):
         for code, count, issue in self.by_code():
             place = _place(issue)
             more = f" (and {count - 1:,} more)" if count > 1 else ""
-            lines.append(f"  {issue.severity:<7} {code:<24} {place + ': ' if place else ''}{issue.message}{more}")
-            lines.append(f"  {'':<7} {'':<24} -> {issue.remedy}")
+            lines.append(f"  {issue.severity:<7} {code}: {place + ': ' if place else ''}{issue.message}{more}")
+            lines.append(f"    -> {issue.remedy}")
         lines += [f"  not checked: {reason}" for reason in self.not_checked]
         if self.validation is not None:
             lines.append(str(self.validation))
