@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from dspy_finetune.cli.main import main
+from dspy_finetune.export.checks.checker import check
+from dspy_finetune.report.blocks import fitted
 
 EXPORT = Path(__file__).parents[1] / "export"
 GOOD, BROKEN = EXPORT / "good", EXPORT / "broken"
@@ -31,6 +33,16 @@ def test_a_good_file_exits_with_0_and_a_broken_one_with_1(capsys: pytest.Capture
     assert "python-repr" in shown.out
     assert "--fix OUT" in shown.err
     assert run(BROKEN / "bom.jsonl") == 0  # a warning alone
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_remedy_can_be_read_in_a_narrow_terminal(width: int, tmp_path: Path) -> None:
+    """Nothing is indented by more than a remedy's own arrow."""
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"prompts": "Is it one?"}\n{"messages": 3}\n')
+    lines = fitted(str(check(path)), width, indent=4).splitlines()
+    assert any(line.startswith("    -> ") for line in lines)
+    assert max(len(line) - len(line.lstrip()) for line in lines) <= len("    -> ")
 
 
 def test_json_holds_the_report_and_the_fix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -42,3 +42,4 @@ def test_what_fits_and_what_is_copied_stays_as_it_is() -> None:
     text = f"name  n\n────  ─\na     1\n\n{command}\n  $ {command}\n- short"
     assert fitted(text, 20) == text
     assert fitted("- some words that go on", 14) == "- some words\n  that go on"
+    assert fitted("    -> some words that go on", 18) == "    -> some words\n       that go on"
