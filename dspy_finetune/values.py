@@ -522,7 +522,7 @@ class LabelSet(Mapping[Any, str]):
                 return BOOL
         if not 2 <= len(kinds) <= min(MAX_LABELS, max(len(given) // 2, 2)) or "" in kinds:
             return None
-        return cls({value: _column_text(value) for value in kinds.values()})
+        return cls({value: shown_label(value) for value in kinds.values()})
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -669,7 +669,12 @@ def _member_text(member: Any) -> str:
     raise UsageError(f"labels: {member!r} is neither str, int nor bool; give its text with labels={{value: text}}")
 
 
-def _column_text(value: Any) -> str:
+def shown_label(value: Any) -> str:
+    """A label as its file writes it; a bool in lower case, a whole number without `.0`.
+
+    >>> shown_label("Very Good "), shown_label(True), shown_label(3.0)
+    ('Very Good', 'true', '3')
+    """
     plain = plain_label(value)
     return plain.strip() if isinstance(plain, str) else label_text(plain)
 
@@ -722,7 +727,7 @@ def _labels_of(labels: Sequence[Any]) -> LabelSet | None:
 def _made_labels(labels: tuple[tuple[type, Any], ...]) -> LabelSet:
     if labels and {label for _, label in labels} <= {True, False} and all(kind is bool for kind, _ in labels):
         return BOOL
-    return LabelSet({label: _column_text(label) for _, label in labels})
+    return LabelSet({label: shown_label(label) for _, label in labels})
 
 
 def same_label(one: Any, other: Any) -> bool:

@@ -60,7 +60,7 @@ from dspy_finetune.report.blocks import (
 )
 from dspy_finetune.report.plots import Training, loss_curves
 from dspy_finetune.tasks import sides_of
-from dspy_finetune.values import label_text, same_label
+from dspy_finetune.values import label_text, same_label, shown_label
 
 Band: TypeAlias = Literal["near", "fair", "far"]
 """How far off a number is."""
@@ -100,7 +100,8 @@ def confusion(comparison: Comparison) -> Table | None:
     field = comparison.field
     if field is None or any(field not in item.labels for item in comparison.items):
         return None
-    labels = sorted({label_text(item.labels[field]) for item in comparison.items})
+    shown = {label_text(item.labels[field]): shown_label(item.labels[field]) for item in comparison.items}
+    labels = sorted(shown)
     if len(labels) > MAX_LABELS or len(labels) == len(comparison.items):
         return None
     counts: Counter[tuple[str, str]] = Counter()
@@ -116,8 +117,8 @@ def confusion(comparison: Comparison) -> Table | None:
     ]
     totals = {label: sum(counts[label, column] for column in columns) for label in labels}
     return Table(
-        head=("label", *(f"said {column}" for column in columns)),
-        rows=tuple((label, *(str(counts[label, column]) for column in columns)) for label in labels),
+        head=("label", *(f"said {shown.get(column, column)}" for column in columns)),
+        rows=tuple((shown[label], *(str(counts[label, column]) for column in columns)) for label in labels),
         shares=tuple(tuple(counts[label, column] / totals[label] for column in columns) for label in labels),
         label="Confusion",
     )

@@ -57,6 +57,7 @@ from dspy_finetune.values import (
     match_label,
     read_number,
     same_label,
+    shown_label,
 )
 
 _ROUNDING = 1e-6
@@ -146,7 +147,7 @@ def positive_label(expected: Sequence[Any], positive: Any = None) -> Any:
     seen = {label_text(value) for value in expected}
     usual = _usual_positive(seen)
     if usual is None:
-        shown = ", ".join(map(repr, sorted(seen)[:10]))
+        shown = ", ".join(map(repr, sorted({label_text(one): shown_label(one) for one in expected}.values())[:10]))
         raise UsageError(f"which label is the positive one? Name it with positive=...; found {shown}")
     return usual
 

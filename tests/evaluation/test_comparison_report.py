@@ -174,6 +174,18 @@ def test_the_confusion_table_counts_every_item(report):
     assert table.head == ("label", "said false", "said true", "said parse failure")
 
 
+def test_the_confusion_table_has_the_labels_as_the_rows_write_them():
+    rows = [dspy.Example(text=f"Text {n}", kind=["Spam", "Not Spam"][n % 2]).with_inputs("text") for n in range(10)]
+
+    def spam(text: str) -> dspy.Prediction:
+        return dspy.Prediction(kind="spam.")
+
+    table = details.confusion(compare({"spam": spam}, rows, [metrics.exact_match("kind")]).comparison)
+    assert table is not None
+    assert table.head == ("label", "said Not Spam", "said Spam")
+    assert table.rows == (("Not Spam", "0", "5"), ("Spam", "0", "5"))
+
+
 def test_pairs_get_their_bias():
     rows = [
         dspy.Example(title_a="x" * (n + 1), title_b="yyy", preferred="A" if n % 2 else "B").with_inputs(
