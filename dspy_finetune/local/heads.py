@@ -36,7 +36,7 @@ from dspy_finetune.tasks import MAX_CV_ROWS, NumberStyle, Task
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
-Mode = Literal["whole", "fields", "difference"]
+Mode = Literal["whole", "fields", "agreement", "difference"]
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 """scikit-learn's C, over standardised features: small means strongly regularised. The large ones are for many labels:
@@ -165,7 +165,12 @@ class Candidate:
         names = {"base": "the base", "encoder": "the sentence encoder", "words": "the words"}
         *others, last = (names[block] for block in self.blocks)
         what = f"{', '.join(others)} and {last}" if others else last
-        how = {"whole": "", "fields": ", an average for each field", "difference": ", difference of the two fields"}
+        how = {
+            "whole": "",
+            "fields": ", an average for each field",
+            "agreement": ", which says how the fields agree",
+            "difference": ", difference of the two fields",
+        }
         scale = ", on the logarithm" if self.scale == "log" else ""
         letter = "C" if self.accuracy is not None else "alpha"
         return f"{what}{how[self.mode]}{scale}, {letter}={self.strength:g}"
@@ -322,7 +327,7 @@ def _fit(
     classes = None if targets is not None else np.array([task.labels.index(answer) for answer in answers])
     found: list[_Tried] = []
     for mode, of_mode in blocks.items():
-        for names in sets or sets_of(of_mode):
+        for names in sets or sets_of(of_mode, mode):
             if should_stop():
                 return None
             values = _standardised(of_mode, names, is_centred=mode != "difference")[0][chosen_rows]
@@ -379,8 +384,10 @@ def _is_wide(targets: Wide) -> bool:
     return bool(low > 0 and high / low >= 10**MIN_DECADES)
 
 
-def sets_of(blocks: Blocks) -> list[tuple[str, ...]]:
+def sets_of(blocks: Blocks, mode: Mode = "whole") -> list[tuple[str, ...]]:
     """The features that are tried together: each model's, the models', the encoder's with the words, and all.
+
+    How fields agree is the encoder's to say.
 
     Examples:
         >>> sets_of(dict.fromkeys(["base", "encoder", "words"]))[2:]
@@ -390,7 +397,8 @@ def sets_of(blocks: Blocks) -> list[tuple[str, ...]]:
     models = tuple(name for name in names if name != "words")
     alone: list[tuple[str, ...]] = [(name,) for name in models]
     joined = [models, tuple(name for name in names if name != "base"), names]
-    return list(dict.fromkeys([*alone, *(one for one in joined if len(one) > 1)]))
+    found = dict.fromkeys([*alone, *(one for one in joined if len(one) > 1)])
+    return [one for one in found if mode != "agreement" or "encoder" in one]
 
 
 def _standardised(blocks: Blocks, names: Sequence[str], *, is_centred: bool) -> tuple[Wide, Wide, Wide]:

@@ -19,6 +19,7 @@ import openai
 import pytest
 import transformers
 
+import dspy_finetune as ft
 from dspy_finetune import tasks
 from dspy_finetune.errors import DataError, MissingExtraError
 from dspy_finetune.local import features as features_of
@@ -66,7 +67,29 @@ def test_a_field_may_have_several_lines(toy_model: Path) -> None:
     for text in ("Body: y\nTitle: x\nTags: b", "Title: x\nTags: b", "Say:\nTitle: x\nBody: y\nTags: b"):
         assert not shape.is_named([{"role": "user", "content": text}])
     assert features_of.shared_fields([*prompts, [{"role": "user", "content": "Body: y\nTitle: x"}]]) == ()
-    assert features_of.shared_fields([[{"role": "user", "content": "Is it?\nTitle: x"}]]) == ()
+    asking = [[{"role": "user", "content": f"{asked}\nTitle: x"}] for asked in ("Is it?", "Was it?")]
+    assert features_of.shared_fields(asking) == ()
+
+
+def test_fields_behind_a_task_that_all_prompts_begin_with_are_read_as_fields(toy_model: Path) -> None:
+    """`prompts.number` writes the task into the user's message; the fields behind it are the same."""
+    tokenizer = models.load_tokenizer(toy_model)
+    prompt = ft.prompts.number("one, other -> score: float", currency="")
+    rows = [("bees", "wasps"), ("a saw", "two saws"), ("", "ink")]
+    prompts = [prompt.messages({"one": one, "other": other}) for one, other in rows]
+    assert prompts[0][-1]["content"].startswith("Estimate the score")
+    shape = features_of.Shape.of(tokenizer, prompts)
+    assert shape.fields == ("One", "Other")
+    for messages, texts in zip(prompts, rows, strict=True):
+        assert shape.texts(messages) == list(texts)
+        row = encode_prompt(tokenizer, messages)
+        assert shape.fits(row, messages)
+        spans = shape.field_spans(tokenizer, messages, row)
+        assert tokenizer.decode(row[slice(*spans[1])]).strip() == texts[1]
+    other_task = [{"role": "user", "content": f"Say: {prompts[0][-1]['content']}"}]
+    assert not shape.fits(encode_prompt(tokenizer, other_task), other_task)
+    modes = [view.mode for view in features_of.views_of(tokenizer, prompts, ())]
+    assert modes == ["whole", "fields", "agreement"]
 
 
 # Folds
@@ -593,10 +616,37 @@ def test_a_head_on_the_encoder_alone_says_what_it_did_not_read(toy_model: Path) 
     texts = [f"{'bees' if n % 2 else 'taxes'} {n} {'and so on ' * (300 if n < 3 else 1)}" for n in range(24)]
     prompts = [[{"role": "user", "content": text}] for text in texts]
     told: list[dict[str, Any]] = []
-    spec: Any = SimpleNamespace(base="minilm-l6", seed=0, device="cpu")
+    spec: Any = SimpleNamespace(base="minilm-l6", seed=0, device="cpu", answers="auto")
     assert features_of.fit_rows(spec, reader, prompts, ["yes", "no"] * 12, emit=told.append) is not None
     cut = "3 of 24 rows have a text of more than 256 tokens, of which the sentence encoder reads the first 256"
     assert cut in [event.get("message") for event in told]
+
+
+def test_how_two_fields_agree_is_read_and_chosen(toy_model: Path) -> None:
+    """Whether two texts say the same cannot be told from their vectors side by side, and can from how they agree."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=384, hidden_size=16, **sizes)).eval()
+    reader = features_of.Reader(encoder=(models.load_tokenizer(toy_model), model))
+    things = ["bees", "a saw", "the tax office", "cheese", "rain", "a violin", "chess", "the moon"]
+    pairs = [(one, other) for one in things for other in [*things, *[one] * 6]]
+    prompts = [
+        [{"role": "user", "content": f"One: {one} {n}\nOther: {other} {n}"}] for n, (one, other) in enumerate(pairs)
+    ]
+    answers = ["true" if one == other else "false" for one, other in pairs]
+    spec: Any = SimpleNamespace(base="minilm-l6", seed=0, device="cpu", answers="auto")
+    fitted = features_of.fit_rows(spec, reader, prompts, answers, emit=lambda facts: None)
+    assert fitted is not None
+    head, view, _ = fitted
+    assert head.mode == "agreement"
+    asked = [[{"role": "user", "content": f"One: {one}\nOther: {other}"}] for one in things[:3] for other in things[:3]]
+    shares = np.exp(head.log_probabilities(reader.read(asked, features_of.View.from_dict(view.to_dict()))))
+    same = [one == other for one in things[:3] for other in things[:3]]
+    assert (shares[:, head.labels.index("true")] > 0.5).tolist() == same
+    one, other = reader.embed(things[:2]).tolist()
+    plain = [abs(a - b) for a, b in zip(one, other, strict=True)] + [a * b for a, b in zip(one, other, strict=True)]
+    cosine = sum(a * b for a, b in zip(one, other, strict=True))
+    found = features_of.agreement(reader.embed(things[:2]))
+    assert sorted(found) == pytest.approx(sorted([*plain, *[cosine] * 64]), abs=1e-6)
 
 
 def test_two_answers_to_one_question_are_compared_and_the_question_is_read_before_each(toy_model: Path) -> None:
@@ -620,7 +670,7 @@ def test_two_answers_to_one_question_are_compared_and_the_question_is_read_befor
     told = [tokenizer.decode(row[start:end]).strip() for row, ((start, end),) in zip(rows, spans, strict=True)]
     assert told == list(texts[1])
     assert view.text(singles[0]) == texts[1][0]
-    spec: Any = SimpleNamespace(base="toy", seed=0, device="cpu")
+    spec: Any = SimpleNamespace(base="toy", seed=0, device="cpu", answers="auto")
     fitted = features_of.fit_rows(spec, reader, prompts, answers, emit=lambda told: None)
     assert fitted is not None
     head, view, _ = fitted
@@ -633,4 +683,4 @@ def test_two_answers_to_one_question_are_compared_and_the_question_is_read_befor
     assert features_of.View.from_dict(view.to_dict()) == view
     # A line between the two may belong to the first: it is no question that both answer.
     noted = [[{"role": "user", "content": f"A: x {n}\nNote: y {n}\nB: z {n}"}] for n in range(4)]
-    assert [one.mode for one in features_of.views_of(tokenizer, noted, ("A", "B"))] == ["whole", "fields"]
+    assert [one.mode for one in features_of.views_of(tokenizer, noted, ("A", "B"))] == ["whole", "fields", "agreement"]
