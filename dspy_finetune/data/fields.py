@@ -328,7 +328,9 @@ _LABEL_NAMES = re.compile(
     re.IGNORECASE,
 )
 _ID_NAMES = re.compile(
-    r"(^|_)(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|_)|_(no|nr|ref)$", re.I
+    r"(^|[\W_])(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|[\W_])|[ _](no|nr|ref)$"
+    r"|^unnamed: \d+$",  # what pandas calls an index that it wrote and read again
+    re.IGNORECASE,
 )
 _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice|chosen)", re.IGNORECASE)
 _CONTEXT_NAMES = re.compile(r"^(user_)?(question|prompt|query|instructions?|context|request|task)s?$", re.IGNORECASE)

@@ -90,6 +90,8 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
 _MAX_CELL = 1 << 26
 DELIMITERS = (",", ";", "\t", "|")
 """Between cells, the likeliest first; any other is given with `delimiter=`."""
+INDEX = "index"
+"""What a first column of row numbers without a name is called."""
 
 
 @contextlib.contextmanager
@@ -150,7 +152,9 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
         if header is None:
             if wrong is not None:
                 raise wrong
-            header = _checked_header(_trimmed(cells, 1), name, start)
+            # Tables saved by pandas or R begin with a column of row numbers, which has no name.
+            is_numbered = re.match(rf'"?\d+"?{re.escape(delimiter)}', lines.peek()) is not None
+            header = _checked_header(_trimmed(cells, 1), name, start, is_numbered=is_numbered)
             continue
         cells = _trimmed(cells, len(header))
         if wrong is not None:
@@ -256,13 +260,15 @@ def _trimmed(cells: list[str], n_columns: int) -> list[str]:
     return cells[:n_kept]
 
 
-def _checked_header(cells: list[str], name: str, line: int) -> list[str]:
+def _checked_header(cells: list[str], name: str, line: int, *, is_numbered: bool = False) -> list[str]:
+    """The names without blanks around them; of a first column of row numbers that has none it is "index"."""
     header = [cell.strip() for cell in cells]
+    if is_numbered and not header[0] and INDEX not in header:
+        header[0] = INDEX
     for position, column in enumerate(header, start=1):
         if not column:
-            remedy = "name it; a table saved by pandas needs to_csv(..., index=False)" if position == 1 else "name it"
             raise RowError(
-                f"column {position} of the header has no name", path=name, line=line, value=cells, remedy=remedy
+                f"column {position} of the header has no name", path=name, line=line, value=cells, remedy="name it"
             )
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:

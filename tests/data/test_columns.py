@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import dspy
 import pytest
@@ -43,6 +44,23 @@ def test_inputs_label_and_task_are_told_from_the_rows(
         assert found.inputs == inputs
     if label is not None:
         assert found.label == label
+
+
+@pytest.mark.parametrize(
+    "text", [",title,#1 ID,liked\n{}", '"","title","#1 ID","liked"\n{}', "Unnamed: 0,title,#1 ID,liked\n{}"]
+)
+def test_row_numbers_that_pandas_and_r_write_are_neither_label_nor_refused(text: str, tmp_path: Path) -> None:
+    """Both write them as a first column without a name, which pandas reads as "Unnamed: 0"."""
+    rows = "".join(f'{n},"title, number {n}",{7 * n},{n % 3}\n' for n in range(12))
+    (tmp_path / "x.csv").write_text(text.format(rows))
+    examples = load_examples(tmp_path / "x.csv")
+    assert len(examples) == 12
+    assert list(examples[3].toDict().values()) == ["3", "title, number 3", "21", "0"]
+    found = guess_columns(examples)
+    assert (found.inputs, found.label) == (("title",), "liked")
+    (tmp_path / "y.csv").write_text(f",index,title\n{rows}")
+    with pytest.raises(DataError, match="column 1 of the header has no name"):
+        load_examples(tmp_path / "y.csv")
 
 
 def test_an_empty_cell_is_no_answer_and_an_empty_column_no_label() -> None:
