@@ -1,11 +1,12 @@
-"""What `import dspy_finetune` adds to `import dspy`, and what the first use of the names adds.
+"""What `import dspy_finetune` adds to `import dspy`, what the first use of the names adds, and what `--help` costs.
 
     python benchmarks/import_cost.py [--rounds 15]
 
 Each round starts fresh processes in turn: one for dspy alone, one for both, one that then touches every public name,
-and one that builds a predictor. Each reports its processor time (user and system) at the end. Prints JSON lines: the
-least and the median of each in milliseconds, what it adds to dspy alone (difference of the least, and median of the
-rounds' own differences), and the ratio to dspy alone. Processor time, because a crowded machine stretches the clock.
+one that builds a predictor, and the command line's help. Each reports its processor time (user and system) at the end.
+Prints JSON lines: the least and the median of each in milliseconds, what it adds to dspy alone (difference of the
+least, and median of the rounds' own differences), and the ratio to dspy alone. Processor time, because a crowded
+machine stretches the clock.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ import subprocess
 import sys
 
 TARGET_MS = 60
+HELP = """
+import contextlib, io
+from dspy_finetune.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["--help"])
+"""
+"""No DSPy is imported for it."""
 CASES = {
     "dspy": "import dspy",
     "dspy + dspy_finetune": "import dspy, dspy_finetune",
     "and a predictor": "import dspy, dspy_finetune as ft; ft.OpenAIPredictor(ft.prompts.binary(), 'ft:m')",
     "and every public name": "import dspy, dspy_finetune as ft; [getattr(ft, name) for name in ft.__all__]",
+    "dspy-finetune --help, without dspy": HELP,
 }
 REPORT = "\nimport time; print(time.process_time())"
 

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+import dspy_finetune as ft
 from dspy_finetune._files import json_text, read_text
 from dspy_finetune._progress import is_quiet
 from dspy_finetune.errors import DataError, FinetuneError, UsageError
@@ -102,6 +103,20 @@ class GroupedCommand(TyperCommand):
                     formatter.write_dl(found)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"dspy-finetune {ft.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 def build_app() -> typer.Typer:
     """The whole command-line application."""
     app = typer.Typer(
@@ -112,6 +127,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
         epilog="Anywhere on the line: --quiet for no progress and no remarks; --debug for the traceback of an error.",
     )
+    app.callback()(_options)
     for name in COMMANDS:
         importlib.import_module(f"dspy_finetune.cli.{name}").register(app)
     for group in (app, *(found.typer_instance for found in app.registered_groups)):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, remark, say, talk, warn
@@ -29,14 +30,9 @@ from dspy_finetune.cli.options import (
     metrics_named,
     one_of,
 )
-from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import BaselineOptions, RunOptions, StatisticsOptions, compare
-from dspy_finetune.evaluation.baselines import ENCODER, n_in_training, usual_metric
-from dspy_finetune.evaluation.collect import Answer, CompareProgress, Program, lacks_lm
-from dspy_finetune.evaluation.saved_programs import is_dspy_program, load_optimized
 from dspy_finetune.hosts import Host
-from dspy_finetune.predictors import load_predictor
+from dspy_finetune.tasks import PACKAGED_ENCODER
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +61,7 @@ def compare_command(
         typer.Option(
             "--encoder",
             help="With --train: adds a linear model on this sentence encoder's vectors; the local host has minilm-l6.",
-            autocompletion=one_of(ENCODER),
+            autocompletion=one_of(PACKAGED_ENCODER),
         ),
     ] = None,
     encoder_host: Annotated[
@@ -128,23 +124,27 @@ def compare_command(
     files = dict(map(_named, program))
     if len(files) < len(program):
         raise UsageError("two programs have the same name; each --program NAME=FILE needs its own")
-    saved = {name: load_predictor(path) for name, path in files.items() if not is_dspy_program(path)}
+    saved = {
+        name: ft.load_predictor(path)
+        for name, path in files.items()
+        if not ft.evaluation.saved_programs.is_dspy_program(path)
+    }
     if not saved:
         raise UsageError("--program: at least one file must be a saved predictor, which holds the prompt and the host")
     first = next(iter(saved.values()))
     prompt = first.prompt
-    examples = load_examples(
+    examples = ft.load_examples(
         data, signature=prompt.signature, limit=limit, delimiter=delimiter_of(data, delimiter), decimal=decimal
     )
     label = field or prompt.label_field or prompt.output_fields[0]
     asked = lm or base_model
     model = first.host.lm(asked) if asked is not None and first.host is not None else None
-    programs: dict[str, Program] = {
-        name: saved[name] if name in saved else load_optimized(prompt.signature, path, lm=model)
+    programs: dict[str, ft.evaluation.collect.Program] = {
+        name: saved[name] if name in saved else ft.load_optimized(prompt.signature, path, lm=model)
         for name, path in files.items()
     }
     for name, one in programs.items():
-        if lacks_lm(one):
+        if ft.evaluation.collect.lacks_lm(one):
             raise UsageError(
                 f"--program {name}={files[name]}: the file names no language model; add --lm MODEL, which is asked on "
                 "the host of the first predictor"
@@ -153,19 +153,19 @@ def compare_command(
         raise UsageError("--encoder is fitted on the rows of --train; add --train FILE")
     training = None
     if train is not None:
-        training = load_examples(
+        training = ft.load_examples(
             train, signature=prompt.signature, delimiter=delimiter_of(train, delimiter), decimal=decimal
         )
     if training is not None:
         _tell_overlap(training, examples)
     _tell_missing(train is not None, base_model is not None)
     chosen = metrics_named(
-        metric or [usual_metric(prompt, label)],
+        metric or [ft.evaluation.baselines.usual_metric(prompt, label)],
         label,
         Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host),
     )
     with ProgressBar(waits=False, stays=False) as bar:
-        report = compare(
+        report = ft.compare(
             programs,
             examples,
             chosen,
@@ -174,13 +174,15 @@ def compare_command(
             train=training,
             num_threads=num_threads,
             title=f"{' against '.join(programs)} on {Path(data).name}",
-            baselines=BaselineOptions(
+            baselines=ft.evaluation.BaselineOptions(
                 base_model=base_model,
                 encoder=encoder,
                 encoder_host=_encoder_host(encoder_host, first.host) if encoder is not None else None,
             ),
-            statistics=StatisticsOptions(group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor),
-            running=RunOptions(checkpoint=checkpoint, on_progress=_shown(bar)),
+            statistics=ft.evaluation.StatisticsOptions(
+                group_by=group_by or None, subgroups=subgroup or (), noise_floor=noise_floor
+            ),
+            running=ft.evaluation.RunOptions(checkpoint=checkpoint, on_progress=_shown(bar)),
         ).annotated(cards={"Data": {"file": data, "rows": str(len(examples))}})
     _tell_failures(report.comparison.answers)
     # First what was paid for, then the files, which a full disk may refuse.
@@ -211,12 +213,12 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _tell_overlap(train: Sequence[Any], examples: Sequence[Any]) -> None:
-    n_seen = n_in_training(train, examples)
+    n_seen = ft.evaluation.baselines.n_in_training(train, examples)
     if n_seen:
         warn([f"{n_seen} of {len(examples)} rows stand in the training file too: the verdict on them is too good"])
 
 
-def _tell_failures(answers: Mapping[str, Sequence[Answer]]) -> None:
+def _tell_failures(answers: Mapping[str, Sequence[ft.evaluation.collect.Answer]]) -> None:
     """A lost connection counts as not right: without its reason the figure would pass for the model's."""
     for name, given in answers.items():
         errors = Counter(answer.error for answer in given if answer.outcome == "failed")
@@ -232,10 +234,10 @@ def _tell_missing(has_train: bool, has_base_model: bool) -> None:
         remark(f"not compared with: {'; '.join(missing)}", style="dim")
 
 
-def _shown(bar: ProgressBar) -> Callable[[CompareProgress], None]:
+def _shown(bar: ProgressBar) -> Callable[[ft.evaluation.collect.CompareProgress], None]:
     """Programs are asked one after the other, so each has a bar of its own."""
 
-    def show(progress: CompareProgress) -> None:
+    def show(progress: ft.evaluation.collect.CompareProgress) -> None:
         bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, progress.note)
 
     return show

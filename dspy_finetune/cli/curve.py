@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import print_json, remark, say, talk
@@ -32,12 +33,8 @@ from dspy_finetune.cli.options import (
     metrics_named,
 )
 from dspy_finetune.cli.train import AllowUnknownModel, Suffix, hyperparameters, save_predictor
-from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import CurveJobs, CurveProgress, learning_curve, sweep
-from dspy_finetune.evaluation.baselines import usual_metric
 from dspy_finetune.hosts import Host
-from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.values import DecimalMark
 
 TrainRows = Annotated[str, typer.Argument(help="Labelled rows to train on: JSONL, JSON, CSV, Parquet.")]
@@ -125,7 +122,7 @@ def curve_command(
     judging = Judging(judge=judge, rubric=judge_rubric, embedder=embedder, host=judge_host)
     rows = _reader(form, delimiter, decimal)
     with _followed(host, root, model) as (where, models, show):
-        curve = learning_curve(
+        curve = ft.learning_curve(
             rows(train),
             sizes=_numbers(sizes),
             models=models,
@@ -136,7 +133,7 @@ def curve_command(
             metric=_metric(form, metric, field, judging),
             max_usd=max_usd,
             num_threads=num_threads,
-            jobs=CurveJobs(
+            jobs=ft.evaluation.CurveJobs(
                 method=method,
                 seeds=seed or (0,),
                 allow_unknown_price=allow_unknown_price,
@@ -226,7 +223,7 @@ def sweep_command(
     }
     rows = _reader(form, delimiter, decimal)
     with _followed(host, root, model) as (where, models, show):
-        found = sweep(
+        found = ft.evaluation.sweep(
             rows(train),
             models=models,
             hyperparameters={name: _tried(name, texts) for name, texts in given.items() if texts},
@@ -237,7 +234,7 @@ def sweep_command(
             metric=_metric(form, metric, field, judging),
             max_usd=max_usd,
             num_threads=num_threads,
-            jobs=CurveJobs(
+            jobs=ft.evaluation.CurveJobs(
                 method=method,
                 suffix=suffix,
                 seeds=seed or (0,),
@@ -260,11 +257,13 @@ def sweep_command(
         raise typer.Exit(1)
 
 
-def _reader(form: PromptFormat, delimiter: str | None, decimal: DecimalMark) -> Callable[[str], list[Any]]:
+def _reader(form: ft.PromptFormat, delimiter: str | None, decimal: DecimalMark) -> Callable[[str], list[Any]]:
     """What reads the labelled rows of a file for this prompt."""
 
     def read(path: str) -> list[Any]:
-        return load_examples(path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal)
+        return ft.load_examples(
+            path, signature=form.signature, delimiter=delimiter_of(path, delimiter), decimal=decimal
+        )
 
     return read
 
@@ -272,7 +271,7 @@ def _reader(form: PromptFormat, delimiter: str | None, decimal: DecimalMark) -> 
 @contextlib.contextmanager
 def _followed(
     host: str, root: Path | None, models: list[str] | None
-) -> Iterator[tuple[Host, list[str | tuple[str, Host]], Callable[[CurveProgress], None]]]:
+) -> Iterator[tuple[Host, list[str | tuple[str, Host]], Callable[[ft.evaluation.CurveProgress], None]]]:
     """The host, the models with theirs, and what shows the progress; all hosts are closed at the end."""
     where = host_named(host, root=root)
     placed = [_placed(text) for text in models or [where.base_model]]
@@ -300,7 +299,7 @@ def _placed(text: str) -> str | tuple[str, Host]:
 
 def _metric(form: Any, name: str | None, field: str | None, judging: Judging) -> Any:
     label = field or form.label_field or form.output_fields[0]
-    return metrics_named([name or usual_metric(form, label)], label, judging)[0]
+    return metrics_named([name or ft.evaluation.baselines.usual_metric(form, label)], label, judging)[0]
 
 
 def _tried(name: str, texts: list[str]) -> list[Any]:
@@ -322,8 +321,8 @@ def _numbers(text: str | None) -> list[int] | None:
         raise UsageError(f"--sizes {text}: expected whole numbers with commas, such as 50,100,200") from error
 
 
-def _shown(bar: ProgressBar) -> Callable[[CurveProgress], None]:
-    def show(progress: CurveProgress) -> None:
+def _shown(bar: ProgressBar) -> Callable[[ft.evaluation.CurveProgress], None]:
+    def show(progress: ft.evaluation.CurveProgress) -> None:
         bar.show(
             progress.stage,
             progress.n_done,

@@ -15,12 +15,13 @@ import typer
 
 from dspy_finetune.cli.app import count_as_told, out, print_json, remark, say, talk
 from dspy_finetune.cli.options import CellDelimiter, Decimal, one_of
-from dspy_finetune.export.dialects import DIALECTS
 
 if TYPE_CHECKING:
     from dspy_finetune.export import TrainingFile
     from dspy_finetune.prompts import PromptFormat
 
+DIALECTS = ("openai", "azure", "together", "fireworks", "nebius", "trl")
+"""Formats of training files; by name, as the help shows them and must not wait for DSPy."""
 Preset = Literal["binary", "pairwise", "explained_pairwise", "answer", "number"]
 
 

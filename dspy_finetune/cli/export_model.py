@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune._files import read_json
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.cli.app import out, print_json, talk, warn
@@ -17,9 +18,6 @@ from dspy_finetune.cli.options import AsJson, EnvPath, RootPath, host_named, loa
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
-from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.jobs.model_export import ModelFormat, Weights
-from dspy_finetune.verification import verify as hold_against
 
 
 def register(app: typer.Typer) -> None:
@@ -71,14 +69,14 @@ def export_model(
     """
     load_env(env_file)
     options: dict[str, Any] = {"format": format, "weights": weights}
-    if format not in get_args(ModelFormat):
-        raise UsageError(f"--format {format}: expected one of {', '.join(get_args(ModelFormat))}")
-    if weights not in get_args(Weights):
-        raise UsageError(f"--weights {weights}: expected one of {', '.join(get_args(Weights))}")
+    if format not in get_args(ft.jobs.model_export.ModelFormat):
+        raise UsageError(f"--format {format}: expected one of {', '.join(get_args(ft.jobs.model_export.ModelFormat))}")
+    if weights not in get_args(ft.jobs.model_export.Weights):
+        raise UsageError(f"--weights {weights}: expected one of {', '.join(get_args(ft.jobs.model_export.Weights))}")
     name, where = _model_and_host(model, host, root)
     if name != model:
         predictor = predictor or Path(model)
-    known = FinetunedModel(
+    known = ft.FinetunedModel(
         id=name, base=parse_model_id(name).base, host_name=where.name, host_description=where.to_dict()
     )
     try:
@@ -148,7 +146,7 @@ def verify(
     other = host_named(at, option="--at")
     name, own = _model_and_host(model, host, root)
     try:
-        found = hold_against(
+        found = ft.verification.verify(
             name, other, served_as=served_as, host=own, data=data, n_prompts=n_prompts, tolerance=tolerance
         )
     finally:

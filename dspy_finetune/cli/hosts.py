@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune.cli.app import print_json, say, warn
 from dspy_finetune.cli.jobs import duration
 from dspy_finetune.cli.options import AsJson, one_of
 from dspy_finetune.errors import UsageError
-from dspy_finetune.jobs.offers import HostAdvice, HostRow, advise_host, cost_text, host_rows
 from dspy_finetune.report.blocks import Table, as_text
 
 ASK = "ask the host"
@@ -44,7 +44,7 @@ def hosts(
     if file is None:
         _table(as_json)
         return
-    advice = advise_host(file, method="dpo" if method == "dpo" else "sft" if method else None, base_model=model)
+    advice = ft.advise_host(file, method="dpo" if method == "dpo" else "sft" if method else None, base_model=model)
     if as_json:
         print_json(advice.to_dict())
     else:
@@ -52,7 +52,7 @@ def hosts(
 
 
 def _table(as_json: bool) -> None:
-    rows = host_rows()
+    rows = ft.jobs.offers.host_rows()
     if as_json:
         print_json([one.to_dict() for one in rows])
         return
@@ -81,7 +81,7 @@ def _table(as_json: bool) -> None:
             say(f"{one.host}: {one.serving}", indent=2)
 
 
-def _read(rows: Sequence[HostRow]) -> str:
+def _read(rows: Sequence[ft.jobs.offers.HostRow]) -> str:
     days = sorted(one.as_of.isoformat() for one in rows if one.as_of)
     return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
 
@@ -93,14 +93,14 @@ def _range(prices: tuple[float, float] | None) -> str:
     return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
-def _advice(advice: HostAdvice) -> None:
+def _advice(advice: ft.jobs.offers.HostAdvice) -> None:
     cells = [
         (
             one.host,
             one.base_model.rpartition("/")[2],
             one.how,
             "unknown" if one.n_tokens is None else f"{one.n_tokens:,}",
-            cost_text(one.cost_usd),
+            ft.jobs.offers.cost_text(one.cost_usd),
             "" if one.eta_seconds is None else f"about {duration(one.eta_seconds)}",
             "yes" if one.gives_weights else "no",
             one.ends.isoformat() if one.ends else "",

@@ -19,17 +19,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+import dspy_finetune as ft
 from dspy_finetune._files import atomic_writer
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import fit, is_a_step, out, print_json, remark, say, talk, warn
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, a_host, host_named, load_env
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import host_option
-from dspy_finetune.jobs import FinetunedModel, Job, JobFacts, JobProgress, attach, list_jobs
-from dspy_finetune.jobs.job import unpolled
-from dspy_finetune.jobs.model import ListedModel, list_models
-from dspy_finetune.jobs.records import CLOCK
-from dspy_finetune.jobs.sequence import SequenceJob
 from dspy_finetune.report import blocks
 from dspy_finetune.report.blocks import as_text
 
@@ -70,7 +66,7 @@ def list_(
     load_env(env_file)
     where = host_named(host, root=root)
     try:
-        found = [job.facts for job in list_jobs(host=where, limit=limit)]
+        found = [job.facts for job in ft.list_jobs(host=where, limit=limit)]
     finally:
         where.close()
     if as_json:
@@ -217,9 +213,9 @@ class _attached:  # reads as the word that it is: with _attached(...) as job
         load_env(env_file)
         self._host = host_named(host, root=root) if host else Host.local(root=root) if root else None
         self._job_id = job_id
-        self._find = attach if polled else unpolled
+        self._find = ft.attach if polled else ft.jobs.job.unpolled
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> ft.Job:
         job = self._find(self._job_id, host=self._host)
         self._host = job.host
         return job
@@ -229,7 +225,7 @@ class _attached:  # reads as the word that it is: with _attached(...) as job
             self._host.close()
 
 
-def _tell(facts: JobFacts, *, as_json: bool) -> None:
+def _tell(facts: ft.jobs.JobFacts, *, as_json: bool) -> None:
     if as_json:
         print_json(facts.to_dict())
         return
@@ -265,7 +261,7 @@ def models(
     load_env(env_file)
     where = host_named(host, root=root)
     try:
-        found = list_models(where, tuned_only=not every, today=CLOCK.today())
+        found = ft.jobs.model.list_models(where, tuned_only=not every, today=ft.jobs.records.CLOCK.today())
     finally:
         where.close()
     if as_json:
@@ -280,13 +276,13 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return as_text(blocks.Table(head=head, rows=tuple(rows), holds_text=True))
 
 
-def _row(one: ListedModel) -> tuple[str, ...]:
+def _row(one: ft.jobs.model.ListedModel) -> tuple[str, ...]:
     return one.id, one.base, one.shutdown_date.isoformat() if one.shutdown_date else ""
 
 
 def follow_job(
-    job: Job | SequenceJob, host: Host, timeout_seconds: float | None, html: Path | None = None
-) -> FinetunedModel:
+    job: ft.Job | ft.jobs.sequence.SequenceJob, host: Host, timeout_seconds: float | None, html: Path | None = None
+) -> ft.FinetunedModel:
     """Show a job until it ends, on the terminal and on a page.
 
     Raises:
@@ -297,7 +293,7 @@ def follow_job(
     try:
         with ProgressBar(waits=False, stays=False) as bar:
 
-            def show(look: JobProgress) -> None:
+            def show(look: ft.jobs.JobProgress) -> None:
                 for event in look.events:
                     # The bar shows the figures of single steps.
                     if event.id not in seen and (event.type != "metrics" or "candidate" in event.data):
@@ -324,7 +320,7 @@ def follow_job(
         raise
 
 
-def tell_model(model: FinetunedModel, *, as_json: bool) -> None:
+def tell_model(model: ft.FinetunedModel, *, as_json: bool) -> None:
     """A finished model: its id on stdout, what it cost and what is left to do on stderr."""
     if as_json:
         print_json(model.to_dict())
@@ -350,7 +346,7 @@ progress{{width:100%}} .loss{{font-size:2rem;letter-spacing:0}}</style></head><b
 REFRESH_SECONDS = 5
 
 
-def live_page(look: JobProgress, told: Sequence[str]) -> str:
+def live_page(look: ft.jobs.JobProgress, told: Sequence[str]) -> str:
     """A page of one look; a browser loads it anew until the job has ended."""
     facts = look.facts
     return _PAGE.format(
@@ -366,7 +362,7 @@ def live_page(look: JobProgress, told: Sequence[str]) -> str:
     )
 
 
-def summary(look: JobProgress) -> str:
+def summary(look: ft.jobs.JobProgress) -> str:
     """The figures of one look."""
     parts = []
     if look.losses:

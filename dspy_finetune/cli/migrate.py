@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune._optional import require
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.cli.app import out, print_json, remark, talk, warn
@@ -34,12 +35,7 @@ from dspy_finetune.cli.train import (
     tell_begun,
     tell_left,
 )
-from dspy_finetune.data import load_examples
 from dspy_finetune.errors import UsageError
-from dspy_finetune.evaluation import CompareProgress, ComparisonReport, RunOptions
-from dspy_finetune.jobs import FinetunedModel
-from dspy_finetune.migration import Migration
-from dspy_finetune.migration import migrate as migrate_model
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +129,7 @@ def migrate(
         recipe=recipe,
     )
     target = host_named(to, root=root, option="--to")
-    made = migrate_model(
+    made = ft.migrate(
         model,
         to=target,
         host=host_named(origin, option="--from") if origin else None,
@@ -190,13 +186,13 @@ def migrate(
 
 
 def _compared(
-    made: Migration,
-    moved: FinetunedModel,
+    made: ft.migration.Migration,
+    moved: ft.FinetunedModel,
     data: str | None,
     delimiter: str | None,
     stored: Path | None,
     margin: float | None,
-) -> ComparisonReport:
+) -> ft.ComparisonReport:
     rows: Any = None
     if data is not None:
         if made.old_predictor is None:
@@ -204,10 +200,12 @@ def _compared(
                 f"--examples needs the prompt, and {made.plan.old.train.name} has no manifest with it; name a saved"
                 " predictor's file instead of the model"
             )
-        rows = load_examples(data, signature=made.old_predictor.prompt.signature, delimiter=delimiter)
+        rows = ft.load_examples(data, signature=made.old_predictor.prompt.signature, delimiter=delimiter)
     with ProgressBar(waits=False, stays=False) as bar:
 
-        def tell(progress: CompareProgress) -> None:
+        def tell(progress: ft.evaluation.CompareProgress) -> None:
             bar.show(f"asking {progress.program}", progress.n_asked, progress.n_items, progress.note)
 
-        return made.compare(moved, rows, stored=stored, margin=margin, running=RunOptions(on_progress=tell))
+        return made.compare(
+            moved, rows, stored=stored, margin=margin, running=ft.evaluation.RunOptions(on_progress=tell)
+        )

@@ -13,7 +13,6 @@ Not covered: what the metrics compute (evaluation/metrics.py).
 
 from __future__ import annotations
 
-import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import dspy_finetune as ft
 from dspy_finetune._files import file_error, read_text
 from dspy_finetune._optional import require
 from dspy_finetune.errors import FileError, UsageError
-from dspy_finetune.evaluation import metrics
-from dspy_finetune.evaluation.baselines import HostEmbedder
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import NAMED_HOSTS, OWN_APIS
 
@@ -74,18 +72,12 @@ JUDGED = ("rubric_preference", "rubric_score")
 """Metrics that ask a judge."""
 EMBEDDED = ("semantic_similarity",)
 """Metrics that ask for vectors."""
-_OTHERWISE = {"within", "per_class", "order_agreement", *JUDGED, *EMBEDDED}
-
-
-def _needs_a_field_alone(name: str) -> bool:
-    given = inspect.signature(getattr(metrics, name)).parameters.values()
-    return sum(one.default is one.empty for one in given) <= 1
-
-
-PLAIN = tuple(
-    name for name in metrics.__all__ if name.islower() and name not in _OTHERWISE and _needs_a_field_alone(name)
+PLAIN = (
+    *("accuracy", "average_precision", "balanced_accuracy", "brier", "ece", "exact_match", "f1", "kendall_tau"),
+    *("log_loss", "mcc", "mean_absolute_error", "median_absolute_error", "pairwise_accuracy", "precision", "recall"),
+    *("roc_auc", "root_mean_squared_error", "root_mean_squared_log_error", "rouge_l", "token_f1"),
 )
-"""Metrics that need nothing but a field."""
+"""Metrics that need nothing but a field; by name, as the help shows them and must not wait for DSPy."""
 
 _KNOWN = f"{', '.join(PLAIN)}, within=20%,40 (a share, a distance, or both), {', '.join((*JUDGED, *EMBEDDED))}"
 
@@ -225,7 +217,7 @@ def metrics_named(names: Sequence[str], field: str, judging: Judging) -> list[An
 
 def _named(name: str, field: str, judging: Judging) -> Any:
     if name in PLAIN:
-        return getattr(metrics, name)(field)
+        return getattr(ft.metrics, name)(field)
     if name.partition("=")[0] == "within":
         return _within(name, field)
     if name in JUDGED:
@@ -235,12 +227,15 @@ def _named(name: str, field: str, judging: Judging) -> Any:
                 "there is no judge by default"
             )
         lm = host_named(judging.host, option="--judge-host").lm(judging.judge)
-        return getattr(metrics, name)(field, rubric=_text(judging.rubric), lm=lm)
+        return getattr(ft.metrics, name)(field, rubric=_text(judging.rubric), lm=lm)
     if name in EMBEDDED:
         if judging.embedder is None:
             raise UsageError(f"--metric {name} needs --embedder MODEL, such as text-embedding-3-small")
-        return metrics.semantic_similarity(
-            field, HostEmbedder(judging.embedder, host=host_named(judging.host, option="--judge-host"))
+        return ft.metrics.semantic_similarity(
+            field,
+            ft.evaluation.baselines.HostEmbedder(
+                judging.embedder, host=host_named(judging.host, option="--judge-host")
+            ),
         )
     raise UsageError(f"no metric {name!r}; there are: {_KNOWN}")
 
@@ -255,7 +250,7 @@ def _within(name: str, field: str) -> Any:
                 distance = float(part)
     except ValueError as error:
         raise UsageError(f"--metric {name}: expected a share or a distance, such as within=20%,40") from error
-    return metrics.within(field, absolute=distance, relative=share)
+    return ft.metrics.within(field, absolute=distance, relative=share)
 
 
 def _text(given: str) -> str:

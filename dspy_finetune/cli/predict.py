@@ -7,13 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from dspy_finetune import bulk
+import dspy_finetune as ft
 from dspy_finetune._progress import ProgressBar
-from dspy_finetune.bulk import BulkProgress, FileOptions
 from dspy_finetune.cli.app import out, print_json, remark
 from dspy_finetune.cli.export import renames
 from dspy_finetune.cli.options import CellDelimiter, EnvPath, load_env
-from dspy_finetune.predictors import load_predictor
 
 
 def register(app: typer.Typer) -> None:
@@ -48,22 +46,22 @@ def predict(
     Example: dspy-finetune predict predictor.json titles.csv --out answers.jsonl
     """
     load_env(env_file)
-    predictor = load_predictor(saved)
+    predictor = ft.load_predictor(saved)
     kept: Literal["inputs", "all"] | list[str] = "inputs" if not keep else "all" if keep == ["all"] else keep
-    files = FileOptions(rename=renames(rename or []), limit=limit, delimiter=delimiter)
+    files = ft.bulk.FileOptions(rename=renames(rename or []), limit=limit, delimiter=delimiter)
     try:
         with ProgressBar(waits=False, stays=False) as bar:
 
-            def show(progress: BulkProgress) -> None:
+            def show(progress: ft.bulk.BulkProgress) -> None:
                 bar.tell(progress, progress.note)
 
             if batch:
-                done = bulk.batch_api.predict(
+                done = ft.bulk.batch_api.predict(
                     predictor, rows, output, keep=kept, prefix=prefix, max_usd=max_usd, overwrite=overwrite,
                      on_progress=show, files=files,
                 )  # fmt: skip
             else:
-                done = bulk.predict(
+                done = ft.bulk.predict(
                     predictor, rows, output, keep=kept, prefix=prefix, max_usd=max_usd, overwrite=overwrite,
                      on_progress=show, files=files, concurrency=concurrency,
                 )  # fmt: skip

@@ -14,19 +14,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import dspy_finetune as ft
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import load_catalog
 from dspy_finetune.cli.app import out, print_json, remark, talk, warn
 from dspy_finetune.cli.jobs import duration, follow_job, tell_model
 from dspy_finetune.cli.options import AsJson, EnvPath, HostText, RootPath, host_named, load_env, one_of
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
-from dspy_finetune.export import TrainingFile
-from dspy_finetune.export.cost import InferenceCost, evaluation_cost
-from dspy_finetune.export.formats import from_any
 from dspy_finetune.hosts.host import host_option
-from dspy_finetune.jobs import FinetunedModel, Job, Plan
-from dspy_finetune.jobs import plan as make_plan
-from dspy_finetune.jobs.records import catalog_name
 from dspy_finetune.tasks import RECIPES
 
 if TYPE_CHECKING:
@@ -233,13 +228,13 @@ def train(
         made.host.close()
 
 
-def tell_begun(job: Job) -> None:
+def tell_begun(job: ft.Job) -> None:
     """Whether a job was made just now or found."""
     begun = "started" if job.is_new else "found, as this plan was started before"
     talk().print(f"{job.id} {begun}", highlight=False)
 
 
-def tell_left(job: Job, *, as_json: bool) -> None:
+def tell_left(job: ft.Job, *, as_json: bool) -> None:
     """A job that is not followed: the command that follows it, or its facts."""
     if as_json:
         print_json(job.facts.to_dict())
@@ -249,17 +244,17 @@ def tell_left(job: Job, *, as_json: bool) -> None:
         talk().print("the local host stops with this command; that one starts it again with its job")
 
 
-def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]:
+def evaluation(made: ft.Plan, rows: Path, n_calls: int) -> dict[str, ft.export.cost.InferenceCost]:
     """What asking the tuned model about every row of a training file costs: at once, and by the batch interface.
 
     Raises:
         DataError: A row cannot be read, or has no answer.
         FileError: The file cannot be read.
     """
-    host = catalog_name(made.host, load_catalog())
+    host = ft.jobs.records.catalog_name(made.host, load_catalog())
 
-    def cost(is_batch: bool) -> InferenceCost:
-        return evaluation_cost(
+    def cost(is_batch: bool) -> ft.export.cost.InferenceCost:
+        return ft.export.cost.evaluation_cost(
             _rows(rows), None, made.base_model, n_calls_per_example=n_calls, is_batch=is_batch, is_tuned=True, host=host
         )
 
@@ -272,7 +267,7 @@ def evaluation(made: Plan, rows: Path, n_calls: int) -> dict[str, InferenceCost]
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in read_jsonl(path):
         try:
-            yield from_any(row)
+            yield ft.export.formats.from_any(row)
         except RowError as error:
             raise RowError(
                 error.problem, path=str(path), line=number, value=error.value, remedy=error.remedy
@@ -293,7 +288,7 @@ def settle(
     metadata: list[str] | None,
     wandb: str | None,
     allow_unknown_model: bool,
-) -> Plan:
+) -> ft.Plan:
     """The plan that the options of `plan` and `train` ask for.
 
     Raises:
@@ -306,7 +301,7 @@ def settle(
             raise UsageError(f"--method {method}: expected sft or dpo")
         chosen = "dpo" if method == "dpo" else "sft"
     where = host_named(host, root=root)
-    return make_plan(
+    return ft.plan(
         train,
         validation=validation,
         base_model=model or where.base_model,
@@ -345,7 +340,9 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-def show(made: Plan, console: Console, evaluation_costs: Mapping[str, InferenceCost] | None = None) -> None:
+def show(
+    made: ft.Plan, console: Console, evaluation_costs: Mapping[str, ft.export.cost.InferenceCost] | None = None
+) -> None:
     """A plan as a table."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -389,7 +386,7 @@ def _number(text: str) -> int | float | str:
 
 def _prompt_of(train: Path) -> PromptFormat:
     """The prompt that a training file was rendered with, from its manifest. Raises DataError, FileError."""
-    dataset = TrainingFile.load(train)
+    dataset = ft.TrainingFile.load(train)
     if dataset.prompt is None:
         raise DataError(
             f"{train}: its manifest holds no prompt, so --save has none for the predictor; export the file with"
@@ -398,7 +395,7 @@ def _prompt_of(train: Path) -> PromptFormat:
     return dataset.prompt
 
 
-def save_predictor(prompt: PromptFormat, model: FinetunedModel, path: Path) -> None:
+def save_predictor(prompt: PromptFormat, model: ft.FinetunedModel, path: Path) -> None:
     """Write the predictor of a finished model, and say how it is used."""
     from dspy_finetune.evaluation.baselines import predictor_for  # here: --help must not wait for dspy
 

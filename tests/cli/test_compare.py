@@ -38,7 +38,7 @@ class Saved:
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: Saved(int(Path(name).stem)))
+    monkeypatch.setattr("dspy_finetune.load_predictor", lambda name: Saved(int(Path(name).stem)))
     return str(path)
 
 
@@ -124,7 +124,9 @@ def test_the_untuned_model_and_few_shot_are_asked_on_the_same_host(tmp_path, mon
 def test_a_program_without_a_model_is_told_before_anything_is_asked(tmp_path, rows, monkeypatch, capsys):
     """Public files of optimized programs name no model: 40 failed calls would pass for 40 wrong answers."""
     dspy.Predict("title -> is_favorite: bool").save(tmp_path / "q.json")
-    monkeypatch.setattr("dspy_finetune.cli.compare.is_dspy_program", lambda name: str(name).endswith("q.json"))
+    monkeypatch.setattr(
+        "dspy_finetune.evaluation.saved_programs.is_dspy_program", lambda name: str(name).endswith("q.json")
+    )
     assert run(rows, "--program", "tuned=50.json", "--program", f"plain={tmp_path / 'q.json'}") == 2
     captured = capsys.readouterr()
     assert "names no language model; add --lm MODEL" in captured.err
@@ -159,7 +161,7 @@ def test_pairs_get_the_baseline_for_pairs(tmp_path, monkeypatch):
     path = tmp_path / "pairs.jsonl"
     rows = [{"title_a": f"owls {n}", "title_b": f"golf {n}", "preferred": "AB"[n % 2]} for n in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: SavedPairs())
+    monkeypatch.setattr("dspy_finetune.load_predictor", lambda name: SavedPairs())
     assert run(str(path), "--program", "a=x.json", "--train", str(path)) in {0, 3, 4}
 
 
@@ -181,7 +183,7 @@ def quiz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
         def __call__(self, question: str) -> dspy.Prediction:
             return dspy.Prediction(answer="Nobody knows")
 
-    monkeypatch.setattr("dspy_finetune.cli.compare.load_predictor", lambda name: SavedAnswers())
+    monkeypatch.setattr("dspy_finetune.load_predictor", lambda name: SavedAnswers())
     path = tmp_path / "quiz.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in QUIZ))
     yield str(path), server

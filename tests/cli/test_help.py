@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,14 @@ from typing import Any
 import pytest
 import typer
 
+from dspy_finetune import __version__
 from dspy_finetune._progress import Heartbeat
+from dspy_finetune.cli import export
+from dspy_finetune.cli import options as options_of_commands
 from dspy_finetune.cli.app import GROUPS, build_app
 from dspy_finetune.cli.main import main
+from dspy_finetune.evaluation import metrics
+from dspy_finetune.export import dialects
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -105,6 +113,37 @@ def test_help_shows_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
     places = [said.index(f"{heading}:") for heading in ("Arguments", "The rows", "Where it runs", "What it may cost")]
     assert places == sorted(places)
     assert said.index("The rows:") < said.index("--validation") < said.index("The model and its training:")
+
+
+def test_help_completion_and_wrong_arguments_wait_for_no_heavy_module() -> None:
+    """DSPy alone takes a second, at every TAB; a process of its own, as the tests have imported it."""
+    code = (
+        "import os, sys\n"
+        "from dspy_finetune.cli.main import main\n"
+        "for line in ('--version', '--help', *(f'{name} --help' for name in sys.argv[1:]), 'split --seed x a'):\n"
+        "    try: main(line.split())\n"
+        "    except SystemExit as end: assert end.code == (2 if line[-1] == 'a' else 0), line\n"
+        "os.environ |= {'_DSPY_FINETUNE_COMPLETE': 'complete_bash'}\n"
+        "os.environ |= {'COMP_WORDS': 'dspy-finetune t', 'COMP_CWORD': '1'}\n"
+        "try: main([])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'dspy', 'torch', 'openai', 'litellm', 'numpy', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} are imported' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"dspy-finetune {__version__}\nUsage: dspy-finetune")
+    assert done.stdout.rstrip().endswith("train")
+
+
+def test_names_that_the_help_shows_are_all_that_there_are() -> None:
+    def is_plain(name: str) -> bool:
+        given = inspect.signature(getattr(metrics, name)).parameters.values()
+        return name.islower() and sum(one.default is one.empty for one in given) <= 1
+
+    apart = {"within", "per_class", "order_agreement", *options_of_commands.JUDGED, *options_of_commands.EMBEDDED}
+    assert tuple(name for name in metrics.__all__ if name not in apart and is_plain(name)) == options_of_commands.PLAIN
+    assert tuple(dialects.DIALECTS) == export.DIALECTS
 
 
 @pytest.mark.parametrize(("command", "begun"), [("doctor", ["dspy-finetune doctor"]), ("serve", [])])
