@@ -60,7 +60,7 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.format import AnyPrompt, as_prompt
-from dspy_finetune.tasks import compared_fields
+from dspy_finetune.tasks import compared_fields, word_pattern
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
@@ -357,7 +357,7 @@ class Tfidf:
             ngram_range=(1, 2),
             sublinear_tf=True,
             strip_accents="unicode",
-            token_pattern=r"(?u)\b\w+\b" if self.takes_single else r"(?u)\b\w\w+\b",
+            token_pattern=word_pattern(1 if self.takes_single else 2),
         )
         try:
             return dataclasses.replace(self, vectorizer=vectorizer.fit(texts))

@@ -45,6 +45,7 @@ from dspy.utils.exceptions import AdapterParseError
 from dspy_finetune._optional import require
 from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 from dspy_finetune.evaluation.collect import jsonable
+from dspy_finetune.tasks import UNSPACED, word_pattern
 from dspy_finetune.values import (
     LabelSet,
     Unparseable,
@@ -410,14 +411,18 @@ def text_match(expected: Any, predicted: Any) -> float:
     return float(normalize_text(str(expected)) == normalize_text(str(predicted)))
 
 
+_TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+
+
 def token_overlap(expected: Any, predicted: Any) -> float:
     """F1 of the words that both texts share, 0 to 1, as in SQuAD; two empty texts give 1.
 
-    Of a list of expected texts, the best one's.
+    Of a list of expected texts, the best one's. In scripts without blanks between words each character is a word, as in
+    MLQA.
     """
     if isinstance(expected, (list, tuple)):
         return max((token_overlap(one, predicted) for one in expected), default=0.0)
-    one, other = normalize_text(str(expected)).split(), normalize_text(str(predicted)).split()
+    one, other = (_TOKEN.findall(normalize_text(str(text))) for text in (expected, predicted))
     if not one or not other:
         return float(one == other)
     n_common = sum((Counter(one) & Counter(other)).values())
@@ -828,7 +833,7 @@ class Vectors:
         self.__init__(state["embed"])  # type: ignore[misc]  # a lock cannot be pickled
 
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(word_pattern(1))
 
 
 def longest_common_words(one: Sequence[str], other: Sequence[str]) -> int:
@@ -849,7 +854,8 @@ def rouge_l_overlap(expected: Any, predicted: Any) -> float:
     """ROUGE-L of two texts, 0 to 1: the F1 of their longest common subsequence of words (Lin 2004).
 
     Lin weighs recall over precision by a factor that later use has set to 1, as here. Words are letters and digits of
-    any script, without case and without stemming; a whole text is one sequence.
+    any script (where no blanks stand between words each character), without case and without stemming; a whole text is
+    one sequence.
     """
     if isinstance(expected, (list, tuple)):
         return max((rouge_l_overlap(one, predicted) for one in expected), default=0.0)

@@ -53,6 +53,8 @@ def test_common_words_equal_their_definition():
 def test_texts_of_any_script_empty_texts_and_lists_have_a_rouge_l():
     rouge = metrics.rouge_l("y")
     assert score(rouge, "Кошка спит дома", "кошка спит") == pytest.approx(0.8)
+    for metric in (rouge, metrics.token_f1("y")):  # no blanks between words: each character is one
+        assert score(metric, "猫在家睡觉", "猫睡觉") == pytest.approx(0.75)
     assert (score(rouge, "", ""), score(rouge, "a", ""), score(rouge, "", "!")) == (1.0, 0.0, 1.0)
     assert score(rouge, ["nothing", "the cat"], "The cat.") == 1.0
     assert score(rouge, "a", None) == 0.0

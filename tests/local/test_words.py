@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dspy_finetune import tasks
 from dspy_finetune.local.words import MAX_TERMS, Words
 
 TEXTS = ["Bees, bees and heather", "heather honey; Bees and", "Die Größe der BIENEN", "die grosse grösse", "x 2 10 10"]
@@ -20,6 +22,22 @@ def test_weights_are_those_of_scikit_learn() -> None:
     assert list(words.terms) == list(plain.get_feature_names_out())
     asked = [*TEXTS, "bees in the heather", "nothing known", ""]
     assert words.vectors(asked) == pytest.approx(plain.transform(asked).toarray(), abs=1e-6)
+
+
+def test_words_of_any_script_are_told() -> None:
+    """Chinese writes no blanks between words, and words of Hindi hold vowel signs that are no letters to `re`."""
+    words = Words.of(["房间很大，很干净", "很大的房间!", "कौन सा तेल है?", "यह कौन है"])
+    assert words is not None
+    told = {"房", "间", "房 间", "很", "大", "很 大"}
+    assert told <= set(words.terms)
+    assert len(words.terms) == len(told) + 2  # and the two words of Hindi, whose accents are stripped as all are
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    pattern = tasks.word_pattern(2)
+    assert re.findall(pattern, "Die Größe, a 2x x_1 naïve") == re.findall(r"\b\w\w+\b", "Die Größe, a 2x x_1 naïve")
+    plain = text.TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", min_df=2, token_pattern=pattern
+    ).fit(["房间很大，很干净", "很大的房间!", "कौन सा तेल है?", "यह कौन है"])
+    assert list(words.terms) == list(plain.get_feature_names_out())
 
 
 def test_texts_that_share_no_word_have_none_and_many_words_are_cut_to_the_most_frequent() -> None:
