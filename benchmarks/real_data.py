@@ -13,7 +13,7 @@ baseline, ECE, and a training's seconds.
                 probabilities would show if they were exact: on 325 rows it is .06, not 0
     --prompted  on so many splits the same base in DSPy's prompts, untuned: nearest examples, and BootstrapFewShot
     --lora      on so many splits also LoRA and head+lora: hours on a processor, minutes on a GPU
-    --decoding  prices with LoRA, plain and on the log scale, read as text, median and mean
+    --decoding  prices with LoRA: the text, the median of samples, and of the digits on the log scale, and the mean
     --orders    pairs with LoRA, written in one order and in both: accuracy and position bias
 """
 
@@ -372,8 +372,12 @@ def prompted(
     measure(data, {**programs, **prompts}, train, test[:N_PROMPTED], table, data.group)
 
 
+N_SAMPLES = 9
+"""Answers that are drawn for one number."""
+
+
 def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
-    """Prices by LoRA: plain and on the log scale; the text, the median and the mean of the digits' distribution."""
+    """Prices by LoRA: plain, as text and by samples; on the log scale, as text, median and mean of the digits."""
     table: dict[str, Figures] = {}
     test: list[Any] = []
     for seed in range(given.splits):
@@ -385,9 +389,12 @@ def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -
             data = Set(rows=data.rows, prompt=prompt, label="price")
             train, test = draw(data, n_train, given.test, seed)
             text, seconds, _ = trained(data, train, host, folder, BASE, "lora")
-            for decode in ("text", "median", "mean"):
-                way = f"LoRA, {scale} scale, {decode}"
-                programs[way] = ft.OpenAIPredictor(prompt, text.model, host=host, decode=decode)
+            ways: dict[str, Any] = {decode: {"decode": decode} for decode in ("text", "median", "mean")}
+            if scale == "plain":  # its digits do not tell how many the other numbers have
+                ways = {"text": {}, f"median of {N_SAMPLES} samples": {"n_samples": N_SAMPLES}}
+            for name, options in ways.items():
+                way = f"LoRA, {scale} scale, {name}"
+                programs[way] = ft.OpenAIPredictor(prompt, text.model, host=host, **options)
                 table.setdefault(way, Figures()).seconds.append(seconds)
         measure(data, programs, train, test, table, None)
         print(rendered("prices by LoRA", table, len(test), "price"), file=sys.stderr, flush=True)

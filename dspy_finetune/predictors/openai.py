@@ -8,6 +8,8 @@ several samples with an `interval`.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
@@ -22,9 +24,11 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
 from dspy_finetune.predictors.calibrate import Residuals
-from dspy_finetune.predictors.probabilities import number_masses, weighted_middle
+from dspy_finetune.predictors.probabilities import number_masses, numbers_are_told, weighted_middle
 from dspy_finetune.prompts.format import AnyPrompt
 from dspy_finetune.values import is_yes_no
+
+logger = logging.getLogger(__name__)
 
 Decoding: TypeAlias = Literal["text", "median", "mean"]
 """Which number an answer is: the one written, or that of the distribution which its tokens tell."""
@@ -53,9 +57,12 @@ class OpenAIPredictor(FinetunedPredictor):
 
     - "text": the one that the model wrote;
     - "median", "mean": that of the distribution which the log-probabilities of its digits tell (see
-      `probabilities.py`), or of the samples. The median is the best guess for the absolute error, the mean for the
-      squared one (arXiv 2403.04182). The prediction then carries `coverage`, the mass of all numbers that were told,
-      in [0, 1]; where the host sends no log-probabilities it is None, and the number is the one that was written.
+      `probabilities.py`), or of the samples. The median is the best guess for the absolute error, the mean, which is
+      taken on the scale that was trained, for the squared one (arXiv 2403.04182). The prediction then carries
+      `coverage`, the mass of all numbers that were told, in [0, 1]. It is None, and the number the one that was
+      written, where the host sends no log-probabilities, or where its tokens are single digits and the number has
+      several before its point: they do not tell how many digits the other numbers have. Samples do, and so does a
+      prompt on the scale "log".
 
     `n_samples` above 1 asks that often at `temperature`. The number is then the median of the samples (with
     decode="mean" their mean), and the prediction also carries
@@ -131,6 +138,7 @@ class OpenAIPredictor(FinetunedPredictor):
         self.temperature = temperature
         self.interval_level = interval_level
         self.residuals: Residuals | None = None
+        self._told_no_numbers = False
 
     @property
     def number_field(self) -> str | None:
@@ -191,7 +199,7 @@ class OpenAIPredictor(FinetunedPredictor):
         # For an int the value must be an int too: of an even number of samples, the lower one of the two in the middle.
         middle = statistics.median_low(samples) if isinstance(samples[0], int) else statistics.median(samples)
         if self.decode == "mean":
-            middle = _like(samples[0], statistics.mean(samples))
+            middle = _like(samples[0], self._mean(samples, [1.0] * len(samples)))
         low, high = np.quantile(samples, (tail, 1.0 - tail)).tolist()
         return dspy.Prediction(
             **{field: middle},
@@ -210,15 +218,29 @@ class OpenAIPredictor(FinetunedPredictor):
         if self.logprobs is False or not self._has_logprobs(answer):
             return values, {"coverage": None}
         assert answer.positions is not None
+        if not numbers_are_told(answer.positions):
+            if not self._told_no_numbers:
+                self._told_no_numbers = True
+                logger.warning(
+                    "%s writes numbers in single digits, which do not tell how long other numbers would be: the answer "
+                    'is the number that was written; ask for samples (n_samples=9), or train on the scale "log"',
+                    self.model,
+                )
+            return values, {"coverage": None}
         points = number_masses(answer.positions, lambda text: float(self.prompt.parse(text)[field]))
         coverage = sum(mass for _, mass in points)
         if coverage <= 0:
             return values, {"coverage": 0.0}
-        if self.decode == "median":
-            number = weighted_middle(points)
-        else:
-            number = sum(value * mass for value, mass in points) / coverage
+        number = weighted_middle(points) if self.decode == "median" else self._mean(*zip(*points, strict=True))
         return {**values, field: _like(values[field], number)}, {"coverage": min(coverage, 1.0)}
+
+    def _mean(self, numbers: Sequence[float], masses: Sequence[float]) -> float:
+        """The mean on the scale that is trained: a thousandth of e^42 would outweigh all prices."""
+        style = self.prompt.codec(self.prompt.output_fields[0]).number
+        is_log = style is not None and style.scale == "log"
+        scaled = np.log1p(numbers) if is_log else np.asarray(numbers)
+        mean = float(np.average(scaled, weights=masses))
+        return math.expm1(mean) if is_log else mean
 
     def _read(self, answer: Answer) -> dspy.Prediction:
         # The text decides whether there is an answer; the probabilities only refine which label it is.

@@ -165,6 +165,8 @@ def _begun(
 
 
 _DIGIT = re.compile(r"\d")
+_SURE = 0.95
+"""From this share on, what is written is taken for certain."""
 
 
 def number_masses(positions: Sequence[Position], read: Callable[[str], float]) -> list[tuple[float, float]]:
@@ -189,6 +191,25 @@ def number_masses(positions: Sequence[Position], read: Callable[[str], float]) -
         share *= min(math.exp(listed[chosen]), 1.0) if chosen in listed else 0.0
     _add(found, "".join(tokens), share, read)
     return sorted(found)
+
+
+def numbers_are_told(positions: Sequence[Position]) -> bool:
+    """Whether `number_masses` knows how many digits the other numbers have.
+
+    What follows "$1" is told, not what would have followed "$2": where tokens are single digits and more of them may
+    follow the first one, the alternatives to it can be of any size. Tokens of several digits are numbers as they stand.
+
+    >>> digits = {digit: math.log(0.1) for digit in "0123456789"}
+    >>> numbers_are_told([("7", digits), ("2", digits)]), numbers_are_told([("7", digits), (".", {".": 0.0})])
+    (False, True)
+    """
+    written = sum(listed.get(chosen, -math.inf) for chosen, listed in positions)
+    if math.exp(min(written, 0.0)) >= _SURE or any(len(_DIGIT.findall(chosen)) > 1 for chosen, _ in positions):
+        return True
+    first = next((place for place, (chosen, _) in enumerate(positions) if _DIGIT.search(chosen)), len(positions))
+    _, listed = positions[first + 1] if first + 1 < len(positions) else ("", {})
+    longer = sum(math.exp(logprob) for token, logprob in listed.items() if _DIGIT.search(token) or token == ",")
+    return longer <= (1.0 - _SURE) * sum(map(math.exp, listed.values()))
 
 
 def _add(found: list[tuple[float, float]], text: str | None, mass: float, read: Callable[[str], float]) -> None:

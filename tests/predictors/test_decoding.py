@@ -96,6 +96,42 @@ def test_whole_numbers_stay_whole_and_samples_have_a_mean(chat: ChatServer) -> N
     assert "logprobs" not in chat.bodies[-1]
 
 
+def test_single_digits_do_not_tell_how_long_other_numbers_would_be(
+    chat: ChatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After "1" come two more digits; whether they would have come after "2" is not told."""
+    follows = {"8": 0.5, "4": 0.4, ".": 0.1}
+    chat.answer = lambda body: [
+        ("$", {"$": 1.0}),
+        ("1", {"1": 0.3, "2": 0.7}),
+        ("8", follows),
+        (".", {".": 0.5, "9": 0.5}),
+    ]
+    tuned = ft.OpenAIPredictor(PRICE, "m", host=chat.host, decode="median", cache=False)
+    for _ in range(2):
+        found = tuned(product="x")
+        assert (found.price, found.coverage) == (18.0, None)
+    assert [record.message for record in caplog.records].count(
+        "m writes numbers in single digits, which do not tell how long other numbers would be: the answer is the number"
+        ' that was written; ask for samples (n_samples=9), or train on the scale "log"'
+    ) == 1
+    chat.answer = lambda body: [("1", {"1": 0.99, "2": 0.01}), ("8", {"8": 0.99, "9": 0.01})]  # a linear head's answer
+    assert tuned(product="x").coverage == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_mean_is_taken_on_the_scale_that_is_trained(chat: ChatServer) -> None:
+    """ "42.5" in the place of "4.25" is a price of e^42: one in a thousand of it outweighed everything."""
+    logarithms = ft.prompts.number(scale="log")
+    point = {".": 0.999, "2": 0.001}
+    chat.answer = lambda body: [("4", {"4": 0.5, "3": 0.5}), (".", point), ("5", {"5": 1.0}), ("0", {"0": 1.0})]
+    price = ft.OpenAIPredictor(logarithms, "m", host=chat.host, decode="mean", cache=False)(product="x").price
+    assert math.log1p(price) == pytest.approx(4.0, abs=0.05)
+    replies = iter(["4.50", "3.50", "4.00"])
+    chat.answer = lambda body: [(next(replies), {})]
+    tuned = ft.OpenAIPredictor(logarithms, "m", host=chat.host, n_samples=3, decode="mean", cache=False)
+    assert math.log1p(tuned(product="x").price) == pytest.approx(4.0)
+
+
 def test_without_log_probabilities_it_is_the_number_that_was_written(chat: ChatServer) -> None:
     chat.sends_logprobs = False
     chat.answer = lambda body: [("$12.50", {})]
@@ -115,7 +151,7 @@ def test_the_median_is_nearer_than_the_most_likely_text_and_has_an_interval(chat
     truths = [generator.choice([20, 20, 50, 60, 60, 70, 80]) + generator.random() for _ in range(120)]
 
     def answer(body: dict[str, Any]) -> Any:
-        return [("2", {"2": 0.29, "5": 0.14, "6": 0.28, "7": 0.14, "8": 0.14}), ("0", {"0": 1.0})]
+        return [("20", {"20": 0.29, "50": 0.14, "60": 0.28, "70": 0.14, "80": 0.14})]
 
     chat.answer = answer
     rows = [
