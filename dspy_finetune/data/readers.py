@@ -155,6 +155,7 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
             # Tables saved by pandas or R begin with a column of row numbers, which has no name.
             is_numbered = re.match(rf'"?\d+"?{re.escape(delimiter)}', lines.peek()) is not None
             header = _checked_header(_trimmed(cells, 1), name, start, is_numbered=is_numbered)
+            lines.n_tabbed = len(header) if delimiter == "\t" else 0
             continue
         cells = _trimmed(cells, len(header))
         if wrong is not None:
@@ -177,6 +178,8 @@ class _CsvLines:
         self._peeked: list[tuple[int, str, RowError | None]] = []
         self.number = 0
         self.n_skipped = 0
+        self.n_tabbed = 0
+        """Cells of a whole row, where tabs stand between them: there a quote may be the text's own."""
         self.ended = False
 
     def skip(self) -> None:
@@ -206,7 +209,26 @@ class _CsvLines:
             raise StopIteration
         self.number, text, wrong = item
         self._error = self._error or wrong or _nul_error(text, self._name, self.number)
-        return text.replace("\0", "")
+        text = text.replace("\0", "")
+        return self._with_own_quotes(text) if self.n_tabbed and '"' in text else text
+
+    def _with_own_quotes(self, text: str) -> str:
+        """A row whose cells begin with quotes that close nowhere, or before the cell ends, as csv.reader takes it."""
+        cells = text.rstrip("\r\n").split("\t")
+        own = [cell.startswith('"') and not _QUOTED.fullmatch(cell) for cell in cells]
+        if len(cells) != self.n_tabbed or not any(own):
+            return text
+        if own[-1]:  # or it goes on in the next line
+            following = next((line for _, line, _ in self._peeked if line.strip()), None) or self.peek()
+            if following and following.count("\t") + 1 != self.n_tabbed:
+                return text
+        quoted = [
+            '"' + cell.replace('"', '""') + '"' if is_own else cell for cell, is_own in zip(cells, own, strict=True)
+        ]
+        return "\t".join(quoted) + text[len(text.rstrip("\r\n")) :]
+
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines) -> RowError:

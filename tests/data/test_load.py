@@ -269,3 +269,34 @@ def test_booleans_and_labels_as_pandas_writes_them(tmp_path: Path) -> None:
     path.write_text("liked,stars\n1.0,3.0\n0.0,1.0\n")
     found = load_examples(path, types={"liked": bool, "stars": Literal[1, 3]})
     assert [(one.liked, one.stars) for one in found] == [(True, 3), (False, 1)]
+
+
+def test_quotes_of_the_text_itself_stand_in_a_table_between_tabs(tmp_path: Path) -> None:
+    """Research data is written without quoting; Excel and pandas quote. Both are read, line by line."""
+    lines = [
+        "text\tlabel",
+        '"Run," he said\t1',
+        '"never closed\t0',
+        'a "word" within\t1',
+        '"quoted ""twice"" by Excel"\t0',
+        '"with a\ttab"\t1',
+        '"over\nlines"\t0',
+        '"\t1',
+        'x\t"y" z',
+        'over\t"two\nlines"',
+        'last\t"one',
+    ]
+    (tmp_path / "x.tsv").write_text("\n".join(lines) + "\n")
+    told = [(row.text, row.label) for row in load_examples(tmp_path / "x.tsv")]
+    assert told == [
+        ('"Run," he said', "1"),
+        ('"never closed', "0"),
+        ('a "word" within', "1"),
+        ('quoted "twice" by Excel', "0"),
+        ("with a\ttab", "1"),
+        ("over\nlines", "0"),
+        ('"', "1"),
+        ("x", '"y" z'),
+        ("over", "two\nlines"),
+        ("last", '"one'),
+    ]
