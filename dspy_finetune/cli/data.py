@@ -297,6 +297,11 @@ def init(
     remark(f"{data}: {columns.why}; {inputs_of(columns, examples[0].keys())}. Now: cd {to} && python finetune.py")
 
 
+def _thing(column: str) -> str:
+    """What a column is called in a sentence of a docstring."""
+    return column.replace("_", " ").strip().rstrip("?").replace("\\", "\\\\").replace('"', '\\"')
+
+
 def script(
     columns: Columns,
     data: Path,
@@ -322,7 +327,7 @@ def script(
         path=str(data),
         cells=("" if delimiter is None else f", delimiter={delimiter!r}")
         + ("" if decimal == "." else f", decimal={decimal!r}"),
-        instructions=_INSTRUCTIONS[columns.task].format(label=label.replace("_", " ").strip()),
+        instructions=_INSTRUCTIONS[columns.task].format(label=_thing(columns.label)),
         fields="\n".join(fields),
         imports="from typing import Literal\n\n" if "Literal" in columns.annotation else "",
         prompt=prompt,

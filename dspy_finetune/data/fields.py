@@ -328,7 +328,7 @@ _LABEL_NAMES = re.compile(
     re.IGNORECASE,
 )
 _ID_NAMES = re.compile(
-    r"(^|[\W_])(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|[\W_])|[ _](no|nr|ref)$"
+    r"(^|[\W_])(ids?|uuid|guid|url|link|index|idx|row|date|time|timestamp|created|updated)($|[\W_])|[ _](no|nr|ref|#)$"
     r"|^unnamed: \d+$",  # what pandas calls an index that it wrote and read again
     re.IGNORECASE,
 )
@@ -386,8 +386,9 @@ class Columns:
         if self.is_a_or_b:
             return "Literal['A', 'B']"
         if self.task in ("labels", "pairs"):
-            is_whole = all(isinstance(label, int) for label in self.labels)
-            labels = sorted(self.labels) if is_whole else sorted(map(str, self.labels))
+            texts = [str(label) for label in self.labels]
+            is_whole = all(re.fullmatch(r"0|-?[1-9]\d*", text) for text in texts)  # 007 is a name
+            labels = sorted(map(int, texts)) if is_whole else sorted(texts)
             return f"Literal[{', '.join(map(repr, labels))}]"
         return {"binary": "bool", "number": "int" if self.is_whole else "float"}.get(self.task, "str")
 
@@ -431,7 +432,7 @@ def guess_columns(
     }
     for name in [*(inputs or ()), *([label] if label is not None else ())]:
         if name not in values:
-            raise UsageError(f"no row has a field {name!r}; the fields are {', '.join(values)}")
+            raise UsageError(f"the table has no field {name!r}; {columns_hint(name, values)}")
     pair = _pair(values, label, inputs)
     if pair is not None:
         return pair

@@ -81,6 +81,19 @@ def test_init_writes_a_script_for_the_file_and_overwrites_none(
             ["    age: int = dspy.OutputField()", "ft.prompts.number(Task, currency='')"],
         ),
         (
+            {
+                "Ticket #": "{n}",
+                "Body Text": "It is slow {n}",
+                'Priority "1-5"?': '"{yes}"',
+                "Created At": "2026-01-01",
+            },
+            ["    Body_Text: str = ", '"""Does this hold: Priority \\"1-5\\"?"""', "Priority_1_5: bool = "],
+        ),
+        (
+            {"text": "A line {n}", "stars": "{stars}"},
+            ["    stars: Literal[1, 2, 3] = dspy.OutputField()"],
+        ),
+        (
             {"Text left": "A line {n}", "Text right": "A word {n}", "class": "{left}"},
             ["class_: Literal['left', 'right'] = dspy.OutputField()", "ft.PromptFormat(Task)", "ft.OpenAIPredictor("],
         ),
@@ -90,7 +103,9 @@ def test_init_writes_a_script_that_loads_columns_of_any_name(
     columns: dict[str, str], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = [{"n": n, "yes": ["yes", "no"][n % 2], "left": ["left", "right"][n % 2]} for n in range(40)]
+    cells = [
+        {"n": n, "yes": ["yes", "no"][n % 2], "left": ["left", "right"][n % 2], "stars": n % 3 + 1} for n in range(40)
+    ]
     rows = [",".join(cell.format(**row) for cell in columns.values()) for row in cells]
     Path("x.csv").write_text("\n".join([",".join(columns), *rows]), encoding="utf-8")
     assert run("init", "x.csv") == 0

@@ -83,7 +83,7 @@ def test_two_columns_that_fit_are_both_named() -> None:
 
 
 def test_a_field_that_no_row_has_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(UsageError, match=r"'likes'; the fields are text, liked"):
+    with pytest.raises(UsageError, match="the table has no field 'likes'; it has: text, liked; did you mean"):
         guess_columns(rows(text=TEXTS, liked=[True, False] * 12), label="likes")
 
 
