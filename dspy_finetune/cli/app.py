@@ -247,12 +247,12 @@ def print_json(value: Any) -> None:
 
 def talk() -> Console:
     """Where progress and remarks go: stderr, so that stdout holds results alone; nowhere with --quiet."""
-    return Console(stderr=True, quiet=is_quiet(), width=_width(sys.stderr), file=_unpadded(sys.stderr))
+    return Console(stderr=True, quiet=is_quiet(), **_size(sys.stderr), file=_unpadded(sys.stderr))
 
 
 def out() -> Console:
     """Where results go: stdout."""
-    return Console(width=_width(sys.stdout), file=_unpadded(sys.stdout))
+    return Console(**_size(sys.stdout), file=_unpadded(sys.stdout))
 
 
 class _Unpadded:
@@ -273,11 +273,13 @@ def _unpadded(stream: Any) -> Any:
     return stream if stream.isatty() else _Unpadded(stream)
 
 
-def _width(stream: Any) -> int | None:
+def _size(stream: Any) -> dict[str, Any]:
     """In a pipe or a file no line is broken and no id cut short."""
     if stream.isatty():
-        return shutil.get_terminal_size().columns  # rich takes a terminal without control codes for 80 columns
-    return None if "COLUMNS" in os.environ else WIDE
+        # Rich takes a terminal without control codes for 80 columns, unless it is told the height, too.
+        columns, lines = shutil.get_terminal_size()
+        return {"width": columns, "height": lines}
+    return {"width": None if "COLUMNS" in os.environ else WIDE, "height": None}
 
 
 def fit(text: str, stream: Any, *, indent: int = 0) -> str:

@@ -39,6 +39,20 @@ def written(argv: list[str], monkeypatch: pytest.MonkeyPatch, *, is_terminal: bo
     return stop.value.code, found.decode()
 
 
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+def test_a_plan_fits_a_narrow_terminal(terminal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "yes"}]
+    lines = [json.dumps({"messages": [{**rows[0], "content": f"Is it {n}?"}, rows[1]]}) for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, text = written(["plan", str(tmp_path / "train.jsonl"), "--host", "local"], monkeypatch, is_terminal=True)
+    assert code == 0
+    plain = CODES.sub("", text).splitlines()
+    assert any(line.startswith("rows") for line in plain)
+    assert max(len(line) for line in plain if line.startswith(("model", "recipe", " "))) <= 40
+
+
 @pytest.mark.parametrize(
     ("environment", "is_terminal", "colours"),
     [
