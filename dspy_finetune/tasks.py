@@ -47,7 +47,9 @@ MAX_ONCE = 0.05
 """So large a share of the rows may have an answer of their own in a closed set: a rare label costs none its head."""
 MAX_LABEL_CHARS = 200
 MAX_LABELS = 500
-"""A head that is asked for takes so many; for more than MAX_CHOICES an adapter is trained unless it is."""
+"""A head takes so many, more than MAX_CHOICES where it is asked for or each has MIN_EACH rows."""
+MIN_EACH = 3
+"""So many rows of each answer, on average, make hundreds of different ones labels, as of intents; two may be chance."""
 MULTIPLIERS = (0.3, 1.0, 2.0)
 """Times the fixed rate. Three times that rate was not tried: at twice it, a warm-up half as long broke the model."""
 MAX_SHARE = 0.15
@@ -460,7 +462,8 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told:
 
     Args:
         answers: One for each row.
-        max_labels: So many different answers may be labels; more than MAX_CHOICES only where they are no numbers.
+        max_labels: So many different answers may be labels; more than MAX_CHOICES only where they are no numbers. Up to
+            MAX_LABELS are labels anyway where each has MIN_EACH rows.
         told: What they are said to be.
 
     Examples:
@@ -482,7 +485,8 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told:
         and len(counts) > MAX_NUMBER_LABELS
         and bool(told == "numbers" or style.before + style.after or style.decimals)
     )
-    is_closed = is_closed_set(counts, max_labels if style is None else MAX_CHOICES) and (once == 0 or style is None)
+    most = MAX_CHOICES if style is not None else MAX_LABELS if n >= MIN_EACH * len(counts) else max_labels
+    is_closed = is_closed_set(counts, most) and (once == 0 or style is None)
     if is_closed and is_short and not is_amount:
         shown = ", ".join(f"{label!r} {count}" for label, count in counts.most_common(4))
         more = f", and {len(counts) - 4} more" if len(counts) > 4 else ""

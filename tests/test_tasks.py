@@ -136,6 +136,13 @@ def test_a_file_that_trains_on_two_turns_is_no_file_of_labels(tmp_path: Path) ->
     assert (rows[0][0], rows[1]) == (messages[:3], ["true"])
 
 
+def test_hundreds_of_labels_with_three_rows_of_each_are_labels() -> None:
+    """As of 77 intents: an adapter would take hours for them, and free text is not what is asked for."""
+    assert tasks.task_of_answers([f"intent {number}" for number in range(77)] * 3).kind == "labels"
+    assert tasks.task_of_answers([f"intent {number}" for number in range(77)] * 2).kind == "text"
+    assert tasks.task_of_answers([str(number) for number in range(77)] * 3).kind == "numbers"
+
+
 def test_more_labels_are_told_of_the_head_that_takes_them(tmp_path: Path) -> None:
     answers = [f"ward {number}" for number in range(70) for _ in range(2)]
     path = tmp_path / "train.jsonl"

@@ -33,6 +33,7 @@ from dspy_finetune.tasks import (
     MAX_LABEL_CHARS,
     MAX_LABELS,
     MAX_NUMBER_LABELS,
+    MIN_EACH,
     compared_fields,
     compared_pair,
     is_closed_set,
@@ -336,8 +337,6 @@ _PREFERENCE = re.compile(r"(^|_)(prefer|winner|better|best|larger|greater|choice
 _CONTEXT_NAMES = re.compile(r"^(user_)?(question|prompt|query|instructions?|context|request|task)s?$", re.IGNORECASE)
 """What two answers are preferred for."""
 _REASON_NAMES = re.compile(r"(label_)?(reason|reasoning|rationale|explanation|justification)s?", re.IGNORECASE)
-MIN_EACH = 5
-"""So many rows of each label, on average, make more than MAX_CHOICES different answers labels."""
 _FLAG_NAMES = re.compile(r"^(is|has|was|should|can)_", re.IGNORECASE)
 
 
@@ -612,7 +611,6 @@ def _task(values: Sequence[Any]) -> tuple[Task, tuple[Any, ...]]:
     for value in distinct:  # the most frequent first: it stands for the other spellings of the same label
         spellings.setdefault(fold(str(value)), str(value))
     counts = Counter(fold(str(value)) for value in known)
-    # Hundreds of short answers that come again and again are classes, as of intents; two of each may be chance.
     has_many = len(known) >= MIN_EACH * len(counts) and max(map(len, counts), default=0) <= MAX_LABEL_CHARS
     is_closed = is_closed_set(counts, MAX_LABELS if has_many else MAX_CHOICES)
     if is_closed:

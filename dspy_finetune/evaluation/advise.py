@@ -31,7 +31,7 @@ from dspy_finetune.evaluation.metrics import Embed, Vectors
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text, figure
 from dspy_finetune.report.page import Reported
-from dspy_finetune.tasks import MAX_CHOICES
+from dspy_finetune.tasks import MAX_CHOICES, MIN_EACH
 from dspy_finetune.values import is_label, label_text, read_number, split_unit
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
@@ -499,7 +499,7 @@ def _recommend(
         n_labels = len(advice.columns.labels)
         asking = (
             "by itself (recipe auto)"
-            if n_labels <= MAX_CHOICES
+            if n_labels <= MAX_CHOICES or advice.n_rows >= MIN_EACH * n_labels
             else f"for {n_labels} labels where it is asked for (recipe head, as `run` does)"
         )
         reasons.append(
