@@ -105,7 +105,7 @@ EXAMPLE_ROWS = 300
 ExampleKind = Literal["titles", "pairs", "prices", "questions"]
 EXAMPLE_OPTIONS: dict[ExampleKind, str] = {
     "titles": "--label liked",
-    "pairs": "--pairs preferred --text title_a --text title_b",
+    "pairs": "--pairs preferred",
     "prices": "--number price",
     "questions": "--label answer",
 }

@@ -273,7 +273,7 @@ def init(
     Example: dspy-finetune init titles.csv
     """
     from dspy_finetune.data import load_examples  # here: --help must not wait for dspy
-    from dspy_finetune.data.fields import guess_columns, number_options
+    from dspy_finetune.data.fields import check_decimal, guess_columns, number_options
 
     files = {to / "finetune.py": "", to / "pyproject.toml": _SETTINGS}
     for path in files:
@@ -284,7 +284,9 @@ def init(
     columns.check_fields(data)
     numbers = {}
     if columns.task == "number":
-        numbers = number_options([example.get(columns.label) for example in examples], columns.label, decimal)
+        cells = [example.get(columns.label) for example in examples]
+        check_decimal(cells, columns.label, decimal)
+        numbers = number_options(cells, columns.label, decimal)
     files[to / "finetune.py"] = script(columns, data.resolve(), delimiter, decimal, numbers)
     for path, content in files.items():
         with atomic_writer(path) as file:

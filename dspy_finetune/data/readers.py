@@ -960,7 +960,8 @@ def _checked_format(head: bytes, name: str, format: Format | None) -> Format:
     if not text:
         return "jsonl"  # empty: every reader says so
     raise DataError(
-        f"cannot tell the format of {name} from its name or its first line; give format= one of {', '.join(FORMATS)}"
+        f"cannot tell the format of {name} from its name or its first line; let its name end as its format does "
+        f"(.csv), or give format= one of {', '.join(FORMATS)}"
     )
 
 

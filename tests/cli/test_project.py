@@ -127,6 +127,17 @@ def test_init_writes_a_script_that_loads_columns_of_any_name(
     assert prompt.training_messages(train[0])
 
 
+def test_init_asks_about_numbers_that_its_script_could_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("thing;price\n" + "".join(f"About thing {n};{n},50\n" for n in range(40)))
+    assert run("init", "x.csv") == 1
+    assert "(--decimal ,)" in capsys.readouterr().err
+    assert not Path("finetune-project").exists()
+    assert run("init", "x.csv", "--decimal", ",") == 0
+
+
 @pytest.mark.parametrize("task", data._PRESETS)
 def test_init_names_metrics_and_prompts_that_there_are(task: str) -> None:
     prompt, predictor, metric = data._PRESETS[task]
