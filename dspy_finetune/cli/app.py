@@ -85,6 +85,10 @@ class GroupedCommand(TyperCommand):
         with _naming_defaults(ctx):
             return super().invoke(ctx)
 
+    def get_short_help_str(self, limit: int = WIDE) -> str:
+        """The whole first sentence, which click would cut at the end of a line."""
+        return super().get_short_help_str(WIDE)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """As click's, with a heading for each group."""
         records: dict[str, list[tuple[str, str]]] = {heading: [] for heading in ("Arguments", *GROUPS, "Options")}

@@ -106,6 +106,14 @@ def test_options_are_grouped_and_each_stands_in_one_group() -> None:
     assert set(grouped) <= known
 
 
+def test_the_list_of_commands_cuts_no_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = " ".join(capsys.readouterr().out.partition("Commands:")[2].split())
+    assert "..." not in listed
+    assert "compare and report, in one command; each step's own command is printed." in listed
+
+
 def test_help_shows_the_groups(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
