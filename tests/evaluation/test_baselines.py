@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
+import threadpoolctl
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_score
@@ -351,3 +352,20 @@ def test_many_labels_on_few_rows_are_fitted_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert baselines.tfidf_logistic(rows, label="kind")(text="word3 and 99").kind == "kind 3"
+
+
+@pytest.mark.parametrize(("model", "labels"), [(LogisticRegression, ["a", "b", "c"]), (Ridge, [1.5, 2.5, 7.25])])
+def test_linear_baselines_are_fitted_by_one_thread(model: Any, labels: list[Any], monkeypatch: pytest.MonkeyPatch):
+    """On small matrices threads wait for each other: minutes of a busy machine for what takes seconds."""
+    seen: set[int] = set()
+    original = model.fit
+
+    def fit(self: Any, *given: Any) -> Any:
+        seen.update(one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas")
+        return original(self, *given)
+
+    monkeypatch.setattr(model, "fit", fit)
+    rows = [dspy.Example(text=f"thing {n} {n % 3}", y=labels[n % 3]).with_inputs("text") for n in range(30)]
+    with threadpoolctl.threadpool_limits(2):
+        baselines.usual(rows, label="y", task="number" if model is Ridge else "label")
+    assert seen == {1}
