@@ -318,12 +318,14 @@ class Reader:
         return self.base[0] if self.base else None
 
     def read_all(self, prompts: Sequence[Messages], views: Iterable[View]) -> dict[Mode, dict[str, Array]]:
-        """Each view's features; where fields agree, the base reads what it reads for the whole prompt."""
+        """Each view's features; how fields agree is told from what was read of the whole and of each field."""
         found: dict[Mode, dict[str, Array]] = {}
         for view in views:
-            if view.mode == "agreement" and "whole" in found:
-                blocks = {name: values for name, values in found["whole"].items() if name == "base"}
-                found[view.mode] = {**blocks, "encoder": self._read_encoder(prompts, view)}
+            if view.mode == "agreement" and {"whole", "fields"} <= found.keys():
+                found[view.mode] = {name: values for name, values in found["whole"].items() if name == "base"}
+                vectors = found["fields"]["encoder"].reshape(len(prompts), len(view.shape.fields), -1)
+                found[view.mode]["encoder"] = np.stack([agreement(row) for row in vectors])
+                self.n_cut_encoder[view.mode] = self.n_cut_encoder["fields"]
             else:
                 found[view.mode] = self.read(prompts, view)
         return found

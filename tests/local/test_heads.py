@@ -642,6 +642,10 @@ def test_how_two_fields_agree_is_read_and_chosen(toy_model: Path) -> None:
     shares = np.exp(head.log_probabilities(reader.read(asked, features_of.View.from_dict(view.to_dict()))))
     same = [one == other for one in things[:3] for other in things[:3]]
     assert (shares[:, head.labels.index("true")] > 0.5).tolist() == same
+    views = features_of.views_of(None, prompts, head.labels)
+    together, alone = reader.read_all(prompts, views)["agreement"], reader.read(prompts, views[-1])
+    assert together.keys() == alone.keys() == {"encoder"}
+    assert together["encoder"] == pytest.approx(alone["encoder"], abs=1e-5)
     one, other = reader.embed(things[:2]).tolist()
     plain = [abs(a - b) for a, b in zip(one, other, strict=True)] + [a * b for a, b in zip(one, other, strict=True)]
     cosine = sum(a * b for a, b in zip(one, other, strict=True))
