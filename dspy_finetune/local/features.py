@@ -325,7 +325,9 @@ class Reader:
                 found[view.mode] = {name: values for name, values in found["whole"].items() if name == "base"}
                 vectors = found["fields"]["encoder"].reshape(len(prompts), len(view.shape.fields), -1)
                 found[view.mode]["encoder"] = np.stack([agreement(row) for row in vectors])
-                self.n_cut_encoder[view.mode] = self.n_cut_encoder["fields"]
+                self.n_cut_encoder[view.mode] = self.n_cut_encoder.get(
+                    "fields", 0
+                )  # a reader that remembers reads none
             else:
                 found[view.mode] = self.read(prompts, view)
         return found
