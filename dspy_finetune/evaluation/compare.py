@@ -180,7 +180,9 @@ def _compared(
     others = [name for name in programs if name != candidate]
     silent = {name: why for name in programs if (why := _why_silent(collected[name].answers, run.max_failed_share))}
     able = [name for name in others if name not in silent] or others
-    chosen = reference if reference is not None or not others else _best(able, facts[0], columns[facts[0].name])
+    chosen = (
+        reference if reference is not None or not others else _best(able, candidate, facts[0], columns[facts[0].name])
+    )
     return Comparison(
         candidate=candidate,
         reference=chosen,
@@ -362,14 +364,18 @@ def _why_silent(answers: Sequence[Answer], max_failed_share: float) -> str | Non
     return f"{len(errors)} of {len(answers)} calls failed, the first with {errors[0]}"
 
 
-def _best(names: Sequence[str], fact: MetricFacts, column: Mapping[str, Scored]) -> str:
+def _best(names: Sequence[str], candidate: str, fact: MetricFacts, column: Mapping[str, Scored]) -> str:
+    """The one that is furthest ahead of the candidate on the items that both could be scored on.
+
+    By its own mean alone, one that answered the easy items and was not understood on the others would come first.
+    """
     sign = 1 if fact.higher_is_better else -1
 
-    def height(name: str) -> float:
-        value = column[name].interval.value
+    def lead(name: str) -> float:
+        value = scoring.shared_difference(column[name], column[candidate])
         return -float("inf") if value is None else sign * value
 
-    return max(names, key=height)
+    return max(names, key=lead)
 
 
 def _differences(

@@ -975,12 +975,13 @@ def _finding(comparison: Comparison) -> str:
     if one is None or other is None:
         own = comparison.row(candidate).scores[metric.name]
         return f"{candidate}: {metric.name} {with_interval(own)} on {own.n} items. There is nothing to compare it with."
-    values = [figure(comparison.row(name).scores[metric.name].value) for name in (candidate, other)]
+    sides = [comparison.row(name).scores[metric.name] for name in (candidate, other)]
+    values = [figure(side.value) for side in sides]
     n_others = len(comparison.programs) - 1
     who = f"{other}, the best of the {n_others} others" if comparison.is_reference_chosen and n_others > 1 else other
     facts = (
         f"{metric.name} {values[0]} against {values[1]}, difference {_difference(comparison, one)}, "
-        f"p {_p(one.p_holm)}, n = {one.interval.n}"
+        f"p {_p(one.p_holm)}, n = {one.interval.n}{_shared(one.interval.n, [side.n for side in sides])}"
     )
     if one.verdict == "better":
         return f"{candidate} is better than {who}: {facts}."
@@ -992,6 +993,11 @@ def _finding(comparison: Comparison) -> str:
             f"{candidate} and {others} are equivalent within ±{comparison.margin:g}: {facts}. Choose the cheaper one."
         )
     return f"Undecided between {candidate} and {who}: {facts}. {_what_would_decide(one)}"
+
+
+def _shared(n: int, own: Sequence[int]) -> str:
+    """Where a side has figures for more items than the other: which ones the difference is about."""
+    return "" if set(own) == {n} else f" (what both have a figure for, of {' and '.join(map(str, own))})"
 
 
 def _difference(comparison: Comparison, one: Difference) -> str:

@@ -640,6 +640,15 @@ def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> Pa
     )
 
 
+def shared_difference(one: Scored, other: Scored) -> float | None:
+    """First minus second on the items that both could be scored on (set metrics: on each one's own items), or None."""
+    if one.scores is None or other.scores is None:
+        values = one.interval.value, other.interval.value
+        return None if values[0] is None or values[1] is None else values[0] - values[1]
+    known = [a - b for a, b in zip(one.scores, other.scores, strict=True) if a is not None and b is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
 NOTHING = Interval(value=None, low=None, high=None, n=0, method="none")
 """The difference of two programs that could not both be scored on any item."""
 

@@ -3,7 +3,7 @@
 import enum
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dspy
@@ -14,6 +14,7 @@ from dspy.utils.exceptions import AdapterParseError
 from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
 from dspy_finetune.evaluation import CompareProgress, Comparison, ComparisonReport, RunOptions, compare, metrics
 from dspy_finetune.evaluation.collect import jsonable
+from dspy_finetune.evaluation.comparison_report import verdict_sentence
 from tests.evaluation.comparing import compare_programs
 
 ROWS = [dspy.Example(title=f"title {n}", liked=n % 2 == 0).with_inputs("title") for n in range(40)]
@@ -52,6 +53,27 @@ def test_wrong_unreadable_and_failed_are_three_counts():
     assert found.answers["one"][5].error == "RuntimeError: reset"
     assert found.answers["one"][3].error == "AnswerError: no label"
     assert found.decisive is None
+
+
+def test_a_program_that_was_read_on_the_easy_items_alone_is_not_the_best():
+    """Its own mean is the least, and on the items that both answered it is behind."""
+    prices = [10.0, 11.0, 12.0, 13.0, 14.0, 900.0, 800.0, 700.0]
+    rows = [dspy.Example(title=str(n), price=price).with_inputs("title") for n, price in enumerate(prices)]
+
+    def off_by(easy: float, hard: float | None) -> Callable[[str], dspy.Prediction]:
+        def program(title: str) -> dspy.Prediction:
+            error = easy if int(title) < 5 else hard
+            return dspy.Prediction(price="no idea" if error is None else prices[int(title)] + error)
+
+        return program
+
+    programs = {"tuned": off_by(3, 100), "steady": off_by(4, 80), "partial": off_by(5, None)}
+    error = metrics.mean_absolute_error("price")
+    assert compare_programs(programs, rows, [error]).reference == "steady"
+    del programs["steady"]
+    verdict = verdict_sentence(compare_programs(programs, rows, [error]))
+    assert "difference \N{MINUS SIGN}2.000" in verdict
+    assert "n = 5 (what both have a figure for, of 8 and 5)" in verdict
 
 
 def test_the_better_program_is_called_better_and_every_difference_is_paired():
