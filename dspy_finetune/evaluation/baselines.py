@@ -60,7 +60,8 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.format import AnyPrompt, as_prompt
-from dspy_finetune.tasks import compared_fields, word_pattern
+from dspy_finetune.tasks import MAX_LABELS as MOST_LABELS
+from dspy_finetune.tasks import MIN_EACH, compared_fields, word_pattern
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
@@ -874,7 +875,7 @@ def usual(
         label: The field that is answered.
         text: The fields that are read; default: the examples' inputs.
         task: What is answered; default: a number where all labels are numbers of more than 20 kinds, a label where
-            there are few kinds, else text.
+            there are few kinds, or up to 500 with three rows of each on average; else text.
         prompt: The tuned model's; needed with `base_model`.
         base_model: The untuned model's name on the host.
         host: Where it answers; OpenAI by default.
@@ -950,7 +951,8 @@ def _task_of(values: Sequence[Any]) -> Task:
         for value in values:
             read_number(value)
     except AnswerError:
-        return "text"
+        is_many = len(kinds) <= MOST_LABELS and len(values) >= MIN_EACH * len(kinds)
+        return "label" if is_many else "text"  # intents, say
     return "number"
 
 

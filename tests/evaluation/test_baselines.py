@@ -369,3 +369,11 @@ def test_linear_baselines_are_fitted_by_one_thread(model: Any, labels: list[Any]
     with threadpoolctl.threadpool_limits(2):
         baselines.usual(rows, label="y", task="number" if model is Ridge else "label")
     assert seen == {1}
+
+
+def test_dozens_of_labels_with_three_rows_of_each_are_no_free_text():
+    rows = [
+        dspy.Example(text=f"about thing{n % 30} {n}", intent=f"intent {n % 30}").with_inputs("text") for n in range(90)
+    ]
+    assert list(baselines.usual(rows, label="intent")) == ["TF-IDF + logistic", "majority"]
+    assert list(baselines.usual(rows[:60], label="intent")) == ["nearest answer"]
