@@ -26,6 +26,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import itertools
 import logging
 import math
 import random
@@ -38,6 +39,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import dspy
+import numpy as np
 
 from dspy_finetune._optional import require
 from dspy_finetune.data.items import group_numbers, row_items
@@ -60,8 +62,8 @@ from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors import DPOPredictor, FinetunedPredictor, OpenAIPredictor, PairwisePredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.format import AnyPrompt, as_prompt
+from dspy_finetune.tasks import MAX_AGREEING, MIN_EACH, agreement, compared_fields, word_pattern
 from dspy_finetune.tasks import MAX_LABELS as MOST_LABELS
-from dspy_finetune.tasks import MIN_EACH, compared_fields, word_pattern
 from dspy_finetune.values import MAX_LABELS, label_column, label_text, read_number
 
 
@@ -378,17 +380,35 @@ Features: TypeAlias = Tfidf | Vectors
 """Texts to rows of length 1, so that a product of two is their cosine; an encoder learns nothing here."""
 
 
-def _features(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Any:
-    """Shape (n_rows, n_features): of the joined texts, or of the first text minus the second."""
+Reading: TypeAlias = Literal["joined", "agreement", "difference"]
+"""Of several fields: their texts as one, that and how each two of them agree, or the first text minus the second."""
+_HOW = {"joined": "", "agreement": ", and how they agree", "difference": ", the first minus the second"}
+
+
+def _readings(features: Features, fields: Sequence[str], is_difference: bool) -> tuple[Reading, ...]:
+    """Those that are tried: how texts agree is the encoder's to say, and the label of a pair a difference's."""
     if is_difference:
+        return ("difference",)
+    may_agree = isinstance(features, Vectors) and 1 < len(fields) <= MAX_AGREEING
+    return ("joined", "agreement") if may_agree else ("joined",)
+
+
+def _features(features: Features, rows: Sequence[tuple[str, ...]], reading: Reading = "joined") -> Any:
+    """Shape (n_rows, n_features)."""
+    if reading == "difference":
         return features([row[0] for row in rows]) - features([row[1] for row in rows])
-    return features(["\n".join(row) for row in rows])
+    joined = features(["\n".join(row) for row in rows])
+    if reading == "joined":
+        return joined
+    apart = features([text for row in rows for text in row]).reshape(len(rows), -1, joined.shape[1])
+    return np.hstack([joined, np.stack([agreement(vectors) for vectors in apart])])
 
 
-def _fit(features: Features, rows: Sequence[tuple[str, ...]], is_difference: bool) -> Features:
+def _fit(features: Features, rows: Sequence[tuple[str, ...]], reading: Reading) -> Features:
     if isinstance(features, Vectors):
         return features
-    return features.fitted([one for row in rows for one in row] if is_difference else ["\n".join(row) for row in rows])
+    is_apart = reading == "difference"
+    return features.fitted([one for row in rows for one in row] if is_apart else ["\n".join(row) for row in rows])
 
 
 def _near_features(embed: Embed | None, texts: Sequence[str]) -> Features:
@@ -419,8 +439,8 @@ class LabelBaseline:
     """From text to numbers."""
     model: Any = None
     """From numbers to probabilities."""
-    is_difference: bool = False
-    """Whether it looks at the first text minus the second."""
+    reading: Reading = "joined"
+    """How it reads several of them."""
     card: Mapping[str, str] = field(default_factory=dict)
     """What a report tells of it: what it reads, and what cross-validation chose."""
 
@@ -429,7 +449,7 @@ class LabelBaseline:
         shares = self.shares
         if shares is None:
             assert self.features is not None
-            found = _features(self.features, [_texts(inputs, self.text)], self.is_difference)
+            found = _features(self.features, [_texts(inputs, self.text)], self.reading)
             shares = tuple(map(float, self.model.predict_proba(found)[0]))
         # As the predictors have it: keyed by the label's value; of True for yes/no labels, else of the label returned.
         by_label = dict(zip(self.labels, shares, strict=True))
@@ -455,6 +475,8 @@ class NumberBaseline:
     """From text to numbers."""
     model: Any = None
     """From numbers to the answer."""
+    reading: Reading = "joined"
+    """How it reads several of them."""
     is_log: bool = False
     """Whether the model answers the number's logarithm."""
     card: Mapping[str, str] = field(default_factory=dict)
@@ -465,7 +487,7 @@ class NumberBaseline:
         value = self.constant
         if value is None:
             assert self.features is not None
-            found = _features(self.features, [_texts(inputs, self.text)], is_difference=False)
+            found = _features(self.features, [_texts(inputs, self.text)], self.reading)
             value = float(self.model.predict(found)[0])
             value = _exp(value) if self.is_log else value
         return dspy.Prediction(**{self.label: value})
@@ -492,7 +514,7 @@ class NearestAnswer:
 
     def __call__(self, **inputs: Any) -> dspy.Prediction:
         """Answer one item; of equally near questions the first in training counts."""
-        closeness = _closeness(self.rows, _features(self.features, [_texts(inputs, self.text)], is_difference=False))
+        closeness = _closeness(self.rows, _features(self.features, [_texts(inputs, self.text)]))
         return dspy.Prediction(**{self.label: self.answers[int(closeness.argmax())]})
 
 
@@ -538,7 +560,7 @@ def nearest_answer(
     rows = [_texts(row, fields) for row in train]
     features = _near_features(embed, ["\n".join(row) for row in rows])
     return NearestAnswer(
-        label=label, text=fields, features=features, rows=_features(features, rows, False), answers=tuple(answers)
+        label=label, text=fields, features=features, rows=_features(features, rows), answers=tuple(answers)
     )
 
 
@@ -591,7 +613,8 @@ def encoder_linear(
     """A linear model on a sentence encoder's vectors, the strongest baseline that needs no training of a model.
 
     Logistic regression for labels, on the difference of the two vectors for pairs; ridge regression for numbers, on
-    their logarithm where that is better. Choices as for the TF-IDF baselines, by cross-validation.
+    their logarithm where that is better. Of two or three fields it may also see how they agree: what their vectors
+    differ by, their product and their cosine. Choices as for the TF-IDF baselines, by cross-validation.
 
     Args:
         train: Labelled examples.
@@ -674,10 +697,11 @@ def _fit_labels(
         )
 
     folds = _folds(rows, texts)
-    losses = _out_of_fold(features, rows, texts, folds, is_difference, STRENGTHS, fit, loss)
-    strength, how = _chosen(losses, features, folds)
-    fitted = _fit(features, rows, is_difference)
-    model = fit(strength, _features(fitted, rows, is_difference), texts, is_final=True)
+    readings = _readings(features, fields, is_difference)
+    losses = _out_of_fold(features, rows, texts, folds, readings, STRENGTHS, fit, loss)
+    reading, strength, how = _chosen(losses, (readings[0], DEFAULT_STRENGTH[_kind(features)]), folds)
+    fitted = _fit(features, rows, reading)
+    model = fit(strength, _features(fitted, rows, reading), texts, is_final=True)
     return LabelBaseline(
         name=name,
         label=label,
@@ -686,8 +710,12 @@ def _fit_labels(
         text=fields,
         features=fitted,
         model=model,
-        is_difference=is_difference,
-        card={"reads": ", ".join(fields), "strength": how, "training rows": f"{len(rows):,}"},
+        reading=reading,
+        card={
+            "reads": ", ".join(fields) + _HOW[reading],
+            "strength": f"C = {strength:g}, {how}",
+            "training rows": f"{len(rows):,}",
+        },
     )
 
 
@@ -712,13 +740,12 @@ def _fit_numbers(
 
     folds = _folds(rows, None)
     choices = [(strength, is_log) for is_log in scales for strength in STRENGTHS]
-    losses = _out_of_fold(features, rows, numbers, folds, False, choices, fit, loss)
-    if losses:
-        (strength, is_log), how = min(losses, key=losses.__getitem__), f"by {len(folds)}-fold cross-validation"
-    else:
-        strength, is_log, how = DEFAULT_STRENGTH[_kind(features)], scales[-1], "by default, for so few rows"
-    fitted = _fit(features, rows, False)
-    model, _ = fit((strength, is_log), _features(fitted, rows, False), numbers)
+    readings = _readings(features, fields, False)
+    losses = _out_of_fold(features, rows, numbers, folds, readings, choices, fit, loss)
+    default = (DEFAULT_STRENGTH[_kind(features)], scales[-1])
+    reading, (strength, is_log), how = _chosen(losses, (readings[0], default), folds)
+    fitted = _fit(features, rows, reading)
+    model, _ = fit((strength, is_log), _features(fitted, rows, reading), numbers)
     return NumberBaseline(
         name=name,
         label=label,
@@ -727,8 +754,9 @@ def _fit_numbers(
         features=fitted,
         model=model,
         is_log=is_log,
+        reading=reading,
         card={
-            "reads": ", ".join(fields),
+            "reads": ", ".join(fields) + _HOW[reading],
             "scale": f"{'logarithm' if is_log else 'plain'}, {how}",
             "strength": f"alpha = {1 / strength:g}, {how}",
             "training rows": f"{len(rows):,}",
@@ -740,13 +768,13 @@ def _kind(features: Features) -> str:
     return "TF-IDF" if isinstance(features, Tfidf) else "encoder"
 
 
-def _chosen(losses: Mapping[float, float], features: Features, folds: Sequence[Any]) -> tuple[float, str]:
-    """The strength with the least loss, and how it was chosen."""
+def _chosen(
+    losses: Mapping[tuple[Reading, Any], float], default: tuple[Reading, Any], folds: Sequence[Any]
+) -> tuple[Reading, Any, str]:
+    """The reading and the other choice with the least loss, and how they were chosen."""
     if not losses:
-        strength = DEFAULT_STRENGTH[_kind(features)]
-        return strength, f"C = {strength:g}, by default, for so few rows"
-    strength = min(losses, key=losses.__getitem__)
-    return strength, f"C = {strength:g}, by {len(folds)}-fold cross-validation"
+        return *default, "by default, for so few rows"
+    return *min(losses, key=losses.__getitem__), f"by {len(folds)}-fold cross-validation"
 
 
 def _is_skewed(numbers: Sequence[float]) -> bool:
@@ -807,20 +835,20 @@ def _out_of_fold(
     rows: Sequence[tuple[str, ...]],
     answers: Sequence[Any],
     folds: Sequence[tuple[list[int], list[int]]],
-    is_difference: bool,
+    readings: Sequence[Reading],
     choices: Sequence[Any],
     fit: Callable[[Any, Any, Sequence[Any]], Any],
     loss: Callable[[Any, Any, Sequence[Any]], float],
-) -> dict[Any, float]:
+) -> dict[tuple[Reading, Any], float]:
     """The loss of each choice over all rows, each answered by a model that was fitted on the other folds."""
-    losses = dict.fromkeys(choices, 0.0)
-    for train, test in folds:
+    losses: dict[tuple[Reading, Any], float] = {(reading, choice): 0.0 for reading in readings for choice in choices}
+    for reading, (train, test) in itertools.product(readings, folds):
         seen, unseen = ([rows[place] for place in part] for part in (train, test))
-        fitted = _fit(features, seen, is_difference)
-        one, other = (_features(fitted, part, is_difference) for part in (seen, unseen))
+        fitted = _fit(features, seen, reading)
+        one, other = (_features(fitted, part, reading) for part in (seen, unseen))
         for choice in choices:
             model = fit(choice, one, [answers[place] for place in train])
-            losses[choice] += loss(model, other, [answers[place] for place in test])
+            losses[reading, choice] += loss(model, other, [answers[place] for place in test])
     return losses if folds else {}
 
 

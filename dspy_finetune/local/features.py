@@ -34,8 +34,10 @@ from dspy_finetune.local.models import load_encoder, load_model, load_tokenizer
 from dspy_finetune.local.schemas import ApiError, Emit, TrainResult, TrainSpec
 from dspy_finetune.local.words import Words
 from dspy_finetune.tasks import (
+    MAX_AGREEING,
     MAX_LABELS,
     Messages,
+    agreement,
     compared_pair,
     is_encoder,
     message_text,
@@ -58,10 +60,6 @@ MAX_EMBEDDED_TOKENS = 300_000
 MAX_EMBEDDED_CHARACTERS = 16 * MAX_EMBEDDED_TOKENS
 """Of one request: no text has as many for each token, and so much more is refused without being encoded."""
 MAX_FIELDS = 8
-MAX_AGREEING = 3
-"""Of so many fields each two are set against each other."""
-COSINE_COPIES = 64
-"""The cosine of two vectors counts as so many features: one is not heard beside hundreds."""
 _FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
 
 
@@ -427,16 +425,6 @@ class Reader:
         self.n_cut_encoder[view.mode] = sum(any(is_cut[distinct[text]] for text in row) for row in texts)
         found = [vectors[[distinct[text] for text in row]] for row in texts]
         return np.stack([agreement(row) if view.mode == "agreement" else row.reshape(-1) for row in found])
-
-
-def agreement(vectors: Array) -> Array:
-    """Of each two of some vectors of length one, (vectors, width): what they differ by, their product, their cosine."""
-    # The features of InferSent (Conneau et al., 2017), and the cosine. On 600 pairs of the STS benchmark the mean error
-    # went from .73 to .57, on 600 possible paraphrases of MRPC cross-validated log loss from .561 to .538.
-    pairs = [(one, other) for place, one in enumerate(vectors) for other in vectors[:place]]
-    parts = [(np.abs(one - other), one * other, np.repeat(one @ other, COSINE_COPIES)) for one, other in pairs]
-    result: Array = np.concatenate([part for of_pair in parts for part in of_pair]).astype(np.float32)
-    return result
 
 
 def _check_lengths(rows: Sequence[Sequence[int]], most: int | None) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import random
+import statistics
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -274,10 +275,34 @@ def test_an_encoders_pairs_have_no_position_bias():
     pairs = [row.with_inputs("title_a", "title_b") for row in PAIRS]
     found = baselines.encoder_linear(pairs, label="preferred", embed=Means())
     assert isinstance(found, baselines.LabelBaseline)
-    assert found.is_difference
+    assert found.reading == "difference"
     forward, backward = found(title_a="an owl", title_b="golf"), found(title_a="golf", title_b="an owl")
     assert forward.preferred == "A"
     assert forward.probabilities["A"] == pytest.approx(backward.probabilities["B"])
+
+
+def test_an_encoder_sees_whether_two_texts_agree():
+    """Which of eight things two texts are about says nothing; whether it is the same one says all."""
+    generator = np.random.default_rng(0)
+    things = {str(n): vector for n, vector in enumerate(generator.normal(size=(8, 16)))}
+
+    def embed(texts: list[str]) -> list[Any]:
+        return [sum(things[word] for word in text.split()) for text in texts]
+
+    drawn = [tuple(map(int, generator.integers(0, 8, 2))) for _ in range(60)]
+    pairs = [(one, one if place % 2 else other) for place, (one, other) in enumerate(drawn)]
+    rows = [
+        dspy.Example(
+            first=str(one), second=str(other), same=one == other, likeness=1.0 + 4 * (one == other)
+        ).with_inputs("first", "second")
+        for one, other in pairs
+    ]
+    labels = baselines.encoder_linear(rows[:40], label="same", embed=embed)
+    assert isinstance(labels, baselines.LabelBaseline)
+    assert labels.card["reads"] == "first, second, and how they agree"
+    assert all(labels(**row.inputs()).same == row.same for row in rows[40:])
+    numbers = baselines.encoder_linear(rows[:40], label="likeness", task="number", embed=embed)
+    assert statistics.mean(abs(numbers(**row.inputs()).likeness - row.likeness) for row in rows[40:]) < 0.8
 
 
 def test_compare_adds_the_encoder_where_it_is_asked_for_and_tells_what_was_chosen():

@@ -649,7 +649,7 @@ def test_how_two_fields_agree_is_read_and_chosen(toy_model: Path) -> None:
     one, other = reader.embed(things[:2]).tolist()
     plain = [abs(a - b) for a, b in zip(one, other, strict=True)] + [a * b for a, b in zip(one, other, strict=True)]
     cosine = sum(a * b for a, b in zip(one, other, strict=True))
-    found = features_of.agreement(reader.embed(things[:2]))
+    found = tasks.agreement(reader.embed(things[:2]))
     assert sorted(found) == pytest.approx(sorted([*plain, *[cosine] * 64]), abs=1e-6)
 
 
