@@ -397,8 +397,8 @@ def decoding(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -
                 programs[way] = ft.OpenAIPredictor(prompt, text.model, host=host, **options)
                 table.setdefault(way, Figures()).seconds.append(seconds)
         measure(data, programs, train, test, table, None)
-        print(rendered("prices by LoRA", table, len(test), "price"), file=sys.stderr, flush=True)
-    return rendered(f"prices by LoRA, {n_train} training rows", table, len(test), "price")
+        print(rendered("LoRA on prices", table, len(test), "price"), file=sys.stderr, flush=True)
+    return rendered(f"LoRA on prices, {n_train} training rows", table, len(test), "price")
 
 
 def orders(folder: Path, host: Any, given: argparse.Namespace, n_train: int) -> str:
