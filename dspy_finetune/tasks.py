@@ -1,7 +1,7 @@
 """What a training file asks for: labels of a closed set, numbers of one format, or text; and the recipe that fits it.
 
 In: the chat lines of a training file. Out: its `Task`, and the recipe that the local host takes for it, which both the
-host and a plan of its job ask here.
+host and a plan of its job ask here. And what heads and baselines read alike: what a word is, how fields agree.
 Not covered: the fit (local/heads.py), and rows that a check would refuse.
 """
 

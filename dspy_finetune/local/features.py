@@ -323,9 +323,8 @@ class Reader:
                 found[view.mode] = {name: values for name, values in found["whole"].items() if name == "base"}
                 vectors = found["fields"]["encoder"].reshape(len(prompts), len(view.shape.fields), -1)
                 found[view.mode]["encoder"] = np.stack([agreement(row) for row in vectors])
-                self.n_cut_encoder[view.mode] = self.n_cut_encoder.get(
-                    "fields", 0
-                )  # a reader that remembers reads none
+                # A reader that has kept all texts cuts none anew.
+                self.n_cut_encoder[view.mode] = self.n_cut_encoder.get("fields", 0)
             else:
                 found[view.mode] = self.read(prompts, view)
         return found
