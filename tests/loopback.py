@@ -79,7 +79,7 @@ class Loopback:
             if delay := self.delay_seconds(question):
                 time.sleep(delay)
             if fault is None:
-                status, headers, answer = 200, self.headers(n_total), self.completion(body, question)
+                status, headers, answer = 200, self.headers(n_total), self.completions(body, question)
             else:
                 status, headers, answer = fault
             if status == 0:
@@ -99,6 +99,16 @@ class Loopback:
         finally:
             with self.lock:
                 self.n_open -= 1
+
+    def completions(self, body: dict[str, Any], question: str) -> dict[str, Any]:
+        """One completion with `n` choices, whose prompt counts once."""
+        made = [self.completion(body, question) for _ in range(body.get("n") or 1)]
+        whole = made[0]
+        whole["choices"] = [{**one["choices"][0], "index": index} for index, one in enumerate(made)]
+        n_out = sum(one["usage"]["completion_tokens"] for one in made)
+        n_in = whole["usage"]["prompt_tokens"]
+        whole["usage"] = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
+        return whole
 
     def completion(self, body: dict[str, Any], question: str) -> dict[str, Any]:
         text = self.reply(question)

@@ -713,7 +713,7 @@ def _check_budget(predictor: FinetunedPredictor, folder: BatchFolder, prices: Pr
     for body in folder.bodies():
         # A token is a byte or more: where the model's tokens are unknown, bytes are the bound.
         n_input += len(json.dumps(body)) if counter is None else counter.messages(body["messages"])
-        n_output += body["max_completion_tokens"]
+        n_output += body["max_completion_tokens"] * body.get("n", 1)
     estimate = prices.usd(Tokens(n_input=n_input, n_output=n_output)) or 0.0
     if estimate > max_usd:
         raise BudgetError(

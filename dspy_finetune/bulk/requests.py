@@ -27,7 +27,7 @@ from dspy_finetune.bulk.reader import InputRow, Outcome, Tokens, load_json, no_r
 from dspy_finetune.errors import AnswerError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import RETRYABLE_STATUSES, describe_failure, retry_after_seconds
-from dspy_finetune.hosts.lm import read_completion
+from dspy_finetune.hosts.lm import read_completion, read_completions, refuses_n
 from dspy_finetune.predictors.ask import PARSE_FAILURES, ask_async
 from dspy_finetune.predictors.base import FinetunedPredictor, lower_top_logprobs
 from dspy_finetune.predictors.openai import OpenAIPredictor
@@ -63,7 +63,8 @@ def is_wired(program: object) -> bool:
 
 
 def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], list[dict[str, Any]]]:
-    """A function from the inputs of a call to the bodies it sends: one, or one for each order or sample."""
+    """A function from the inputs of a call to the bodies it sends: one, or one for each order, or for each sample where
+    the host does not give them all for one request."""
     prompt = predictor.prompt
     n_samples = predictor.n_samples if isinstance(predictor, OpenAIPredictor) else 1
     has_both = isinstance(predictor, PairwisePredictor) and predictor.both_orders
@@ -80,6 +81,8 @@ def bodies_of(predictor: FinetunedPredictor) -> Callable[[Mapping[str, Any]], li
         wire = prompt.response_format or {}
         # In the order in which DSPy writes it: a host's cache of prompts goes by bytes.
         fixed["response_format"] = {"type": wire["type"], "json_schema": dict(sorted(wire["json_schema"].items()))}
+    if isinstance(predictor, OpenAIPredictor) and predictor.asks_by_n():
+        fixed["n"], n_samples = n_samples, 1
     # `openai/` is DSPy's prefix, not a part of the host's name for the model.
     model = predictor.model.removeprefix("openai/")
 
@@ -97,7 +100,7 @@ def known_bodies(program: Any) -> Callable[[Mapping[str, Any]], list[dict[str, A
     return bodies_of(program) if is_wired(program) else None
 
 
-def read_completions(
+def read_row(
     predictor: FinetunedPredictor, inputs: Mapping[str, Any], completions: Sequence[Mapping[str, Any]]
 ) -> dspy.Prediction:
     """The prediction from the completions of `bodies_of`, in their order.
@@ -106,11 +109,13 @@ def read_completions(
         AnswerError: An answer cannot be read.
         LogprobsError: Log-probabilities were asked for and are not there.
     """
+    if isinstance(predictor, OpenAIPredictor) and predictor.n_samples > 1:
+        return predictor._read_samples([answer for body in completions for answer in read_completions(body)])
     answers = [read_completion(body) for body in completions]
     if isinstance(predictor, PairwisePredictor):
         return predictor._read(dict(inputs), answers[0], answers[1] if len(answers) > 1 else None)
     assert isinstance(predictor, OpenAIPredictor)
-    return predictor._read(answers[0]) if predictor.n_samples == 1 else predictor._read_samples(answers)
+    return predictor._read(answers[0])
 
 
 # One pooled HTTP connection to a host. The key travels in a header and stands nowhere else. The `openai` client
@@ -218,6 +223,10 @@ class RowFailedError(Exception):
     """The row has no answer, and no further try would get one."""
 
 
+class _RefusesNError(Exception):
+    """The host does not give several answers to one request."""
+
+
 class HostRequester:
     """Asks for one of this library's predictors, straight over HTTP."""
 
@@ -232,6 +241,9 @@ class HostRequester:
         self._budget = budget
         self._max_tokens = predictor.max_tokens or predictor.prompt.max_tokens or predictor.default_max_tokens
         self._top_logprobs = predictor.top_logprobs  # lower once the host has refused as many
+        self._n = predictor.n_samples if isinstance(predictor, OpenAIPredictor) and predictor.asks_by_n() else 1
+        self._by_n = b',"n":%d}' % self._n  # as the body of a request for several answers ends
+        self._refuses_n = False
 
     async def ask(self, row: InputRow) -> Outcome:
         """The row's outcome.
@@ -240,11 +252,24 @@ class HostRequester:
             HostError: No row would get an answer.
             BudgetError: The budget is spent.
         """
-        if len(row.bodies) == 1:
-            results = [await self._complete(row.bodies[0])]
-        else:
-            results = await gathered([self._complete(body) for body in row.bodies])
+        bodies: Sequence[bytes] = row.bodies
+        if self._n > 1 and self._refuses_n:
+            bodies = self._one_each(row)
+        try:
+            results = [await self._complete(bodies[0])] if len(bodies) == 1 else await self._complete_all(bodies)
+        except _RefusesNError as refusal:
+            if not self._refuses_n:
+                logger.warning("%s; each sample is a request of its own from now on", refusal)
+            self._refuses_n = True
+            results = await self._complete_all(self._one_each(row))
         return outcome_of(self._predictor, row, results)
+
+    async def _complete_all(self, bodies: Sequence[bytes]) -> list[Any]:
+        return await gathered([self._complete(body) for body in bodies])
+
+    def _one_each(self, row: InputRow) -> list[bytes]:
+        """A request for each sample, in the place of one for all."""
+        return [row.bodies[0].removesuffix(self._by_n) + b"}"] * self._n
 
     async def _complete(self, body: bytes) -> Any:
         """The completion, or the RowFailedError that says why there is none: a pair's other order is still paid for."""
@@ -271,6 +296,10 @@ class HostRequester:
                 if self._lowers_top_logprobs(error, body):
                     limiter.rate.answered(era, reply.headers)
                     continue
+                if body.endswith(self._by_n) and refuses_n(str(error)):
+                    limiter.alive()
+                    limiter.rate.answered(era, reply.headers)
+                    raise _RefusesNError(str(error))
                 if reply.status == 429:
                     limiter.rate.refused(era, reply.headers)
                     pause = None  # the limiter waits for all
@@ -329,7 +358,8 @@ class HostRequester:
     async def _enter(self, body: bytes) -> tuple[int, float]:
         """Wait for a place and for the money, which is set aside; raises BudgetError where no money will come."""
         era = await self._limiter.enter()
-        while (reserved := self._budget.reserve(body, self._max_tokens)) is None:
+        n_tokens = self._max_tokens * (self._n if body.endswith(self._by_n) else 1)
+        while (reserved := self._budget.reserve(body, n_tokens)) is None:
             self._limiter.rate.dropped()
             self._limiter.wake()
             if not self._budget.is_waiting:
@@ -414,7 +444,7 @@ def outcome_of(predictor: FinetunedPredictor, row: InputRow, results: Sequence[A
     if failure is not None:
         return Outcome(status="failed", error=str(failure), tokens=tokens)
     try:
-        prediction = read_completions(predictor, row.inputs, completions)
+        prediction = read_row(predictor, row.inputs, completions)
     except AnswerError as error:
         return no_reading(error, tokens)
     return Outcome(status="answered", values=dict(prediction.items()), tokens=tokens)

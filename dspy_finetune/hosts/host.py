@@ -105,6 +105,7 @@ KINDS: dict[KindName, HostKind] = {
         listing_lag_seconds=5.0,
         lists_models=True,
         has_structured_output=False,
+        takes_n=True,
         poll_seconds=(0.5, 2.0),
         has_recipes=True,
         base_model="smollm2-135m-instruct",
@@ -117,12 +118,14 @@ KINDS: dict[KindName, HostKind] = {
         # Nobody publishes a bound; a minute is far above what was seen.
         listing_lag_seconds=60.0,
         lists_models=True,
+        takes_n=True,
         base_model="gpt-4.1-mini-2025-04-14",
     ),
     "azure": HostKind(
         name="azure",
         key_variables=("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
         needs_deployment=True,
+        takes_n=True,
         poll_seconds=(10.0, 60.0),
         base_model="gpt-4.1-mini-2025-04-14",
     ),

@@ -72,6 +72,7 @@ Problem = Literal["refusal", "content_filter", "length", "reasoning_only", "tool
 """Why a completion holds no answer; "length": not the whole of one."""
 
 _ABOVE_ZERO = 1e-3  # above 0 by more than rounding is no log-probability
+_ABOUT_N = re.compile(r"""['"`]n['"`]|\bn must\b|\bparameter:? n\b""")
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -109,6 +110,29 @@ def read_response(response: Any) -> Answer:
     message = {"content": response.text, "refusal": said.get("refusal"), "reasoning": said.get("thinking")}
     choice = {"message": message, "finish_reason": getattr(response, "finish_reason", None)}
     return _read({"choices": [choice]}, positions_of(response))
+
+
+def read_completions(body: Mapping[str, Any]) -> list[Answer]:
+    """All answers in a chat completion that was asked for by `n`; of one without choices the one that says so."""
+    choices = body.get("choices")
+    listed = choices if isinstance(choices, list) and choices else [None]
+    return [read_completion({"choices": [choice]}) for choice in listed]
+
+
+def read_responses(response: Any) -> list[Answer]:
+    """The same in DSPy's form of a completion."""
+    others = (getattr(response, "provider_data", None) or {}).get(_OTHERS)
+    listed = json.loads(others) if isinstance(others, str) else []
+    return [read_response(response), *(read_completion({"choices": [choice]}) for choice in listed)]
+
+
+def refuses_n(refusal: str) -> bool:
+    """Whether a host's refusal is about several answers to one request.
+
+    >>> refuses_n("Unsupported value: 'n' does not support 9 with this model.")
+    True
+    """
+    return _ABOUT_N.search(refusal) is not None
 
 
 def _choice(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -161,6 +185,9 @@ _KEY = "logprobs"
 10,000 answers, each with some sixty objects for twenty listed tokens: in the response, and once more in what it shows.
 The garbage collector goes through all of them while every caller waits. A text is one object, which it does not look
 at."""
+
+_OTHERS = "other_choices"
+"""Where it holds the choices after the first, as one text: DSPy reads one and refuses a body with several."""
 
 
 def positions_of(response: Any) -> Sequence[Position] | None:
@@ -403,6 +430,9 @@ class _Body:
             return body
         body.setdefault("object", "chat.completion")
         body["usage"] = sound_usage(body.get("usage"))
+        choices = body.get("choices")
+        if isinstance(choices, list) and len(choices) > 1:
+            body["choices"], body[_OTHERS] = choices[:1], json.dumps(choices[1:], separators=(",", ":"))
         choice = _choice(body)
         logprobs = choice.pop("logprobs", None) if isinstance(choice, dict) else None
         listed = logprobs.get("content") if isinstance(logprobs, Mapping) else None
@@ -428,9 +458,16 @@ def sound_usage(usage: Any) -> dict[str, Any]:
     return found
 
 
+N_ANSWERS = "n_answers"
+"""The extension of a request by which these engines ask for several answers: DSPy refuses `n`, as its own read one."""
+
+
 def _bare(request: Request) -> Request:
     # DSPy writes openai/<id>; the host knows the id.
-    return dataclasses.replace(request, model=request.model.removeprefix("openai/"))
+    config, asked = request.config, request.config.extensions or {}
+    if N_ANSWERS in asked:
+        config = dataclasses.replace(config, extensions={"n": asked[N_ANSWERS]})
+    return dataclasses.replace(request, model=request.model.removeprefix("openai/"), config=config)
 
 
 # dspy/clients/backend_selection.py: client settings that only DSPy's LiteLLM route carries.

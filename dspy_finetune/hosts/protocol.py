@@ -52,6 +52,8 @@ class HostKind:
     """GET /models/{id} tells whether a tuned model answers yet."""
     has_structured_output: bool = True
     """It can hold answers to a JSON schema (`response_format`)."""
+    takes_n: bool = False
+    """It gives several answers to one request (`n`), whose prompt it reads, and bills, once."""
     poll_seconds: tuple[float, float] = (5.0, 60.0)
     """The first and the longest pause between two looks at a job."""
     has_recipes: bool = False

@@ -37,7 +37,7 @@ from dspy_finetune.errors import (
 )
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.host import check_host
-from dspy_finetune.hosts.lm import Answer, HostLM, engines_for, read_response
+from dspy_finetune.hosts.lm import N_ANSWERS, Answer, HostLM, engines_for, read_response
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.calibrate import Calibration
 from dspy_finetune.predictors.probabilities import label_shares
@@ -166,7 +166,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
         """The messages that are sent for these inputs."""
         return self.prompt.messages(inputs)
 
-    def _request(self, messages: list[dict[str, Any]], temperature: float = 0.0) -> Any:
+    def _request(self, messages: list[dict[str, Any]], temperature: float = 0.0, n: int = 1) -> Any:
         # A Request inherits nothing from the LM's own settings: everything that matters is said here.
         from dspy.lm15 import Config, Message, Request  # imported late: it is not needed to build or save a predictor
 
@@ -187,6 +187,7 @@ class FinetunedPredictor(dspy.Module, Parameter):
                 stop=(*(self.prompt.stop or ()), *self.stop),
                 response_format=self._response_format(),
                 logprobs=self.top_logprobs if self._asks_logprobs() else None,
+                extensions=None if n == 1 else {N_ANSWERS: n},
             ),
         )
 
@@ -201,24 +202,33 @@ class FinetunedPredictor(dspy.Module, Parameter):
         return {"type": wire["type"], **wire["json_schema"]}
 
     def _ask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
+        return read_response(self._send(inputs, temperature=temperature, rollout=rollout))
+
+    async def _aask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
+        return read_response(await self._asend(inputs, temperature=temperature, rollout=rollout))
+
+    def _send(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None, n: int = 1) -> Any:
+        """The response with `n` answers, in DSPy's form."""
         messages, options = self.prompt.messages(inputs), _rollout(rollout)
         with self._asking():
             try:
-                return read_response(self.lm(self._request(messages, temperature), **options))
+                return self.lm(self._request(messages, temperature, n), **options)
             except Exception as error:  # whatever it is, it is raised unless it is about one option
                 if not self._lower_top_logprobs(error):
                     raise
-            return read_response(self.lm(self._request(messages, temperature), **options))
+            return self.lm(self._request(messages, temperature, n), **options)
 
-    async def _aask(self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None) -> Answer:
+    async def _asend(
+        self, inputs: dict[str, Any], *, temperature: float = 0.0, rollout: int | None = None, n: int = 1
+    ) -> Any:
         messages, options = self.prompt.messages(inputs), _rollout(rollout)
         with self._asking():
             try:
-                return read_response(await self.lm.acall(self._request(messages, temperature), **options))
+                return await self.lm.acall(self._request(messages, temperature, n), **options)
             except Exception as error:  # as above
                 if not self._lower_top_logprobs(error):
                     raise
-            return read_response(await self.lm.acall(self._request(messages, temperature), **options))
+            return await self.lm.acall(self._request(messages, temperature, n), **options)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:

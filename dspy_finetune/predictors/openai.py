@@ -19,7 +19,7 @@ import numpy as np
 
 from dspy_finetune.errors import AnswerError, UsageError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.lm import Answer
+from dspy_finetune.hosts.lm import Answer, HostEngine, HostLM, read_responses, refuses_n
 from dspy_finetune.jobs import FinetunedModel
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.predictors.base import TOP_LOGPROBS, FinetunedPredictor
@@ -34,7 +34,10 @@ Decoding: TypeAlias = Literal["text", "median", "mean"]
 """Which number an answer is: the one written, or that of the distribution which its tokens tell."""
 
 _MOST_THREADS = 16
-"""Samples of one question that are asked for at the same time."""
+"""Samples of one question that are asked for at the same time, where each is a request of its own."""
+
+_MOST_ANSWERS = 128
+"""To one request, as OpenAI's API bounds `n`."""
 
 
 class OpenAIPredictor(FinetunedPredictor):
@@ -81,7 +84,8 @@ class OpenAIPredictor(FinetunedPredictor):
         model: The tuned model's id, or the `FinetunedModel` of a finished job.
         threshold: For a bool: the least probability of True that counts as True.
         decode: For a number: "text", "median" or "mean".
-        n_samples: For a number: how many answers are sampled for the interval; each is a request, and is billed.
+        n_samples: For a number: how many answers are sampled for the interval. OpenAI, Azure and the local host give up
+            to 128 for one request, which bills the prompt once; elsewhere each is a request of its own.
         temperature: Of the samples; above 0. A single answer is always asked for at 0.
         interval_level: The share of the samples inside the interval, between 0 and 1.
         host: See `FinetunedPredictor`, as for all that follow.
@@ -139,6 +143,7 @@ class OpenAIPredictor(FinetunedPredictor):
         self.interval_level = interval_level
         self.residuals: Residuals | None = None
         self._told_no_numbers = False
+        self._refuses_n = False
 
     @property
     def number_field(self) -> str | None:
@@ -147,22 +152,59 @@ class OpenAIPredictor(FinetunedPredictor):
         return self.prompt.output_fields[0] if kinds in ([int], [float]) else None
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask the model once, or `n_samples` times at the same time."""
+        """Ask the model for one answer, or for `n_samples` at the same time."""
         if self.n_samples == 1:
             return self._read(self._ask(inputs))
 
         def ask(rollout: int) -> Answer:
             return self._ask(inputs, temperature=self.temperature, rollout=rollout)
 
-        return self._read_samples(in_threads(ask, range(1, self.n_samples + 1), _MOST_THREADS))
+        answers: list[Answer] = []
+        if self._has_one_request():
+            try:
+                answers = read_responses(self._send(inputs, **self._many()))
+            except Exception as error:  # whatever it is, it is raised unless it is about `n`
+                if not refuses_n(str(error)):
+                    raise
+        return self._read_samples([*answers, *in_threads(ask, self._missing(answers), _MOST_THREADS)])
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Ask the model once, or `n_samples` times at the same time, without blocking the event loop."""
+        """Ask the model for one answer, or for `n_samples` at the same time, without blocking the event loop."""
         if self.n_samples == 1:
             return self._read(await self._aask(inputs))
-        rollouts = range(1, self.n_samples + 1)
-        asked = [self._aask(inputs, temperature=self.temperature, rollout=rollout) for rollout in rollouts]
-        return self._read_samples(await asyncio.gather(*asked))
+        answers: list[Answer] = []
+        if self._has_one_request():
+            try:
+                answers = read_responses(await self._asend(inputs, **self._many()))
+            except Exception as error:  # as above
+                if not refuses_n(str(error)):
+                    raise
+        missing = self._missing(answers)
+        asked = [self._aask(inputs, temperature=self.temperature, rollout=rollout) for rollout in missing]
+        return self._read_samples([*answers, *await asyncio.gather(*asked)])
+
+    def asks_by_n(self) -> bool:
+        """Whether all samples are asked for in one request."""
+        takes_n = self.host is not None and self.host.kind.takes_n and not self._refuses_n
+        return takes_n and 1 < self.n_samples <= _MOST_ANSWERS
+
+    def _has_one_request(self) -> bool:
+        # DSPy's own engines read one answer of a response, and a stream's listener cannot tell several apart.
+        is_read_here = isinstance(self.lm, HostLM) and isinstance(self.lm.engine, HostEngine)
+        return self.asks_by_n() and is_read_here and dspy.settings.send_stream is None
+
+    def _many(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "rollout": 1, "n": self.n_samples}
+
+    def _missing(self, answers: Sequence[Answer]) -> range:
+        """The numbers of the samples that are asked for one by one: of a host that gave fewer by `n`, or refused it."""
+        if self._has_one_request() and len(answers) < self.n_samples:
+            self._refuses_n = True
+            logger.warning(
+                "%s gave %d of %d answers to one request: each sample is a request of its own from now on",
+                self.model, len(answers), self.n_samples,
+            )  # fmt: skip
+        return range(len(answers) + 1, self.n_samples + 1)
 
     def _own_state(self) -> dict[str, Any]:
         names = ("threshold", "decode", "n_samples", "temperature", "interval_level")

@@ -69,6 +69,9 @@ class Taste(dspy.Signature):
         lambda host: ft.OpenAIPredictor(PROMPT, "ft:m", host=host, stop=["\n\n"], max_tokens=7),
         lambda host: ft.OpenAIPredictor(PROMPT, "openai/ft:m", host=host, logprobs=False),
         lambda host: ft.OpenAIPredictor(ft.prompts.number("How much?"), "m", host=host, n_samples=3, temperature=0.7),
+        lambda host: ft.OpenAIPredictor(
+            ft.prompts.number("How much?"), "m", host=ft.Host.local(host.base_url), n_samples=3
+        ),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste), "m", host=host),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste, completion="json"), "m", host=host),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat.from_adapter(Taste), "m", host=host),
@@ -99,6 +102,21 @@ def test_both_orders_are_two_requests_and_one_row(loopback: Loopback, tmp_path: 
     row, alone = read(tmp_path / "out.jsonl")[4], predictor(**pairs[4])
     assert row["preferred"] == alone.preferred
     assert (row["position_bias"], row["is_tie"]) == (pytest.approx(alone.position_bias), alone.is_tie)
+
+
+def test_all_samples_of_a_row_are_one_request_until_the_host_refuses_them(loopback: Loopback, tmp_path: Path) -> None:
+    loopback.reply = lambda question: "$12.00"
+    host = ft.Host.local(loopback.url)
+    predictor = ft.OpenAIPredictor(ft.prompts.number("How much?"), "m", host=host, n_samples=3)
+    products = [{"product": f"lamp {number}"} for number in range(9)]
+    done = bulk.predict(predictor, products, tmp_path / "out.jsonl")
+    assert (done.n_answered, done.n_requests, done.n_input_tokens, done.n_output_tokens) == (9, 9, 90, 27)
+    assert read(tmp_path / "out.jsonl")[8]["samples"] == [12.0] * 3
+    told = {"error": {"message": "'n' must be 1", "param": "n"}}
+    loopback.fault = lambda body, n: (400, {}, told) if "n" in body else None
+    refused = bulk.predict(predictor, products, tmp_path / "two.jsonl")
+    assert (refused.n_answered, refused.n_requests) == (9, 27)
+    assert read(tmp_path / "two.jsonl") == read(tmp_path / "out.jsonl")
 
 
 def test_each_kind_of_error_is_a_row_of_its_own(loopback: Loopback, tmp_path: Path) -> None:

@@ -73,6 +73,70 @@ def test_sampling_without_blocking_the_event_loop(chat: ChatServer) -> None:
     assert asyncio.run(priced(chat, n_samples=3).acall(product="A lamp")).price == 20.0
 
 
+def by_n(chat: ChatServer, **options: Any) -> ft.OpenAIPredictor:
+    """The same on a host that gives several answers to one request."""
+    options = {"cache": False, **options}
+    return ft.OpenAIPredictor(ft.prompts.number(), "ft:m", host=ft.Host.local(chat.url), **options)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_host_with_n_is_asked_once_for_all_samples(chat: ChatServer, own_cache: None, is_async: bool) -> None:
+    """One request, whose prompt counts once; the same number, interval and samples as by one request each."""
+    prices(chat, "$10.00", "$20.00", "$30.00", "dear", "$40.00")
+    tuned = by_n(chat, n_samples=5, temperature=0.7, cache=True)
+
+    def ask() -> dspy.Prediction:
+        return asyncio.run(tuned.acall(product="A lamp")) if is_async else tuned(product="A lamp")
+
+    with dspy.track_usage() as usage:
+        found = ask()
+    assert (found.price, found.samples, found.n_parse_failures) == (25.0, [10.0, 20.0, 30.0, 40.0], 1)
+    assert [(body["n"], body["temperature"]) for body in chat.bodies] == [(5, 0.7)]
+    (counts,) = usage.get_total_tokens().values()
+    assert (counts["prompt_tokens"], counts["completion_tokens"]) == (11, 5)
+    assert (ask().samples, len(chat.bodies)) == (found.samples, 1), "the cache keeps all of them"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_host_that_refuses_n_is_asked_for_each_sample(
+    chat: ChatServer, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    prices(chat, "$10.00", "$20.00", "$30.00")
+    told = "Unsupported value: 'n' does not support 3 with this model. Only the default (1) value is supported."
+    chat.fault = lambda body, n: (400, {}, {"error": {"message": told, "param": "n"}}) if "n" in body else None
+    tuned = by_n(chat, n_samples=3)
+    for _ in range(2):
+        found = asyncio.run(tuned.acall(product="A lamp")) if is_async else tuned(product="A lamp")
+        assert sorted(found.samples) == [10.0, 20.0, 30.0]
+    assert sum("n" in body for body in chat.bodies) == 1
+    assert caplog.text.count("each sample is a request of its own from now on") == 1
+
+
+def test_a_host_that_overlooks_n_is_asked_for_the_rest(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    prices(chat, "$10.00", "$20.00", "$30.00")
+    monkeypatch.setattr(chat, "completions", chat.completion)
+    assert sorted(by_n(chat, n_samples=3)(product="A lamp").samples) == [10.0, 20.0, 30.0]
+    assert len(chat.bodies) == 3
+
+
+def test_another_failure_of_a_request_with_n_is_raised(chat: ChatServer) -> None:
+    chat.fault = lambda body, n: (400, {}, {"error": {"message": "the context is too long"}})
+    with pytest.raises(Exception, match="the context is too long"):
+        by_n(chat, n_samples=3)(product="A lamp")
+    assert len(chat.bodies) == 1
+
+
+def test_samples_of_a_stream_are_asked_for_one_by_one(chat: ChatServer) -> None:
+    """Pieces of several answers would arrive as those of one."""
+    prices(chat, "$10.00", "$20.00", "$30.00")
+
+    async def last() -> Any:
+        return [piece async for piece in dspy.streamify(by_n(chat, n_samples=3))(product="A lamp")][-1]
+
+    assert sorted(asyncio.run(last()).samples) == [10.0, 20.0, 30.0]
+    assert not any("n" in body for body in chat.bodies)
+
+
 def test_sampling_is_for_one_number(chat: ChatServer, tmp_path: Path) -> None:
     for prompt, options in (
         (ft.prompts.binary(), {"n_samples": 3}),
