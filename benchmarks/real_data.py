@@ -207,17 +207,18 @@ class RememberingReader(Reader):
 
     memory: dict[Any, Any]
 
-    def _read_base(self, prompts: Sequence[Any], view: View) -> Any:
+    def _read_base(self, prompts: Sequence[Any], views: Sequence[View]) -> list[Any]:
         assert self.base
         model = self.base[1]
-        rows, spans, places = self.tokens(prompts, view)
-        keys = [(*row, *span) for row, span in zip(rows, spans, strict=True)]
+        rows, spans, places = self.tokens(prompts, views)
+        keys = [("base", *row, *span) for row, span in zip(rows, spans, strict=True)]
         missing = [index for index, key in enumerate(keys) if key not in self.memory]
         if missing:
             layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
             read = hidden_means(model, [rows[index] for index in missing], [spans[index] for index in missing], layers)
-            self.memory |= {keys[index]: read[place].reshape(-1) for place, index in enumerate(missing)}
-        return np.stack([self.memory[keys[place]] for place in places])
+            self.memory |= {keys[index]: read[place] for place, index in enumerate(missing)}
+        means = np.stack([self.memory[keys[place]] for place in places])
+        return [means[:, :, part].reshape(len(places), -1) for part in self.parts(views)]
 
     def _read_encoder(self, prompts: Sequence[Any], view: View) -> Any:
         keys = [("encoder", view.mode, *view.shape.texts(messages)) for messages in prompts]

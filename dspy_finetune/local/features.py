@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -315,18 +315,20 @@ class Reader:
         """The base's tokenizer, or None."""
         return self.base[0] if self.base else None
 
-    def read_all(self, prompts: Sequence[Messages], views: Iterable[View]) -> dict[Mode, dict[str, Array]]:
-        """Each view's features; how fields agree is told from what was read of the whole and of each field."""
-        found: dict[Mode, dict[str, Array]] = {}
-        for view in views:
-            if view.mode == "agreement" and {"whole", "fields"} <= found.keys():
-                found[view.mode] = {name: values for name, values in found["whole"].items() if name == "base"}
-                vectors = found["fields"]["encoder"].reshape(len(prompts), len(view.shape.fields), -1)
-                found[view.mode]["encoder"] = np.stack([agreement(row) for row in vectors])
-                # A reader that has kept all texts cuts none anew.
-                self.n_cut_encoder[view.mode] = self.n_cut_encoder.get("fields", 0)
-            else:
-                found[view.mode] = self.read(prompts, view)
+    def read_all(self, prompts: Sequence[Messages], views: Sequence[View]) -> dict[Mode, dict[str, Array]]:
+        """Each view's features; all views of one shape are told from one reading of each text."""
+        modes = {view.mode: view for view in views}
+        if not {"whole", "fields"} <= modes.keys():
+            return {mode: self.read(prompts, view) for mode, view in modes.items()}
+        read = (modes["whole"], modes["fields"])
+        base = self._read_base(prompts, read) if self.base else [None, None]
+        found = {view.mode: self._blocks(prompts, view, base=values) for view, values in zip(read, base, strict=True)}
+        if "agreement" in modes:
+            found["agreement"] = {name: values for name, values in found["whole"].items() if name == "base"}
+            vectors = found["fields"]["encoder"].reshape(len(prompts), len(modes["fields"].shape.fields), -1)
+            found["agreement"]["encoder"] = np.stack([agreement(row) for row in vectors])
+            # A reader that has kept all texts cuts none anew.
+            self.n_cut_encoder["agreement"] = self.n_cut_encoder.get("fields", 0)
         return found
 
     def read(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
@@ -364,27 +366,39 @@ class Reader:
             found["encoder"] = int(self.encoder[1].config.hidden_size)
         return found | ({"words": len(view.words.terms)} if view.words else {})
 
-    def _blocks(self, prompts: Sequence[Messages], view: View) -> dict[str, Array]:
+    def _blocks(self, prompts: Sequence[Messages], view: View, base: Array | None = None) -> dict[str, Array]:
+        """Each model's features; `base` where the base has read the prompts before."""
         blocks = {}
         if self.base:
-            blocks["base"] = self._read_base(prompts, view)
+            blocks["base"] = self._read_base(prompts, [view])[0] if base is None else base
         if self.encoder:
             blocks["encoder"] = self._read_encoder(prompts, view)
         if view.words:
             blocks["words"] = view.words.vectors([view.text(messages) for messages in prompts])
         return blocks
 
-    def _read_base(self, prompts: Sequence[Messages], view: View) -> Array:
+    def _read_base(self, prompts: Sequence[Messages], views: Sequence[View]) -> list[Array]:
+        """The averages of each view, all from one pass over the prompts."""
         assert self.base
         _, model = self.base
-        rows, spans, places = self.tokens(prompts, view)
+        rows, spans, places = self.tokens(prompts, views)
         layers = layer_numbers(model.config.get_text_config().num_hidden_layers)
         means = hidden_means(model, rows, spans, layers, self.should_stop)
-        result: Array = means.reshape(len(rows), -1)[places]
-        return result
+        return [means[:, :, part].reshape(len(rows), -1)[places] for part in self.parts(views)]
 
-    def tokens(self, prompts: Sequence[Messages], view: View) -> tuple[list[list[int]], list[list[Span]], list[int]]:
-        """(distinct rows of tokens up to the last that is averaged, their spans, which row each prompt is)."""
+    @staticmethod
+    def parts(views: Sequence[View]) -> list[slice]:
+        """Which of a row's spans are each view's."""
+        sizes = [len(view.shape.fields) if view.mode == "fields" else 1 for view in views]
+        return [slice(sum(sizes[:place]), sum(sizes[: place + 1])) for place in range(len(sizes))]
+
+    def tokens(
+        self, prompts: Sequence[Messages], views: Sequence[View]
+    ) -> tuple[list[list[int]], list[list[Span]], list[int]]:
+        """(distinct rows of tokens up to the last that is averaged, their spans, which row each prompt is).
+
+        The spans of all views stand one after the other. A token's states do not depend on those behind it.
+        """
         tokenizer = self.tokenizer
         keys: dict[tuple[Any, ...], int] = {}  # an item that stands in many pairs is read once
         places: list[int] = []
@@ -392,13 +406,7 @@ class Reader:
         spans: list[list[Span]] = []
         for messages in prompts:
             row = encode_prompt(tokenizer, messages)
-            is_one = view.mode != "fields"
-            if is_one and not view.context:
-                span = [view.shape.whole_span(row)]
-            else:
-                span = view.shape.field_spans(tokenizer, messages, row)[len(view.context) :]
-            if is_one:  # one side of a pair: what both are read with is no part of the average
-                span = [_cut((span[0][0], span[-1][1]))]
+            span = [one for view in views for one in self._spans(messages, row, view)]
             end = max(stop for _, stop in span)
             key = (*row[:end], *span)
             if key not in keys:
@@ -406,10 +414,19 @@ class Reader:
                 rows.append(row[:end])
                 spans.append(span)
             places.append(keys[key])
-        self.n_cut[view.mode] = sum(
-            any(end - start >= MAX_SPAN_TOKENS for start, end in spans[place]) for place in places
-        )
+        for view, part in zip(views, self.parts(views), strict=True):
+            is_cut = [any(end - start >= MAX_SPAN_TOKENS for start, end in span[part]) for span in spans]
+            self.n_cut[view.mode] = sum(is_cut[place] for place in places)
         return rows, spans, places
+
+    def _spans(self, messages: Messages, row: Sequence[int], view: View) -> list[Span]:
+        """What is averaged of one prompt."""
+        is_one = view.mode != "fields"
+        if is_one and not view.context:
+            return [view.shape.whole_span(row)]
+        spans = view.shape.field_spans(self.tokenizer, messages, row)[len(view.context) :]
+        # One side of a pair: what both are read with is no part of the average.
+        return [_cut((spans[0][0], spans[-1][1]))] if is_one else spans
 
     def _read_encoder(self, prompts: Sequence[Messages], view: View) -> Array:
         assert self.encoder
@@ -741,7 +758,7 @@ def fit_rows(
     # Words are the same however a prompt's fields are averaged: they are tried once.
     views = {view.mode: view for view in (first.with_words(prompts), *others)}
     try:
-        blocks = reader.read_all(prompts, views.values())
+        blocks = reader.read_all(prompts, list(views.values()))
     except Stopped:
         return None
     n_sets = sum(len(sets_of(of_mode, mode)) for mode, of_mode in blocks.items())

@@ -962,7 +962,7 @@ class Joint:
         return torch.tensor(numbers, dtype=torch.float32, device=self.device)
 
     def _means(self, prompts: Sequence[Any], view: View) -> torch.Tensor:
-        rows, spans, places = self.reader.tokens(prompts, view)
+        rows, spans, places = self.reader.tokens(prompts, [view])
         tokens, mask = features.padded(rows, self.plain)
         with (
             features.first_layers(self.plain, max(self.layers)) as backbone,

@@ -653,6 +653,32 @@ def test_how_two_fields_agree_is_read_and_chosen(toy_model: Path) -> None:
     assert sorted(found) == pytest.approx(sorted([*plain, *[cosine] * 64]), abs=1e-6)
 
 
+def test_rows_of_two_fields_are_read_once(toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole and each field are averages of the same states; the base is what takes the time."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(toy_model, dtype="float32")
+    reader = features_of.Reader(base=(models.load_tokenizer(toy_model), model))
+    long = "and so on " * features_of.MAX_SPAN_TOKENS
+    texts = [(f"bees {n}", long if n == 3 else f"reader {n} of taxes") for n in range(8)]
+    prompts = [[{"role": "user", "content": f"One: {one}\nOther: {other}"}] for one, other in texts]
+    views = features_of.views_of(reader.tokenizer, prompts, (), has_encoder=False)
+    assert [view.mode for view in views] == ["whole", "fields"]
+    apart = {view.mode: reader.read(prompts, view)["base"] for view in views}
+    n_cut = dict(reader.n_cut)
+    asked: list[int] = []
+    plain = features_of.hidden_means
+
+    def counted(model: Any, rows: Any, *rest: Any) -> Any:
+        asked.append(len(rows))
+        return plain(model, rows, *rest)
+
+    monkeypatch.setattr(features_of, "hidden_means", counted)
+    together = reader.read_all(prompts, views)
+    assert asked == [len(prompts)]
+    for mode, values in apart.items():
+        assert together[mode]["base"] == pytest.approx(values, abs=1e-5)
+    assert reader.n_cut == n_cut == {"whole": 1, "fields": 1}
+
+
 def test_two_answers_to_one_question_are_compared_and_the_question_is_read_before_each(toy_model: Path) -> None:
     """Three fields, two of which the labels name: no place is preferred, and the question is in no average."""
     model = transformers.AutoModelForCausalLM.from_pretrained(toy_model, dtype="float32")
@@ -670,7 +696,7 @@ def test_two_answers_to_one_question_are_compared_and_the_question_is_read_befor
     singles = view.singles(prompts[1])
     assert singles is not None
     assert [one[0]["content"] for one in singles] == [f"Question: when, of all?\nA: {text}" for text in texts[1]]
-    rows, spans, _ = reader.tokens(singles, dataclasses.replace(view, mode="whole"))
+    rows, spans, _ = reader.tokens(singles, [dataclasses.replace(view, mode="whole")])
     told = [tokenizer.decode(row[start:end]).strip() for row, ((start, end),) in zip(rows, spans, strict=True)]
     assert told == list(texts[1])
     assert view.text(singles[0]) == texts[1][0]
