@@ -338,7 +338,9 @@ class Task:
     found: str
     """In words, for the job's events."""
     labels: tuple[str, ...] = ()
-    """By first appearance in sorted order; empty for numbers and text."""
+    """In sorted order; where an answer holds several, all their combinations. Empty for numbers and text."""
+    outputs: tuple[tuple[str, ...], ...] = ()
+    """Of answers that hold several labels, those of each place as they are written; `labels` are their product."""
     style: NumberStyle | None = None
     read_share: float = 1.0
     """Of the prompts' text: what has to be read where a beginning that they all share is read once."""
@@ -495,6 +497,11 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told:
         'the answers are texts of their own'
     """
     counts, n = Counter(answers), len(answers)
+    outputs = outputs_of(answers)
+    if outputs:
+        sizes = " and ".join(f"one of {len(texts)}" for texts in outputs)
+        labels = tuple(map("".join, itertools.product(*outputs)))
+        return Task(kind="labels", n_rows=n, found=f"every answer holds {sizes} labels", labels=labels, outputs=outputs)
     once = sum(count < 2 for count in counts.values())
     is_short = all(len(answer) <= MAX_LABEL_CHARS and answer.strip() for answer in counts)
     style = number_style(answers) if len(counts) > 2 else None
@@ -535,6 +542,67 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told:
     else:
         found = "the answers are texts of their own"
     return Task(kind="text", n_rows=n, found=found)
+
+
+def outputs_of(answers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The labels at each place of answers that hold several, sorted; empty where the answers are something else.
+
+    Places are the values of a JSON object, or lines. Two or more differ from row to row, each one of a closed set, and
+    none tells all the others: those would be labels as they stand.
+
+    >>> outputs_of(['{"kind": "bug", "is_new": true}', '{"kind": "ask", "is_new": true}'] * 9)
+    ()
+    >>> outputs_of([f"{kind}\\nUrgency: {urgency}" for kind in ("bug", "ask") for urgency in ("low", "high")] * 2)
+    (('ask\\n', 'bug\\n'), ('Urgency: high', 'Urgency: low'))
+    """
+    rows: list[list[str]] = []
+    for answer in answers:
+        rows.append(_places(answer))
+        if not 2 <= len(rows[-1]) == len(rows[0]):
+            return ()
+    columns: list[list[str]] = []
+    same = (
+        ""  # what all answers have between two places stands before the second, and what they end with behind the last
+    )
+    for column in map(list, zip(*rows, strict=True)):
+        if len(set(column)) == 1:
+            same += column[0]
+        else:
+            columns.append([same + text for text in column])
+            same = ""
+    outputs = tuple(tuple(sorted(set(column))) for column in columns)
+    sizes = list(map(len, outputs))
+    if len(sizes) < 2 or max(sizes) == len(set(answers)) or math.prod(sizes) > MAX_LABELS:
+        return ()
+    if any(task_of_answers(column).kind != "labels" for column in columns):
+        return ()
+    return (*outputs[:-1], tuple(text + same for text in outputs[-1]))
+
+
+_DECODER = json.JSONDecoder()
+_NAME, _VALUE, _NEXT = (re.compile(pattern) for pattern in (r"\{?\s*", r"\s*:\s*", r"\s*[,}]?\s*"))
+
+
+def _places(answer: str) -> list[str]:
+    """An answer cut behind each value of a JSON object, or behind each line.
+
+    >>> _places('{"kind": "bug", "is_new": true}')
+    ['{"kind": "bug", ', '"is_new": true}']
+    """
+    if not answer.startswith("{"):
+        return answer.splitlines(keepends=True)
+    ends = [0]
+    try:
+        while ends[-1] < len(answer):
+            end = ends[-1]
+            for before in (_NAME, _VALUE):
+                found = before.match(answer, end)
+                end = _DECODER.raw_decode(answer, found.end() if found else len(answer))[1]
+            after = _NEXT.match(answer, end)
+            ends.append(after.end() if after else end)
+    except (ValueError, RecursionError):  # no JSON: one text
+        return [answer]
+    return [answer[one:other] for one, other in itertools.pairwise(ends)]
 
 
 def number_style(answers: Sequence[str]) -> NumberStyle | None:

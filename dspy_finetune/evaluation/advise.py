@@ -288,7 +288,13 @@ def _columns(rows: Sequence[Any], signature: type[dspy.Signature] | str | None, 
         task = "pairs"
     elif get_args(annotation):
         task = "labels"
-    return Columns(task=task, inputs=told.inputs, label=chosen, labels=told.labels, why="as the signature says")
+    others = ", ".join(name for name in outputs if name != chosen)
+    why = (
+        f"as the signature says; of {chosen} alone, not of {others}: name one as the label"
+        if others
+        else "as the signature says"
+    )
+    return Columns(task=task, inputs=told.inputs, label=chosen, labels=told.labels, why=why)
 
 
 def _metric(task: Task) -> Literal["accuracy", "absolute error", "none"]:

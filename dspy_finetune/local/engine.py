@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
@@ -177,20 +178,31 @@ class _Loaded:
 
 
 class Options:
-    """What a head may answer, in the place of a tokenizer's tokens: each whole answer is one token."""
+    """What a head may answer, in the place of a tokenizer's tokens: each whole answer is one token.
 
-    def __init__(self, texts: Sequence[str], log_probs: Sequence[float], greedy: int, notes: dict[str, str]) -> None:
-        self.texts = list(texts)
-        self.log_probs = [max(value, LOWEST_LOGPROB) for value in log_probs]
+    Of an answer that holds several labels each is one, with its log-probability after those before it.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        log_probs: Sequence[float],
+        greedy: int,
+        notes: dict[str, str],
+        outputs: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.outputs = outputs or (texts,)
+        self.texts = list(itertools.chain.from_iterable(self.outputs))
+        self.log_probs = np.array([max(value, LOWEST_LOGPROB) for value in log_probs])
         self.greedy = greedy
         self.notes = notes
 
     def bytes_of(self, token: int) -> bytes:
-        """The answer in UTF-8."""
+        """A token's text in UTF-8."""
         return self.text_of(token).encode()
 
     def text_of(self, token: int) -> str:
-        """The answer."""
+        """A token's text."""
         return self.texts[token]
 
     def answer(self, answer: Answer) -> None:
@@ -199,14 +211,32 @@ class Options:
         is_greedy = settings.temperature < GREEDY or settings.top_p < GREEDY
         scores = torch.tensor(self.log_probs)
         chosen = self.greedy if is_greedy else sample(scores, settings, answer.generator)
-        order = sorted(range(len(self.texts)), key=lambda index: -self.log_probs[index])
-        top = tuple((index, self.log_probs[index]) for index in order[: settings.n_top])
-        answer.tokens = [Token(id=chosen, logprob=self.log_probs[chosen], top=top)]
-        answer.text, answer.finish_reason, answer.notes = self.texts[chosen], "stop", self.notes
+        answer.tokens = self._tokens(chosen, settings.n_top)
+        answer.text, answer.finish_reason = "".join(self.texts[token.id] for token in answer.tokens), "stop"
+        answer.notes = self.notes
+        if len(answer.tokens) > settings.max_tokens:
+            answer.tokens, answer.finish_reason = answer.tokens[: settings.max_tokens], "length"
+            answer.text = "".join(self.texts[token.id] for token in answer.tokens)
         place = find_stop(answer.text, settings.stop)
         if place is not None:
-            answer.text = answer.text[:place]
-            answer.tokens = answer.tokens if place else []
+            starts = itertools.accumulate((len(self.texts[token.id]) for token in answer.tokens), initial=0)
+            answer.tokens = [token for token, start in zip(answer.tokens, starts, strict=False) if start < place]
+            answer.text, answer.finish_reason = answer.text[:place], "stop"
+
+    def _tokens(self, chosen: int, n_top: int) -> list[Token]:
+        """The chosen answer's labels, each with the likeliest ones at its place."""
+        sizes = tuple(map(len, self.outputs))
+        log_probs, first = self.log_probs.reshape(sizes), 0
+        tokens: list[Token] = []
+        for own in np.unravel_index(chosen, sizes):
+            # Whatever follows: summed over the places behind this one.
+            here = np.logaddexp.reduce(log_probs.reshape(len(log_probs), -1), axis=1)
+            here = here - np.logaddexp.reduce(here) if tokens else here
+            order = np.argsort(-here, kind="stable")[:n_top]
+            top = tuple((first + int(index), float(here[index])) for index in order)
+            tokens.append(Token(id=first + int(own), logprob=float(here[own]), top=top))
+            first, log_probs = first + len(log_probs), log_probs[own]
+        return tokens
 
 
 class _LoadedHead:
@@ -233,7 +263,7 @@ class _LoadedHead:
         notes = [{} if self.reader.fits(one, self.view) else {SHAPE_HEADER: OTHER_SHAPE} for one in prompts]
         if self.head.kind == "labels":
             return [
-                Options(self.head.labels, row.tolist(), int(row.argmax()), note)
+                Options(self.head.labels, row.tolist(), int(row.argmax()), note, self.head.outputs)
                 for row, note in zip(self.head.log_probabilities(blocks), notes, strict=True)
             ]
         style = self.head.style

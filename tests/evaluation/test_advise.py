@@ -142,6 +142,11 @@ def test_what_cannot_be_looked_at_is_one_error() -> None:
         advise(titles(20, signal=1.0), "title -> liked: bool", label="likes")
 
 
+def test_of_several_outputs_it_says_which_one_was_looked_at() -> None:
+    rows = [row.copy(kind="news") for row in titles(40, signal=0.8)]
+    assert "of liked alone, not of kind" in str(advise(rows, "title -> liked: bool, kind: str"))
+
+
 def test_the_figures_are_json_and_text_says_the_same() -> None:
     advice = advise(titles(200, signal=0.8), "title -> liked: bool")
     facts = json.loads(json.dumps(advice.to_dict()))

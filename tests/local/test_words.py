@@ -97,7 +97,7 @@ def test_words_come_first_only_where_they_win_by_more_than_the_noise() -> None:
 
     def tried(blocks: tuple[str, ...], losses: np.ndarray) -> heads._Tried:
         loss = float(np.nanmean(losses))
-        return heads.Candidate(blocks=blocks, mode="whole", strength=1.0, loss=loss, loss_error=0.1), losses, losses
+        return heads.Candidate(blocks=blocks, mode="whole", strengths=(1.0,), loss=loss, loss_error=0.1), losses, losses
 
     noise = np.random.default_rng(0).normal(size=200)
     plain = tried(("base",), np.zeros(200))
