@@ -22,7 +22,7 @@ from typing import Any
 from dspy_finetune.bulk.reader import Outcome, Tokens
 from dspy_finetune.errors import BudgetError, HostError, UsageError
 from dspy_finetune.export.cost import InferenceCost, inference_cost
-from dspy_finetune.hosts.failures import header_number, retry_after_seconds
+from dspy_finetune.hosts.failures import header_number, retry_after_seconds, tell_wait
 from dspy_finetune.predictors.base import FinetunedPredictor
 
 FIRST_LIMIT = 8.0
@@ -166,8 +166,9 @@ class AdaptiveRateLimiter:
 class ConcurrencyLimiter:
     """Lets requests leave as the rate limiter says, and learns from how they end."""
 
-    def __init__(self, rate: AdaptiveRateLimiter, timing: Timing, policy: RetryPolicy) -> None:
+    def __init__(self, rate: AdaptiveRateLimiter, timing: Timing, policy: RetryPolicy, host: str) -> None:
         self.rate = rate
+        self.host = host
         self.timing = timing
         self.policy = policy
         self.n_retries = 0
@@ -182,8 +183,13 @@ class ConcurrencyLimiter:
                 self._waiting.append(turn)
                 await turn
             else:
-                await self.timing.sleep(wait)
+                await self.pause(wait, 429)
         return self.rate.leave()
+
+    async def pause(self, seconds: float, status: int | None) -> None:
+        """Wait, and say so where it is long; `status` is what the host answered, None where it did not."""
+        tell_wait(self.host, seconds, status)
+        await self.timing.sleep(seconds)
 
     def wake(self) -> None:
         """A request has ended: let as many go on as now may."""
@@ -206,6 +212,11 @@ class ConcurrencyLimiter:
     def has_lost_patience(self) -> bool:
         """Whether the host has been silent too long."""
         return self.timing.clock() - self.last_answer_at > self.policy.patience_seconds
+
+
+def host_name(program: Any) -> str:
+    """What a program's host is called in messages."""
+    return program.host.name if isinstance(program, FinetunedPredictor) and program.host is not None else "the host"
 
 
 class CircuitBreaker:

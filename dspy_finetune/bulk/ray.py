@@ -23,6 +23,7 @@ from dspy_finetune.bulk.rate_limit import (
     Prices,
     RetryPolicy,
     Timing,
+    host_name,
 )
 from dspy_finetune.bulk.reader import RESERVED, InputRow, Outcome, Rows, Tokens, load_json
 from dspy_finetune.bulk.requests import HostRequester, ProgramRequester, Transport, is_wired, known_bodies
@@ -99,7 +100,7 @@ class Scorer:
         self._loop = asyncio.new_event_loop()
         timing = Timing(generator=random.Random(time.time_ns()))
         rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
-        self._limiter = ConcurrencyLimiter(rate, timing, policy)
+        self._limiter = ConcurrencyLimiter(rate, timing, policy, host_name(predictor))
         self._requester: HostRequester | ProgramRequester = ProgramRequester(predictor, self._limiter)
         if is_wired(predictor):
             assert predictor.host is not None

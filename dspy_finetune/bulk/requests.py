@@ -330,7 +330,7 @@ class HostRequester:
                 return RowFailedError(str(error))
             limiter.n_retries += 1
             if pause is not None:
-                await limiter.timing.sleep(pause)
+                await limiter.pause(pause, error.status)
 
     def _lowered(self, body: bytes) -> bytes:
         asked = self._predictor.top_logprobs
@@ -429,7 +429,7 @@ class ProgramRequester:
             if limiter.gives_up(n_failures, first_at, is_away=last.status in (None, 429, *_AWAY_STATUSES)):
                 return Outcome(status="failed", error=str(last))
             limiter.n_retries += 1
-            await limiter.timing.sleep(backoff_seconds(n_failures, limiter.timing.generator))
+            await limiter.pause(backoff_seconds(n_failures, limiter.timing.generator), last.status)
 
 
 def outcome_of(predictor: FinetunedPredictor, row: InputRow, results: Sequence[Any]) -> Outcome:

@@ -40,6 +40,7 @@ from dspy_finetune.bulk.rate_limit import (
     ConcurrencyLimiter,
     Prices,
     RetryPolicy,
+    host_name,
 )
 from dspy_finetune.bulk.reader import (
     DEFAULT_FILES,
@@ -266,7 +267,7 @@ class Run:
         self._budget = Budget(max_usd, prices, earlier)
         self._meter = Meter(n_total=n_total, cost=prices.usd, clock=timing.clock)
         rate = AdaptiveRateLimiter(most=concurrency, clock=timing.clock, generator=timing.generator)
-        self._limiter = ConcurrencyLimiter(rate, timing, policy)
+        self._limiter = ConcurrencyLimiter(rate, timing, policy, host_name(program))
         self._breaker = CircuitBreaker()
         self._source = iter(rows)
         self._gaps: deque[InputRow] = deque()

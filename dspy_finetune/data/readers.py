@@ -84,7 +84,8 @@ def not_utf8(error: UnicodeDecodeError, offset: int, name: str, line: int) -> Ro
 
 
 # CSV and TSV:
-# RFC 4180: double quotes around a cell that holds the delimiter or a line end, a quote inside it doubled. A row that
+# RFC 4180: double quotes around a cell that holds the delimiter or a line end, a quote inside it doubled. Single quotes
+# are read as such where the first rows leave no doubt (`_quote_of`). A row that
 # cannot be read is a RowError in its place; a header that cannot be trusted, or a quote that never closes, is raised.
 
 _MAX_CELL = 1 << 26
@@ -129,7 +130,8 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
         lines.skip()
         head = lines.peek()
     delimiter = delimiter or said or _delimiter_of(head)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    quote = _quote_of(lines.peek_rows(), delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, quotechar=quote, strict=True)
     # The limit belongs to the whole process and starts at 128 KB, which one long article exceeds; it is only ever
     # raised.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
@@ -139,7 +141,7 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            fault = lines.take_error() or _csv_error(error, name, start, lines)
+            fault = lines.take_error() or _csv_error(error, name, start, lines, quote)
             if header is None:
                 raise fault from error
             yield start, fault
@@ -155,7 +157,7 @@ def read_csv(stream: BinaryIO, name: str, delimiter: str | None) -> Iterator[Row
             # Tables saved by pandas or R begin with a column of row numbers, which has no name.
             is_numbered = re.match(rf'"?\d+"?{re.escape(delimiter)}', lines.peek()) is not None
             header = _checked_header(_trimmed(cells, 1), name, start, is_numbered=is_numbered)
-            lines.n_tabbed = len(header) if delimiter == "\t" else 0
+            lines.n_tabbed = len(header) if delimiter == "\t" and quote == '"' else 0
             continue
         cells = _trimmed(cells, len(header))
         if wrong is not None:
@@ -189,11 +191,20 @@ class _CsvLines:
 
     def peek(self) -> str:
         """The first line that is not blank, left in place; blank lines before it are kept for the line numbers."""
+        for _, text, _ in self._peeked:
+            if text.strip():
+                return text
         for item in self._lines:
             self._peeked.append(item)
             if item[1].strip():
                 return item[1]
         return ""
+
+    def peek_rows(self) -> list[str]:
+        """The header and the lines after it, as many as tell how cells are quoted, left in place."""
+        while len(self._peeked) < _N_TOLD and (item := next(self._lines, None)) is not None:
+            self._peeked.append(item)
+        return [text for _, text, _ in self._peeked if text.strip()]
 
     def take_error(self) -> RowError | None:
         error, self._error = self._error, None
@@ -219,7 +230,7 @@ class _CsvLines:
         if len(cells) != self.n_tabbed or not any(own):
             return text
         if own[-1]:  # or it goes on in the next line
-            following = next((line for _, line, _ in self._peeked if line.strip()), None) or self.peek()
+            following = self.peek()
             if following and following.count("\t") + 1 != self.n_tabbed:
                 return text
         quoted = [
@@ -231,7 +242,7 @@ class _CsvLines:
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
-def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines) -> RowError:
+def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines, quote: str) -> RowError:
     reason = str(error)
     if lines.ended:
         span = f"lines {start} to {lines.number}" if lines.number > start else f"line {start}"
@@ -240,12 +251,15 @@ def _csv_error(error: csv.Error, name: str, start: int, lines: _CsvLines) -> Row
             f"a quoted cell is never closed; {span} would be one row",
             path=name,
             line=start,
-            remedy='close the quote, and write a quote inside a cell as ""',
+            remedy=f"close the quote, and write a quote inside a cell as {quote * 2}",
         ) from error
     if "new-line character" in reason:
         problem, remedy = "a carriage return (CR) stands inside a cell without quotes", "save with LF or CRLF line ends"
     elif "expected after" in reason:
-        problem, remedy = "text follows a closing quote", 'write a quote inside a cell as "", and quote the whole cell'
+        problem, remedy = (
+            "text follows a closing quote",
+            f"write a quote inside a cell as {quote * 2}, and quote the whole cell",
+        )
     else:
         problem, remedy = f"not CSV ({reason})", "mend the line"
     return RowError(problem, path=name, line=start, remedy=remedy)
@@ -272,6 +286,32 @@ def _excel_delimiter(head: str) -> str | None:
 def _delimiter_of(header: str) -> str:
     bare = re.sub(r'"(?:[^"]|"")*"', "", header)
     return max(DELIMITERS, key=bare.count)
+
+
+_N_TOLD = 100
+"""Lines that are looked at for how cells are quoted."""
+
+
+def _quote_of(rows: Sequence[str], delimiter: str) -> str:
+    """What stands around cells: double quotes, or single ones where a column has them in every row.
+
+    A text may begin and end with an apostrophe of its own; in every row of a column, at least three, it does not.
+    """
+    between = re.escape(delimiter)
+    if not any("'" in row for row in rows) or any(re.search(rf'(^|{between})"', row) for row in rows):
+        return '"'
+    found: list[list[str]] = [[]]
+    for cell in re.finditer(rf"('(?:[^']|'')*'|[^{between}\r\n]*)({between}|\r?\n|\Z)", "".join(rows)):
+        found[-1].append(cell[1])
+        if cell[2] != delimiter:
+            found.append([])
+    header, *read = [row for row in found if row not in ([], [""])]
+    if any(len(row) != len(header) for row in read):
+        return '"'
+    columns = list(zip(*read, strict=True)) if len(read) >= 3 else []
+    return (
+        "'" if any(all(re.fullmatch(r"'.*'", cell, re.DOTALL) for cell in each) for each in (header, *columns)) else '"'
+    )
 
 
 def _trimmed(cells: list[str], n_columns: int) -> list[str]:

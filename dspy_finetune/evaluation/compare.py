@@ -45,6 +45,7 @@ from dspy_finetune.evaluation.collect import (
     RunOptions,
     ask_again,
     collect,
+    inputs_text,
     jsonable,
     lacks_lm,
     modules_of,
@@ -213,7 +214,7 @@ def _compared(
         seed=options.seed,
         not_checked=(
             *_nothing_untuned(programs, candidate),
-            *_not_checked(inputs, facts, columns, margin, is_grouped=how.groups is not None, n_twice=n_twice),
+            *_not_checked(inputs, facts, columns, margin, is_grouped=options.group_by is not None, n_twice=n_twice),
         ),
         n_groups=len(set(how.groups)) if how.groups is not None else None,
         noise_floor=scoring.noise_floors(
@@ -497,15 +498,16 @@ def _not_checked(
     if not n_twice:
         told.append("The noise floor: no program was asked twice about the same item.")
     owners: dict[str, set[int]] = {}
-    for index, row in enumerate(inputs):
+    distinct = {inputs_text(row): row for row in inputs}.values()  # equal ones are one group as it is
+    for index, row in enumerate(distinct):
         for value in row.values():
             if isinstance(value, str) and value.strip():
                 owners.setdefault(value, set()).add(index)
-    n_shared = len(set().union(*(indices for indices in owners.values() if 1 < len(indices) < len(inputs)), set()))
+    n_shared = len(set().union(*(indices for indices in owners.values() if 1 < len(indices) < len(distinct)), set()))
     if n_shared and not is_grouped:
         told.append(
-            f"Dependence between items: {n_shared} of {len(inputs)} share a text with another item; the intervals take "
-            "the items as independent and are too narrow for that; group_by=... takes them as they are."
+            f"Dependence between items: {n_shared} of {len(distinct)} share a text with another item; the intervals "
+            "take the items as independent and are too narrow for that; group_by=... takes them as they are."
         )
     if margin is None:
         told.append("Equivalence: no margin was given, so a small difference can only be undecided.")

@@ -1015,6 +1015,8 @@ def _percent(confidence: float) -> str:
 
 
 def _what_would_decide(one: Difference) -> str:
+    if one.n_more_items is None and one.interval.value:
+        return "The items are too few, or too much alike, to say how many more would decide."
     if one.n_more_items is None:
         return "No difference was seen, so no number of further items can be named that would show one."
     many = f"About {one.n_more_items:,}" if one.n_more_items > 1 else "A few"

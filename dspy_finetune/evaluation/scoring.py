@@ -25,7 +25,7 @@ from dspy_finetune._files import read_dataclass, read_json
 from dspy_finetune.data.items import By
 from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
-from dspy_finetune.evaluation.collect import Answer, Collected, Program
+from dspy_finetune.evaluation.collect import Answer, Collected, Program, inputs_text
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE, AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed, wilson
 from dspy_finetune.predictors.ask import in_threads
@@ -385,7 +385,8 @@ class StatisticsOptions:
     """Cluster column, for cluster-robust intervals: what items share that makes them no independent evidence.
 
     A field (the same author), several fields each of which holds an item (both titles of a pair), or a function of the
-    example, as for `split`. Intervals and tests then take the groups as independent, not the items.
+    example, as for `split`. Intervals and tests then take the groups as independent, not the items. Without it items
+    of the very same inputs are one group.
     """
     subgroups: Subgroups = ()
     """Report the first metric per value of these columns: fields, or names with functions of the example.
@@ -420,7 +421,7 @@ class Resampling:
             confidence=options.confidence,
             n_resamples=options.n_resamples,
             seed=options.seed,
-            groups=statistics.groups_of(rows, options.group_by) if options.group_by is not None else None,
+            groups=statistics.groups_of(rows, options.group_by) if options.group_by is not None else _repeated(rows),
         )
 
     def draws(self, n: int, statistic: Callable[[Any], float]) -> statistics.Floats:
@@ -433,6 +434,13 @@ class Resampling:
         """The same for a part of the items."""
         groups = None if self.groups is None else tuple(self.groups[place] for place in places)
         return dataclasses.replace(self, groups=groups)
+
+
+def _repeated(rows: Sequence[Any]) -> tuple[int, ...] | None:
+    """Each item's group, where items of the same inputs come again: no new evidence. None where all are different."""
+    numbers: dict[str, int] = {}
+    groups = tuple(numbers.setdefault(inputs_text(dict(row.inputs().items())), len(numbers)) for row in rows)
+    return groups if 1 < len(numbers) < len(groups) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,17 +511,19 @@ def item_scores(
     without_answer = metric.if_parse_failure if isinstance(metric, Metric) else 0.0
     errors: list[str] = []
 
-    def score(example: Any, answer: Answer) -> float | None:
+    def score(number: int, example: Any, answer: Answer) -> float | None:
         prediction = answer.prediction()
         try:
-            return without_answer if prediction is None else score_value(metric(example, prediction))
+            if prediction is None:
+                return without_answer
+            return score_value(metric(example, prediction), f"{metric_name(metric)}, example {number}")
         except JudgeError as error:
             errors.append(str(error))
             return None
         except AnswerError:
             return without_answer
 
-    pairs = list(zip(examples, answers, strict=True))
+    pairs = [(number, *pair) for number, pair in enumerate(zip(examples, answers, strict=True), start=1)]
     if isinstance(metric, Metric) and metric.asks_a_model:
         scores = in_threads(lambda pair: score(*pair), pairs, num_threads, on_done=on_scored)
     else:
@@ -546,20 +556,24 @@ def score_columns(
     return facts, {key: score_items(one, facts, how) for key, one in scores.items()}
 
 
-def score_value(value: Any) -> float:
+def score_value(value: Any, place: str = "") -> float:
     """A metric's return value as a float: a number, a bool, or a prediction with a `score`, as DSPy allows.
 
     Raises:
         UsageError: It is neither, or not finite.
     """
+    start = f"{place}: " if place else ""
     try:
         score = float(value)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"a metric returned {value!r}; it must return a number, a bool or a prediction with a score"
+            f"{start}a metric returned {value!r}; it must return a number, a bool or a prediction with a score"
         ) from error
     if not math.isfinite(score):
-        raise UsageError(f"a metric returned {score}; leave an item out by raising AnswerError")
+        raise UsageError(
+            f"{start}a metric returned {score}; it must return a finite number, or raise ft.errors.AnswerError where "
+            "the answer cannot be read"
+        )
     return score
 
 

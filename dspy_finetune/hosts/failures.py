@@ -2,18 +2,21 @@
 
 In: an exception of the `openai` package (or any with `status_code`, `code`, `request_id`). Out: HostError,
 TrainingClosedError or ModelGoneError with those fields, the exception chained and keys taken out of the text;
-`Patience`: seconds to wait before the host is asked again, or None. Policy reads `.retryable`, not the text.
+`Patience`: seconds to wait before the host is asked again, or None. Policy reads `.retryable`, not the text. No client
+waits longer than two seconds without a line: `tell_wait` says it for all of them.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from dspy_finetune._progress import SHORT_SECONDS
 from dspy_finetune.errors import HostError, ModelGoneError, TrainingClosedError
 
 logger = logging.getLogger(__name__)
@@ -142,9 +145,16 @@ def told_pause_seconds(error: HostError, now: float) -> float | None:
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """What `Retry-After-Ms` or `Retry-After` (seconds or a date) asks for; None where it is absent or makes no sense.
 
+    At most `LONGEST_TOLD_SECONDS`.
+
     >>> retry_after_seconds({"retry-after": "1.5"}), retry_after_seconds({"retry-after": "soon"})
     (1.5, None)
     """
+    told = _retry_after(headers, now)
+    return None if told is None else min(told, LONGEST_TOLD_SECONDS)
+
+
+def _retry_after(headers: Mapping[str, str], now: float | None) -> float | None:
     milliseconds = header_number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -173,6 +183,29 @@ def _instant(text: str) -> float | None:
         return parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+_told_until: dict[str, float] = {}
+_telling = threading.Lock()
+
+
+def tell_wait(host: str, seconds: float, status: int | None = None) -> None:
+    """Say in one line that a client waits for a host, if that is longer than two seconds; once for all that wait.
+
+    Args:
+        host: Its name.
+        seconds: From now on.
+        status: What the host answered; None where it did not.
+    """
+    if seconds <= SHORT_SECONDS:
+        return
+    until = time.monotonic() + seconds
+    with _telling:
+        if until <= _told_until.get(host, 0.0) + SHORT_SECONDS:
+            return
+        _told_until[host] = until
+    why = f"{host} answered HTTP {status}" if status is not None else f"no answer from {host}"
+    logger.warning("%s, waiting %d s", f"rate limited by {host}" if status == 429 else why, round(seconds))
 
 
 BACKOFF = 1.5
@@ -215,7 +248,7 @@ class Patience:
         if waited >= limit_seconds:
             return None
         told = told_pause_seconds(error, now)
-        pause = max(self._pause, min(told or 0.0, LONGEST_TOLD_SECONDS))
+        pause = max(self._pause, told or 0.0)
         if waited >= self._tell_at or error.status != self._told:
             logger.warning("%s; asking again in %g s", error, round(pause, 1))
             self._told, self._tell_at = error.status, max(2 * waited, TELL_AGAIN_SECONDS)

@@ -9,6 +9,8 @@ repr, dict, pickle or file, so after unpickling the environment must supply it.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import json
 import os
 import re
@@ -31,7 +33,7 @@ from dspy_finetune.hosts.embedded import (
     read_server,
     stop_server,
 )
-from dspy_finetune.hosts.failures import describe_failure, redact, scrub
+from dspy_finetune.hosts.failures import describe_failure, redact, scrub, tell_wait
 from dspy_finetune.hosts.fireworks import KIND as FIREWORKS
 from dspy_finetune.hosts.fireworks import FireworksApi
 from dspy_finetune.hosts.nebius import KIND as NEBIUS
@@ -477,7 +479,8 @@ class Host:
                 own = (
                     openai.DefaultHttpxClient(trust_env=self._kind != "local") if "http_client" not in options else None
                 )
-                client = openai.OpenAI(api_key=key, base_url=base_url, **{"http_client": own, **options})
+                make = _client_class(self.name)
+                client = make(api_key=key, base_url=base_url, **{"http_client": own, **options})
                 if own is not None:
                     # Sockets are closed with the last client over them, a copy by `with_options` too. The transports
                     # stand in no cycle with it, so that none is collected before it is closed; at the interpreter's
@@ -608,3 +611,27 @@ def host_option(host: Host) -> str:
         text = f"{kind}={url}" if url else kind
     root = f" --root {facts['root']}" if "root" in facts else ""
     return f"--host {text}{root}"
+
+
+_status: contextvars.ContextVar[int | None] = contextvars.ContextVar("dspy_finetune_status", default=None)
+
+
+@functools.lru_cache(maxsize=64)
+def _client_class(host: str) -> type[OpenAI]:
+    """`openai.OpenAI`, which waits in silence between its tries, with a line for each long wait."""
+    import openai  # imported late, as in `Host.client`
+
+    class Client(openai.OpenAI):
+        def _sleep_for_retry(self, **details: Any) -> None:
+            token = _status.set(getattr(details.get("response"), "status_code", None))
+            try:
+                super()._sleep_for_retry(**details)
+            finally:
+                _status.reset(token)
+
+        def _calculate_retry_timeout(self, *arguments: Any, **options: Any) -> float:
+            seconds = super()._calculate_retry_timeout(*arguments, **options)
+            tell_wait(host, seconds, _status.get())
+            return seconds
+
+    return Client

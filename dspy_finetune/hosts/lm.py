@@ -20,6 +20,8 @@ by what it asks of one (`Connection`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -35,14 +37,19 @@ from urllib.parse import urlsplit
 
 import dspy
 from dspy.clients.costs import estimate_cost
-from dspy.lm15 import AsyncLMRouter, LMRouter, Request, Response, RouterConfig, Timeouts
+from dspy.lm15 import RETRYABLE_ERRORS, AsyncLMRouter, LMRouter, Request, Response, RouterConfig, Timeouts
 
 from dspy_finetune.catalog import parse_model_id
 from dspy_finetune.export.cost import inference_cost
+from dspy_finetune.hosts.failures import LONGEST_TOLD_SECONDS, tell_wait
 
 
 class Connection(Protocol):
     """What a language model asks of its host."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
 
     @property
     def kind(self) -> Any:
@@ -264,6 +271,17 @@ _HOST_CLASS = "dspy_finetune.hosts:Host"
 _OWN_SETTINGS = frozenset({"cache", "num_retries", "callbacks", "rollout_id", "timeout"})
 
 
+class _Tries:
+    """How often a call was tried in a row without an answer, and how often DSPy tries it again."""
+
+    def __init__(self, n_retries: int) -> None:
+        self.n_retries = n_retries
+        self.n_failed = 0
+
+
+_tries: contextvars.ContextVar[_Tries | None] = contextvars.ContextVar("dspy_finetune_tries", default=None)
+
+
 class _Engine:
     def __init__(self, host: Connection, *, timeout: float | None = None) -> None:
         self.host = host
@@ -284,6 +302,24 @@ class _Engine:
             timeouts=timeouts,
             max_connections=_MAX_CONNECTIONS,
         )
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """An attempt, after whose failure DSPy waits in silence: a long wait is told, and none is longer than ours."""
+        tries = _tries.get()
+        try:
+            yield
+        except RETRYABLE_ERRORS as error:
+            if error.retry_after is not None:
+                error.retry_after = min(error.retry_after, LONGEST_TOLD_SECONDS)
+            if tries is not None and tries.n_failed < tries.n_retries:
+                # As dspy/clients/execution.py waits.
+                pause = min(2.0**tries.n_failed, 60.0) if error.retry_after is None else error.retry_after
+                tries.n_failed += 1
+                tell_wait(self.host.name, pause, error.status)
+            raise
+        if tries is not None:
+            tries.n_failed = 0
 
     def dump_state(self) -> dict[str, Any]:
         """Host and timeout as JSON values; never a key."""
@@ -324,11 +360,13 @@ class HostEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return self._connected().complete(_bare(request))
+        with self._heard():
+            return self._connected().complete(_bare(request))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer, event by event."""
-        return self._connected().stream(_bare(request))  # type: ignore[no-any-return]  # DSPy carries no types
+        with self._heard():
+            yield from self._connected().stream(_bare(request))
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -360,12 +398,14 @@ class AsyncHostEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One attempt; errors are DSPy's own."""
-        return await (await self._connected()).complete(_bare(request))
+        with self._heard():
+            return await (await self._connected()).complete(_bare(request))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The same answer, event by event."""
-        async for event in (await self._connected()).stream(_bare(request)):
-            yield event
+        with self._heard():
+            async for event in (await self._connected()).stream(_bare(request)):
+                yield event
 
     async def aclose(self) -> None:
         """Close the running loop's connections."""
@@ -528,20 +568,26 @@ class HostLM(dspy.LM):
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM: a Request gives a Response, other calls a list."""
         self._connect()
+        token = _tries.set(_Tries(self.num_retries))
         try:
             return super().__call__(prompt, **self._with_tag(kwargs))
         except Exception as error:  # whatever it is goes on to the caller, without the key that a host repeated in it
             self._host.scrub(error)
             raise
+        finally:
+            _tries.reset(token)
 
     async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM.acall."""
         self._connect()
+        token = _tries.set(_Tries(self.num_retries))
         try:
             return await super().acall(prompt, **self._with_tag(kwargs))
         except Exception as error:  # as above
             self._host.scrub(error)
             raise
+        finally:
+            _tries.reset(token)
 
     def _connect(self) -> None:
         if self._has_own_engine:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from dspy_finetune._files import file_error
 from dspy_finetune.errors import AmbiguousJobError, HostError
 from dspy_finetune.hosts import Host
-from dspy_finetune.hosts.failures import LONGEST_TOLD_SECONDS, Patience, never_sent, told_pause_seconds
+from dspy_finetune.hosts.failures import Patience, never_sent, told_pause_seconds
 from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY, HostApi, HostFile
 from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
 
@@ -248,7 +248,7 @@ class Submission:
                 if not error.retryable or number == CREATE_TRIES - 1:
                     raise
                 told = told_pause_seconds(error, CLOCK.now())
-                pause = min(2.0**number if told is None else told, LONGEST_TOLD_SECONDS)
+                pause = 2.0**number if told is None else told
                 logger.warning("%s; asking again in %g s", error, round(pause, 1))
                 CLOCK.sleep(pause)
                 continue

@@ -168,12 +168,16 @@ class FinetunedPredictor(dspy.Module, Parameter):
 
     def _request(self, messages: list[dict[str, Any]], temperature: float = 0.0, n: int = 1) -> Any:
         # A Request inherits nothing from the LM's own settings: everything that matters is said here.
-        from dspy.lm15 import Config, Message, Request  # imported late: it is not needed to build or save a predictor
+        # Imported late: they are not needed to build or save a predictor.
+        from dspy.lm15 import Config, Message, Request, request_from_openai_chat
 
         system = "\n\n".join(message["content"] for message in messages if message["role"] == "system") or None
-        turns = []
+        turns: list[Any] = []
         for message in messages:
             if message["role"] == "system":
+                continue
+            if isinstance(message["content"], list):  # texts and images
+                turns += request_from_openai_chat({"model": self.lm.model, "messages": [message]}).messages
                 continue
             make = Message.user if message["role"] == "user" else Message.assistant
             turns.append(make(message["content"]))
@@ -668,6 +672,7 @@ class _Place:
     """What a `HostLM` asks of its host, where there is none."""
 
     kind = SimpleNamespace(name="folder")
+    name = "folder"
 
     def __init__(self, digest: str) -> None:
         self._digest = digest

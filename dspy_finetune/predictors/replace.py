@@ -12,8 +12,8 @@ is concerned, and its other questions need no help:
 - `dspy.streamify(program, stream_listeners=[StreamListener("note")])`: a field that a tuned predictor gives streams
   as the model writes it. DSPy looks for fields among its own `Predict`s alone, and for the marks of its own adapters.
   Listening to one of several outputs of a tuned predictor, whose answer is one text, is a UsageError.
-- SIMBA writes what a program gave as JSON, and gives a candidate up where a key is no text: the probabilities of a
-  prediction are by label, so by True and False.
+- SIMBA and Refine write what a program gave as JSON, and give a candidate or its advice up where a key is no text: the
+  probabilities of a prediction are by label, so by True and False.
 
 `DecisionLM` is a tuned predictor as the `lm` of a plain `dspy.Predict` whose outputs are decisions, which DSPy calls a
 decision-request client: `dspy.Predict` hands it the inputs and asks for probabilities, and DSPy's own types (`Noul`,
@@ -139,8 +139,8 @@ def _unknown(program: Any, name: str, names: list[str]) -> UsageError:
 _streamify: Any = importlib.import_module("dspy.streaming.streamify")
 _dspy_get_lm = dspy.Module.get_lm
 _dspy_find = _streamify.find_predictor_for_stream_listeners
-_simba: Any = importlib.import_module("dspy.teleprompt.simba_utils")
-_dspy_mask = _simba.recursive_mask
+_WRITERS = tuple(importlib.import_module(f"dspy.{name}") for name in ("teleprompt.simba_utils", "predict.refine"))
+_dspy_masks: dict[str, Any] = {module.__name__: module.__dict__["recursive_mask"] for module in _WRITERS}
 
 
 @functools.wraps(_dspy_get_lm)
@@ -205,18 +205,22 @@ def _listen(listener: Any, name: str | None, predictor: FinetunedPredictor) -> N
     listener.receive, listener.finalize = receive, finalize
 
 
-@functools.wraps(_dspy_mask)
-def _mask(value: Any) -> Any:
-    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        value = {str(key): one for key, one in value.items()}
-    return _dspy_mask(value)
+def _with_text_keys(mask: Any) -> Any:
+    @functools.wraps(mask)
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            value = {str(key): one for key, one in value.items()}
+        return mask(value)
+
+    return masked
 
 
 def install() -> None:
     """Put the answers in DSPy's place; once is enough."""
     dspy.Module.get_lm = _get_lm
     _streamify.find_predictor_for_stream_listeners = _find
-    _simba.recursive_mask = _mask  # it calls itself by this name
+    for module in _WRITERS:
+        vars(module)["recursive_mask"] = _with_text_keys(_dspy_masks[module.__name__])  # it calls itself by this name
 
 
 logger = logging.getLogger(__name__)

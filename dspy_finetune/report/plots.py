@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -75,14 +76,17 @@ def draw(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -> 
         figure = figures.Figure(figsize=size, layout="constrained")
         paint(figure.subplots())
         stream = io.StringIO()
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            bbox_inches="tight",
-            pad_inches=0.04,
-            metadata={"Date": None, "Creator": None},
-        )
+        with warnings.catch_warnings():
+            # The text stays text, for the fonts of the reader: what matplotlib's own font lacks is only measured.
+            warnings.filterwarnings("ignore", message=r"Glyph \d+")
+            figure.savefig(
+                stream,
+                format="svg",
+                transparent=True,
+                bbox_inches="tight",
+                pad_inches=0.04,
+                metadata={"Date": None, "Creator": None},
+            )
     return _for_page(stream.getvalue(), name)
 
 

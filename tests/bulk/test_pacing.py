@@ -116,6 +116,7 @@ def test_durations_and_dates() -> None:
     assert retry_after_seconds({"retry-after": "Sat, 21 Nov 2026 04:00:10 GMT"}, now=1795233600.0) == 10.0
     assert retry_after_seconds({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
     assert retry_after_seconds({}) is None
+    assert retry_after_seconds({"retry-after": "86400"}) == 120.0  # of a day: seldom meant
     # Both dates are by the host's clock: one that is ten minutes off asks for the same ten seconds.
     dates = {"retry-after": "Sat, 21 Nov 2026 04:00:10 GMT", "date": "Sat, 21 Nov 2026 04:00:00 GMT"}
     assert retry_after_seconds(dates, now=1795233600.0 + 600) == 10.0

@@ -18,6 +18,7 @@ import dspy_finetune as ft
 from dspy_finetune import bulk
 from dspy_finetune.bulk.rate_limit import Timing
 from dspy_finetune.errors import BudgetError, DataError, FileError, HostError, UsageError
+from dspy_finetune.hosts import failures
 from tests.bulk.conftest import FakeTime
 from tests.loopback import Loopback, refusal
 
@@ -72,6 +73,10 @@ class Taste(dspy.Signature):
         lambda host: ft.OpenAIPredictor(
             ft.prompts.number("How much?"), "m", host=ft.Host.local(host.base_url), n_samples=3
         ),
+        lambda host: ft.OpenAIPredictor("picture: dspy.Image, title -> note", "m", host=host),
+        lambda host: ft.OpenAIPredictor(
+            ft.PromptFormat.from_adapter("picture: dspy.Image, title -> note"), "m", host=host
+        ),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste), "m", host=host),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat(Taste, completion="json"), "m", host=host),
         lambda host: ft.OpenAIPredictor(ft.PromptFormat.from_adapter(Taste), "m", host=host),
@@ -82,6 +87,8 @@ class Taste(dspy.Signature):
 def test_the_requests_are_byte_for_byte_those_of_the_predictor(make: Any, loopback: Loopback, tmp_path: Path) -> None:
     predictor = make(loopback.host)
     inputs = {name: f"a “quoted” {name} {{x}}" for name in predictor.prompt.input_fields}
+    if "picture" in inputs:
+        inputs["picture"] = "data:image/png;base64,aGk="
     loopback.reply = lambda question: "A"
     with contextlib.suppress(
         ft.errors.AnswerError
@@ -137,6 +144,19 @@ def test_each_kind_of_error_is_a_row_of_its_own(loopback: Loopback, tmp_path: Pa
     assert "titel" in rows[4]["error"]
     assert all(row["is_favorite"] is None for row in rows[1:])
     assert len(loopback.bodies) == 3
+
+
+def test_a_long_wait_is_told_in_one_line(
+    loopback: Loopback, tmp_path: Path, fake_time: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For all rows that wait; of a day it is two minutes, after which the host is asked again."""
+    failures._told_until.clear()
+    loopback.fault = lambda body, n: refusal(429, Retry_After="86400") if len(loopback.bodies) == 1 else None
+    done = bulk.predict(tuned(loopback), titles(30), tmp_path / "out.jsonl")
+    assert done.n_answered == 30
+    assert max(fake_time.slept) == pytest.approx(120.0, abs=1.0)
+    told = [one.message for one in caplog.records if "waiting" in one.message]
+    assert told == ["rate limited by loopback, waiting 120 s"]
 
 
 def test_failures_that_pass_are_tried_again(loopback: Loopback, tmp_path: Path, fake_time: FakeTime) -> None:

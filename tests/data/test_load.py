@@ -247,6 +247,26 @@ def test_spreadsheets_write_csv_in_many_ways(content: bytes, name: str, tmp_path
     assert all("," not in column or column == "title, short" for column in row.keys())  # noqa: SIM118 -- no dict
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (
+            "id;text\n1;'bees; wasps'\n2;'it''s a \"gate\"'\r\n\n3;'two\nlines'\n",
+            ["bees; wasps", 'it\'s a "gate"', "two\nlines"],
+        ),
+        ("'id','text'\n1,'bees, wasps'\n", ["bees, wasps"]),
+        ("id,text\n1,'Twas\n2,'bees'\n3,gates\n", ["'Twas", "'bees'", "gates"]),
+        ("id,text\n1,\"'a', b\"\n2,\"'c'\"\n3,\"'d'\"\n", ["'a', b", "'c'", "'d'"]),
+    ],
+)
+def test_single_quotes_around_cells_are_read_where_a_column_or_the_header_has_them_throughout(
+    content: str, rows: list[str], tmp_path: Path
+) -> None:
+    """Else an apostrophe is the text's own: at the beginning of one cell or around it, or inside double quotes."""
+    (tmp_path / "x.csv").write_text(content, newline="")
+    assert [row["text"] for row in as_dicts(load_examples(tmp_path / "x.csv"))] == rows
+
+
 def test_the_delimiter_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("title^n\nAnts, bees^1\n")

@@ -132,3 +132,20 @@ def test_one_group_of_all_is_refused():
     rows = [dspy.Example(title=f"t{n}", author="one", liked=True).with_inputs("title") for n in range(4)]
     with pytest.raises(UsageError, match="one group"):
         compare_programs({"a": lambda title: {}}, rows, [metrics.accuracy("liked")], group_by="author")
+
+
+def test_an_item_that_comes_again_is_no_new_evidence():
+    """Ten items, each six times, are ten: what one wrong answer of ten says, sixty rows do not say better."""
+    few = [dspy.Example(x=str(number), y=True).with_inputs("x") for number in range(10)]
+    programs = {
+        "right": lambda x: dspy.Prediction(y=True),
+        "wrong": lambda x: dspy.Prediction(y=x != "3"),
+    }
+    once = compare_programs(programs, few, [metrics.accuracy("y")])
+    often = compare_programs(programs, few * 6, [metrics.accuracy("y")])
+    assert (once.n_groups, often.n_groups, len(often.items)) == (None, 10, 60)
+    assert (once.differences[0].verdict, often.differences[0].verdict) == ("undecided", "undecided")
+    assert often.differences[0].p_value == 1.0
+    assert not any("share a text" in one for one in often.not_checked)
+    (row,) = (one for one in often.programs if one.name == "wrong")
+    assert (row.scores["accuracy"].low or 0.0) < (statistics.wilson(54, 60).low or 0.0) - 0.1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -510,3 +511,28 @@ def test_a_step_of_training_is_a_whole_number():
     svg = plots.losses({"job": [(1, 2.0), (2, 1.5), (3, 1.1)]}, "t")
     assert svg is not None
     assert "1.25" not in svg
+
+
+def test_one_item_says_that_it_is_too_few_and_not_that_no_difference_was_seen():
+    rows = [dspy.Example(x="1", y=True).with_inputs("x")]
+    programs = {"a": lambda x: dspy.Prediction(y=True), "b": lambda x: dspy.Prediction(y=False)}
+    report = compare(programs, rows, [metrics.accuracy("y")])
+    assert str(report.verdict).endswith("The items are too few, or too much alike, to say how many more would decide.")
+
+
+def test_names_in_any_script_are_drawn_without_a_warning():
+    """A warning is an error here: matplotlib measures texts by a font of its own that lacks some."""
+    rows = [dspy.Example(x=str(number), y=True).with_inputs("x") for number in range(9)]
+    programs = {"模型 🎉": lambda x: dspy.Prediction(y=True), "b": lambda x: dspy.Prediction(y=x != "3")}
+    assert "模型 🎉" in compare(programs, rows, [metrics.accuracy("y")]).html()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "good"])
+def test_what_is_no_score_is_named_by_metric_and_example(value: Any):
+    rows = [dspy.Example(x=str(number), y=True).with_inputs("x") for number in range(9)]
+
+    def odd(example: Any, prediction: Any, trace: Any = None) -> Any:
+        return value if example.x == "3" else 1.0
+
+    with pytest.raises(UsageError, match=r"^odd, example 4: a metric returned"):
+        compare({"a": lambda x: dspy.Prediction(y=True)}, rows, [odd])

@@ -175,6 +175,29 @@ def test_resampling_works_around_tuned_parts(kind: Any, program: Any, chat: Chat
     assert kind(Tuned(chat), N=2, reward_fn=lambda inputs, found: 1.0, threshold=1.0)(title="x").note == "Because."
 
 
+def test_refine_gets_its_advice_where_a_tuned_part_gives_probabilities(
+    chat: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the program gave is written as JSON, and its labels are True and False."""
+
+    class Program(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.judge = ft.OpenAIPredictor(ft.prompts.binary(), "two", host=chat.host, cache=False)
+            self.note = dspy.Predict("title, liked -> note")
+
+        def forward(self, title: str) -> dspy.Prediction:
+            judged = self.judge(title=title)
+            note = self.note(title=title, liked=str(judged.is_favorite)).note
+            return dspy.Prediction(note=note, probabilities=judged.probabilities)
+
+    lm = dspy.utils.DummyLM([{"note": "n"}, {"discussion": "d", "advice": '{"note": "shorter"}'}, {"note": "m"}])
+    with dspy.context(lm=lm):
+        refined = dspy.Refine(Program(), N=2, reward_fn=lambda inputs, found: float(found.note == "m"), threshold=1.0)
+        assert refined(title="x").note == "m"
+    assert "failed" not in capsys.readouterr().out
+
+
 class Judged(dspy.Module):
     """A plain part before the one that is replaced by a tuned one."""
 
