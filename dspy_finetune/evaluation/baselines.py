@@ -34,14 +34,14 @@ import statistics
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import dspy
 import numpy as np
 
-from dspy_finetune._optional import require
+from dspy_finetune._optional import fitting, require
 from dspy_finetune.data.items import group_numbers, row_items
 from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation.collect import Program, inputs_text, modules_of
@@ -650,18 +650,7 @@ def encoder_linear(
     )
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The libraries' threads wait for each other on small matrices.
-
-    On two busy cores TF-IDF on 300 questions of six kinds took 57 s of their time, with one thread 2 s.
-    """
-    require("sklearn.linear_model", "eval", "a linear baseline")  # first, so that its threads are limited, too
-    with require("threadpoolctl", "eval", "a linear baseline").threadpool_limits(1):
-        yield
-
-
-@_one_thread()
+@fitting("sklearn.linear_model", "eval", "a linear baseline")
 def _fit_labels(
     train: Sequence[Any], fields: tuple[str, ...], label: str, features: Features, *, is_difference: bool, name: str
 ) -> LabelBaseline:
@@ -719,7 +708,7 @@ def _fit_labels(
     )
 
 
-@_one_thread()
+@fitting("sklearn.linear_model", "eval", "a linear baseline")
 def _fit_numbers(
     train: Sequence[Any], fields: tuple[str, ...], label: str, features: Features, *, name: str
 ) -> NumberBaseline:

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dspy_finetune._files import write_json
+from dspy_finetune._optional import fitting
 from dspy_finetune.errors import DataError
 from dspy_finetune.tasks import MAX_CV_ROWS, NumberStyle, Task
 
@@ -300,12 +301,8 @@ def fit(
     Returns:
         The head and the candidates, best first; None where it was stopped.
     """
-    # scikit-learn takes a second to import, and only training needs it. First, so that its threads are limited, too.
-    import sklearn.linear_model  # noqa: F401
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
     # Small matrices: on two busy cores the fits of 440 rows took 53 s with the library's threads, and 9 s with one.
-    with threadpool_limits(1), warnings.catch_warnings():
+    with fitting("sklearn.linear_model", "local", "a head"), warnings.catch_warnings():
         # Two rows for each label are few, and still labels.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         return _fit(task, answers, blocks, items, sets, seed, tell, should_stop)

@@ -33,7 +33,7 @@ import dspy
 import numpy as np
 
 from dspy_finetune._files import read_dataclass
-from dspy_finetune._optional import require
+from dspy_finetune._optional import fitting, require
 from dspy_finetune.errors import AnswerError, DataError, LogprobsError, RowError, UsageError
 from dspy_finetune.predictors.ask import PARSE_FAILURES, in_threads, inputs_of
 from dspy_finetune.values import LabelSet, Unparseable, is_yes_no, load_number
@@ -127,6 +127,7 @@ def fit_temperature(shares: Sequence[Sequence[float]], right: Sequence[int]) -> 
     return math.exp(found)
 
 
+@fitting("sklearn.linear_model", "eval", 'calibrate(method="platt")')
 def fit_platt(said: Sequence[float], was: Sequence[bool], *, is_symmetric: bool) -> Curve:
     """Platt's sigmoid over the log-odds, with his smoothed targets (Platt, 1999): finite even where classes part."""
     linear = require("sklearn.linear_model", "eval", 'calibrate(method="platt")')
@@ -140,6 +141,7 @@ def fit_platt(said: Sequence[float], was: Sequence[bool], *, is_symmetric: bool)
     return Curve(slope=float(model.coef_[0][0]), intercept=0.0 if is_symmetric else float(model.intercept_[0]))
 
 
+@fitting("sklearn.isotonic", "eval", 'calibrate(method="isotonic")')
 def fit_isotonic(said: Sequence[float], was: Sequence[bool]) -> Curve:
     """The best rising step curve; never 0 or 1, which n examples cannot prove."""
     isotonic = require("sklearn.isotonic", "eval", 'calibrate(method="isotonic")')

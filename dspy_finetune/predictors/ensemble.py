@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import dspy
 
-from dspy_finetune._optional import require
+from dspy_finetune._optional import fitting, require
 from dspy_finetune.errors import AnswerError, DataError, HostError, MissingExtraError, UsageError
 from dspy_finetune.predictors.ask import (
     PARSE_FAILURES,
@@ -175,6 +175,7 @@ def features(votes: Sequence[Vote], labels: Sequence[Any], n_members: int) -> li
     return row
 
 
+@fitting("sklearn.linear_model", "eval", 'Ensemble(voting="stack")')
 def fit(rows: Sequence[Sequence[float | None]], right: Sequence[int], n_labels: int) -> dict[str, Any]:
     """The coefficients, as JSON values.
 
@@ -230,6 +231,7 @@ def fit_numbers(rows: Sequence[Sequence[float | None]], right: Sequence[float]) 
     return _fit_numbers(rows, right, min(errors, key=lambda is_log: errors[is_log]))
 
 
+@fitting("sklearn.linear_model", "eval", 'Ensemble(voting="stack")')
 def _fit_numbers(rows: Sequence[Sequence[float | None]], right: Sequence[float], is_log: bool) -> dict[str, Any]:
     scaled = [[_scaled(value, is_log) for value in row] for row in rows]
     means = _means(scaled)

@@ -26,7 +26,7 @@ import dspy
 import numpy as np
 
 from dspy_finetune._files import AppendLog, HeldLog
-from dspy_finetune._optional import require
+from dspy_finetune._optional import fitting, require
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.predictors.ask import (
     PARSE_FAILURES,
@@ -67,6 +67,7 @@ class Fit:
     """What standing first adds, in log-odds; None where it was not fitted."""
 
 
+@fitting("sklearn.linear_model", "ranking", "rank(items, predictor)")
 def fit(n_items: int, comparisons: Sequence[tuple[int, int, float]], *, has_position: bool) -> Fit:
     """Fit (first, second, probability that the first is preferred); there must be at least one comparison."""
     feature = "rank(items, predictor)"
@@ -182,6 +183,7 @@ class Posterior:
     """Its standard deviation."""
 
 
+@fitting("scipy.sparse", "ranking", "rank(items, predictor)")
 def posterior(comparisons: Sequence[tuple[int, int, float]], found: Fit, seed: int) -> Posterior:
     """Average over what the comparisons leave open.
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import torch
 import transformers
 
 import dspy_finetune as ft
 from dspy_finetune import tasks
 from dspy_finetune.errors import DataError, MissingExtraError
 from dspy_finetune.local import features as features_of
-from dspy_finetune.local import heads, models, worker
+from dspy_finetune.local import hardware, heads, models, worker
 from dspy_finetune.local.chat import encode_prompt
 from dspy_finetune.local.schemas import ApiError
 from tests.local.test_jobs import upload, wait
@@ -734,6 +735,19 @@ def test_how_two_fields_agree_is_read_and_chosen(toy_model: Path) -> None:
     cosine = sum(a * b for a, b in zip(one, other, strict=True))
     found = tasks.agreement(reader.embed(things[:2]))
     assert sorted(found) == pytest.approx(sorted([*plain, *[cosine] * 64]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [((), "float32"), (("_is_amx_tile_supported",), "bfloat16"), (("_is_avx512_bf16_supported",), "bfloat16")],
+)
+def test_features_are_read_in_the_format_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, has: tuple[str, ...], expected: str
+) -> None:
+    """One answer for reading and training: with AVX512-BF16 alone reading is three times as fast in bfloat16, too."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in has, raising=False)
+    assert str(features_of.feature_dtype("cpu")) == f"torch.{expected}" == f"torch.{hardware.fast_dtype('cpu')}"
 
 
 def test_rows_of_two_fields_are_read_once(toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
