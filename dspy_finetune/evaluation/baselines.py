@@ -987,12 +987,13 @@ def _pair_sides(values: Sequence[Any], fields: Sequence[str]) -> tuple[str, str]
 
 def usual_metric(prompt: PromptFormat, field: str) -> str:
     """accuracy for a label, mean_absolute_error for a number, exact_match for text."""
-    if field == prompt.label_field:
+    if prompt.codec(field).labels is not None:
         return "accuracy"
     return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
 
 
-_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number", "exact_match": "text"}
+_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number"}
+"""By the usual metric; what a text output (`topic: str`) holds, the rows tell."""
 
 
 def with_baselines(
@@ -1045,7 +1046,7 @@ def with_baselines(
         rows,
         label=field,
         text=prompt.input_fields if prompt is not None else None,
-        task=_TASKS[usual_metric(prompt, field)] if prompt is not None and is_output else None,
+        task=_TASKS.get(usual_metric(prompt, field)) if prompt is not None and is_output else None,
         prompt=prompt,
         base_model=base_model,
         host=tuned.host if tuned is not None else None,

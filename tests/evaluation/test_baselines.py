@@ -21,6 +21,7 @@ from dspy_finetune.errors import EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import BaselineOptions, baselines, compare, metrics
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
+from dspy_finetune.prompts import PromptFormat
 
 RNG = random.Random(0)
 TRAIN = [
@@ -402,3 +403,17 @@ def test_dozens_of_labels_with_three_rows_of_each_are_no_free_text():
     ]
     assert list(baselines.usual(rows, label="intent")) == ["TF-IDF + logistic", "majority"]
     assert list(baselines.usual(rows[:60], label="intent")) == ["nearest answer"]
+
+
+@pytest.mark.parametrize("annotations", ["topic: str, tone: Literal['calm', 'loud']", "tone: str, topic: str"])
+@pytest.mark.parametrize("field", ["topic", "tone"])
+def test_labels_are_told_by_the_rows_where_the_signature_says_text(annotations: str, field: str):
+    """The nearest answer alone would be a straw man beside a model that chooses among three topics."""
+    rows = [
+        dspy.Example(text=f"on {topic} {n}", topic=topic, tone=("calm", "loud")[n % 2]).with_inputs("text")
+        for n in range(20)
+        for topic in ("bees", "tax", "code")
+    ]
+    tuned = OpenAIPredictor(PromptFormat(f"text -> {annotations}"), "ft:any", host=Host.openai("sk-none"))
+    found = baselines.with_baselines({"tuned": tuned}, rows, [metrics.exact_match(field)], BaselineOptions())
+    assert list(found) == ["tuned", "TF-IDF + logistic", "majority"]
