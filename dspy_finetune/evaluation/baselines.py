@@ -992,8 +992,13 @@ def usual_metric(prompt: PromptFormat, field: str) -> str:
     return "mean_absolute_error" if prompt.signature.output_fields[field].annotation in (int, float) else "exact_match"
 
 
-_TASKS: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number"}
-"""By the usual metric; what a text output (`topic: str`) holds, the rows tell."""
+def _task_told(field: str, prompt: PromptFormat | None, metrics: Sequence[AnyMetric]) -> Task | None:
+    """What the prompt's output or a metric that reads numbers says; None where the rows tell (`topic: str`)."""
+    if prompt is not None and field in prompt.output_fields:
+        tasks: dict[str, Task] = {"accuracy": "label", "mean_absolute_error": "number"}
+        return tasks.get(usual_metric(prompt, field))
+    readers = {one.reads for one in metrics if isinstance(one, (Metric, SetMetric)) and one.field == field}
+    return "number" if readers == {"number"} else None
 
 
 def with_baselines(
@@ -1026,14 +1031,9 @@ def with_baselines(
         raise EmptyDatasetError("train=[]: there are no examples to fit baselines on")
     # A metric that is a plain function names no field; the prompt of the tuned program does.
     fields = list(dict.fromkeys(one.field for one in metrics if isinstance(one, (Metric, SetMetric))))
-    if len(fields) > 1:
-        raise UsageError(
-            f"train=... adds baselines for one output, and the metrics read {', '.join(fields)}: compare each output "
-            "by itself, with its own metrics, or all of them without train"
-        )
-    field = fields[0] if fields else None
-    field = field or (tuned.prompt.label_field if tuned is not None else None)
-    if field is None:
+    if not fields and tuned is not None and tuned.prompt.label_field is not None:
+        fields = [tuned.prompt.label_field]
+    if not fields:
         raise UsageError(
             "train=... adds baselines for the field of the first metric from ft.metrics or for a tuned program's label,"
             " and there is neither"
@@ -1041,20 +1041,57 @@ def with_baselines(
     if any(not isinstance(row, dspy.Example) or not getattr(row, "_input_keys", None) for row in rows):
         raise UsageError("train: each example must say which fields are inputs; see example.with_inputs(...)")
     prompt = tuned.prompt if tuned is not None else None
-    is_output = prompt is not None and field in prompt.output_fields
-    found = usual(
-        rows,
-        label=field,
-        text=prompt.input_fields if prompt is not None else None,
-        task=_TASKS.get(usual_metric(prompt, field)) if prompt is not None and is_output else None,
-        prompt=prompt,
-        base_model=base_model,
-        host=tuned.host if tuned is not None else None,
-        embedder=_embedder(options),
-        optimizer=options.optimizer,
-        with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
-    )
+    embedder = _embedder(options)  # one for all outputs: each text is asked about once
+    by_field = [
+        usual(
+            rows,
+            label=field,
+            text=prompt.input_fields if prompt is not None else None,
+            task=_task_told(field, prompt, metrics),
+            prompt=prompt,
+            base_model=base_model if field == fields[0] else None,  # it answers all outputs at once
+            host=tuned.host if tuned is not None else None,
+            embedder=embedder,
+            optimizer=options.optimizer,
+            with_optimized=not any(isinstance(part, dspy.Predict) for part in parts),
+        )
+        for field in fields
+    ]
+    found = by_field[0] if len(fields) == 1 else _joined(dict(zip(fields, by_field, strict=True)), f"{base_model}, ")
     return {**programs, **{name: one for name, one in found.items() if name not in programs}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EachOutput:
+    """A program for each of several outputs."""
+
+    programs: Mapping[str, Program]
+    """By the field that each answers."""
+
+    @property
+    def card(self) -> Mapping[str, str]:
+        """What a report tells of each."""
+        cards = {field: getattr(program, "card", {}) for field, program in self.programs.items()}
+        return {f"{field}: {key}": text for field, card in cards.items() for key, text in card.items()}
+
+    def __call__(self, **inputs: Any) -> dspy.Prediction:
+        """Answer one item."""
+        return dspy.Prediction(**{field: program(**inputs)[field] for field, program in self.programs.items()})
+
+
+def _joined(by_field: Mapping[str, Mapping[str, Program]], asked: str) -> dict[str, Program]:
+    """Baselines of several outputs, each kind as one program: the encoder's, the words', and what looks at nothing.
+
+    Those whose names begin with `asked` ask a base model, which answers all outputs, and stay as they are.
+    """
+    alone = [[(name, one) for name, one in found.items() if not name.startswith(asked)] for found in by_field.values()]
+    joined: dict[str, Program] = {}
+    for same_kind in zip(*alone, strict=False):  # free text has no baseline that looks at nothing
+        name = " / ".join(dict.fromkeys(name for name, _ in same_kind))
+        programs = {field: program for field, (_, program) in zip(by_field, same_kind, strict=True)}
+        joined[name] = _EachOutput(programs=programs)
+    every = [item for found in by_field.values() for item in found.items()]
+    return joined | {name: program for name, program in every if name.startswith(asked)}
 
 
 def _embedder(options: BaselineOptions) -> Embed | None:

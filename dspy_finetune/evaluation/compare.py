@@ -128,7 +128,7 @@ def compare(
     options = statistics or StatisticsOptions()
     if not isinstance(programs, Mapping):
         raise UsageError('programs: names and programs are needed, such as compare({"tuned": tuned}, ...)')
-    metrics = metrics if isinstance(metrics, Sequence) else (metrics,)
+    metrics = _told_apart(metrics if isinstance(metrics, Sequence) else (metrics,))
     given, rows = dict(programs), list(examples)
     if train is not None or baselines is not None:
         programs = with_baselines(given, train, metrics, baselines or BaselineOptions())
@@ -144,6 +144,17 @@ def compare(
         told = f"Unseen items: {n_seen} of {len(comparison.items)} stand in the training examples too; that flatters."
         comparison = dataclasses.replace(comparison, not_checked=(told, *comparison.not_checked))
     return ComparisonReport(comparison=comparison, title=title, cards=_cards(comparison, programs, metrics))
+
+
+def _told_apart(metrics: Sequence[AnyMetric]) -> list[AnyMetric]:
+    """Metrics of one name that read different outputs, with the output in their names ("accuracy of topic")."""
+    counts = Counter(one.name for one in metrics if isinstance(one, (Metric, SetMetric)))
+    return [
+        dataclasses.replace(one, name=f"{one.name} of {one.field}")
+        if isinstance(one, (Metric, SetMetric)) and counts[one.name] > 1
+        else one
+        for one in metrics
+    ]
 
 
 def _compared(

@@ -352,9 +352,9 @@ def test_a_metric_of_ones_own_gets_the_baselines_of_the_tuned_programs_label():
     assert found["majority"](title="On 3").liked in (True, False)
     with pytest.raises(UsageError, match="there is neither"):
         baselines.with_baselines({"mine": lambda title: None}, rows, [right], BaselineOptions())
-    # A baseline answers one output: told before anybody is asked, not when its answers are scored.
+    # An output that the training rows lack is told before anybody is asked, not when its answers are scored.
     both = [metrics.exact_match("liked"), metrics.exact_match("reason")]
-    with pytest.raises(UsageError, match="the metrics read liked, reason: compare each output by itself"):
+    with pytest.raises(UsageError, match='reads the field "reason", but the row has only: title, liked'):
         baselines.with_baselines({"tuned": tuned}, rows, both, BaselineOptions())
 
 
@@ -417,3 +417,28 @@ def test_labels_are_told_by_the_rows_where_the_signature_says_text(annotations: 
     tuned = OpenAIPredictor(PromptFormat(f"text -> {annotations}"), "ft:any", host=Host.openai("sk-none"))
     found = baselines.with_baselines({"tuned": tuned}, rows, [metrics.exact_match(field)], BaselineOptions())
     assert list(found) == ["tuned", "TF-IDF + logistic", "majority"]
+
+
+def test_several_outputs_are_compared_with_baselines_that_answer_each():
+    rows = [
+        dspy.Example(text=f"{topic} {'quickly' if n % 2 else 'slowly'} {n}", topic=topic, is_fast=bool(n % 2), pages=n)
+        for n in range(30)
+        for topic in ("bees", "tax", "code")
+    ]
+    rows = [row.with_inputs("text") for row in rows]
+
+    def rule(text: str) -> dspy.Prediction:
+        return dspy.Prediction(topic=text.split()[0], is_fast="quickly" in text, pages=15)
+
+    read = [metrics.accuracy("topic"), metrics.accuracy("is_fast"), metrics.mean_absolute_error("pages")]
+    report = compare({"rule": rule}, rows[60:], read, train=rows[:60], baselines=BaselineOptions(encoder=Means()))
+    names = ["encoder + logistic / encoder + ridge", "TF-IDF + logistic / TF-IDF + ridge", "majority / median"]
+    assert [row.name for row in report.rows] == ["rule", *names]
+    assert report.rows[2].scores["accuracy of topic"].value == 1.0
+    assert list(report.rows[2].scores) == ["accuracy of topic", "accuracy of is_fast", "mean absolute error"]
+    assert "topic: strength" in report.cards[names[1]]
+    tuned = OpenAIPredictor(PromptFormat("text -> topic: str, is_fast: bool"), "ft:any", host=Host.openai("sk-none"))
+    chosen = BaselineOptions(base_model="gpt-any")
+    found = baselines.with_baselines({"tuned": tuned, "few": dspy.Predict("text -> topic")}, rows, read[:2], chosen)
+    assert list(found)[2:] == ["TF-IDF + logistic", "majority", "gpt-any, untuned", "gpt-any, nearest few-shot"]
+    assert found["majority"](text="bees").toDict() == {"topic": "bees", "is_fast": False}
