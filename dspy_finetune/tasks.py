@@ -144,12 +144,14 @@ def compared_fields(fields: Sequence[str], labels: Sequence[str]) -> tuple[int, 
 
     >>> compared_fields(["A", "B"], ["A", "B"]), compared_fields(["Title b", "Title a"], ["a", "b"])
     ((0, 1), (1, 0))
+    >>> compared_fields(["left", "right"], ['{"better": "left"}', '{"better": "right"}'])
+    (0, 1)
     >>> compared_fields(["title_1", "title_2"], ["A", "B"]), compared_fields(["question", "answer"], ["A", "B"])
     ((0, 1), None)
     """
     if len(fields) != 2 or len(labels) != 2:
         return None
-    given = [_words(label) for label in labels]
+    given = [_words(_bare(label)) for label in labels]
     names = [_words(field) for field in fields]
     stems, ends = zip(*(("", *name.rpartition(" "))[1::2] for name in names), strict=True)
     if sorted(given) != sorted(names) and stems[0] == stems[1]:
@@ -187,6 +189,17 @@ def are_sides(fields: Sequence[str]) -> bool:
     (True, True, False)
     """
     return any(compared_fields(fields, pair) is not None for pair in _SIDE_NAMES)
+
+
+_WRAPPED = re.compile(
+    r'\[\[ ## \w+ ## \]\]\s(.*?)\s*\[\[ ## completed ## \]\]\s*|\{\s*"\w+":\s*"([^"\\\\]*)"\s*\}', re.DOTALL
+)
+
+
+def _bare(label: str) -> str:
+    """A label as DSPy's adapters write it, in markers or as JSON, without what is around it."""
+    match = _WRAPPED.fullmatch(label.strip())
+    return label if match is None else match[1] or match[2] or ""
 
 
 def _words(name: str) -> str:

@@ -3,7 +3,8 @@
 In: chat messages, a model and its tokenizer. Out: one vector for each prompt, layer and field, as numpy arrays.
 All prompts of a task begin alike (system message, rubric) and end alike (the template's last words). These tokens say
 nothing about the row: they are computed once and left out of the average. Where lines of the user's message begin
-with the same names in every row ("A: ...", "B: ..."), each field has an average of its own, however many lines it has.
+with the same names in every row ("A: ...", "B: ...", or DSPy's "[[ ## a ## ]]"), each field has an average of its own,
+however many lines it has.
 Measured on SmolLM2-135M: averages beat the last token nearly everywhere, and the last layer is never the best.
 A sentence encoder gives its own vector for the text of each field (mean over its tokens, length one), and of two or
 three fields how they agree: what a linear model cannot see in vectors that stand side by side.
@@ -60,7 +61,8 @@ MAX_EMBEDDED_TOKENS = 300_000
 MAX_EMBEDDED_CHARACTERS = 16 * MAX_EMBEDDED_TOKENS
 """Of one request: no text has as many for each token, and so much more is refused without being encoded."""
 MAX_FIELDS = 8
-_FIELD = re.compile(r"([^\W\d][\w .-]{0,39}):(?:\s|$)")
+_FIELD = re.compile(r"(?P<line>[^\W\d][\w .-]{0,39}):(?:\s|$)|\[\[ ## (?P<marker>\w+) ## \]\]\s*$")
+"""A line with which a field begins: `Name: text`, or the name alone between the marks of DSPy's chat and JSON adapters."""
 
 
 class Stopped(Exception):
@@ -79,6 +81,8 @@ class Shape:
     """The words with which every user message begins: before the first name, where its lines have names."""
     fields: tuple[str, ...] = ()
     """The names with which fields of every user message begin; empty where they have none in common."""
+    closing: str = ""
+    """The lines with which every user message ends, from a line break on: no field's, and not about the row."""
 
     @classmethod
     def of(cls, tokenizer: Any, prompts: Sequence[Messages]) -> Shape:
@@ -91,8 +95,9 @@ class Shape:
         return cls(
             prefix=tuple(prefix),
             suffix=tuple(rows[0][len(rows[0]) - suffix_length :]),
-            opening=texts[0][: field_places(texts[0], fields)[0][0]] if fields else _shared_words(texts),
+            opening=texts[0][: field_places(texts[0], fields)[0].begin] if fields else _shared_words(texts),
             fields=fields,
+            closing=shared_closing(texts, fields),
         )
 
     def fits(self, row: Sequence[int] | None, messages: Messages) -> bool:
@@ -119,24 +124,24 @@ class Shape:
         # A message that ends earlier has the same tokens up to where it ends: no offsets of the tokenizer are needed.
         spans = []
         last = len(row) - common_length(self.suffix[::-1], row[::-1])  # the template's last words are no field's
-        for name, (begin, stop) in zip(self.fields, places, strict=True):
+        for place in places:
             start, end = (
-                min(last, common_length(row, encode_prompt(tokenizer, with_asked(messages, text[:place]))))
-                for place in (begin + len(name) + 1, stop)
+                min(last, common_length(row, encode_prompt(tokenizer, with_asked(messages, text[:length]))))
+                for length in (place.start, place.end)
             )
             spans.append(_cut((start, end) if start < end else (max(0, end - 1), max(1, end))))
         return spans
 
     def texts(self, messages: Messages) -> list[str]:
         """The text of each field, or the user's message without its opening."""
-        text = asked(messages)
+        text = asked(messages).removesuffix(self.closing)
         values = field_values(text, self.fields)
         return list(values.values()) or [text.removeprefix(self.opening) or text] * max(1, len(self.fields))
 
     def is_named(self, messages: Messages) -> bool:
         """Whether the user's message has the fields, in their order, and no more before them than all had."""
         places = field_places(asked(messages), self.fields)
-        return not self.fields or (bool(places) and places[0][0] <= len(self.opening))
+        return not self.fields or (bool(places) and places[0].begin <= len(self.opening))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +196,14 @@ class View:
         Each is read in the first one's place, behind what both are read with: what is read behind another text depends
         on that text.
         """
-        values = field_values(asked(messages), self.written)
+        text = asked(messages).removesuffix(self.shape.closing)
+        values, places = field_values(text, self.written), field_places(text, self.written)
         if not values:
             return None
-        place = next(name for name in self.written if name in self.compared)
-        text = asked(messages)
-        opening = text[: field_places(text, self.written)[0][0]]
-        before = opening + "".join(f"{name}: {values[name]}\n" for name in self.context)
-        return [with_asked(messages, f"{before}{place}: {values[name]}") for name in self.compared]
+        before = text[: places[0].begin]
+        before += "".join(f"{one.head}{values[one.name]}\n" for one in places if one.name in self.context)
+        first = next(one for one in places if one.name in self.compared)
+        return [with_asked(messages, f"{before}{first.head}{values[name]}") for name in self.compared]
 
 
 def views_of(
@@ -208,9 +213,10 @@ def views_of(
     fields = shared_fields(prompts)
     compared = compared_pair(fields, labels)
     if compared is not None:
-        names = View(mode="difference", shape=Shape(), compared=compared, written=fields)
+        closing = shared_closing([asked(messages) for messages in prompts], fields)
+        names = View(mode="difference", shape=Shape(closing=closing), compared=compared, written=fields)
         singles = [single for messages in prompts for single in names.singles(messages) or []]
-        return [replace(names, shape=Shape.of(tokenizer, singles))]
+        return [replace(names, shape=replace(Shape.of(tokenizer, singles), closing=closing))]
     shape = Shape.of(tokenizer, prompts)
     modes: list[Mode] = ["whole"]
     modes += ["fields"] if len(fields) > 1 else []
@@ -487,7 +493,7 @@ def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
     for number, messages in enumerate(prompts):
         lines = asked(messages).split("\n")
         matches = [_FIELD.match(line) for line in lines]
-        names = tuple(dict.fromkeys(match[1] for match in matches if match))
+        names = tuple(dict.fromkeys(match["line"] or match["marker"] for match in matches if match))
         before = lines[: next((place for place, match in enumerate(matches) if match), len(lines))]
         opening = opening if number else before
         if before != opening or (number and found[:1] != names[:1]):
@@ -498,29 +504,62 @@ def shared_fields(prompts: Sequence[Messages]) -> tuple[str, ...]:
     return found if 0 < len(found) <= MAX_FIELDS else ()
 
 
-def field_places(text: str, fields: Sequence[str]) -> list[Span]:
-    """Where each field begins with its name and where it ends; nothing where they are not all there in this order.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a field stands in a text."""
+
+    name: str
+    begin: int
+    """Where its name begins."""
+    start: int
+    """Where its text begins, behind the name and its marks."""
+    end: int
+    is_marked: bool
+    """Whether it is written as DSPy's adapters write it, the name on a line of its own."""
+
+    @property
+    def head(self) -> str:
+        """What stands before the text."""
+        return f"[[ ## {self.name} ## ]]\n" if self.is_marked else f"{self.name}: "
+
+
+def field_places(text: str, fields: Sequence[str]) -> list[Place]:
+    """Where each field stands; nothing where they are not all there in this order.
 
     What stands before the first is the task's, or nothing.
     """
-    begins: list[int] = []
-    place = 0
+    found: list[Place] = []
+    begin = 0
     for line in text.split("\n"):
-        match = _FIELD.match(line)
-        if match and len(begins) < len(fields) and match[1] == fields[len(begins)]:
-            begins.append(place)
-        place += len(line) + 1
-    if not fields or len(begins) < len(fields):
-        return []
-    return [(begin, end) for begin, end in zip(begins, [*(start - 1 for start in begins[1:]), len(text)], strict=True)]
+        match = _FIELD.match(line) if len(found) < len(fields) else None
+        name = match and (match["line"] or match["marker"])
+        if match and name and name == fields[len(found)]:
+            found = [*found[:-1], *(replace(one, end=begin - 1) for one in found[-1:])]
+            is_marked = match["marker"] is not None
+            start = begin + (len(line.rstrip()) if is_marked else len(name) + 1)
+            found.append(Place(name=name, begin=begin, start=start, end=len(text), is_marked=is_marked))
+        begin += len(line) + 1
+    return found if len(found) == len(fields) else []
 
 
 def field_values(text: str, fields: Sequence[str]) -> dict[str, str]:
     """The text of each field, without its name; empty where they are not all there in this order."""
-    places = field_places(text, fields)
-    if not places:
-        return {}
-    return {name: text[begin + len(name) + 1 : end].strip() for name, (begin, end) in zip(fields, places, strict=True)}
+    return {place.name: text[place.start : place.end].strip() for place in field_places(text, fields)}
+
+
+def shared_closing(texts: Sequence[str], fields: Sequence[str]) -> str:
+    """The lines with which all texts end, with the line break before them; none of a field's name."""
+    backwards = [text[::-1] for text in texts]
+    first, last = min(backwards), max(backwards)
+    n_shared = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(map(len, (first, last)))
+    )
+    starts = [places[-1].start if (places := field_places(text, fields)) else 0 for text in texts]
+    room = min(len(text) - start for text, start in zip(texts, starts, strict=True))
+    if len(set(texts)) < 2:
+        return ""
+    shared = first[: min(n_shared, room)][::-1]
+    return shared[shared.find("\n") :] if "\n" in shared else ""
 
 
 def layer_numbers(n_layers: int) -> tuple[int, ...]:

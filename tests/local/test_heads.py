@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
+import dspy
 import numpy as np
 import openai
 import pytest
@@ -91,6 +92,61 @@ def test_fields_behind_a_task_that_all_prompts_begin_with_are_read_as_fields(toy
     assert not shape.fits(encode_prompt(tokenizer, other_task), other_task)
     modes = [view.mode for view in features_of.views_of(tokenizer, prompts, ())]
     assert modes == ["whole", "fields", "agreement"]
+
+
+class Alike(dspy.Signature):
+    """Say whether the two are alike."""
+
+    one: str = dspy.InputField()
+    other: str = dspy.InputField()
+    same: Literal["yes", "no"] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter()], ids=["chat", "json"])
+def test_fields_between_dspys_markers_are_fields(toy_model: Path, adapter: Any) -> None:
+    """A file that DSPy's own fine-tuning wrote is read as the same rows in lines of `Name: text` are."""
+    tokenizer = models.load_tokenizer(toy_model)
+    rows = [("bees", "wasps\n\nand more"), ("a saw: two", "two saws"), ("", "ink")]
+    prompts = [adapter.format(Alike, demos=[], inputs={"one": one, "other": other}) for one, other in rows]
+    assert "Respond with" in prompts[0][-1]["content"]
+    shape = features_of.Shape.of(tokenizer, prompts)
+    assert shape.fields == ("one", "other")
+    assert shape.closing.startswith("\n\nRespond with")
+    for messages, texts in zip(prompts, rows, strict=True):
+        assert shape.texts(messages) == list(texts)
+        row = encode_prompt(tokenizer, messages)
+        assert shape.fits(row, messages)
+        spans = shape.field_spans(tokenizer, messages, row)
+        assert tokenizer.decode(row[slice(*spans[1])]).strip() == texts[1]
+    views = features_of.views_of(tokenizer, prompts, ("yes", "no"))
+    assert [view.mode for view in views] == ["whole", "fields", "agreement"]
+    assert features_of.View.from_dict(views[0].to_dict()) == views[0]
+
+
+class Better(dspy.Signature):
+    """Say which is better."""
+
+    question: str = dspy.InputField()
+    text_a: str = dspy.InputField()
+    text_b: str = dspy.InputField()
+    better: Literal["A", "B"] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter()], ids=["chat", "json"])
+def test_two_sides_between_dspys_markers_are_compared(toy_model: Path, adapter: Any) -> None:
+    """Each side is read alone behind the question, without the words that all prompts end with."""
+    tokenizer = models.load_tokenizer(toy_model)
+    sides = [("true", "reader"), ("ink", "true"), ("a saw", "wasps")]
+    inputs = [{"question": "which?", "text_a": one, "text_b": other} for one, other in sides]
+    prompts = [adapter.format(Better, demos=[], inputs=given) for given in inputs]
+    labels = [adapter.format_assistant_message_content(Better, {"better": one}) for one in "AB"]
+    (view,) = features_of.views_of(tokenizer, prompts, labels)
+    assert (view.mode, view.compared, view.context) == ("difference", ("text_a", "text_b"), ("question",))
+    for messages, texts in zip(prompts, sides, strict=True):
+        singles = view.singles(messages)
+        assert singles is not None
+        assert [view.text(one) for one in singles] == list(texts)
+        assert all("Respond with" not in features_of.asked(one) for one in singles)
 
 
 # Folds
