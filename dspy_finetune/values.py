@@ -1036,6 +1036,25 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's too
 
 
+def shortest_single(number: float) -> float:
+    """The number with the fewest digits that is the same float32.
+
+    >>> shortest_single(3.799999952316284), shortest_single(0.5), shortest_single(16777216.0)
+    (3.8, 0.5, 16777216.0)
+    """
+    if not math.isfinite(number):
+        return number
+    texts = (f"{number:.{digits}g}" for digits in range(6, 10))
+    return next((found for text in texts if _is_same_single(found := float(text), number)), number)
+
+
+def _is_same_single(one: float, other: float) -> bool:
+    try:
+        return struct.pack("f", one) == struct.pack("f", other)
+    except OverflowError:  # rounded up beyond the greatest
+        return False
+
+
 def decimals_needed(number: Any) -> int:
     """The digits after the point that a number has, the noise of its binary form left out.
 
@@ -1273,6 +1292,20 @@ class NumberColumn:
                 f"{shown(cell)} is {told[0]}, and a row before it is {told[1]}", "write the whole column in one unit"
             )
         return number
+
+
+_MONEY = re.compile(
+    r"(^|_)(price|cost|fee|fare|rent|salary|wage|income|revenue|sales|budget|amount|usd|dollars?)s?($|_)", re.IGNORECASE
+)
+
+
+def usual_currency(name: str) -> str:
+    """The currency of bare numbers in a field: dollars where its name says money, else none.
+
+    >>> usual_currency("sale price"), usual_currency("installed_size")
+    ('$', '')
+    """
+    return "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
 
 
 def currency_of(cell: Any) -> str:

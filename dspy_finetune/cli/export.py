@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from dspy_finetune.cli.options import CellDelimiter, Decimal, one_of
 if TYPE_CHECKING:
     from dspy_finetune.export import TrainingFile
     from dspy_finetune.prompts import PromptFormat
+    from dspy_finetune.values import DecimalMark
 
 DIALECTS = ("openai", "azure", "together", "fireworks", "nebius", "trl")
 """Formats of training files; by name, as the help shows them and must not wait for DSPy."""
@@ -49,13 +50,17 @@ def export(
         str | None, typer.Option(help="Text for the preset's system message (of number: the task), or @FILE.")
     ] = None,
     currency: Annotated[
-        str | None, typer.Option(help='With --preset number: the currency sign, "" for bare numbers; $ without.')
+        str | None,
+        typer.Option(
+            help='With --preset number: the currency sign, "" for bare numbers; else as DATA has it, or $ for a price.'
+        ),
     ] = None,
     unit: Annotated[
         str | None, typer.Option(help="With --preset number: the unit behind each number, such as MB or %.")
     ] = None,
     decimals: Annotated[
-        int | None, typer.Option(help="With --preset number: digits after the point; 2 without.", min=0)
+        int | None,
+        typer.Option(help="With --preset number: digits after the point; without, as DATA has it, 2 at least.", min=0),
     ] = None,
     rename: Annotated[list[str] | None, typer.Option(help="old=new, for a column; may be repeated.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Count tokens and check limits for this model.")] = None,
@@ -84,18 +89,19 @@ def export(
     from dspy_finetune.data import iter_examples
     from dspy_finetune.export import export_dpo, export_sft
 
-    form = prompt_named(preset, prompt, rubric, signature, currency=currency, unit=unit, decimals=decimals)
-    examples = iter_examples(
-        data,
-        rename=renames(rename or []),
-        signature=form.signature,
-        format=file_format,
-        delimiter=delimiter,
-        decimal=decimal,
-        split=split,
-        limit=limit,
-        on_error="skip" if skip_bad else "raise",
-    )
+    reading: dict[str, Any] = {
+        "rename": renames(rename or []),
+        "format": file_format,
+        "delimiter": delimiter,
+        "split": split,
+        "on_error": "skip" if skip_bad else "raise",
+    }
+    number: dict[str, Any] = {"currency": currency, "unit": unit, "decimals": decimals}
+    form = prompt_named(preset, prompt, rubric, signature, **number)
+    if preset == "number" and data != "-" and set(number.values()) == {None}:
+        first = iter_examples(data, **reading, limit=min(limit or N_LOOKED_AT, N_LOOKED_AT))
+        form = prompt_named(preset, prompt, rubric, signature, **number_of(first, form, decimal))
+    examples = iter_examples(data, signature=form.signature, decimal=decimal, limit=limit, **reading)
     options: dict[str, Any] = {
         "base_model": base_model,
         "dialect": dialect,
@@ -167,6 +173,18 @@ def show_dataset(dataset: TrainingFile, *, as_json: bool) -> None:
         count_as_told(dataset.warnings)
     if not dataset.report.ok:
         raise typer.Exit(1)
+
+
+N_LOOKED_AT = 1000
+"""Rows from which the unit and decimals of --preset number are told."""
+
+
+def number_of(rows: Iterable[Any], form: PromptFormat, decimal: DecimalMark) -> dict[str, Any]:
+    """How these rows' own numbers are written, as `prompt_named` takes it."""
+    from dspy_finetune.data.fields import number_options
+
+    name = next(iter(form.signature.output_fields))
+    return number_options([row.get(name) for row in rows], name, decimal)
 
 
 _RUBRIC_OF = {"answer": "system", "number": "task"}

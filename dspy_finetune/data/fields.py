@@ -22,7 +22,6 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, Literal
 
 import dspy
@@ -47,6 +46,7 @@ from dspy_finetune.values import (
     Unparseable,
     choice_loader,
     currency_of,
+    decimals_needed,
     fold,
     load_bool,
     load_int,
@@ -54,6 +54,7 @@ from dspy_finetune.values import (
     negative_of,
     shown,
     split_unit,
+    usual_currency,
 )
 
 # Nothing is guessed: a value that can be read in two ways is refused. bool, int, float, Literal and Enum are read by
@@ -460,9 +461,6 @@ def guess_columns(
     return Columns(task=task, inputs=read, label=chosen, labels=labels, why=f"{chosen} holds {kind}", is_whole=is_whole)
 
 
-_MONEY = re.compile(
-    r"(^|_)(price|cost|fee|fare|rent|salary|wage|income|revenue|sales|budget|amount|usd|dollars?)s?($|_)", re.IGNORECASE
-)
 _USUAL_DECIMALS = 2
 _MAX_DECIMALS = 12
 
@@ -470,7 +468,8 @@ _MAX_DECIMALS = 12
 def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> dict[str, Any]:
     """What `prompts.number` has to be told, so that it writes these numbers as they are.
 
-    Its own defaults are dollars, and two decimals of a float.
+    Its own defaults are dollars where the name says money, and two decimals of a float. The noise of float32
+    (3.799999952316284) is no decimals.
 
     >>> number_options(["0.125", "3"], "ratio"), number_options(["€5", "€7.50"], "price"), number_options([3], "price")
     ({'currency': '', 'decimals': 3}, {'currency': '€'}, {})
@@ -491,16 +490,16 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
     for cell in cells:
         with contextlib.suppress(Unparseable):
             text, unit = split_unit(cell)
-            digits = Decimal(repr(load_number(text or cell, decimal))).normalize()
+            needed = decimals_needed(load_number(text or cell, decimal))
             units |= {unit} if unit else set()
             signs |= {sign} if (sign := currency_of(cell)) else set()
-            n_decimals = max(n_decimals, -int(digits.as_tuple().exponent))
+            n_decimals = max(n_decimals, needed)
     if len(signs) > 1:
         raise DataError(
             f"{name!r} holds amounts in several currencies ({', '.join(sorted(signs))}): convert them to one"
         )
-    sign = min(signs) if signs else "$" if _MONEY.search(name.strip().replace(" ", "_")) else ""
-    options: dict[str, Any] = {} if sign == "$" else {"currency": sign}
+    sign = min(signs) if signs else usual_currency(name)
+    options: dict[str, Any] = {} if sign == "$" == usual_currency(name) else {"currency": sign}
     if units:
         options = {"currency": min(units), "position": "after"}
     if n_decimals > _USUAL_DECIMALS:

@@ -42,6 +42,7 @@ from dspy_finetune._jsonl import (
 from dspy_finetune._optional import require
 from dspy_finetune.data.fields import MarkedRow
 from dspy_finetune.errors import DataError, EmptyDatasetError, FileError, RowError, UsageError
+from dspy_finetune.values import shortest_single
 
 Row = tuple[int, "dict[str, Any] | RowError"]
 """A line number and the row that begins there, or the reason why it cannot be read."""
@@ -662,12 +663,25 @@ def read_frame(frame: Any, name: str) -> Iterator[Row]:
         )
     check_columns(frame.column_names if library == "pyarrow" else list(frame.columns), name)
     if library == "pandas":
-        yield from _plain_rows(_pandas_rows(frame))
+        singles = [name for name, kind in frame.dtypes.items() if str(kind).lower() == "float32"]
+        yield from _plain_rows(_shortened(_pandas_rows(frame), singles))
     elif library == "polars":
-        yield from _plain_rows(frame.iter_rows(named=True))
+        singles = [name for name, kind in frame.schema.items() if str(kind) == "Float32"]
+        yield from _plain_rows(_shortened(frame.iter_rows(named=True), singles))
     else:
         rows = (row for batch in frame.to_batches(_BATCH_ROWS) for row in batch.to_pylist())
-        yield from _plain_rows(rows, arrow_decoder(frame.schema))
+        yield from _plain_rows(_shortened(rows, _arrow_singles(frame.schema)), arrow_decoder(frame.schema))
+
+
+def _arrow_singles(schema: Any) -> list[str]:
+    return [field.name for field in schema if str(field.type) == "float"]
+
+
+def _shortened(rows: Iterable[Mapping[str, Any]], singles: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows; numbers of these columns, which are float32, with the digits that they were written with."""
+    for row in rows:
+        found = {name: shortest_single(row[name]) for name in singles if isinstance(row[name], float)}
+        yield {**row, **found} if found else row
 
 
 def _pandas_rows(frame: Any) -> Iterator[dict[str, Any]]:
@@ -687,7 +701,8 @@ def plain_value(value: Any) -> Any:
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
     if library_of(value) == "numpy":
-        return plain_value(value.tolist())
+        plain = value.tolist()
+        return shortest_single(plain) if str(value.dtype) == "float32" and value.ndim == 0 else plain_value(plain)
     return None if isinstance(value, float) and value != value else value
 
 
@@ -699,7 +714,8 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[Row]:
         file = parquet.ParquetFile(stream)
         check_columns(file.schema_arrow.names, name)
         rows = (row for batch in file.iter_batches(batch_size=_BATCH_ROWS) for row in batch.to_pylist())
-        yield from _plain_rows(rows, arrow_decoder(file.schema_arrow))
+        schema = file.schema_arrow
+        yield from _plain_rows(_shortened(rows, _arrow_singles(schema)), arrow_decoder(schema))
     except (arrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name}: not a Parquet file that can be read ({reason}); write it again") from error
@@ -716,7 +732,9 @@ def read_dataset(source: Any, name: str, split: str | None) -> Iterator[Row]:
     if kind not in (None, "custom"):  # a transform of the user's own makes the values, and is kept
         table = table.with_format(None)
     features = getattr(table, "features", None)
-    yield from _plain_rows(table, decoder_of(features.to_dict()) if features is not None else None)
+    singles = [key for key, kind in (features or {}).items() if getattr(kind, "dtype", None) == "float32"]
+    decode = decoder_of(features.to_dict()) if features is not None else None
+    yield from _plain_rows(_shortened(table, singles), decode)
 
 
 def guarded_rows(rows: Iterator[Row], name: str) -> Iterator[Row]:

@@ -62,7 +62,7 @@ MAX_EMBEDDED_CHARACTERS = 16 * MAX_EMBEDDED_TOKENS
 """Of one request: no text has as many for each token, and so much more is refused without being encoded."""
 MAX_FIELDS = 8
 _FIELD = re.compile(r"(?P<line>[^\W\d][\w .-]{0,39}):(?:\s|$)|\[\[ ## (?P<marker>\w+) ## \]\]\s*$")
-"""A line with which a field begins: `Name: text`, or the name alone between the marks of DSPy's chat and JSON adapters."""
+"""A line with which a field begins: `Name: text`, or the name between the marks of DSPy's chat and JSON adapters."""
 
 
 class Stopped(Exception):

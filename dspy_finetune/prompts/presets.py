@@ -18,7 +18,7 @@ from dspy_finetune.errors import UsageError
 from dspy_finetune.prompts.answers import codec_of, title
 from dspy_finetune.prompts.format import PromptFormat
 from dspy_finetune.tasks import sides_of
-from dspy_finetune.values import LabelSet, NumberFormat
+from dspy_finetune.values import LabelSet, NumberFormat, usual_currency
 
 Signature = type[dspy.Signature]
 
@@ -173,7 +173,7 @@ def number(
     input: str = "product",
     output: str = "price",
     decimals: int | None = 2,
-    currency: str = "$",
+    currency: str | None = None,
     position: Literal["before", "after"] = "before",
     thousands: bool = False,
     strict: bool = False,
@@ -196,7 +196,8 @@ def number(
         input: The input field, without a signature: a text of any length.
         output: The output field, without a signature: a float.
         decimals: Digits after the point, none for an int; None for the shortest text that gives the number back.
-        currency: A sign or a code; "" for bare numbers.
+        currency: A sign or a code; "" for bare numbers. By default "$" where the output's name says money (price, cost,
+            salary), else none.
         position: Whether the currency stands before or after the digits.
         thousands: Whether to write thousands separators; they are read back anyway.
         strict: Whether "about 12" and "12-15" are refused.
@@ -216,7 +217,12 @@ def number(
     if outputs[numbers[0]] is int and decimals == 2 and scale == "plain":
         decimals = 0
     style = NumberFormat(
-        decimals=decimals, currency=currency, position=position, thousands=thousands, strict=strict, scale=scale
+        decimals=decimals,
+        currency=usual_currency(numbers[0]) if currency is None else currency,
+        position=position,
+        thousands=thousands,
+        strict=strict,
+        scale=scale,
     )
     names = list(made.input_fields)
     if task is None and _is_instructed(made):

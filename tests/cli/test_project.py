@@ -308,3 +308,26 @@ def test_pairs_are_written_by_their_sides_and_ties_are_left_out(
     rows = [json.loads(line) for line in (tmp_path / "parts" / "train.jsonl").read_text().splitlines()]
     assert all(row["preferred_title"] == "AB"[int(row["title_a"].split()[1]) % 2] for row in rows)
     assert run("split", str(path), "--pairs", "title_a", "--out", str(tmp_path / "parts")) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "expected"),
+    [
+        ("score", ["3.799999952316284", "2.5999999046325684"], ["3.80", "2.60"]),
+        ("price", ["€5", "€7.125"], ["€5.000", "€7.125"]),
+        ("price", ["5", "7"], ["$5.00", "$7.00"]),
+        ("size", ["5 MB", "7 MB"], ["5.00 MB", "7.00 MB"]),
+    ],
+)
+def test_an_export_writes_numbers_as_the_file_has_them(
+    column: str, cells: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    """Marks, euros and megabytes were all written as dollars, unless `run` did the export."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"text,{column}\n" + "".join(f"row {n},{cell}\n" for n, cell in enumerate(cells)), encoding="utf-8")
+    out = tmp_path / "train.jsonl"
+    prompt = ["--preset", "number", "--signature", f"text -> {column}: float"]
+    with pytest.raises(SystemExit):  # there are fewer rows than a host takes
+        main(["export", "sft", str(rows), *prompt, "--out", str(out)])
+    written = [json.loads(line)["messages"][-1]["content"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert written == expected

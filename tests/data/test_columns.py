@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from dspy_finetune.data import load_examples
-from dspy_finetune.data.fields import check_decimal, guess_columns
+from dspy_finetune.data.fields import check_decimal, guess_columns, number_options
 from dspy_finetune.data.items import decided_pairs
 from dspy_finetune.errors import DataError, RowsError, UsageError
 from dspy_finetune.evaluation import advise
@@ -256,3 +256,10 @@ def test_many_labels_that_come_again_and_again_are_no_free_text() -> None:
     assert (found.task, len(found.labels)) == ("labels", 80)
     twice = [f"answer {n % 80}" for n in range(160)]
     assert guess_columns(rows(text=TEXTS * 6 + TEXTS[:16], answer=twice), label="answer").task == "text"
+
+
+def test_the_noise_of_float32_is_no_decimals() -> None:
+    """Twelve decimals were written, and so learned, of marks with one."""
+    noisy = [3.799999952316284, "2.5999999046325684", "5.0"]
+    assert number_options(noisy, "score") == {"currency": ""}
+    assert number_options(["$5"], "fair_value") == {"currency": "$"}

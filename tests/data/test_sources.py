@@ -340,3 +340,29 @@ def test_categories_are_their_values(library: str, tmp_path: Path) -> None:
         source = tmp_path / "x.parquet"
     assert [one.label for one in load_examples(source)] == ["yes", None, "no"]
     assert [one.label for one in load_examples(source, types={"label": bool}, on_error="skip")] == [True, False]
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame({"text": ["a", "b"], "score": np.array([3.8, 0.1], np.float32)})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        frame(),
+        pl.from_pandas(frame()),
+        pa.Table.from_pandas(frame()),
+        datasets.Dataset.from_pandas(frame()),
+        [{"text": "a", "score": np.float32(3.8)}, {"text": "b", "score": np.float32(0.1)}],
+    ],
+    ids=["pandas", "polars", "arrow", "datasets", "numpy"],
+)
+def test_float32_has_the_digits_that_were_written(source: Any) -> None:
+    """As 3.799999952316284, which it is to a float64, it was learned as an answer's format."""
+    assert [row.score for row in load_examples(source, inputs=["text"])] == [3.8, 0.1]
+
+
+def test_float32_in_parquet_has_the_digits_that_were_written(tmp_path: Path) -> None:
+    """Of the STS benchmark's scores, for one."""
+    frame().to_parquet(tmp_path / "rows.parquet")
+    assert [row.score for row in load_examples(tmp_path / "rows.parquet", inputs=["text"])] == [3.8, 0.1]

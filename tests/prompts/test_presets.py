@@ -268,3 +268,13 @@ def test_a_label_that_is_no_taste_is_asked_about_by_its_own_name() -> None:
         explained_pairwise("text_a, text_b -> clearer: Literal['A', 'B'], why").system
         == "Which text: clearer? Answer A or B, then why."
     )
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [("text -> score: float", "3.80"), ("text -> sale_price: float", "$3.80"), ("text -> salary: float", "$3.80")],
+)
+def test_numbers_are_dollars_where_the_name_says_money(signature: str, expected: str) -> None:
+    """A score was trained as an amount of money."""
+    prompt = number(signature)
+    assert prompt.completion({next(iter(prompt.signature.output_fields)): 3.8}) == expected
