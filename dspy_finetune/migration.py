@@ -20,7 +20,7 @@ import dspy
 from dspy_finetune._files import atomic_writer, sha256_file
 from dspy_finetune._jsonl import read_jsonl
 from dspy_finetune.catalog import Catalog, parse_model_id
-from dspy_finetune.errors import DataError, HostError, UsageError
+from dspy_finetune.errors import DataError, EmptyDatasetError, HostError, UsageError
 from dspy_finetune.evaluation import ComparisonReport, compare
 from dspy_finetune.evaluation import metrics as all_metrics
 from dspy_finetune.evaluation.baselines import predictor_for, usual_metric
@@ -116,7 +116,14 @@ def recipe_of(
     facts = None
     if not noted.get("base_model") or not made or (train is None and _noted_file(noted) is None):
         # A host that has closed, or is not running, is asked only for what nobody else knows.
-        facts = _facts(named, host, noted.get("job_id"), notes, is_known=bool(noted.get("base_model")))
+        # Once the host has closed, the model's name and the file given are all that is left.
+        is_told = train is not None and parse_model_id(named).is_tuned
+        facts = _facts(named, host, noted.get("job_id"), notes, is_known=bool(noted.get("base_model")) or is_told)
+        if facts is None and train is not None and is_told and not noted.get("base_model"):
+            noted = {**noted, "base_model": parse_model_id(named).base, "method": _method_in(train)}
+            notes.append(
+                "the base is read off the model's name, data and prompt come from the file; settings are the defaults"
+            )
     if facts is None and not noted.get("base_model"):
         raise UsageError(
             f"nobody knows how {named} was made: neither this machine's journal nor the jobs of {host.name}; name the"
@@ -186,8 +193,15 @@ def _facts(named: str, host: Host, job_id: str | None, notes: list[str], *, is_k
     except HostError as error:
         if not is_known:
             raise
-        notes.append(f"{host.name} could not be asked for the job ({error}); what this machine's journal knows is used")
+        notes.append(f"{host.name} could not be asked for the job ({error}); what is known here is used")
         return None
+
+
+def _method_in(train: Path) -> Method:
+    """What the rows of a file train, by the first of them."""
+    for _, row in read_jsonl(train):
+        return method_of(row)
+    raise EmptyDatasetError(f"{train} has no rows")
 
 
 def _training_file(

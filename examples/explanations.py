@@ -17,13 +17,7 @@ training_file = ft.export_dpo(train, prompt, "runs/explanations/train.jsonl")
 host = ft.Host.local()
 settings = {"n_epochs": 1}
 # First SFT on the preferred answers, then DPO from that model: one plan, one budget.
-plan = ft.sft_then_dpo(
-    training_file,
-    base_model=host.base_model,
-    host=host,
-    sft_hyperparameters=settings,
-    dpo_hyperparameters=settings,
-)
+plan = ft.sft_then_dpo(training_file, host=host, sft_hyperparameters=settings, dpo_hyperparameters=settings)
 tuned = ft.DPOPredictor(prompt, plan.start(max_usd=5).wait(), host=host, max_tokens=32)
 
 report = ft.compare({"tuned": tuned}, test, [ft.metrics.pairwise_accuracy()], train=train)

@@ -29,7 +29,7 @@ training_file = ft.export_sft(train, prompt, "runs/free-text/train.jsonl")
 
 host = ft.Host.local()
 settings = {"n_epochs": 1}
-model = ft.plan(training_file, base_model=host.base_model, host=host, hyperparameters=settings).start(max_usd=5).wait()
+model = ft.plan(training_file, host=host, hyperparameters=settings).start(max_usd=5).wait()
 tuned = ft.OpenAIPredictor(prompt, model, host=host, max_tokens=30)
 
 report = ft.compare({"tuned": tuned}, test, [ft.metrics.rouge_l("description")], train=train)

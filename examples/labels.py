@@ -14,7 +14,7 @@ prompt = ft.prompts.binary("headline -> liked: bool", rubric="Likes pieces that 
 training_file = ft.export_sft(train, prompt, "runs/labels/train.jsonl")
 
 host = ft.Host.local()  # trains and serves on this machine; a linear head, as the answers are labels
-model = ft.plan(training_file, base_model=host.base_model, host=host).start(max_usd=5).wait()
+model = ft.plan(training_file, host=host).start(max_usd=5).wait()
 tuned = ft.OpenAIPredictor(prompt, model, host=host)
 
 report = ft.compare(

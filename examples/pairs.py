@@ -14,7 +14,7 @@ train, _, test = ft.split(rows, (0.7, 0, 0.3))
 training_file = ft.export_sft(train, prompt, "runs/pairs/train.jsonl")
 
 host = ft.Host.local()
-model = ft.plan(training_file, base_model=host.base_model, host=host).start(max_usd=5).wait()
+model = ft.plan(training_file, host=host).start(max_usd=5).wait()
 tuned = ft.PairwisePredictor(prompt, model, host=host)  # asks both orders, and averages
 
 report = ft.compare({"tuned": tuned}, test, [ft.metrics.pairwise_accuracy()], train=train)

@@ -15,7 +15,7 @@ prompt = ft.prompts.number()
 training_file = ft.export_sft(train, prompt, "runs/prices/train.jsonl")
 
 host = ft.Host.local()
-model = ft.plan(training_file, base_model=host.base_model, host=host).start(max_usd=5).wait()
+model = ft.plan(training_file, host=host).start(max_usd=5).wait()
 tuned = ft.OpenAIPredictor(prompt, model, host=host)
 
 metrics = [ft.metrics.mean_absolute_error("price"), ft.metrics.within("price", absolute=40, relative=0.2)]

@@ -15,7 +15,7 @@ training_file = ft.export_sft(train, prompt, "runs/questions/train.jsonl")
 
 host = ft.Host.local()  # LoRA, as the answers are text
 settings = {"n_epochs": 1}
-model = ft.plan(training_file, base_model=host.base_model, host=host, hyperparameters=settings).start(max_usd=5).wait()
+model = ft.plan(training_file, host=host, hyperparameters=settings).start(max_usd=5).wait()
 tuned = ft.OpenAIPredictor(prompt, model, host=host, max_tokens=40)
 untuned = ft.OpenAIPredictor(prompt, host.base_model, host=host, max_tokens=40)
 

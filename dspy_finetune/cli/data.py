@@ -49,7 +49,7 @@ def main() -> None:
 
     # The local host trains a small open model on this machine. ft.Host.openai() is the only change for OpenAI.
     host = ft.Host.local()
-    plan = ft.plan(training_file, base_model=host.base_model, host=host)
+    plan = ft.plan(training_file, host=host)
     print(plan)
     tuned = {predictor}(prompt, plan.start(max_usd=5).wait(), host=host)
 

@@ -112,4 +112,8 @@ def _advice(advice: ft.jobs.offers.HostAdvice) -> None:
     say(table if cells else "no host takes this file")
     for one in advice.offers:
         say(f"{one.host}: {one.reason}" if one.reason else one.command, indent=2)
-    warn(tuple(dict.fromkeys(f"{one.host}: {note}" for one in advice.possible for note in one.warnings)))
+    hosts_by_note: dict[str, list[str]] = {}
+    for one in advice.possible:
+        for note in dict.fromkeys(one.warnings):
+            hosts_by_note.setdefault(note, []).append(one.host)
+    warn(tuple(f"{', '.join(hosts)}: {note}" for note, hosts in hosts_by_note.items()))

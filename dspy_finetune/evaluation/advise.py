@@ -127,7 +127,7 @@ class Advice(Reported):
         tables = []
         if self.baselines:
             rows = tuple((one.name, _figure(one.interval), str(one.interval.n)) for one in self.baselines)
-            tables.append(Table(head=("baseline, cross-validated", f"{self.metric} [95 %]", "n"), rows=rows))
+            tables.append(Table(head=("baseline, cross-validated", f"{self.metric} [95%]", "n"), rows=rows))
         if self.curve:
             steps = tuple((f"{one.n_train:,}", figure(one.value), figure(one.deviation)) for one in self.curve)
             head = ("training rows", f"{self.metric}, best baseline", "deviation over folds")

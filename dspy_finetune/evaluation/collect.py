@@ -20,6 +20,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -38,6 +39,8 @@ from dspy_finetune.predictors import FinetunedPredictor
 from dspy_finetune.prompts import PromptFormat
 from dspy_finetune.prompts.answers import codec_of
 from dspy_finetune.values import NUMBER, LabelSet, NumberFormat
+
+logger = logging.getLogger(__name__)
 
 Outcome: TypeAlias = Literal["answered", "parse_failure", "no_answer", "failed"]
 """What became of a question; no_answer: the model refused, was cut off, or only reasoned."""
@@ -424,7 +427,8 @@ def collect(
 
             start = time.perf_counter()
             try:
-                _ask_missing(program, inputs, found, num_threads, save, tell)
+                with _each_remark_once(name):
+                    _ask_missing(program, inputs, found, num_threads, save, tell)
             finally:
                 seconds = time.perf_counter() - start
                 kept.keep({"program": name, "seconds": seconds})
@@ -432,6 +436,36 @@ def collect(
             answers = tuple(found[index] for index in range(len(inputs)))
             collected[name] = Collected(answers=answers, seconds=kept.seconds.get(name, 0.0) + seconds)
     return collected
+
+
+class _Once(logging.Filter):
+    """Lets each remark pass once, by its place in the code, and counts how often it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: dict[tuple[str, int], tuple[str, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        text, n = self.said.get(place, (record.getMessage(), 0))
+        self.said[place] = (text, n + 1)
+        return n == 0
+
+
+@contextlib.contextmanager
+def _each_remark_once(name: str) -> Iterator[None]:
+    """Let DSPy say a thing once about a program, and then how often: an untuned model earns a remark on each answer."""
+    filters = [(handler, _Once()) for handler in logging.getLogger("dspy").handlers]
+    for handler, once in filters:
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler, once in filters:
+            handler.removeFilter(once)
+        for text, n in filters[0][1].said.values() if filters else ():
+            if n > 1:
+                logger.warning("%s: DSPy said %d times: %s", name, n, text)
 
 
 def _ask_missing(

@@ -90,8 +90,10 @@ def answer_text(answer: Answer, field: str | None) -> str:
         return answer.outcome.replace("_", " ")
     value = answer.outputs.get(field) if field is not None else None
     if isinstance(value, float):
-        # Digits behind the fourth place tell nothing beside a label; small numbers keep theirs.
-        return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
+        # More digits tell nothing beside a label; small numbers keep theirs.
+        return (
+            f"{value:.{4 if abs(value) < 100 else 2}f}".rstrip("0").rstrip(".") if abs(value) >= 1 else f"{value:.6g}"
+        )
     return str(value if value is not None else ", ".join(f"{name}: {one}" for name, one in answer.outputs.items()))
 
 
@@ -295,7 +297,7 @@ def band_table(comparison: Comparison, near: tuple[float, float]) -> Table | Non
 
 
 def scatter(comparison: Comparison, program: str, name: str, near: tuple[float, float] = NEAR) -> str | None:
-    """A program's numbers against the true ones, coloured by how far off they are."""
+    """A program's numbers against the true ones, coloured by how far off they are; on the same axes for all drawn."""
     found = guesses(comparison, program, near)
     shown = found[:: math.ceil(len(found) / MAX_POINTS) or 1]
     dots = [
@@ -308,7 +310,15 @@ def scatter(comparison: Comparison, program: str, name: str, near: tuple[float, 
         for one, n in band_counts(found).items()
     ]
     field = comparison.number_field or ""
-    return plots.scatter(name, dots, (f"true {field}", f"predicted {field}"))
+    drawn = {program: found} | {one: guesses(comparison, one, near) for one in _in_scatters(comparison)}
+    values = [value for one in drawn.values() for guess in one for value in (guess.truth, guess.predicted)]
+    span = (min(values), max(values)) if values else None
+    return plots.scatter(name, dots, (f"true {field}", f"predicted {field}"), span=span)
+
+
+def _in_scatters(comparison: Comparison) -> list[str]:
+    """The candidate, and the program that it has to beat."""
+    return list(dict.fromkeys(one for one in (comparison.candidate, comparison.reference) if one is not None))
 
 
 def probabilities(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
@@ -471,7 +481,7 @@ def _scores(comparison: Comparison) -> Iterator[Plot]:
     yield Plot(
         name="scores",
         draw=partial(scores, comparison),
-        caption=f"{metric} of each program with its {percent} interval.",
+        caption=f"{metric[:1].upper()}{metric[1:]} of each program with its {percent} interval.",
         alt="; ".join(f"{row.name} {with_interval(row.scores[metric])}" for row in comparison.programs),
     )
     yield Plot(
@@ -487,9 +497,8 @@ def _scores(comparison: Comparison) -> Iterator[Plot]:
 
 def _scatters(comparison: Comparison, near: tuple[float, float]) -> Iterator[Plot]:
     """Predicted against true, of the candidate and of the program it has to beat."""
-    names = dict.fromkeys(one for one in (comparison.candidate, comparison.reference) if one is not None)
     rule = f"within {near[0]:.0%} or {near[1]:g} of the true number, whichever is wider"
-    for place, name in enumerate(names):
+    for place, name in enumerate(_in_scatters(comparison)):
         found = guesses(comparison, name, near)
         if not found:
             continue
@@ -1026,9 +1035,9 @@ def _what_would_decide(one: Difference) -> str:
 def footnote(comparison: Comparison) -> str:
     """What the columns count."""
     by_wrong = next((one.name for one in comparison.metrics if one.kind == "proportion"), None)
-    wrong = f"*wrong* counts answers that were read and are not right by {by_wrong}; " if by_wrong else ""
+    wrong = f"*Wrong* counts answers that were read and are not right by {by_wrong}. " if by_wrong else ""
     return (
-        f"{wrong}*parse failures* are answers that cannot be read, *failed* are calls that ended in an error: both "
+        f"{wrong}*Parse failures* are answers that cannot be read, *failed* are calls that ended in an error: both "
         "count as not right in shares of right answers, and are left out of errors, losses and probability scores. "
         f"Brackets hold the {comparison.confidence:.0%} interval. A difference is better or worse exactly where its "
         "interval excludes zero: *p (Holm)* is corrected for the number of programs compared with the candidate, and "

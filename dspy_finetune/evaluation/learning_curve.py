@@ -346,7 +346,7 @@ def learning_curve(
     train: Sequence[Any],
     *,
     sizes: Sequence[int] | None = None,
-    models: str | Sequence[str | tuple[str, Host]],
+    models: str | Sequence[str | tuple[str, Host]] | None = None,
     epochs: Sequence[int] | None = None,
     host: Host,
     test: Sequence[Any],
@@ -366,7 +366,7 @@ def learning_curve(
         train: Labelled examples; for `method="dpo"` pairs as `export_dpo` takes them.
         sizes: How many rows to train on; default: 50, 100, 200, ... and all.
         models: Base models, by the host's names; `(name, another_host)` for one that is trained elsewhere, within the
-            same budget.
+            same budget; default: the host's own, `host.base_model`.
         epochs: Times through the rows, each tried; default: what the host chooses.
         host: Where to train and ask.
         test: Labelled examples that every model is asked about; none may stand in `train`.
@@ -402,7 +402,7 @@ def learning_curve(
         cells = [
             cell_of(part, where, {} if n_epochs is None else {"n_epochs": n_epochs}, made)
             for part in write_parts(rows, sizes, made.seeds, prompt, made.method, place)
-            for where in placed(models, host)
+            for where in placed(host.base_model if models is None else models, host)
             for n_epochs in (list(epochs) if epochs is not None else [None])
         ]
         ran = train_and_measure(

@@ -237,12 +237,12 @@ class TrainingFile(Reported):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the check found, short of errors: one line for each code."""
-        first = {issue.code: issue for issue in reversed(self.report.warnings)}
-        found = [
-            f"{self.path.name}: {issue.message}; {issue.remedy}"
-            for issue in self.report.warnings
-            if first.get(issue.code) is issue
-        ]
+        found = []
+        for _, n, issue in self.report.by_code():
+            if issue.severity == "warning":
+                place = f"{self.path.name}:{issue.line}" if issue.line else self.path.name
+                more = f" (and {n - 1:,} more)" if n > 1 else ""
+                found.append(f"{place}: {issue.message}{more}; {issue.remedy}")
         if self.is_changed:
             found.append(f"{self.path.name}: changed after it was exported; its manifest is passed over")
         return tuple(found)

@@ -319,7 +319,7 @@ def _figures(making: Making) -> list[str]:
         scores = "; ".join(f"{metric} {_interval(score)}" for metric, score in program["scores"].items())
         rows.append(f"| {program['name']} | {program['n']} | {scores} |")
     share = round(100 * float(comparison.get("confidence") or 0.95))
-    head = f"| program | items | figures ({share} % intervals) |\n| --- | --- | --- |"
+    head = f"| program | items | figures ({share}% intervals) |\n| --- | --- | --- |"
     return ["## Figures", "On items that were not trained on:", "\n".join([head, *rows])]
 
 

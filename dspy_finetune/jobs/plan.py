@@ -702,7 +702,7 @@ def plan(
     train: Source,
     *,
     validation: Source | None = None,
-    base_model: str | FinetunedModel,
+    base_model: str | FinetunedModel | None = None,
     method: Method | None = None,
     host: Host,
     hyperparameters: Mapping[str, Any] | None = None,
@@ -718,7 +718,7 @@ def plan(
     Args:
         train: What an export gave, or a JSONL file.
         validation: The same, to measure on while training.
-        base_model: A base model's name, or a tuned model to train on.
+        base_model: A base model's name, or a tuned model to train on; None takes the host's own, `host.base_model`.
         method: sft or dpo; None takes what the data was exported for, and of a bare file what its rows are.
         host: Where to train.
         hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`, and `beta` for dpo; "auto" leaves one to
@@ -738,6 +738,8 @@ def plan(
     """
     catalog = catalog or load_catalog()
     check_host(host)
+    if base_model is None:
+        base_model = host.base_model
     asked = _asked_model(base_model, host, catalog)
     base = base_model.base if isinstance(base_model, FinetunedModel) else strip_model_id(asked)
     named = _named_method(method)

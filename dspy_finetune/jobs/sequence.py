@@ -159,7 +159,7 @@ def sft_then_dpo(
     pairs: Source,
     *,
     sft: Source | None = None,
-    base_model: str | FinetunedModel,
+    base_model: str | FinetunedModel | None = None,
     host: Host,
     sft_hyperparameters: Mapping[str, Any] | None = None,
     dpo_hyperparameters: Mapping[str, Any] | None = None,
@@ -171,7 +171,7 @@ def sft_then_dpo(
         pairs: What `export_dpo` gave, or a file of preferences.
         sft: Other rows for the first job; None takes the preferred answers of the pairs, written to
             `<pairs>.preferred.jsonl`.
-        base_model: Where the first job starts.
+        base_model: Where the first job starts; None takes the host's own, `host.base_model`.
         host: Where to train.
         sft_hyperparameters: Of the first job.
         dpo_hyperparameters: Of the second.

@@ -280,12 +280,17 @@ class Dots:
     """(true, predicted)."""
 
 
-def scatter(name: str, dots: Sequence[Dots], axis_names: tuple[str, str]) -> str | None:
-    """Predicted against true; on logarithmic axes where all numbers are positive and span much."""
+def scatter(
+    name: str, dots: Sequence[Dots], axis_names: tuple[str, str], *, span: tuple[float, float] | None = None
+) -> str | None:
+    """Predicted against true; on logarithmic axes where all numbers are positive and span much.
+
+    `span` is the least and the largest number where several such plots stand side by side.
+    """
     values = [value for one in dots for point in one.points for value in point]
     if not values:
         return None
-    low, high = min(values), max(values)
+    low, high = span or (min(values), max(values))
     is_log = low > 0 and high / low > 50
 
     def paint(axes: Any) -> None:

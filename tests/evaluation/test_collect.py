@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -67,3 +68,27 @@ def test_the_first_question_is_asked_alone_and_its_time_left_out() -> None:
     # As many threads as items: nothing has to wait for anything.
     few = collect({"tuned": program}, [{"title": "x"}, {"title": "y"}], num_threads=2)["tuned"].answers
     assert not any(answer.is_first for answer in few)
+
+
+def test_dspy_says_a_thing_once_about_a_program_and_then_how_often(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    def program(title: str) -> dict[str, Any]:
+        logging.getLogger("dspy.clients.lm").warning("%s was cut off", title)
+        return {"is_favorite": True}
+
+    handler = Kept()
+    logging.getLogger("dspy").addHandler(handler)
+    try:
+        collect({"a": program, "b": program}, [row.inputs() for row in titles(3)], num_threads=1)
+        assert told == ["title 0 was cut off"] * 2
+        ours = [record.getMessage() for record in caplog.records if record.name.startswith("dspy_finetune")]
+        assert ours == [f"{name}: DSPy said 3 times: title 0 was cut off" for name in ("a", "b")]
+        program("afterwards")
+        assert told[-1] == "afterwards was cut off"
+    finally:
+        logging.getLogger("dspy").removeHandler(handler)

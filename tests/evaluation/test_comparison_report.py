@@ -339,6 +339,21 @@ def test_the_scatter_holds_a_point_for_each_number_in_its_bands_colour(prices):
     assert prices.comparison.number_field == "price"
 
 
+def test_scatters_beside_each_other_have_the_same_axes():
+    rows = [dspy.Example(name=f"n{n}", price=10.0 + n).with_inputs("name") for n in range(40)]
+
+    def near(name):
+        return {"price": 11.0 + int(name[1:])}
+
+    def far(name):
+        return {"price": 1000.0 + int(name[1:])}
+
+    found = compare({"near": near, "far": far}, rows, metrics.mean_absolute_error("price")).comparison
+    texts = [re.findall(r"<text[^>]*>([^<]*)<", details.scatter(found, one, "s") or "") for one in ("near", "far")]
+    axes = ["10", "100", "1,000", "true price", "10", "100", "1,000", "predicted price"]
+    assert [one[: len(axes)] for one in texts] == [axes, axes]
+
+
 def test_labels_are_no_numbers(report):
     assert report.comparison.number_field is None
     assert details.scatter(report.comparison, "tuned <b>", "s") is None
@@ -418,7 +433,7 @@ def test_free_texts_are_counted_not_listed_and_figures_are_cut():
     told = compare({"a": lambda q: dspy.Prediction(a="x")}, rows, [metrics.exact_match("a")])
     assert told.cards["Data"]["a"] == "5 different ones"
     answers = [Answer(outcome="answered", outputs={"p": p}, latency_ms=1.0) for p in (276.3912128, 45.0, 0.00012345)]
-    assert [details.answer_text(one, "p") for one in answers] == ["276.3912", "45", "0.00012345"]
+    assert [details.answer_text(one, "p") for one in answers] == ["276.39", "45", "0.00012345"]
 
 
 def test_what_answers_cost_is_shown_where_prices_are_known():

@@ -348,3 +348,8 @@ def test_several_hosts_are_one_plan_within_one_budget(
     assert [run.score.value for run in found.runs if run.score and "nebius" in run.base_model] == [1.0] * 3
     # Each run's cost is its own host's price: together they are what was held to the budget.
     assert sum(run.estimated_cost_usd or 0 for run in found.runs) < 5
+
+
+def test_without_models_the_hosts_own_is_trained(fake, host):
+    found = curve(fake, host, models=None, sizes=[10], epochs=None, test=TEST[:4])
+    assert found.point(host.base_model, 10) == found.points[0]

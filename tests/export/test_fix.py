@@ -39,8 +39,8 @@ def test_a_fixed_file_has_none_of_the_fixed_codes(path: Path, tmp_path: Path) ->
         assert set(fixed.counts) >= fixable
         assert not fixed.report.codes & fixable
     assert fixed.counts.keys() <= {code for code, about in CODES.items() if about.fixable} | {"row-not-object"}
-    # What the fix leaves has a remedy that a person can follow: not "run the fix" once more.
-    assert not [issue for issue in fixed.report.issues if "run the fix" in issue.remedy]
+    # What the fix leaves has a remedy that a person can follow: not "--fix OUT" once more.
+    assert not [issue for issue in fixed.report.issues if "--fix OUT" in issue.remedy]
     assert json.loads(json.dumps(fixed.to_dict()))["n_rows"] == fixed.n_rows
     assert str(out) in str(fixed)
     again = fix(out, tmp_path / "again.jsonl", count=False)

@@ -210,13 +210,13 @@ def test_a_row_of_another_program_is_fixed_to_what_it_means(name: str, tmp_path:
     path = write(tmp_path / "a.jsonl", given)
     before = check(path, count=False)
     told = [issue for issue in before.issues if issue.line == 1 and issue.severity != "info"]
-    assert any("run the fix" in issue.remedy for issue in told), before
+    assert any("--fix OUT" in issue.remedy for issue in told), before
     fixed = fix(path, tmp_path / "b.jsonl", count=False)
     expected = json.loads(write(tmp_path / "c.jsonl", meant).read_text().splitlines()[3])
     made = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[3])
     assert {key: made[key] for key in expected} == expected
     assert fixed.report.ok, fixed
-    assert not [issue for issue in fixed.report.issues if "run the fix" in issue.remedy]
+    assert not [issue for issue in fixed.report.issues if "--fix OUT" in issue.remedy]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_what_is_not_certain_is_refused_with_a_remedy_for_a_person(
     fixed = fix(path, tmp_path / "b.jsonl", count=False)
     assert (tmp_path / "b.jsonl").read_text() == path.read_text()
     [first, *_] = [issue for issue in fixed.report.errors if issue.line == 1]
-    assert "run the fix" not in first.remedy
+    assert "--fix OUT" not in first.remedy
     assert says in " ".join(issue.message + issue.remedy for issue in fixed.report.errors)
 
 

@@ -167,6 +167,19 @@ def test_a_journal_of_the_first_schema_is_enough_with_the_file(
     assert (planned.old.train, planned.old.suffix, planned.old.base_model) == (made.train.path, "taste", BASE)
 
 
+def test_with_the_file_the_name_is_enough_where_the_old_host_has_closed(
+    old: FinetunedModel, made: Plan, new_host: Host, fake: FakeOpenAI, elsewhere: Callable[[], None], tmp_path: Path
+) -> None:
+    elsewhere()
+    fake.fail("GET /fine_tuning/jobs", status=403, times=9)
+    planned = plan_migration(old.id, to=new_host, train=made.train.path)
+    assert (planned.old.base_model, planned.old.method, planned.old.suffix) == (BASE, "sft", "taste")
+    assert planned.plans[0].train.prompt_digest == PROMPT.digest
+    assert "the base is read off the model's name" in " ".join(planned.warnings)
+    pairs = write_dpo(tmp_path / "pairs.jsonl")
+    assert plan_migration(old.id, to=new_host, train=pairs).old.method == "dpo"
+
+
 def test_a_model_tuned_from_a_tuned_one_is_made_again_from_the_start(
     host: Host, new_host: Host, other: FakeOpenAI, time: FakeTime, tmp_path: Path
 ) -> None:

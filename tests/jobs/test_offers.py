@@ -98,3 +98,14 @@ def test_bad_input_is_one_line(sft_file: Path, tmp_path: Path, capsys: pytest.Ca
     assert run("hosts", str(sft_file), "--method", "rl") == 2
     assert run("hosts", "--method", "sft") == 2
     assert "name it" in capsys.readouterr().err
+
+
+def test_what_is_so_on_several_hosts_is_said_once(
+    tmp_path: Path, time: FakeTime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sft(tmp_path / "twice.jsonl", n=12)
+    path.write_bytes(path.read_bytes() * 2)
+    assert run("hosts", str(path)) == 0
+    (told,) = [line for line in capsys.readouterr().err.split("warning: ") if "the row is the same" in line]
+    assert told.startswith("local, nebius")
+    assert "twice.jsonl:13: the row is the same as line 1 (and 11 more); " in " ".join(told.split())

@@ -23,6 +23,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
 from dspy_finetune.jobs.plan import HEAD_FIT_SECONDS, START_SECONDS, estimate_seconds
 from dspy_finetune.jobs.records import CLOCK, journal_of
+from dspy_finetune.jobs.sequence import sft_then_dpo
 from tests.fake_openai import FakeOpenAI
 from tests.jobs.conftest import FakeTime, write_sft
 
@@ -172,6 +173,15 @@ def test_an_alias_becomes_its_snapshot_and_a_prefix_goes(sft_file: Path, host: H
     assert plan(sft_file, base_model="openai/gpt-4.1-mini", host=host).base_model == BASE
     tuned = "ft:gpt-4.1-mini-2025-04-14:acme::abc12345"
     assert plan(sft_file, base_model=tuned, host=host).base_model == tuned
+
+
+def test_without_a_model_the_hosts_own_is_trained(sft_file: Path, dpo_file: Path, fake: FakeOpenAI) -> None:
+    openai = Host.openai("sk-key-0123456789")
+    assert plan(sft_file, host=openai).base_model == openai.base_model
+    both = sft_then_dpo(dpo_file, host=openai)
+    assert (both.sft.base_model, both.dpo.base_model) == (openai.base_model, openai.base_model)
+    with pytest.raises(UsageError, match="name the model to tune"):
+        plan(sft_file, host=Host.compatible(fake.url, "sk-key-0123456789"))
 
 
 def test_a_tuned_model_trains_on_where_it_is(sft_file: Path, host: Host) -> None:

@@ -50,7 +50,7 @@ def _info(meaning: str, remedy: str, *, fixable: bool = False) -> Code:
     return Code(severity="info", meaning=meaning, remedy=remedy, source=LINT, fixable=fixable)
 
 
-_FIX = "run the fix (`--fix OUT`), or "
+_FIX = "run `dspy-finetune check FILE --fix OUT`, or "
 
 
 def by_hand(remedy: str) -> str:
