@@ -45,6 +45,8 @@ MIN_TEST_ROWS = 30
 """Below this many the normal approximation behind `n_test_rows` does not hold, however alike two baselines are."""
 
 _CONSTANT = ("majority", "median")
+RARE = 0.8
+"""Where one label has so many of the rows, a share of right answers says little: probabilities are looked at, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +208,12 @@ def advise(
     look = _Look(rows=rows, columns=columns, groups=groups, embed=embed, seed=seed)
     n_duplicates, n_conflicts, ceiling = _noise(rows, columns)
     scores: dict[str, list[float]] = {}
+    surprises: dict[str, list[float]] = {}
     curve: tuple[CurveStep, ...] = ()
     gain = error = None
     if has_figures:
         folds = look.folds(n_folds)
-        scores = look.out_of_fold(folds)
+        scores, surprises = look.out_of_fold(folds)
         learning = {name: values for name, values in scores.items() if not name.startswith(_CONSTANT)}
         if learning:
             best = min(learning, key=lambda name: _loss(learning[name], metric))
@@ -234,7 +237,7 @@ def advise(
         n_test_rows=_test_rows(scores, ranked, metric),
         seconds=time.monotonic() - began,
     )
-    recommendation, reasons = _recommend(advice, scores, groups)
+    recommendation, reasons = _recommend(advice, scores, surprises, groups)
     if is_constant and len(rows) > 1:
         recommendation, reasons = "more labels first", (only_label(columns.label, rows[0][columns.label]),)
     if len(rows) + n_ties < n_given:
@@ -344,6 +347,15 @@ class _Look:
         embed = None if is_words else self.embed
         return baselines.usual(rows, label=label, text=fields, task=task, embedder=embed)
 
+    def surprise(self, program: Any, row: int) -> float:
+        """The log loss of the right label; 0 for a number."""
+        if self.columns.task == "number":
+            return 0.0
+        example = self.rows[row]
+        shares = program(**example.inputs().toDict()).probabilities
+        right = [share for label, share in shares.items() if is_label(example[self.columns.label], label)]
+        return -math.log(max([*right, 1e-6]))
+
     def score(self, program: Any, row: int) -> float:
         """1 or 0 for a label, the absolute error of a number."""
         example = self.rows[row]
@@ -356,17 +368,19 @@ class _Look:
         except AnswerError:
             return 0.0
 
-    def out_of_fold(self, folds: Sequence[Sequence[int]]) -> dict[str, list[float]]:
-        """Each baseline's score on every row, in the order of the rows."""
+    def out_of_fold(self, folds: Sequence[Sequence[int]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Each baseline's score, and its log loss, on every row, in the order of the rows."""
         scores: dict[str, list[float]] = {}
+        surprises: dict[str, list[float]] = {}
         for test in folds:
             held_out = set(test)
             fitted = self.fit([row for row in range(len(self.rows)) if row not in held_out])
             for name, program in fitted.items():
                 given = scores.setdefault(name, [0.0] * len(self.rows))
+                lost = surprises.setdefault(name, [0.0] * len(self.rows))
                 for row in test:
-                    given[row] = self.score(program, row)
-        return scores
+                    given[row], lost[row] = self.score(program, row), self.surprise(program, row)
+        return scores, surprises
 
     def curve(
         self, folds: Sequence[Sequence[int]], best: str, whole: Sequence[float]
@@ -403,6 +417,17 @@ class _Look:
         sign = -1.0 if self.columns.task == "number" else 1.0
         gains = [sign * (whole - half) for whole, half in zip(values[1.0], values[0.5], strict=True)]
         return steps, statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+def _told(
+    surprises: Mapping[str, Sequence[float]], constant: str, groups: Sequence[int]
+) -> tuple[str, Interval] | None:
+    """The baseline with the least log loss, and by how much it is lower than that of the labels' shares; None where
+    that may be chance."""
+    name = min(surprises, key=lambda one: statistics.fmean(surprises[one]))
+    gains = [a - b for a, b in zip(surprises[constant], surprises[name], strict=True)]
+    gain = clustered_mean_interval(gains, groups, 0.95)
+    return (name, gain) if name != constant and gain.low is not None and gain.low > 0 else None
 
 
 def _noise(rows: Sequence[dspy.Example], columns: Columns) -> tuple[int, int, float | None]:
@@ -445,7 +470,10 @@ def _figure(interval: Interval) -> str:
 
 
 def _recommend(
-    advice: Advice, scores: Mapping[str, Sequence[float]], groups: Sequence[int]
+    advice: Advice,
+    scores: Mapping[str, Sequence[float]],
+    surprises: Mapping[str, Sequence[float]],
+    groups: Sequence[int],
 ) -> tuple[Recommendation, tuple[str, ...]]:
     task = advice.columns.task
     if task == "text":
@@ -473,6 +501,16 @@ def _recommend(
     elif constant is not None:
         is_better = False
         reasons.append(f"No cheap baseline beats always the {constant.split()[0]}.")
+    usual = statistics.fmean(scores[constant]) if constant is not None and advice.metric == "accuracy" else 0.0
+    if not is_better and constant is not None and usual >= RARE:
+        told = _told(surprises, constant, groups)
+        if told is not None:
+            is_better = True
+            reasons.append(
+                f"Shares of right answers hardly show it, as {usual:.1%} of the rows have one label: by its"
+                f" probabilities {told[0]} tells the label, its log loss {_figure(told[1])} lower. Look at ROC AUC or"
+                " average precision, and choose the predictor's threshold on rows of their own."
+            )
     rising = advice.gain_per_doubling is not None and advice.gain_error is not None
     if rising:
         assert advice.gain_per_doubling is not None
@@ -483,12 +521,13 @@ def _recommend(
         )
         rising = advice.gain_per_doubling > 2 * advice.gain_error
     is_number = task == "number"
-    is_enough = best.interval.value is not None and best.interval.value >= GOOD_ENOUGH
+    # Of two labels the rarer may be all that is wanted: where 98 % have the other, 98 % right is nothing.
+    is_enough = best.interval.value is not None and best.interval.value >= max(GOOD_ENOUGH, 1 - (1 - usual) / 4)
     if advice.n_conflicts:
         found_twice = f"{advice.n_conflicts} of {advice.n_duplicates} groups with equal inputs have different"
         ceiling = "" if advice.ceiling is None else f": nothing passes {advice.ceiling:.3f} there"
         reasons.append(f"{found_twice} {'numbers' if is_number else 'labels'}{ceiling}.")
-    if advice.n_test_rows is not None:
+    if advice.n_test_rows is not None and usual <= 0.95:  # above, five points are more than there are to win
         difference = "5 % of the error" if is_number else "five points"
         reasons.append(f"A difference of {difference} takes about {advice.n_test_rows:,} test rows to show.")
     found: Recommendation

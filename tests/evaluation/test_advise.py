@@ -176,3 +176,18 @@ def test_an_encoder_sees_what_words_do_not_and_is_asked_once_about_each_text() -
     assert seeing.recommendation == "do not fine-tune"
     assert seeing.baselines[0].interval.value == 1.0
     assert sorted(asked) == sorted(vectors)
+
+
+def test_a_rare_label_that_the_text_tells_is_seen_although_hardly_an_answer_changes() -> None:
+    """Where 4 % of the rows are positive, always saying no is right in 96 %: the probabilities tell more."""
+    generator = random.Random(5)
+    rows = []
+    for n in range(500):
+        is_rare = n % 25 == 0
+        words = [f"w{generator.randrange(60)}" for _ in range(6)]
+        clue = ["bees"] if generator.random() < (0.95 if is_rare else 0.07) else []
+        rows.append(dspy.Example(title=" ".join([*words, *clue]), liked=is_rare).with_inputs("title"))
+    advice = advise(rows, "title -> liked: bool", encoder=None)
+    assert advice.recommendation == "head"
+    assert any("96.0% of the rows have one label" in reason for reason in advice.reasons)
+    assert not any("Nothing in the text" in reason for reason in advice.reasons)
