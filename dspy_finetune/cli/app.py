@@ -7,6 +7,7 @@ and is named in COMMANDS.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import re
@@ -235,6 +236,8 @@ def describe_error(error: Exception) -> tuple[str, int]:
     """One line for the user and the exit code: 2 for wrong usage, 1 for everything else."""
     if isinstance(error, FinetuneError):
         return f"error: {error}{notes_of(error)}", 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"error: cannot write {error.filename or 'the output'}: {error.strerror}{notes_of(error)}", 1
     text = " ".join(str(error).split()) or "no message"
     return f"error: {type(error).__name__}: {text}{notes_of(error)} (run again with --debug to see where)", 1
 

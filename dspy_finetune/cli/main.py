@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None, *, has_defaults: bool = True) -> None:
     # DSPy looks a price list up on the network at its first call, and waits five seconds where there is none; the one
     # in its package serves the command line.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (>&-): nobody wants to see it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
     _take_any_text(sys.stdout, "dspy-finetune-escaped", _escaped)
     _take_any_text(
         sys.stderr, "dspy-finetune-drawn", lambda text: "".join(_DRAWN.get(one) or _escaped(one) for one in text)
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None, *, has_defaults: bool = True) -> None:
         is_beating = argv is None and arguments[:1] != ["serve"] and COMPLETE not in os.environ
         with Heartbeat(f"dspy-finetune {' '.join(arguments[:1])}") if is_beating else contextlib.nullcontext():
             code = _run(arguments, debug=debug, has_defaults=has_defaults)
-        sys.stdout.flush()
+        code = _flushed(code)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
@@ -63,6 +66,20 @@ def main(argv: list[str] | None = None, *, has_defaults: bool = True) -> None:
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     sys.exit(code)
+
+
+def _flushed(code: int) -> int:
+    """The exit code once all is written; 1 on a full disk, with a line."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer cannot be written at the interpreter's end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 1
+    return code
 
 
 def _take_any_text(stream: TextIO, name: str, replacement: Callable[[str], str]) -> None:

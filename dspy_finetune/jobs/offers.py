@@ -167,7 +167,7 @@ def advise_host(
         if name not in NAMED_HOSTS:
             raise UsageError(f'unknown host "{name}": expected {", ".join(NAMED_HOSTS)}')
     path = path_of(training_file)
-    if not path.exists():
+    if not path.is_file():
         plan(training_file, base_model="-", host=Host.local())  # says what is wrong with the path
     offers = [_offer(training_file, name, method, base_model, hyperparameters, catalog) for name in names]
     offers.sort(key=lambda one: (not one.is_possible, one.cost_usd is None, one.cost_usd or 0.0))

@@ -28,7 +28,8 @@ import functools
 import importlib
 import logging
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dspy
@@ -44,7 +45,7 @@ _BARE_KEY = re.compile(r"\[([^\]\d'\"][^\]]*)\]")
 
 
 def replace(program: dspy.Module, name: str, tuned: Any) -> Any:
-    """Swap one module of a program for another of the same fields.
+    """Swap one module of a program for another of the same fields, wherever in the program it stands.
 
     >>> import dspy
     >>> from dspy_finetune import Ensemble
@@ -78,10 +79,39 @@ def replace(program: dspy.Module, name: str, tuned: Any) -> Any:
     if not isinstance(there, dspy.Module):
         raise _unknown(program, name, names)
     _check_fields(name, there, tuned)
-    if isinstance(holder, tuple):
+    was = _was.setdefault(program, {})
+    here = was.get((id(holder), last))  # one tuned predictor may stand where two others were
+    places = [(one, key) for one, key in _places(program, there, set()) if was.get((id(one), key)) is here]
+    if any(isinstance(one, tuple) for one, _ in places):
         raise UsageError(f'"{name}" stands in a tuple, which cannot be changed; use a list in the program')
-    magicattr.set(program, path, tuned)
+    for one, key in places:
+        was.setdefault((id(one), key), there)
+        if isinstance(one, dspy.Module):
+            setattr(one, key, tuned)
+        else:
+            one[key] = tuned
     return there
+
+
+_was: weakref.WeakKeyDictionary[dspy.Module, dict[tuple[int, Any], Any]] = weakref.WeakKeyDictionary()
+"""Of each program, the first module of each place that was replaced: places that shared it go on sharing."""
+
+
+def _places(holder: Any, module: dspy.Module, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+    """Where a module stands in a program, (holder, name or key): DSPy names one that stands at several places once."""
+    if id(holder) in seen or holder is module:
+        return
+    seen.add(id(holder))
+    held: Iterable[tuple[Any, Any]] = ()
+    if isinstance(holder, (dspy.Module, dict)):
+        held = list((vars(holder) if isinstance(holder, dspy.Module) else holder).items())
+    elif isinstance(holder, (list, tuple)):
+        held = list(enumerate(holder))
+    for key, one in held:
+        if one is module:
+            yield holder, key
+        else:
+            yield from _places(one, module, seen)
 
 
 def module_names(program: dspy.Module) -> list[str]:

@@ -271,3 +271,30 @@ def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
     line = f"{command} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is Linux's")
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("--version > /dev/full", 1, "error: cannot write the output: No space left on device\n"),
+        (
+            "check train.jsonl --show 12 --quiet > /dev/full",
+            1,
+            "error: cannot write the output: No space left on device\n",
+        ),
+        ("check train.jsonl --quiet >&-", 0, ""),
+        ("check gone.jsonl --quiet 2>&-", 1, ""),
+    ],
+)
+def test_an_output_that_is_full_or_closed_ends_in_one_line_at_most(
+    command: str, code: int, told: str, place: Path
+) -> None:
+    line = f"{sys.executable} -m dspy_finetune.cli.main {command}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_a_folder_in_the_place_of_a_training_file_is_told_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("hosts folder") == 1
+    assert capsys.readouterr() == ("", "error: cannot read folder: it is a folder; name a file\n")

@@ -76,6 +76,34 @@ def test_every_name_that_dspy_gives_can_be_replaced(tuned: ft.OpenAIPredictor) -
             ft.replace(program, name, tuned.deepcopy())
 
 
+def test_a_module_that_stands_at_several_places_is_replaced_at_all_of_them(tuned: ft.OpenAIPredictor) -> None:
+    """DSPy names it once; the program may call it by the other name."""
+
+    class Shared(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = dspy.Predict(SIGNATURE)
+            self.again = self.first
+            self.held = {"list": [self.first, dspy.Predict(SIGNATURE)]}
+
+    program = Shared()
+    before = ft.replace(program, "first", tuned)
+    assert program.first is program.again is program.held["list"][0] is tuned
+    assert isinstance(program.held["list"][1], dspy.Predict)
+    assert ft.replace(program, "again", before) is tuned
+    assert program.first is program.again is program.held["list"][0] is before
+    ft.replace(program, "first", tuned)
+    ft.replace(program, "held['list'][1]", tuned)
+    ft.replace(program, "first", before)
+    assert program.first is program.again is before
+    assert program.held["list"][1] is tuned, "where another one was before"
+    fixed = Shared()
+    fixed.held["tuple"] = (fixed.first,)
+    with pytest.raises(ft.errors.UsageError, match="stands in a tuple"):
+        ft.replace(fixed, "first", tuned)
+    assert isinstance(fixed.first, dspy.Predict), "all places, or none"
+
+
 @pytest.mark.parametrize("name", ["nobody", "inner.nobody", "steps[7]", "steps[x]", "", "a b", "callbacks"])
 def test_an_unknown_name_is_refused(name: str, tuned: ft.OpenAIPredictor) -> None:
     with pytest.raises(ft.errors.UsageError, match=r"has no module .* it has: judge"):
