@@ -972,8 +972,26 @@ def _hardly_read(comparison: Comparison) -> Iterator[str]:
                 f"Most answers of {row.name} could not be read ({row.n_parse_failures} of {row.n} are parse failures): "
                 "the difference says so, not how good its answers are."
             )
-        if row.n_failed:
-            yield f"{row.n_failed} of {row.n} calls of {row.name} failed, which counts as not right."
+        told = _unanswered(comparison, row)
+        if told:
+            yield told
+
+
+def _unanswered(comparison: Comparison, row: ProgramRow) -> str:
+    """What the figure makes of items without an answer: it may be better for them."""
+    metric, n_out = comparison.main_metric, row.n_failed + row.n_parse_failures
+    n_scored = row.scores[metric.name].n
+    if n_out and n_scored < row.n:
+        return (
+            f"{metric.name} leaves out {row.n - n_scored} of {row.n} items of {row.name}, whose calls failed or whose "
+            "answers could not be read: it does not say how good it is on those."
+        )
+    if n_out and metric.kind == "set":
+        return (
+            f"{n_out} of {row.n} calls of {row.name} failed or could not be read, which counts as naming no label: "
+            "neither right nor a false alarm."
+        )
+    return f"{row.n_failed} of {row.n} calls of {row.name} failed, which counts as not right." if row.n_failed else ""
 
 
 def _finding(comparison: Comparison) -> str:

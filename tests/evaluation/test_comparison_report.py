@@ -551,3 +551,27 @@ def test_what_is_no_score_is_named_by_metric_and_example(value: Any):
 
     with pytest.raises(UsageError, match=r"^odd, example 4: a metric returned"):
         compare({"a": lambda x: dspy.Prediction(y=True)}, rows, [odd])
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (metrics.accuracy("y"), "5 of 60 calls of a failed, which counts as not right."),
+        (
+            metrics.mean_absolute_error("p"),
+            "leaves out 10 of 60 items of a, whose calls failed or whose answers could not",
+        ),
+        (metrics.f1("y"), "10 of 60 calls of a failed or could not be read, which counts as naming no label: neither"),
+    ],
+)
+def test_the_verdict_says_what_the_metric_makes_of_items_without_an_answer(metric: Any, told: str):
+    """F1 of a program that does not answer where it would be wrong is 1: nobody should take that for skill."""
+    rows = [dspy.Example(x=str(number), y=number % 2 == 1, p=1.0).with_inputs("x") for number in range(60)]
+
+    def a(x: str) -> dspy.Prediction:
+        if int(x) % 12 == 0:
+            raise RuntimeError("lost")
+        return dspy.Prediction(y="?" if int(x) % 12 == 2 else int(x) % 2 == 1, p="?" if int(x) % 12 == 2 else 1.0)
+
+    programs = {"a": a, "b": lambda x: dspy.Prediction(y=int(x) % 2 == 1 or int(x) % 12 == 0, p=2.0)}
+    assert told in str(compare(programs, rows, [metric]).verdict)

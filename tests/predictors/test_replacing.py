@@ -84,7 +84,7 @@ def test_a_module_that_stands_at_several_places_is_replaced_at_all_of_them(tuned
             super().__init__()
             self.first = dspy.Predict(SIGNATURE)
             self.again = self.first
-            self.held = {"list": [self.first, dspy.Predict(SIGNATURE)]}
+            self.held: dict[str, Any] = {"list": [self.first, dspy.Predict(SIGNATURE)]}
 
     program = Shared()
     before = ft.replace(program, "first", tuned)
