@@ -13,6 +13,7 @@ import itertools
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +152,7 @@ def run(
             has_validation=has_validation,
             cells=cells,
             encoder=("--encoder", ENCODER) if host == "local" and has_encoder() else (),
+            metrics=metric_options(columns, examples),
         )
         return list(made)
 
@@ -279,6 +281,7 @@ def plan_steps(
     has_validation: bool,
     cells: Sequence[str] = (),
     encoder: Sequence[str] = (),
+    metrics: Sequence[str] = (),
 ) -> Iterator[Step]:
     """The commands, in order."""
     from dspy_finetune.export.dataset import manifest_path  # here: --help must not wait for dspy
@@ -334,12 +337,28 @@ def plan_steps(
         title="Compare",
         arguments=(
             *("compare", str(rows / "test.jsonl"), "--program", f"tuned={folder / 'predictor.json'}"),
-            # A text of several words hardly ever is the expected one to the letter.
-            *(("--metric", "token_f1", "--metric", "exact_match") if columns.task == "text" else ()),
+            *metrics,
             *("--train", str(rows / "train.jsonl"), *encoder, "--html", str(folder / "report.html")),
             *("--json-to", str(folder / "report.json")),
         ),
     )
+
+
+MIN_RARE = 10
+"""So many rows of the rarer label leave some to test on."""
+
+
+def metric_options(columns: Columns, rows: Sequence[Any]) -> tuple[str, ...]:
+    """What the programs are compared by, where the usual metric would hardly differ."""
+    from dspy_finetune.evaluation.advise import RARE, has_value  # here: --help must not wait for dspy
+
+    if columns.task == "text":  # of several words, which hardly ever are the expected ones to the letter
+        return ("--metric", "token_f1", "--metric", "exact_match")
+    labels = Counter(str(row[columns.label]).strip().casefold() for row in rows if has_value(row, columns.label))
+    n_usual = max(labels.values(), default=0)
+    # Always saying no is right in 98 % where 2 % are positive: how well the rows are ordered shows more.
+    is_rare = columns.task == "binary" and n_usual >= RARE * labels.total() and labels.total() - n_usual >= MIN_RARE
+    return ("--metric", "roc_auc", "--metric", "accuracy") if is_rare else ()
 
 
 def prompt_options(columns: Columns, rows: Sequence[Any], decimal: DecimalMark) -> Iterator[str]:

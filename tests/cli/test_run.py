@@ -381,3 +381,14 @@ def test_after_ctrl_c_at_a_terminal_the_remark_begins_a_line_of_its_own(
     after = screen.getvalue().partition("^C")[2]
     assert after.startswith("\n")
     assert "stopped in step 1 of 1" in after
+
+
+@pytest.mark.parametrize(("n_rare", "expected"), [(12, True), (60, False), (3, False)])
+def test_rare_labels_are_compared_by_the_order_of_their_probabilities(
+    n_rare: int, expected: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where 10 % are positive, always saying no is right in 90 %, and no program is told from another by accuracy."""
+    lines = [json.dumps({"title": f"On bees, part {n}", "liked": n < n_rare}) for n in range(120)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    assert run("run", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--dry-run") == 0
+    assert ("--metric roc_auc --metric accuracy" in capsys.readouterr().out) is expected
