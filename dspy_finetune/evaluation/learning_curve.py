@@ -43,6 +43,7 @@ from dspy_finetune.evaluation.training_runs import (
     check_arguments,
     folder_of,
     mean_over_seeds,
+    missing,
     paid_together,
     placed,
     told,
@@ -291,7 +292,7 @@ def _sentence(curve: LearningCurve, one: MarginalValue) -> str:
 
 def _errors(curve: LearningCurve) -> list[str]:
     return [
-        f"{_series(run.base_model, run.n_epochs)}, {run.n_rows} rows, seed {run.seed}: no model: {run.error}"
+        f"{_series(run.base_model, run.n_epochs)}, {run.n_rows} rows, seed {run.seed}: {missing(run)}: {run.error}"
         for run in curve.runs
         if run.error is not None
     ]

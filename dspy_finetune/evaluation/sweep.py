@@ -41,6 +41,7 @@ from dspy_finetune.evaluation.training_runs import (
     folder_of,
     mean_over_seeds,
     mean_value,
+    missing,
     paid_together,
     placed,
     told,
@@ -212,7 +213,7 @@ def _named(base_model: str, tried: Mapping[str, Any]) -> str:
 
 def _errors(found: Sweep) -> list[str]:
     return [
-        f"{_named(run.base_model, run.hyperparameters)}, seed {run.seed}: no model: {run.error}"
+        f"{_named(run.base_model, run.hyperparameters)}, seed {run.seed}: {missing(run)}: {run.error}"
         for run in found.runs
         if run.error is not None
     ]

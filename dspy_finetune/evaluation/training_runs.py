@@ -68,7 +68,7 @@ class CurveRun:
     n_failed: int
     """Calls that failed."""
     error: str | None
-    """Why there is no model; None when there is one."""
+    """Why there is no model, or of its answers none that can be measured; None where there is a score."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """What a sweep tried with it, the epochs among them where they were; empty in a curve."""
 
@@ -551,6 +551,9 @@ def _measured(run: CurveRun, scored: Scored | None, how: Resampling) -> Measured
 
 
 def _run_of(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> CurveRun:
+    error = one.error
+    if error is None and scored is not None and scored.interval.value is None:
+        error = next((answer.error for answer in answers if answer.error), "no answer can be measured")
     return CurveRun(
         base_model=one.cell.base_model,
         n_epochs=one.cell.plan.n_epochs,
@@ -564,9 +567,14 @@ def _run_of(one: Trained, scored: Scored | None, answers: Sequence[Answer]) -> C
         score=scored.interval if scored is not None else None,
         n_parse_failures=sum(answer.outcome == "parse_failure" for answer in answers),
         n_failed=sum(answer.outcome == "failed" for answer in answers),
-        error=one.error,
+        error=error,
         hyperparameters=dict(one.cell.tried),
     )
+
+
+def missing(run: CurveRun) -> str:
+    """What a run with an error has not."""
+    return "no model" if run.model is None else "no score"
 
 
 def told_of_runs(runs: Sequence[CurveRun], seeds: Sequence[int]) -> list[str]:
@@ -577,7 +585,7 @@ def told_of_runs(runs: Sequence[CurveRun], seeds: Sequence[int]) -> list[str]:
             "The noise between trainings: one order of the rows was tried, and intervals of single points hold the "
             "items' chance alone; seeds=(0, 1, 2) would show it."
         )
-    lost = sum(run.error is not None for run in runs)
+    lost = sum(run.model is None for run in runs)
     if lost:
         told.append(f"{lost} of {len(runs)} jobs gave no model; their reasons stand with the runs.")
     return told

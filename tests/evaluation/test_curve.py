@@ -353,3 +353,18 @@ def test_several_hosts_are_one_plan_within_one_budget(
 def test_without_models_the_hosts_own_is_trained(fake, host):
     found = curve(fake, host, models=None, sizes=[10], epochs=None, test=TEST[:4])
     assert found.point(host.base_model, 10) == found.points[0]
+
+
+def test_a_model_that_answers_nothing_has_no_score_and_says_why(fake, host):
+    def make(model):
+        def broken(title):
+            raise RuntimeError("the head is broken")
+
+        return broken
+
+    found = curve(
+        fake, host, sizes=[10], metric=metrics.log_loss("is_favorite"), predictor=make, epochs=[3], test=TEST[:4]
+    )
+    assert found.points == ()
+    assert f"{MODEL}, 3 epochs, 10 rows, seed 0: no score: RuntimeError: the head is broken" in str(found)
+    assert not any("gave no model" in one for one in found.not_checked)
