@@ -91,6 +91,8 @@ class Figures:
     auc: list[float] = field(default_factory=list)
     ece: list[float] = field(default_factory=list)
     exact_ece: list[float] = field(default_factory=list)
+    chosen_ece: list[float] = field(default_factory=list)
+    """The ECE of the chosen label's probability, as Guo et al. (2017) have it."""
     told: list[tuple[float, bool]] = field(default_factory=list)
     """(probability, whether it came true) of all splits' rows, where the fits are made in one process."""
     seconds: list[float] = field(default_factory=list)
@@ -254,6 +256,8 @@ def measure_plainly(data: Set, programs: dict[str, Any], train: Any, test: Any, 
         shares = np.array([answer.probabilities[positive] for answer in answers])
         figures.auc.append(float(roc_auc_score(right, shares)))
         figures.ece.append(plain_ece(shares, right))
+        is_chosen = shares >= 0.5
+        figures.chosen_ece.append(plain_ece(np.where(is_chosen, shares, 1 - shares), right == is_chosen))
         figures.told += zip(shares.tolist(), right.tolist(), strict=True)
 
 
@@ -484,11 +488,12 @@ def rendered(title: str, table: dict[str, Figures], n_test: int, label: str) -> 
 
 
 def _ece(one: Figures) -> str:
-    """Mean and deviation; of fits in one process also what exact probabilities would show, and all rows together."""
-    notes = [f"{statistics.mean(one.exact_ece):.3f}"] if one.exact_ece else []
-    if one.exact_ece and len(one.ece) > 1:
+    """Mean and deviation; of heads that were fitted in one process also what the results' heading says of brackets."""
+    notes = []
+    if one.exact_ece:
         shares, right = (np.array(values) for values in zip(*one.told, strict=True))
-        notes.append(f"together {plain_ece(shares, right):.3f}")
+        notes = [f"{statistics.mean(one.exact_ece):.3f}", f"chosen {statistics.mean(one.chosen_ece):.3f}"]
+        notes += [f"together {plain_ece(shares, right):.3f}"] if len(one.ece) > 1 else []
     return _mean(one.ece, 3) + (f" ({'; '.join(notes)})" if notes else "")
 
 
