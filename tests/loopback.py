@@ -101,9 +101,11 @@ class Loopback:
                 self.n_open -= 1
 
     def completions(self, body: dict[str, Any], question: str) -> dict[str, Any]:
-        """One completion with `n` choices, whose prompt counts once."""
+        """One completion with `n` choices, whose prompt counts once; a single one as it was made, odd as it may be."""
         made = [self.completion(body, question) for _ in range(body.get("n") or 1)]
         whole = made[0]
+        if len(made) == 1:
+            return whole
         whole["choices"] = [{**one["choices"][0], "index": index} for index, one in enumerate(made)]
         n_out = sum(one["usage"]["completion_tokens"] for one in made)
         n_in = whole["usage"]["prompt_tokens"]
