@@ -19,8 +19,9 @@ def interval(value: float, half: float) -> Interval:
 def curve(*, higher: bool = False, change: Interval | None = None, error: str | None = None) -> LearningCurve:
     runs = tuple(
         CurveRun(
-            base_model=EVIL, n_epochs=1, n_rows=n, seed=0, job_id=f"j{n}", model=f"m{n}", is_new=True,
-            estimated_cost_usd=1.0, cost_usd=n / 100, score=interval(0.5, 0.1), n_parse_failures=0, n_failed=0,
+            base_model=EVIL, n_epochs=1, n_rows=n, seed=0, job_id=f"j{n}", is_new=True,
+            model=None if error else f"m{n}", score=None if error else interval(0.5, 0.1), n_parse_failures=0,
+            n_failed=0, estimated_cost_usd=1.0, cost_usd=n / 100,
             error=error,
         )
         for n in (50, 100)
