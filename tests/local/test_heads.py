@@ -73,6 +73,16 @@ def test_a_field_may_have_several_lines(toy_model: Path) -> None:
     assert features_of.shared_fields(asking) == ()
 
 
+def check_fields(tokenizer: Any, shape: features_of.Shape, prompts: Any, rows: Any) -> None:
+    """Each row's fields have its texts, and the tokens of the second are that text's."""
+    for messages, texts in zip(prompts, rows, strict=True):
+        assert shape.texts(messages) == list(texts)
+        row = encode_prompt(tokenizer, messages)
+        assert shape.fits(row, messages)
+        spans = shape.field_spans(tokenizer, messages, row)
+        assert tokenizer.decode(row[slice(*spans[1])]).strip() == texts[1]
+
+
 def test_fields_behind_a_task_that_all_prompts_begin_with_are_read_as_fields(toy_model: Path) -> None:
     """`prompts.number` writes the task into the user's message; the fields behind it are the same."""
     tokenizer = models.load_tokenizer(toy_model)
@@ -82,12 +92,7 @@ def test_fields_behind_a_task_that_all_prompts_begin_with_are_read_as_fields(toy
     assert prompts[0][-1]["content"].startswith("Estimate the score")
     shape = features_of.Shape.of(tokenizer, prompts)
     assert shape.fields == ("One", "Other")
-    for messages, texts in zip(prompts, rows, strict=True):
-        assert shape.texts(messages) == list(texts)
-        row = encode_prompt(tokenizer, messages)
-        assert shape.fits(row, messages)
-        spans = shape.field_spans(tokenizer, messages, row)
-        assert tokenizer.decode(row[slice(*spans[1])]).strip() == texts[1]
+    check_fields(tokenizer, shape, prompts, rows)
     other_task = [{"role": "user", "content": f"Say: {prompts[0][-1]['content']}"}]
     assert not shape.fits(encode_prompt(tokenizer, other_task), other_task)
     modes = [view.mode for view in features_of.views_of(tokenizer, prompts, ())]
@@ -112,12 +117,7 @@ def test_fields_between_dspys_markers_are_fields(toy_model: Path, adapter: Any) 
     shape = features_of.Shape.of(tokenizer, prompts)
     assert shape.fields == ("one", "other")
     assert shape.closing.startswith("\n\nRespond with")
-    for messages, texts in zip(prompts, rows, strict=True):
-        assert shape.texts(messages) == list(texts)
-        row = encode_prompt(tokenizer, messages)
-        assert shape.fits(row, messages)
-        spans = shape.field_spans(tokenizer, messages, row)
-        assert tokenizer.decode(row[slice(*spans[1])]).strip() == texts[1]
+    check_fields(tokenizer, shape, prompts, rows)
     views = features_of.views_of(tokenizer, prompts, ("yes", "no"))
     assert [view.mode for view in views] == ["whole", "fields", "agreement"]
     assert features_of.View.from_dict(views[0].to_dict()) == views[0]
