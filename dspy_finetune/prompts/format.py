@@ -29,6 +29,7 @@ import difflib
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -648,7 +649,9 @@ def _dump_model(annotation: type[pydantic.BaseModel], where: str) -> dict[str, A
 
 
 def _own_doc(annotation: type) -> str | None:
-    return annotation.__dict__.get("__doc__")
+    """Without its indentation, which Python 3.13 leaves out by itself: a prompt has one digest on every Python."""
+    doc = annotation.__dict__.get("__doc__")
+    return doc and inspect.cleandoc(doc)
 
 
 def load_type(spec: dict[str, Any]) -> Any:

@@ -436,6 +436,24 @@ def test_what_is_no_saved_prompt_is_refused(damage: dict[str, Any]) -> None:
         PromptFormat.from_dict({"version": 1})
 
 
+def test_the_digest_is_the_same_on_every_python() -> None:
+    """Python 3.13 leaves the indentation of docstrings out; before, it is kept."""
+
+    def prompt(doc: str) -> PromptFormat:
+        class Kind(enum.Enum):
+            BUG = "bug"
+            ASK = "ask"
+
+        class Report(pydantic.BaseModel):
+            kind: Kind
+
+        Kind.__doc__ = Report.__doc__ = doc
+        return PromptFormat(dspy.Signature({"text": (str, dspy.InputField()), "report": (Report, dspy.OutputField())}))
+
+    assert prompt("One.\n\n            Two.\n            ").digest == prompt("One.\n\nTwo.\n").digest
+    assert prompt("One.").digest != prompt("Two.").digest
+
+
 def test_the_digest_ignores_what_changes_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PromptFormat("title -> ok: bool", system="Judge.")
     described = dspy.Signature(
