@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -162,18 +163,19 @@ def _call(program: Program, inputs: Mapping[str, Any]) -> tuple[Outcome, dict[st
         prediction = program(**inputs)
         return "answered", {name: jsonable(value) for name, value in _fields(prediction).items()}, prediction, None
     except NoAnswerError as error:
-        return "no_answer", {}, None, _first_line(error)
+        return "no_answer", {}, None, first_line(error)
     except (AnswerError, AdapterParseError) as error:
-        return "parse_failure", {}, None, _first_line(error)
+        return "parse_failure", {}, None, first_line(error)
     except (MissingExtraError, UsageError):
         raise
     except Exception as error:  # whatever a program raises is an outcome to count; the others go on
-        return "failed", {}, None, _first_line(error)
+        return "failed", {}, None, first_line(error)
 
 
-def _first_line(error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"[:300]
+def first_line(error: Exception) -> str:
+    """An error's kind and first line, cut to 300 characters."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 def _fields(prediction: Any) -> dict[str, Any]:
@@ -286,7 +288,7 @@ def read_field_of(answers: Sequence[Answer], name: str, reader: Reader) -> tuple
         try:
             value, error = jsonable(own.read(said, name=name)), answer.error
         except AnswerError as failure:
-            value, error = None, _first_line(failure)
+            value, error = None, first_line(failure)
         found.append(dataclasses.replace(answer, outputs={**answer.outputs, name: value}, error=error))
     return tuple(found)
 
@@ -408,7 +410,7 @@ def collect(
             n_resumed += len(found)
 
             def save(index: int, answer: Answer, name: str = name) -> None:
-                kept.keep({"program": name, "item": keys[index], **answer.to_dict()})
+                kept.keep(_row(name, keys[index], answer))
 
             def tell(outcomes: Counter[str], name: str = name, before: int = n_before, old: int = n_resumed) -> None:
                 if on_progress is not None:
@@ -436,6 +438,32 @@ def collect(
             answers = tuple(found[index] for index in range(len(inputs)))
             collected[name] = Collected(answers=answers, seconds=kept.seconds.get(name, 0.0) + seconds)
     return collected
+
+
+def _row(name: str, key: str, answer: Answer) -> dict[str, Any]:
+    return {"program": name, "item": key, **answer.to_dict()}
+
+
+@contextlib.contextmanager
+def kept_if_lost(
+    collected: Mapping[str, Collected], inputs: Sequence[Mapping[str, Any]], run: RunOptions
+) -> Iterator[None]:
+    """Write the answers to a new checkpoint where what is done with them breaks, and the run has none of its own."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too: a judge may be asked for hours
+        if run.checkpoint is None:
+            seen: dict[str, int] = {}
+            keys = [item_key(one, seen) for one in inputs]
+            rows = [
+                _row(name, *pair) for name, one in collected.items() for pair in zip(keys, one.answers, strict=True)
+            ]
+            times = [{"program": name, "seconds": one.seconds} for name, one in collected.items()]
+            file, path = tempfile.mkstemp(prefix="answers-", suffix=".jsonl")
+            os.close(file)
+            AppendLog(path, "checkpoint").append({"format": FORMAT}, *rows, *times)
+            logger.warning("the answers are kept in %s; give it as the checkpoint, and none is asked for again", path)
+        raise
 
 
 class _Once(logging.Filter):

@@ -47,6 +47,7 @@ from dspy_finetune.evaluation.collect import (
     collect,
     inputs_text,
     jsonable,
+    kept_if_lost,
     lacks_lm,
     modules_of,
     read_field_of,
@@ -121,7 +122,8 @@ def compare(
     Raises:
         EmptyDatasetError: There are no examples.
         DataError: An example's label is empty, or not a number where a metric needs one.
-        UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field.
+        UsageError: An argument is wrong: a name that is not there, examples without inputs, a metric's field; or a
+            metric raised or returned no score: the answers are kept, in `checkpoint` or in a file that a warning names.
         MissingExtraError: The extra `eval` is not installed.
         FileError: The checkpoint cannot be written.
     """
@@ -177,13 +179,14 @@ def _compared(
         name: dataclasses.replace(one, answers=tuple(answer.priced(prices.get(name)) for answer in one.answers))
         for name, one in collect(programs, inputs, num_threads, run).items()
     }
-    n_twice = len(rows) if options.noise_floor is True else min(int(options.noise_floor), len(rows))
-    again = ask_again(programs, inputs[:n_twice], num_threads, run) if n_twice else {}
     # A function of the user's sees what the programs said; metrics see it read, in one way for all programs.
     metrics, readers = _with_readers(metrics, rows, programs)
     read = {name: _read(one, readers) for name, one in collected.items()}
-    facts, columns = _score(metrics, rows, collected, read, how, num_threads, run.on_progress)
+    with kept_if_lost(collected, inputs, run):
+        facts, columns = _score(metrics, rows, collected, read, how, num_threads, run.on_progress)
     deciding = read if _is_read(metrics[0]) else collected
+    n_twice = len(rows) if options.noise_floor is True else min(int(options.noise_floor), len(rows))
+    again = ask_again(programs, inputs[:n_twice], num_threads, run) if n_twice else {}
     again = {name: _read(one, readers) if _is_read(metrics[0]) else one for name, one in again.items()}
     told = {
         name: dataclasses.replace(one, answers=with_parse_failures(one.answers, next(iter(readers), "")))

@@ -43,8 +43,8 @@ import numpy as np
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune._optional import require
-from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
-from dspy_finetune.evaluation.collect import jsonable
+from dspy_finetune.errors import AnswerError, DataError, FinetuneError, JudgeError, UsageError
+from dspy_finetune.evaluation.collect import first_line, jsonable
 from dspy_finetune.tasks import UNSPACED, word_pattern
 from dspy_finetune.values import (
     LabelSet,
@@ -344,11 +344,21 @@ class SetMetric:
         return expected, predicted
 
     def over(self, expected: Sequence[Any], predicted: Sequence[Any]) -> float:
-        """The score of columns as `columns` gives them."""
+        """The score of columns as `columns` gives them. Raises UsageError that names the metric where it raises."""
         if not self.counts_parse_failures:
             kept = [(one, other) for one, other in zip(expected, predicted, strict=True) if other is not None]
             expected, predicted = [one for one, _ in kept], [other for _, other in kept]
-        return float(self.function(expected, predicted)) if len(expected) else math.nan
+        if not len(expected):
+            return math.nan
+        try:
+            return float(self.function(expected, predicted))
+        except FinetuneError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise UsageError(
+                f"{self.name}: the metric raised {first_line(error)} for {len(expected)} items; mend it, or let it "
+                "return math.nan where the items define no score"
+            ) from error
 
 
 def _marked(labels: LabelSet, value: Any) -> Any:

@@ -23,9 +23,9 @@ import dspy
 
 from dspy_finetune._files import read_dataclass, read_json
 from dspy_finetune.data.items import By
-from dspy_finetune.errors import AnswerError, DataError, JudgeError, UsageError
+from dspy_finetune.errors import AnswerError, DataError, FinetuneError, JudgeError, UsageError
 from dspy_finetune.evaluation import statistics
-from dspy_finetune.evaluation.collect import Answer, Collected, Program, inputs_text
+from dspy_finetune.evaluation.collect import Answer, Collected, Program, first_line, inputs_text
 from dspy_finetune.evaluation.metrics import ORDERS_AGREE, AnyMetric, Metric, SetMetric
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed, wilson
 from dspy_finetune.predictors.ask import in_threads
@@ -507,21 +507,37 @@ def item_scores(
 
     Items without an answer get the metric's `if_parse_failure`; under a user's own function they count 0, as in
     dspy.Evaluate. A metric that asks a model is asked with threads, and `on_scored` is told after each item.
+
+    Raises:
+        UsageError: The metric raised something else than an AnswerError, or returned no score; names the item.
     """
     without_answer = metric.if_parse_failure if isinstance(metric, Metric) else 0.0
     errors: list[str] = []
 
     def score(number: int, example: Any, answer: Answer) -> float | None:
         prediction = answer.prediction()
+        if prediction is None:
+            return without_answer
         try:
-            if prediction is None:
-                return without_answer
-            return score_value(metric(example, prediction), f"{metric_name(metric)}, example {number}")
+            return score_value(metric(example, prediction))
         except JudgeError as error:
             errors.append(str(error))
             return None
         except AnswerError:
             return without_answer
+        except UsageError as error:
+            raise UsageError(f"{place(number, example)}: {error}") from error
+        except FinetuneError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise UsageError(
+                f"{place(number, example)}: the metric raised {first_line(error)}; mend it, or let it raise "
+                'ft.errors.JudgeError("why", text="") for what it cannot score, which is then left out and counted'
+            ) from error
+
+    def place(number: int, example: Any) -> str:
+        inputs = ", ".join(f"{name}={value!r:.60}" for name, value in example.inputs().items())
+        return f"{metric_name(metric)}, example {number} ({inputs})"
 
     pairs = [(number, *pair) for number, pair in enumerate(zip(examples, answers, strict=True), start=1)]
     if isinstance(metric, Metric) and metric.asks_a_model:
@@ -556,23 +572,25 @@ def score_columns(
     return facts, {key: score_items(one, facts, how) for key, one in scores.items()}
 
 
-def score_value(value: Any, place: str = "") -> float:
+def score_value(value: Any) -> float:
     """A metric's return value as a float: a number, a bool, or a prediction with a `score`, as DSPy allows.
 
     Raises:
         UsageError: It is neither, or not finite.
     """
-    start = f"{place}: " if place else ""
     try:
+        if isinstance(value, (str, bytes)):  # float() would read some of them
+            raise TypeError("a text")
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(
-            f"{start}a metric returned {value!r}; it must return a number, a bool or a prediction with a score"
+            f"a metric returned {' '.join(repr(value).split()):.80}; it must return a number, a bool or a prediction "
+            "with a score"
         ) from error
     if not math.isfinite(score):
         raise UsageError(
-            f"{start}a metric returned {score}; it must return a finite number, or raise ft.errors.AnswerError where "
-            "the answer cannot be read"
+            f"a metric returned {score}; it must return a finite number, or raise ft.errors.AnswerError where the "
+            "answer cannot be read"
         )
     return score
 

@@ -233,6 +233,8 @@ def sign_flips(
     interval are order statistics of these subset means (typical values, Hartigan 1969). Below six items no confidence
     of 95 % can be had: there is no interval.
 
+    Exact for differences that are symmetric about their mean; docs/evaluation.md says how far off for skewed ones.
+
     Args:
         differences: One per item.
         groups: Each item's group: the signs of whole groups are flipped.

@@ -28,7 +28,6 @@ import functools
 import importlib
 import logging
 import re
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -79,26 +78,37 @@ def replace(program: dspy.Module, name: str, tuned: Any) -> Any:
     if not isinstance(there, dspy.Module):
         raise _unknown(program, name, names)
     _check_fields(name, there, tuned)
-    was = _was.setdefault(program, {})
-    here = was.get((id(holder), last))  # one tuned predictor may stand where two others were
-    places = [(one, key) for one, key in _places(program, there, set()) if was.get((id(one), key)) is here]
-    if any(isinstance(one, tuple) for one, _ in places):
+    found = {path: (one, key) for path, one, key in _places(program, there, "", set())}
+    here = next((path for path, (one, key) in found.items() if one is holder and key == last), None)
+    if here is None:  # behind an object that DSPy does not look into
+        raise _unknown(program, name, names)
+    groups: dict[str, int] = vars(program).get(_GROUPS, {})
+    places = {path: place for path, place in found.items() if groups.get(path) == groups.get(here)}
+    if any(isinstance(one, tuple) for one, _ in places.values()):
         raise UsageError(f'"{name}" stands in a tuple, which cannot be changed; use a list in the program')
-    for one, key in places:
-        was.setdefault((id(one), key), there)
+    for one, key in places.values():
         if isinstance(one, dspy.Module):
             setattr(one, key, tuned)
         else:
             one[key] = tuned
+    groups = {path: number for path, number in groups.items() if path not in places}
+    if any(path not in places for path, *_ in _places(program, tuned, "", set())):
+        groups |= dict.fromkeys(places, max(groups.values(), default=0) + 1)
+    vars(program)[_GROUPS] = groups
+    if not groups:
+        del vars(program)[_GROUPS]
     return there
 
 
-_was: weakref.WeakKeyDictionary[dspy.Module, dict[tuple[int, Any], Any]] = weakref.WeakKeyDictionary()
-"""Of each program, the first module of each place that was replaced: places that shared it go on sharing."""
+_GROUPS = "_replaced_apart"
+"""The attribute of a program that tells places of one module apart which held different ones before: place to number.
+
+It is there only while there are such places. DSPy copies it with the program, and finds no module in it.
+"""
 
 
-def _places(holder: Any, module: dspy.Module, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-    """Where a module stands in a program, (holder, name or key): DSPy names one that stands at several places once."""
+def _places(holder: Any, module: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, Any]]:
+    """Where a module stands in a program, (path, holder, name or key): DSPy names one at several places once."""
     if id(holder) in seen or holder is module:
         return
     seen.add(id(holder))
@@ -108,10 +118,11 @@ def _places(holder: Any, module: dspy.Module, seen: set[int]) -> Iterator[tuple[
     elif isinstance(holder, (list, tuple)):
         held = list(enumerate(holder))
     for key, one in held:
+        place = f"{path}.{key}" if isinstance(holder, dspy.Module) else f"{path}[{key!r}]"
         if one is module:
-            yield holder, key
+            yield place, holder, key
         else:
-            yield from _places(one, module, seen)
+            yield from _places(one, module, place, seen)
 
 
 def module_names(program: dspy.Module) -> list[str]:

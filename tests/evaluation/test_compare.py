@@ -2,6 +2,7 @@
 
 import enum
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -181,6 +182,42 @@ def test_what_failed_is_asked_again_unless_told_otherwise(tmp_path):
     retry = Knows()
     assert compare_programs({"a": retry}, ROWS, [RIGHT], checkpoint=path).programs[0].n_failed == 0
     assert retry.asked == ["title 3"]
+
+
+def _raises(example, prediction, trace=None):
+    return len(prediction["lost"]) if number(example.title) == 3 else 1.0
+
+
+def _raises_over_all(expected, predicted):
+    raise ZeroDivisionError("no\nitems")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (_raises, r"^ raises, example 4 \(title='title 3'\): the metric raised KeyError: 'lost'; mend it, or let it "),
+        (
+            metrics.SetMetric(name="mine", field="liked", function=_raises_over_all),
+            "^mine: the metric raised ZeroDivisionError: no for 40 items; mend it",
+        ),
+    ],
+)
+def test_no_answer_is_lost_when_a_metric_breaks(tmp_path, monkeypatch, caplog, metric, said):
+    """Neither those in a checkpoint nor those without one; what would be asked again for the noise is not yet asked."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fresh = compare_programs({"one": Knows(wrong=[5])}, ROWS, [RIGHT])
+
+    program = Knows(wrong=[5])
+    with pytest.raises(UsageError, match=said):
+        compare_programs({"one": program}, ROWS, [metric], noise_floor=True)
+    assert len(program.asked) == 40
+    path = caplog.records[-1].getMessage().partition(" kept in ")[2].partition(";")[0]
+    again = Knows(wrong=[5])
+    assert compare_programs({"one": again}, ROWS, [RIGHT], checkpoint=path).item_scores == fresh.item_scores
+    with pytest.raises(UsageError, match=said):
+        compare_programs({"one": again}, ROWS, [metric], checkpoint=path)
+    assert again.asked == []
+    assert len(list(tmp_path.iterdir())) == 1, "the checkpoint is enough"
 
 
 def test_another_file_is_not_taken_for_a_checkpoint(tmp_path):

@@ -4,12 +4,14 @@ import dataclasses
 import inspect
 import math
 import re
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 import sklearn.metrics
 from dspy.utils import DummyLM
@@ -542,15 +544,26 @@ def test_names_in_any_script_are_drawn_without_a_warning():
     assert "模型 🎉" in compare(programs, rows, [metrics.accuracy("y")]).html()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "good"])
-def test_what_is_no_score_is_named_by_metric_and_example(value: Any):
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, None, "good", "0.5", 10**400, np.ones(2), [1.0] * 999, dspy.Prediction(y=1)]
+)
+def test_what_is_no_score_is_named_by_metric_and_example(value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rows = [dspy.Example(x=str(number), y=True).with_inputs("x") for number in range(9)]
 
     def odd(example: Any, prediction: Any, trace: Any = None) -> Any:
         return value if example.x == "3" else 1.0
 
-    with pytest.raises(UsageError, match=r"^odd, example 4: a metric returned"):
+    with pytest.raises(UsageError, match=r"^odd, example 4 \(x='3'\): a metric returned .{,90}; it must") as caught:
         compare({"a": lambda x: dspy.Prediction(y=True)}, rows, [odd])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1, True, np.float32(1), np.bool_(True), np.array(1.0), dspy.Prediction(score=1.0)])
+def test_a_score_may_be_any_number(value: Any):
+    rows = [dspy.Example(x=str(number), y=True).with_inputs("x") for number in range(9)]
+    report = compare({"a": lambda x: dspy.Prediction(y=True)}, rows, lambda example, prediction, trace=None: value)
+    assert report.rows[0].scores["<lambda>"].value == 1.0
 
 
 @pytest.mark.parametrize(

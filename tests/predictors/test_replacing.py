@@ -76,16 +76,16 @@ def test_every_name_that_dspy_gives_can_be_replaced(tuned: ft.OpenAIPredictor) -
             ft.replace(program, name, tuned.deepcopy())
 
 
+class Shared(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict(SIGNATURE)
+        self.again = self.first
+        self.held: dict[str, Any] = {"list": [self.first, dspy.Predict(SIGNATURE)]}
+
+
 def test_a_module_that_stands_at_several_places_is_replaced_at_all_of_them(tuned: ft.OpenAIPredictor) -> None:
     """DSPy names it once; the program may call it by the other name."""
-
-    class Shared(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = dspy.Predict(SIGNATURE)
-            self.again = self.first
-            self.held: dict[str, Any] = {"list": [self.first, dspy.Predict(SIGNATURE)]}
-
     program = Shared()
     before = ft.replace(program, "first", tuned)
     assert program.first is program.again is program.held["list"][0] is tuned
@@ -97,11 +97,46 @@ def test_a_module_that_stands_at_several_places_is_replaced_at_all_of_them(tuned
     ft.replace(program, "first", before)
     assert program.first is program.again is before
     assert program.held["list"][1] is tuned, "where another one was before"
+    ft.replace(program, "first", tuned)
+    other = program.deepcopy()
+    ft.replace(program, "held['list'][1]", dspy.Predict(SIGNATURE))
+    assert program.first is program.again is tuned, "whichever is undone first"
+    ft.replace(other, "first", before)
+    assert other.first is other.again is before
+    assert isinstance(other.held["list"][1], ft.OpenAIPredictor), "in a copy of the program too"
     fixed = Shared()
     fixed.held["tuple"] = (fixed.first,)
     with pytest.raises(ft.errors.UsageError, match="stands in a tuple"):
         ft.replace(fixed, "first", tuned)
     assert isinstance(fixed.first, dspy.Predict), "all places, or none"
+
+
+def test_a_program_keeps_no_trace_of_what_was_undone(tuned: ft.OpenAIPredictor) -> None:
+    """Nor does the next program, which may stand where a list of the first one stood in memory."""
+    program = Shared()
+    attributes = dict(vars(program))
+    first, second = program.first, program.held["list"][1]
+    ft.replace(program, "first", tuned)
+    assert set(vars(program)) == set(attributes), "nothing to tell apart yet"
+    ft.replace(program, "held['list'][1]", tuned)
+    ft.replace(program, "held['list'][1]", second)
+    ft.replace(program, "first", first)
+    assert vars(program) == attributes
+    program.held["list"] = [tuned, tuned]  # by hand: one module at two places
+    ft.replace(program, "held['list'][0]", second)
+    assert program.held["list"] == [second, second]
+
+
+def test_a_module_that_dspy_does_not_see_is_refused(tuned: ft.OpenAIPredictor) -> None:
+    """Behind an object that is no module: DSPy would neither save nor load it."""
+
+    class Settings:
+        judge = dspy.Predict(SIGNATURE)
+
+    program = Program()
+    program.settings = Settings()
+    with pytest.raises(ft.errors.UsageError, match=r'has no module "settings.judge"'):
+        ft.replace(program, "settings.judge", tuned)
 
 
 @pytest.mark.parametrize("name", ["nobody", "inner.nobody", "steps[7]", "steps[x]", "", "a b", "callbacks"])
