@@ -566,6 +566,7 @@ class BatchRun:
     def _settle(self, part: Part, creating: Entry, attempt: int) -> Entry:
         """What became of a request to create a batch whose answer was lost: the host's list tells."""
         file_id = creating.facts.get("file_id")
+        logger.warning("%s: the reply to a batch's creation was lost; looking for the batch", self._host.name)
         while True:
             with self._host.talking("list the batches"):
                 for number, batch in enumerate(pages(self._host.client().with_raw_response.batches.list, limit=100)):

@@ -289,6 +289,8 @@ def _cause(exception: BaseException, secrets: Iterable[str]) -> str:
 def _remedy(status: int, code: str | None, *, is_told: bool) -> str:
     if status in {404, 405, 501} and not is_told:
         return "; nothing there answers as OpenAI's API does: check the address, with /v1 where it has that"
+    if (code or "").endswith(("_organization", "_project")):
+        return "; check OPENAI_ORG_ID and OPENAI_PROJECT_ID in the environment: they must be those of the key"
     if status == 401:
         return "; check the key in the environment"
     if status == 403:

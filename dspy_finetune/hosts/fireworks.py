@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune.errors import HostError, MalformedResponseError
@@ -167,7 +167,7 @@ class FireworksApi:
         self._post(self._url(f"{job_id}:{step}"), {})
         return self.job(job_id)
 
-    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+    def events(self, job_id: str, known: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
         """None: the host tells how far a job is, and no more."""
         return iter(())
 

@@ -571,7 +571,7 @@ class Host:
     def _secrets(self) -> list[str]:
         """What must never be shown: the keys, and whose they are."""
         variables = (self._key_variable,) if self._key_variable else self.kind.key_variables
-        variables = (*variables, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+        variables = (*variables, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "WANDB_API_KEY")
         given = [self._given_key or "", self._server.key if self._server else ""]
         # "local" is no secret: it is what the embedded server takes where no key was set.
         found = [*(key for key in given if key != "local"), *(os.environ.get(name, "") for name in variables)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeVar
@@ -139,8 +139,8 @@ class HostApi(Protocol):
     def steer(self, job_id: str, step: Literal["cancel", "pause", "resume"]) -> Mapping[str, Any]:
         """Cancel, pause or resume a job."""
 
-    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
-        """A job's events, newest first."""
+    def events(self, job_id: str, known: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
+        """A job's events, newest first; those before the `known` ids may be left out."""
 
     def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """Models from before the end of a job."""
@@ -229,6 +229,10 @@ def page(response: Any) -> dict[str, Any]:
     return told
 
 
+PAGE = 100
+"""Events or checkpoints of one request."""
+
+
 def pages(ask: Callable[..., Any], **options: Any) -> Iterator[dict[str, Any]]:
     """What a list of OpenAI's holds, page after page; a host that gives the same page again is not asked for ever.
 
@@ -239,18 +243,19 @@ def pages(ask: Callable[..., Any], **options: Any) -> Iterator[dict[str, Any]]:
     Raises:
         MalformedResponseError: A page is no list.
     """
-    seen: Any = None
+    seen = set[Any]()
     while True:
         told = page(ask(**options))
         found = rows(told, "data")
         first = found[0].get("id") if found else None
-        if first is None or first == seen:
+        if first is None or first in seen:
             yield from (found if first is None else ())
             return
         yield from found
         if told.get("has_more") is False or found[-1].get("id") is None:
             return
-        seen, options = first, {**options, "after": found[-1]["id"]}
+        seen.add(first)
+        options = {**options, "after": found[-1]["id"]}
 
 
 def whole(value: Any) -> int | None:
@@ -335,14 +340,19 @@ class OpenAIApi:
         """Cancel, pause or resume a job."""
         return plain(present(getattr(self._client.fine_tuning.jobs, step)(job_id), "id"))
 
-    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
-        """A job's events, newest first."""
-        return pages(self._client.with_raw_response.fine_tuning.jobs.list_events, fine_tuning_job_id=job_id, limit=100)
+    def events(self, job_id: str, known: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
+        """A job's events, newest first, until as many known ones as a page holds: some come late, behind newer ones."""
+        listed, n_known = self._client.with_raw_response.fine_tuning.jobs.list_events, 0
+        for one in pages(listed, fine_tuning_job_id=job_id, limit=PAGE):
+            yield one
+            n_known = n_known + 1 if one.get("id") in known else 0
+            if n_known == PAGE:
+                return
 
     def checkpoints(self, job_id: str) -> Iterator[Mapping[str, Any]]:
         """Models from before the end of a job."""
         listed = self._client.with_raw_response.fine_tuning.jobs.checkpoints.list
-        return pages(listed, fine_tuning_job_id=job_id, limit=100)
+        return pages(listed, fine_tuning_job_id=job_id, limit=PAGE)
 
     def model(self, model: str) -> HostModel:
         """One model."""

@@ -18,7 +18,7 @@ from OpenAI:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune.errors import HostError
@@ -122,7 +122,7 @@ class TogetherApi:
         self._client.post(f"/fine-tunes/{job_id}/cancel", cast_to=dict[str, Any])
         return self.job(job_id)
 
-    def events(self, job_id: str) -> Iterator[Mapping[str, Any]]:
+    def events(self, job_id: str, known: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
         """A job's events, newest first; the losses of its steps among them."""
         listed = rows(self._get(f"/fine-tunes/{job_id}/events"), "data")
         told = [_event(job_id, number, one) for number, one in enumerate(listed)]

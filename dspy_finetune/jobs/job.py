@@ -7,6 +7,7 @@ metrics, and the model. Not covered: creating jobs (plan.py, submit.py).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import BACKOFF, Patience
 from dspy_finetune.hosts.host import check_host, host_option
-from dspy_finetune.jobs.model import FinetunedModel
+from dspy_finetune.jobs.model import READY_SECONDS, FinetunedModel
 from dspy_finetune.jobs.records import (
     CANCELLED,
     CLOCK,
@@ -34,6 +35,7 @@ from dspy_finetune.jobs.records import (
     intent_of,
     journal_of,
     metrics_from_events,
+    note_down,
     parse_metrics,
 )
 from dspy_finetune.jobs.records import checkpoint as read_checkpoint
@@ -275,18 +277,14 @@ class Job(Reported):
         return self.refresh().status
 
     def events(self) -> list[Event]:
-        """All events so far, oldest first, none lost or doubled: pages are fetched back to an event that is known."""
-        fresh: list[Event] = []
+        """All events so far, oldest first, none lost or doubled in whatever order the host lists them."""
         with self.host.talking(f"list the events of {self.id}"):
             # The host lists the newest first.
-            for value in self.host.api().events(self.id):
-                event = read_event(value)
-                if event.id in self._events:
-                    break
-                fresh.append(event)
-        for event in reversed(fresh):
+            listed = [read_event(value) for value in self.host.api().events(self.id, self._events.keys())]
+        for event in reversed(listed):
             self._events.setdefault(event.id, event)
-        return list(self._events.values())
+        every = self._events.values()
+        return sorted(every, key=lambda event: math.inf if event.created_at is None else event.created_at)
 
     def _events_if_any(self) -> list[Event]:
         try:
@@ -360,13 +358,14 @@ class Job(Reported):
             JobCancelledError: Somebody cancelled it.
             JobTimeoutError: The time is over.
             HostError: The host refused, or did not answer for an hour; says how the job is followed again.
+            Exception: What `on_progress` raised; a line says how the job is followed again.
         """
         with ProgressBar() as line:
             # Events tell step and loss; where nobody is told, they are not asked for.
             with_events = on_progress is not None or not line.is_quiet
             for progress in self.follow(timeout_seconds, poll_seconds=poll_seconds, with_events=with_events):
                 if on_progress is not None:
-                    on_progress(progress)
+                    self._tell(on_progress, progress)
                 else:
                     # What changes at each look stands in the note: another label would begin another line.
                     n_done = progress.step if progress.total_steps else None
@@ -380,10 +379,19 @@ class Job(Reported):
         model = self._model(facts)
         if self.host.kind.lists_models:
             try:
-                model.wait_until_ready(host=self.host)
+                # Of a job that ended long ago it is there, or was deleted.
+                since = CLOCK.now() - facts.finished_at if facts.finished_at is not None else 0.0
+                model.wait_until_ready(host=self.host, timeout_seconds=max(READY_SECONDS - since, 0.0))
             except HostError as error:  # the model is made and paid
                 logger.warning("%s; the job has succeeded all the same, and made %s", error, model)
         return model
+
+    def _tell(self, on_progress: Callable[[JobProgress], object], progress: JobProgress) -> None:
+        try:
+            on_progress(progress)
+        except Exception as error:
+            logger.warning("on_progress failed (%s); %s", type(error).__name__, self._goes_on())
+            raise
 
     def follow(
         self, timeout_seconds: float | None = None, *, poll_seconds: float | None = None, with_events: bool = True
@@ -526,10 +534,10 @@ class Job(Reported):
         if any(e.event == "ended" and e.facts.get("job_id") == self.id for e in self._journal.entries(self._intent)):
             return
         seconds = facts.finished_at - facts.created_at if facts.finished_at and facts.created_at else None
-        self._journal.append(
+        note_down(
+            self._journal,
             self._intent,
             "ended",
-            at=CLOCK.now(),
             job_id=self.id,
             status=facts.status,
             model=facts.fine_tuned_model,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from typing import Any
 
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.catalog import Catalog, load_catalog, parse_model_id
 from dspy_finetune.errors import HostError, UsageError
 from dspy_finetune.hosts import Host
@@ -142,21 +143,24 @@ class FinetunedModel:
             HostError: The host refused for another reason.
         """
         host = host or self.host
-        deadline = CLOCK.now() + timeout_seconds
-        pause = 1.0
-        while True:
-            try:
-                with host.talking(f"ask for the model {self.id}"):
-                    host.api().model(self.id)
-                return True
-            except HostError as error:
-                if error.status != 404 and not error.retryable:
-                    raise
-            if CLOCK.now() + pause > deadline:
-                logger.warning("%s: %s does not answer yet after %.0f s", host.name, self.id, timeout_seconds)
-                return False
-            CLOCK.sleep(pause)
-            pause = min(pause * 2, 30.0)
+        left, pause = timeout_seconds, 1.0
+        with told_if_slow(f"waiting for {host.name} to serve {self.id}", logger.warning):
+            while True:
+                try:
+                    with host.talking(f"ask for the model {self.id}"):
+                        host.api().model(self.id)
+                    return True
+                except HostError as error:
+                    if error.status != 404 and not error.retryable:
+                        raise
+                    why = "does not know" if error.status == 404 else "cannot be asked for"
+                if left < pause:
+                    break
+                CLOCK.sleep(pause)
+                left -= pause
+                pause = min(pause * 2, 30.0)
+        logger.warning("%s %s %s: it was deleted there, or does not answer yet", host.name, why, self.id)
+        return False
 
 
 WARN_DAYS = 60

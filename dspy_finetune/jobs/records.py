@@ -12,6 +12,7 @@ import binascii
 import contextlib
 import csv
 import io
+import logging
 import math
 import os
 import time
@@ -24,12 +25,14 @@ from typing import Any, Literal
 
 from dspy_finetune._files import AppendLog, process_lock
 from dspy_finetune.catalog import Catalog
-from dspy_finetune.errors import JobError
+from dspy_finetune.errors import FileError, JobError
 from dspy_finetune.export.cost import training_cost
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.embedded import home
 from dspy_finetune.hosts.failures import redact
 from dspy_finetune.hosts.protocol import plain, whole
+
+logger = logging.getLogger(__name__)
 
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})
@@ -158,15 +161,17 @@ def job_facts(value: Any) -> JobFacts:
 def event(value: Any) -> Event:
     """Read an event as the client gives it."""
     seen = plain(value)
+    message, created_at = redact(str(seen.get("message") or "")), whole(seen.get("created_at"))
     data = _mapping(seen.get("data"))
     for name in ("step", "total_steps"):
         if name in data and whole(data[name]) is None:
             del data[name]  # no step at all, or one that is no number
     return Event(
-        id=str(seen.get("id") or ""),
-        created_at=whole(seen.get("created_at")),
+        # A host without ids: what an event says, and when, tells it from others.
+        id=str(seen.get("id") or f"{created_at} {message}"),
+        created_at=created_at,
         level=str(seen.get("level") or "info"),
-        message=redact(str(seen.get("message") or "")),
+        message=message,
         type=str(seen.get("type") or "message"),
         data=data,
     )
@@ -267,7 +272,7 @@ class Entry:
     intent: str
     """Which piece of paid work: the hash of data, model, method, hyperparameters and host."""
     event: str
-    """intent, uploading, uploaded, creating, not_created, created, adopted, ended."""
+    """intent, uploading, uploaded, creating, ambiguous, not_created, created, adopted, ended."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else belongs to the event."""
 
@@ -323,6 +328,16 @@ class Journal:
             event=str(values.get("event") or ""),
             facts=facts,
         )
+
+
+def note_down(journal: Journal, intent: str, event: str, **facts: Any) -> None:
+    """Write down what has happened already. A journal that cannot be written is told, and stops nothing: the host has
+    the job, and knows it by its intent."""
+    try:
+        journal.append(intent, event, at=CLOCK.now(), **facts)
+    except FileError as error:
+        job = f"the job {facts['job_id']}" if "job_id" in facts else "what follows"
+        logger.warning("%s; %s goes on without this note (%s)", error, job, event)
 
 
 def journal_of(host: Host) -> Journal:

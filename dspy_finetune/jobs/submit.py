@@ -5,6 +5,7 @@ In: an order (what is to be trained, on which host) and the journal. Out: its on
     intent      what is wanted is written down
     uploaded    the files are on the host; an identical file already there is used again
     creating    the request that costs money is about to leave; from here on its fate may be unknown
+    ambiguous   it stayed unknown, and a person was told so
     created     the host's answer is written down
     not_created the host's answer says that there is no job
 
@@ -16,6 +17,7 @@ told apart: AmbiguousJobError, and never a second job.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -23,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dspy_finetune._files import file_error
-from dspy_finetune.errors import AmbiguousJobError, HostError
+from dspy_finetune._files import file_error, sha256_file
+from dspy_finetune._progress import told_if_slow
+from dspy_finetune.errors import AmbiguousJobError, DataError, HostError
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.failures import Patience, never_sent, told_pause_seconds
 from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY, HostApi, HostFile
-from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts
+from dspy_finetune.jobs.records import CLOCK, Entry, JobFacts, Journal, job_facts, note_down
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,15 @@ CLOCK_SKEW_SECONDS = 86_400.0
 OUTAGE_SECONDS = 300.0
 """Timeout of a host that does not answer, before anything is paid."""
 FILE_SECONDS = 1800.0
+"""Timeout of a file that the host reads; after it the host itself says whether it takes the job."""
+FILE_POLL_SECONDS = 2.0
 
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 """What hosts answer to a route or a filter that they do not have."""
-_NOT_THERE = frozenset({"error", "incomplete"})
+_NOT_THERE = frozenset({"error", "incomplete", "deleting", "deleted"})
 """States of a file that cannot be used again."""
+_NOT_READ = frozenset({"uploaded", "pending", "running", "not_started", "incomplete"})
+"""States of a file that the host still reads."""
 
 Answer = TypeVar("Answer")
 
@@ -110,15 +117,20 @@ class Submission:
             AmbiguousJobError: It cannot be known whether the job exists; says what to check.
             HostError: The host refused, or did not answer.
             FileError: The journal or a file cannot be used.
+            DataError: A file is not the one that was planned any more.
         """
-        with self._journal.lock(self._order.intent):
+        with contextlib.ExitStack() as held:
+            with told_if_slow("another program starts this very plan; waiting for it", logger.warning):
+                held.enter_context(self._journal.lock(self._order.intent))
             entries = self._journal.entries(self._order.intent)
             last = entries[-1] if entries else None
             attempt = max([int(entry.facts.get("attempt", 1)) for entry in entries], default=1)
-            if last is not None and last.event == "creating":
-                # The fate of the last request is unknown: that comes before any wish for a new job.
-                found = self._settle(last, attempt)
-                if found is not None and not new:
+            if last is not None and (last.event == "creating" or (last.event == "ambiguous" and not new)):
+                # The fate of the last request is unknown: that comes before any wish for a new job, and a job of which
+                # nobody was told is that new one.
+                creating = next(entry for entry in reversed(entries) if entry.event == "creating")
+                found = self._settle(creating, attempt)
+                if found is not None and not (new and found.is_final):
                     return self._adopt(found, attempt)
             listed = self._matches()
             if listed is not None:
@@ -166,10 +178,20 @@ class Submission:
             raise self._ambiguous("has several jobs of this very plan", of_attempt)
         return of_attempt[0] if of_attempt else None
 
-    def _settle(self, creating: Entry, attempt: int, *, lost_at: float | None = None) -> JobFacts | None:
+    def _settle(self, creating: Entry, attempt: int, *, is_lost_now: bool = False) -> JobFacts | None:
         """Find out what became of a request whose reply is not known; None if it made no job."""
-        # Counted from when the reply was given up: the host may have made the job only then.
-        deadline = (creating.at if lost_at is None else lost_at) + self._host.kind.listing_lag_seconds
+        logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
+        try:
+            return self._looked_for(creating, attempt, is_lost_now=is_lost_now)
+        except AmbiguousJobError:
+            self._note("ambiguous", attempt=attempt)  # whoever asks for a new job now has been told
+            raise
+
+    def _looked_for(self, creating: Entry, attempt: int, *, is_lost_now: bool) -> JobFacts | None:
+        # Counted from when the reply was given up, as the host may have made the job only then; and in our own pauses,
+        # as a clock may jump.
+        lag = self._host.kind.listing_lag_seconds
+        left = lag if is_lost_now else min(max(creating.at + lag - CLOCK.now(), 0.0), lag)
         pause = 0.5
         while True:
             try:
@@ -189,10 +211,11 @@ class Submission:
                 return found
             if unnamed:
                 raise self._ambiguous("lists a job of the same file, but kept no metadata to know it by", unnamed)
-            if CLOCK.now() >= deadline:
-                self._write("not_created", attempt=attempt, why="not listed")
+            if left <= 0:
+                self._note("not_created", attempt=attempt, why="not listed")
                 return None
-            CLOCK.sleep(min(pause, max(deadline - CLOCK.now(), 0.05)))
+            CLOCK.sleep(min(pause, left))
+            left -= pause
             pause = min(pause * 2, 10.0)
 
     def _list_unnamed(self, creating: Entry) -> list[JobFacts]:
@@ -224,7 +247,7 @@ class Submission:
 
     def _adopt(self, job: JobFacts, attempt: int, *, is_recorded: bool = False) -> tuple[JobFacts, bool]:
         if not is_recorded:
-            self._write("adopted", attempt=attempt, job_id=job.id)
+            self._note("adopted", attempt=attempt, job_id=job.id)
         return job, False
 
     def _create(self, attempt: int) -> JobFacts:
@@ -252,22 +275,25 @@ class Submission:
                 logger.warning("%s; asking again in %g s", error, round(pause, 1))
                 CLOCK.sleep(pause)
                 continue
-            self._write("created", attempt=attempt, job_id=job.id)
+            self._note("created", attempt=attempt, job_id=job.id)
             return job
         raise AssertionError("the last try returns or raises")
 
     def _after_failure(self, error: HostError, creating: Entry, attempt: int) -> JobFacts | None:
         """The job that a failed request made all the same; None if there is none."""
         if _made_no_job(error):
-            self._write("not_created", attempt=attempt, why=f"HTTP {error.status}" if error.status else "not sent")
+            self._note("not_created", attempt=attempt, why=f"HTTP {error.status}" if error.status else "not sent")
             return None
-        logger.warning("%s: the reply to the job's creation was lost; looking for the job", self._host.name)
-        return self._settle(creating, attempt, lost_at=CLOCK.now())
+        return self._settle(creating, attempt, is_lost_now=True)
 
     def _file(self, upload: Upload) -> str:
-        known = self._known_file(upload)
-        if known is not None:
-            return known
+        file = self._known_file(upload) or self._sent(upload)
+        self._await_file(file)
+        return file.id
+
+    def _sent(self, upload: Upload) -> HostFile:
+        if sha256_file(upload.path) != upload.sha256:
+            raise DataError(f"{upload.path}: it was changed after it was planned; plan it again")
         self._write("uploading", sha256=upload.sha256)
 
         def send(api: HostApi) -> HostFile:
@@ -278,11 +304,10 @@ class Submission:
             sent = self._ask(f"upload {upload.path}", send)
         except OSError as error:
             raise file_error(error, upload.path, "upload") from error
-        self._await_file(sent.id, sent.status)
         self._write("uploaded", sha256=upload.sha256, file_id=sent.id)
-        return sent.id
+        return sent
 
-    def _known_file(self, upload: Upload) -> str | None:
+    def _known_file(self, upload: Upload) -> HostFile | None:
         """An identical file that is on the host: by the journal, else by its name, which holds the hash."""
         noted = [
             str(entry.facts.get("file_id"))
@@ -297,7 +322,7 @@ class Submission:
                     continue  # of another host or project, or deleted
                 raise
             if seen.size_bytes in {None, upload.size_bytes} and seen.status not in _NOT_THERE:
-                return file_id
+                return seen
 
         def same(api: HostApi) -> HostFile | None:
             for seen in itertools.islice(api.files(), LISTED_JOBS):
@@ -312,23 +337,24 @@ class Submission:
             if error.status not in _NOT_OFFERED:
                 raise
             return None
-        if found is None:
-            return None
-        self._write("uploaded", sha256=upload.sha256, file_id=found.id, found=True)
-        return found.id
+        if found is not None:
+            self._write("uploaded", sha256=upload.sha256, file_id=found.id, found=True)
+        return found
 
     def _seen(self, file_id: str) -> HostFile:
         return self._ask(f"ask for the file {file_id}", lambda api: api.file(file_id))
 
-    def _await_file(self, file_id: str, status: str) -> None:
-        deadline = CLOCK.now() + FILE_SECONDS
-        while status in {"uploaded", "pending", "running", "not_started", "incomplete"} and CLOCK.now() < deadline:
-            # OpenAI says "processed" at once; Azure takes its time, and refuses a job before that.
-            CLOCK.sleep(2.0)
-            status = self._seen(file_id).status
-        if status == "error":
+    def _await_file(self, file: HostFile) -> None:
+        """OpenAI says "processed" at once; Azure takes its time, and refuses a job before that."""
+        left = FILE_SECONDS
+        with told_if_slow(f"waiting for {self._host.name} to read the file {file.id}", logger.warning):
+            while file.status in _NOT_READ and left > 0:
+                CLOCK.sleep(FILE_POLL_SECONDS)
+                left -= FILE_POLL_SECONDS
+                file = self._seen(file.id)
+        if file.status == "error":
             raise HostError(
-                f"{self._host.name}: refused the file {file_id} while reading it; check it and upload again"
+                f"{self._host.name}: refused the file {file.id} while reading it; check it and upload again"
             )
 
     def _ask(self, doing: str, call: Callable[[HostApi], Answer]) -> Answer:
@@ -349,6 +375,10 @@ class Submission:
                 self._is_reached = True
                 self._patience.answered()
                 return answer
+
+    def _note(self, event: str, **facts: Any) -> None:
+        """Write down what has happened already: on a full disk the note is lost, and not the job."""
+        note_down(self._journal, self._order.intent, event, **facts)
 
     def _write(self, event: str, **facts: Any) -> Entry:
         return self._journal.append(self._order.intent, event, at=CLOCK.now(), **facts)

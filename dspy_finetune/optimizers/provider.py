@@ -28,6 +28,7 @@ from typing import Any, overload
 import dspy
 from dspy.clients.provider import Provider, TrainingJob
 
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.errors import BudgetError, HostError, JobError, UsageError
 from dspy_finetune.export import TrainingFile, export_dpo, export_sft
 from dspy_finetune.export.dialects import DIALECTS
@@ -306,24 +307,25 @@ class FinetuneProvider(Provider):
     def _await_answer(self, name: str, job: Job | SequenceJob) -> None:
         """One token from the model: a program must not be handed a model that is dead."""
         deadline, pause = CLOCK.now() + READY_SECONDS, 1.0
-        while True:
-            try:
-                with self.host.talking(f"ask {name} for its first answer"):
-                    self.host.client().chat.completions.create(
-                        model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=1
-                    )
-                return
-            except HostError as error:
-                if error.status != 404 and not error.retryable:
-                    raise
-                if CLOCK.now() + pause > deadline:
-                    raise JobError(
-                        f"{job.id} made {name}, but {self.host.name} does not serve it after {READY_SECONDS:.0f} s;"
-                        f" nothing was changed: run the same again later, or attach({job.id!r})",
-                        job_id=job.id,
-                    ) from error
-            CLOCK.sleep(pause)
-            pause = min(pause * 2, 30.0)
+        with told_if_slow(f"waiting for {self.host.name} to serve {name}", logger.warning):
+            while True:
+                try:
+                    with self.host.talking(f"ask {name} for its first answer"):
+                        self.host.client().chat.completions.create(
+                            model=name, messages=[{"role": "user", "content": "Hello"}], max_tokens=1
+                        )
+                    return
+                except HostError as error:
+                    if error.status != 404 and not error.retryable:
+                        raise
+                    if CLOCK.now() + pause > deadline:
+                        raise JobError(
+                            f"{job.id} made {name}, but {self.host.name} does not serve it after {READY_SECONDS:.0f} s;"
+                            f" nothing was changed: run the same again later, or attach({job.id!r})",
+                            job_id=job.id,
+                        ) from error
+                CLOCK.sleep(pause)
+                pause = min(pause * 2, 30.0)
 
     def _method_of(self, rows: Sequence[Mapping[str, Any]], train_data_format: Any) -> Method:
         word = getattr(train_data_format, "value", train_data_format)

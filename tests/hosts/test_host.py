@@ -183,6 +183,18 @@ def test_a_refused_key_is_not_repeated_in_the_message(fake: FakeOpenAI) -> None:
     assert "wrong-secret-value" not in str(caught.value)
 
 
+@pytest.mark.parametrize("code", ["invalid_organization", "mismatched_organization", "mismatched_project"])
+def test_an_organisation_that_is_none_of_the_keys_is_told_as_that(fake: FakeOpenAI, code: str) -> None:
+    fake.fail("GET /models", status=401, body={"error": {"message": "No such organization.", "code": code}})
+    with pytest.raises(HostError, match=r"check OPENAI_ORG_ID and OPENAI_PROJECT_ID"):
+        _listed(Host.compatible(fake.url, SECRET))
+
+
+def _listed(host: Host) -> list[object]:
+    with host.talking("list the models"):
+        return list(host.api().models())
+
+
 def test_closed_training_says_since_when_and_where_else(fake: FakeOpenAI) -> None:
     body = {"error": {"message": "winding down", "code": "training_not_available", "param": None}}
     fake.fail("POST /fine_tuning/jobs", status=403, body=body)

@@ -220,6 +220,16 @@ def test_together_endpoints_and_downloads(tmp_path: Path, monkeypatch: pytest.Mo
     server.close()
 
 
+def test_together_tells_messages_that_come_between_steps(host: Host, fake: Fake, train: Path) -> None:
+    """Messages and steps are two lists there: what is known of one hides nothing of the other."""
+    if not isinstance(fake, FakeTogether):
+        pytest.skip("Fireworks has no events")
+    job = plan(train, base_model=host.base_model, host=host).start(allow_unknown_price=True)
+    assert [one.type for one in job.events()] == ["message", "metrics", "metrics"]
+    fake.tuned[job.id]["events"].append(fake.event("job_running", "Training", "h-late"))
+    assert [one.message for one in job.events()][:2] == ["Job created", "Training"]
+
+
 def test_the_journal_holds_no_key_of_weights_and_biases(
     host: Host, fake: Fake, train: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -229,6 +239,11 @@ def test_the_journal_holds_no_key_of_weights_and_biases(
     journal = Journal(tmp_path / "journal.jsonl")
     plan(train, base_model=host.base_model, host=host, wandb="titles").start(allow_unknown_price=True, journal=journal)
     assert "secret-of-wandb" in json.dumps(sent(fake))
+    fake.fail(CREATE[_name(fake)], status=400, body={"error": {"message": "no such key: secret-of-wandb"}})
+    with pytest.raises(HostError, match=r"no such key: \*\*\*"):
+        plan(train, base_model=host.base_model, host=host, wandb="other").start(
+            new=True, allow_unknown_price=True, journal=journal
+        )
     assert "secret-of-wandb" not in journal.path.read_text(encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,8 @@ def test_a_list_that_gives_the_same_page_again_ends() -> None:
 
     assert [one["id"] for one in pages(ask, limit=2)] == ["a", "b"]
     assert asked == [{"limit": 2}, {"limit": 2, "after": "b"}]
+    turns = itertools.cycle([b'{"data": [{"id": "a"}]}', b'{"data": [{"id": "b"}]}'])
+    assert [one["id"] for one in pages(lambda **options: SimpleNamespace(content=next(turns)))] == ["a", "b"]
 
 
 ROUTES: dict[str, Callable[[HostApi], Any]] = {

@@ -154,6 +154,47 @@ def test_events_are_paged_none_lost_and_none_doubled(job: Job, fake: FakeOpenAI)
     assert len(every) == len(set(every)) == 381
 
 
+def test_events_that_come_late_twice_or_without_an_id_are_all_there_once(job: Job, fake: FakeOpenAI) -> None:
+    listed = fake.events[job.id]
+    for number in range(3):
+        fake.emit(job.id, f"event {number}")
+        fake.now += 1
+    assert len(job.events()) == 4
+    late = {**listed[1], "id": "late", "message": "one that was slow"}
+    listed.insert(1, late)
+    listed.append({**listed[2]})
+    fake.emit(job.id, "event 3")
+    told = [one.message for one in job.events()]
+    assert sorted(told[1:3]) == ["event 0", "one that was slow"]
+    assert told[3:] == ["event 1", "event 2", "event 3"]
+    for one in listed:
+        one["id"] = None
+    assert {one.message for one in attach(job.id, host=job.host).events()} == set(told)
+
+
+def test_what_a_callback_raises_comes_out_with_a_line_that_says_how_to_go_on(
+    job: Job, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        job.wait(on_progress=lambda look: 1 / 0)
+    (line,) = (one.getMessage() for one in caplog.records if "on_progress" in one.getMessage())
+    assert "the job itself goes on at openai" in line
+    assert f"attach('{job.id}'" in line
+    assert str(job.wait()) in fake.models
+
+
+def test_a_model_that_was_deleted_is_said_to_be_and_not_waited_for(
+    job: Job, fake: FakeOpenAI, time: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = job.wait()
+    fake.models.clear()
+    fake.now += 86_400
+    time.slept.clear()
+    assert attach(job.id, host=job.host).wait() == made
+    assert time.slept == []
+    assert f"openai does not know {made}: it was deleted there" in caplog.text
+
+
 def test_metrics_come_from_the_result_file_or_from_events(job: Job, fake: FakeOpenAI) -> None:
     fake.emit(job.id, "Step 1/2", step=1, total_steps=2, train_loss=2.5)
     assert job.metrics() == [{"step": 1, "train_loss": 2.5}]

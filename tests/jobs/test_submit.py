@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
-from dspy_finetune.errors import AmbiguousJobError, BudgetError, HostError, TrainingClosedError
+from dspy_finetune.errors import (
+    AmbiguousJobError,
+    BudgetError,
+    DataError,
+    FileError,
+    HostError,
+    TrainingClosedError,
+)
 from dspy_finetune.hosts import Host
 from dspy_finetune.hosts.protocol import ATTEMPT_KEY, INTENT_KEY
 from dspy_finetune.jobs import Journal, Plan, plan, submit
+from dspy_finetune.jobs.records import CLOCK
 from tests.fake_openai import FakeOpenAI
-from tests.jobs.conftest import FakeTime
+from tests.jobs.conftest import FakeTime, write_sft
 
 BASE = "gpt-4.1-mini-2025-04-14"
 CREATE = "POST /fine_tuning/jobs"
@@ -89,6 +98,16 @@ def test_an_identical_file_on_the_host_is_used_again(
         del fake.files[file_id]
     made.start(new=True)
     assert fake.count("POST /files") == 2
+
+
+def test_a_file_that_was_changed_after_the_plan_is_not_sent(made: Plan, fake: FakeOpenAI, sft_file: Path) -> None:
+    """Else other rows would be trained, and lie on the host under the digest of those that were planned."""
+    write_sft(sft_file, seed=1)
+    with pytest.raises(DataError, match=r"train\.jsonl: it was changed after it was planned; plan it again"):
+        made.start()
+    assert (fake.files, fake.jobs) == ({}, {})
+    write_sft(sft_file)
+    assert made.start().is_new
 
 
 def test_two_threads_with_one_plan_make_one_job(made: Plan, fake: FakeOpenAI) -> None:
@@ -282,6 +301,39 @@ def test_a_host_that_lists_no_jobs_leaves_a_question_and_no_second_job(
     assert fake.count(CREATE) == 1
 
 
+def die_in_the_request(made: Plan, fake: FakeOpenAI, *, attempt: int) -> None:
+    """What a process leaves that was killed between the request for a job and its answer."""
+    journal = Journal(Path(os.environ["DSPY_FINETUNE_HOME"]) / "journal.jsonl")
+    journal.append(made.intent, "creating", at=fake.now, attempt=attempt, training_file="file-0001")
+    metadata = {INTENT_KEY: made.intent, ATTEMPT_KEY: str(attempt)}
+    fake.create({"model": BASE, "training_file": "file-0001", "metadata": metadata})
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_new_job_is_made_once_the_question_was_told(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, lists: bool
+) -> None:
+    """As its line says; a `new` that was itself killed in the request is told first, and pays nothing."""
+    fake.keeps_metadata = False
+    die_in_the_request(made, fake, attempt=1)
+    fake.fail(LIST, status=404, times=0 if lists else 99)
+    for new in (True, False):
+        with pytest.raises(AmbiguousJobError, match="start with new=True"):
+            made.start(new=new)
+    assert len(fake.jobs) == 1
+    assert made.start(new=True).is_new
+    assert len(fake.jobs) == 2
+
+
+def test_a_new_job_whose_reply_was_lost_is_that_new_job(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
+    first = made.start()
+    die_in_the_request(made, fake, attempt=2)
+    second = made.start(new=True)
+    assert second.id != first.id
+    assert len(fake.jobs) == 2
+    assert made.start(new=True).is_new
+
+
 def test_two_jobs_of_one_plan_are_not_chosen_between(made: Plan, fake: FakeOpenAI, time: FakeTime) -> None:
     made.start()
     twin = fake.create({"model": BASE, "training_file": "file-1", "metadata": fake.jobs["ftjob-0001"]["metadata"]})
@@ -314,6 +366,75 @@ def test_a_host_out_of_reach_is_told_and_nothing_is_open(
     with pytest.raises(HostError, match="no answer"):
         made.start()
     monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_clock_that_jumps_shortens_no_search_and_stretches_none(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """While the job is looked for, which is listed late."""
+    fake.listing_lag = 6
+    fake.drop(CREATE)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds + (hours * 3600 if not time.slept else 0))
+
+    monkeypatch.setattr(CLOCK, "sleep", sleep)
+    made.start()
+    assert (len(fake.jobs), fake.count(CREATE)) == (1, 1)
+    entries = Journal(Path(os.environ["DSPY_FINETUNE_HOME"]) / "journal.jsonl")
+    entries.append(made.intent, "creating", at=fake.now + 36_000, attempt=2, training_file="file-0001")
+    time.slept.clear()
+    made.start()
+    assert sum(time.slept[1:]) <= 60
+
+
+# ---- files that are read slowly, and disks that are full
+
+
+def test_a_host_that_reads_the_file_slowly_is_waited_for_with_a_line(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a second start, after the first died while it waited."""
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def record(text: str, tell: object) -> Iterator[None]:
+        told.append(text)
+        yield
+
+    monkeypatch.setattr(submit, "told_if_slow", record)
+    fake.upload(made.train.path.stem + f"-{made.train.sha256[:16]}.jsonl", "fine-tune", made.train.path.read_bytes())
+    fake.files["file-0001"]["status"] = "pending"
+
+    def sleep(seconds: float) -> None:
+        assert fake.jobs == {}
+        time.sleep(seconds)
+        if sum(time.slept) > 60:
+            fake.files["file-0001"]["status"] = "processed"
+
+    monkeypatch.setattr(CLOCK, "sleep", sleep)
+    made.start()
+    assert (len(fake.files), len(fake.jobs)) == (1, 1)
+    assert sum(time.slept) > 60
+    assert told[1:] == ["waiting for openai to read the file file-0001"]
+
+
+def test_a_disk_that_is_full_after_the_job_was_made_loses_a_note_and_not_the_job(
+    made: Plan, fake: FakeOpenAI, time: FakeTime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    append = Journal.append
+
+    def full(self: Journal, intent: str, event: str, **facts: object) -> object:
+        if event in ("created", "ended"):
+            raise FileError("cannot write journal.jsonl: No space left on device")
+        return append(self, intent, event, **facts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Journal, "append", full)
+    assert str(made.start().wait()) in fake.models
+    lines = [one.getMessage() for one in caplog.records if "No space" in one.getMessage()]
+    assert ["goes on without this note (created)" in lines[0], "(ended)" in lines[1], len(lines)] == [True, True, 2]
+    monkeypatch.undo()
 
 
 # ---- refusals before money
