@@ -227,6 +227,50 @@ def message_text(message: Message) -> str:
     raise UsageError(f"the content of a {role} message must be text, found {type(content).__name__}")
 
 
+def check_row(row: Any, method: str) -> None:
+    """Whether the local host trains a row by a method, "sft" or "dpo": asked by its server, and before by a check.
+
+    Raises:
+        UsageError: It does not; says where and why.
+    """
+    if not isinstance(row, Mapping):
+        raise UsageError("expected a JSON dictionary")
+    is_chat, is_preference = "messages" in row, "input" in row or "preferred_output" in row
+    if method == "dpo" and is_chat and not is_preference:
+        raise UsageError("the file is in the fine-tune-chat format, but the job's method is dpo")
+    if method == "sft" and is_preference and not is_chat:
+        raise UsageError("the file is in the preference format, but the job's method is supervised")
+    if method == "sft":
+        messages = _messages_of(row, "messages")
+        if not any(message.get("role") == "assistant" and message.get("weight", 1) != 0 for message in messages):
+            raise UsageError("messages: no assistant message to train on")
+        return
+    given = row.get("input")
+    if not isinstance(given, Mapping):
+        raise UsageError("input: expected a dictionary with messages")
+    _messages_of(given, "messages")
+    for key in ("preferred_output", "non_preferred_output"):
+        output = _messages_of(row, key)
+        if len(output) != 1 or output[0].get("role") != "assistant":
+            raise UsageError(f"{key}: expected exactly one assistant message")
+
+
+def _messages_of(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    messages = row.get(key)
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{key}: expected a list with at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise UsageError(f"{key}[{index}]: expected a dictionary with role and content")
+        try:
+            message_text(message)
+        except UsageError as error:
+            raise UsageError(f"{key}[{index}]: {error}") from error
+        if message.get("weight", 1) not in (0, 1):
+            raise UsageError(f"{key}[{index}].weight: expected 0 or 1, found {message.get('weight')!r}")
+    return messages
+
+
 _MARKS = (
     *((".", ","), (",", "."), (",", " "), (",", "\u00a0"), (",", "\u202f")),
     *((".", "'"), (".", "\u2019"), (".", " "), (".", "\u00a0"), (".", "\u202f")),

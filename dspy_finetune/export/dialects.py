@@ -20,13 +20,14 @@ chat templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from dspy_finetune.errors import RowError, UsageError
 from dspy_finetune.export.formats import SHARED, Row, method_of
+from dspy_finetune.tasks import check_row
 
 DialectName = Literal["openai", "azure", "together", "fireworks", "nebius", "trl"]
 
@@ -89,6 +90,8 @@ class HostRules:
     """Whether the input of a preference row may hold earlier answers, as long as it does not end with one."""
     suffixes: frozenset[str] = frozenset()
     """Endings of file names that it takes; empty: any."""
+    check: Callable[[Row, str], None] | None = None
+    """What the host itself asks of a row and its method, where it is known here: raises UsageError."""
     source: str = ""
     """Where the rules are from."""
 
@@ -132,7 +135,7 @@ RULES: dict[str, HostRules] = {
         takes_long_inputs=True,
         source="huggingface.co/docs/trl/dataset_formats",
     ),
-    "local": HostRules(source="this package's local host, which reads what OpenAI reads"),
+    "local": HostRules(check=check_row, source="this package's local host, which reads what OpenAI reads, as text"),
 }
 
 

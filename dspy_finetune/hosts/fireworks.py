@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 ACCOUNT_VARIABLE = "FIREWORKS_ACCOUNT_ID"
-UPLOAD_BYTES = 150 * 1024 * 1024
-"""Larger files want another way of uploading, which is not built."""
 
 KIND = HostKind(
     name="fireworks",
@@ -92,11 +90,6 @@ class FireworksApi:
     def upload(self, name: str, stream: BinaryIO) -> HostFile:
         """Make a dataset and send its file."""
         content = stream.read()
-        if len(content) > UPLOAD_BYTES:
-            raise HostError(
-                f"fireworks: {name} has {len(content) / 1e6:.0f} MB; its simple upload takes up to 150 MB: train on"
-                " fewer rows"
-            )
         identity = _dataset_id(name)
         rows = sum(1 for line in content.splitlines() if line.strip())
         made = {"displayName": name, "exampleCount": str(rows), "format": "CHAT", "userUploaded": {}}

@@ -110,6 +110,7 @@ KINDS: dict[KindName, HostKind] = {
         takes_n=True,
         poll_seconds=(0.5, 2.0),
         has_recipes=True,
+        bounds={"learning_rate_multiplier": (1e-6, 1000), "beta": (1e-6, 2)},
         base_model="smollm2-135m-instruct",
         gives_weights=True,
     ),

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,10 @@ from dspy_finetune.tasks import (
     Answers,
     Recipe,
     RecipeChoice,
+    check_row,
     choose_recipe,
     is_encoder_base,
     max_labels,
-    message_text,
     task_of,
 )
 
@@ -78,7 +78,7 @@ def check_training_file(path: Path, method: Method, *, min_examples: int = MIN_E
         for line, row in read_rows(path):
             n_examples += 1
             try:
-                _check_row(row, method)
+                check_row(row, method)
             except UsageError as error:
                 raise _invalid(f"Invalid file format. Line {line}: {error}") from error
     except RowError as error:
@@ -91,45 +91,6 @@ def check_training_file(path: Path, method: Method, *, min_examples: int = MIN_E
 
 def _invalid(message: str) -> TrainingFileError:
     return TrainingFileError("invalid_training_file", f"The job failed due to an invalid training file. {message}")
-
-
-def _check_row(row: Any, method: Method) -> None:
-    if not isinstance(row, Mapping):
-        raise UsageError("expected a JSON dictionary")
-    is_chat, is_preference = "messages" in row, "input" in row or "preferred_output" in row
-    if method == "dpo" and is_chat and not is_preference:
-        raise UsageError("the file is in the fine-tune-chat format, but the job's method is dpo")
-    if method == "sft" and is_preference and not is_chat:
-        raise UsageError("the file is in the preference format, but the job's method is supervised")
-    if method == "sft":
-        messages = _messages(row, "messages")
-        if not any(message.get("role") == "assistant" and message.get("weight", 1) != 0 for message in messages):
-            raise UsageError("messages: no assistant message to train on")
-        return
-    given = row.get("input")
-    if not isinstance(given, Mapping):
-        raise UsageError("input: expected a dictionary with messages")
-    _messages(given, "messages")
-    for key in ("preferred_output", "non_preferred_output"):
-        output = _messages(row, key)
-        if len(output) != 1 or output[0].get("role") != "assistant":
-            raise UsageError(f"{key}: expected exactly one assistant message")
-
-
-def _messages(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    messages = row.get(key)
-    if not isinstance(messages, list) or not messages:
-        raise UsageError(f"{key}: expected a list with at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise UsageError(f"{key}[{index}]: expected a dictionary with role and content")
-        try:
-            message_text(message)
-        except UsageError as error:
-            raise UsageError(f"{key}[{index}]: {error}") from error
-        if message.get("weight", 1) not in (0, 1):
-            raise UsageError(f"{key}[{index}].weight: expected 0 or 1, found {message.get('weight')!r}")
-    return messages
 
 
 MAX_CRASHES = 10

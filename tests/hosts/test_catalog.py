@@ -9,6 +9,8 @@ import pytest
 
 from dspy_finetune.catalog import CATALOG_VARIABLE, ModelId, load_catalog, parse_model_id, strip_model_id
 from dspy_finetune.errors import DataError, FileError
+from dspy_finetune.local.guards import MAX_UPLOAD_BYTES
+from dspy_finetune.local.scheduler import MIN_EXAMPLES
 
 # OpenAI's fine-tuning price table as stored in 2026, USD per million tokens:
 # training, standard (input, cached, output), batch (input, cached, output). Read 2026-11-20.
@@ -89,7 +91,7 @@ def test_every_figure_has_a_source_and_a_date() -> None:
 
 
 def test_limits_of_files_are_the_hosts_own() -> None:
-    """OpenAI: 10 rows, 512 MB, suffix 64. Azure: suffix 18 without dots, BOM, 64 images. Fireworks: 3 rows."""
+    """OpenAI: 10 rows, 512 MB, suffix 64. Azure: suffix 18 without dots, BOM, 64 images. Fireworks: 3 rows, 150 MB."""
     hosts = load_catalog().hosts
     assert (hosts["openai"].min_rows, hosts["openai"].max_file_bytes, hosts["openai"].max_suffix_chars) == (
         10,
@@ -98,9 +100,10 @@ def test_limits_of_files_are_the_hosts_own() -> None:
     )
     assert (hosts["azure"].max_suffix_chars, hosts["azure"].suffix_forbidden, hosts["azure"].has_bom) == (18, ".", True)
     assert (hosts["openai"].max_images_per_row, hosts["azure"].max_images_per_row) == (10, 64)
-    assert hosts["fireworks"].min_rows == 3
+    assert (hosts["fireworks"].min_rows, hosts["fireworks"].max_file_bytes) == (3, 150 * 1024 * 1024)
     assert hosts["together"].min_rows == 1  # MIN_SAMPLES of its own client
     assert not hosts["local"].is_billed
+    assert (hosts["local"].min_rows, hosts["local"].max_file_bytes) == (MIN_EXAMPLES, MAX_UPLOAD_BYTES)
 
 
 def test_azure_trains_some_models_by_other_methods() -> None:

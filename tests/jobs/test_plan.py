@@ -24,8 +24,9 @@ from dspy_finetune.jobs import FinetunedModel, Journal, WandB, plan
 from dspy_finetune.jobs.plan import HEAD_FIT_SECONDS, START_SECONDS, estimate_seconds
 from dspy_finetune.jobs.records import CLOCK, journal_of
 from dspy_finetune.jobs.sequence import sft_then_dpo
+from dspy_finetune.local.scheduler import TrainingFileError, check_training_file
 from tests.fake_openai import FakeOpenAI
-from tests.jobs.conftest import FakeTime, write_sft
+from tests.jobs.conftest import FakeTime, write_dpo, write_sft
 
 BASE = "gpt-4.1-mini-2025-04-14"
 
@@ -87,9 +88,9 @@ def test_beta_is_above_zero_and_up_to_two(dpo_file: Path, host: Host, beta: floa
 
 def test_a_file_that_the_host_would_refuse_is_refused_here(tmp_path: Path, host: Host) -> None:
     path = write_sft(tmp_path / "few.jsonl", n=7)
-    with pytest.raises(DataError, match="10"):
+    with pytest.raises(DataError, match="openai takes at least 10"):
         plan(path, base_model=BASE, host=host)
-    plan(path, base_model="smollm2-135m-instruct", host=Host.local())
+    plan(path, base_model="any", host=Host.compatible("https://llm.example.com/v1"))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises((EmptyDatasetError, DataError)):
         plan(tmp_path / "empty.jsonl", base_model="smollm2-135m-instruct", host=Host.local())
@@ -268,6 +269,48 @@ def test_the_recipe_that_the_host_would_refuse_is_refused_before(tmp_path: Path)
         plan(path, base_model=host.base_model, host=host, hyperparameters={"recipe": "head"})
     with pytest.raises(DataError, match="minilm-l6 is a sentence encoder, which writes no text"):
         plan(path, base_model="minilm-l6", host=host)
+
+
+def _answer(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+_ASKED = {"role": "user", "content": "Boats?"}
+_CALL = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+_PAIR = {"input": {"messages": [_ASKED]}, "preferred_output": [_answer("A")], "non_preferred_output": [_answer("B")]}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (None, "the file has 9 examples; local takes at least 10"),
+        ([_ASKED, _answer(None, tool_calls=_CALL), {"role": "tool", "tool_call_id": "1", "content": "x"}, _answer("A")],
+         r"messages\[1\]: tool calls are not supported by the local host"),
+        ([_ASKED, _answer("A", weight=0)], "no assistant message to train on"),
+        ([_ASKED, _answer("A", weight=None)], r"messages\[1\].weight: expected 0 or 1, found None"),
+        ([_ASKED, {"role": "function", "name": "f", "content": "x"}, _answer("A")], "role 'function' is not one of"),
+        ([{"role": "user", "content": []}, _answer("A")], "content"),
+        ({**_PAIR, "preferred_output": [_answer(None, tool_calls=_CALL)]}, r"preferred_output\[0\]: tool calls are"),
+    ],
+    ids=["9 rows", "tool call", "weight 0", "weight null", "function", "no part", "tool call as answer"],
+)  # fmt: skip
+def test_what_the_local_host_would_refuse_the_plan_says(tmp_path: Path, row: Any, told: str) -> None:
+    """In the line of the file, before anything is uploaded; its server is asked, too, so that both stay of one mind."""
+    path, is_pair = tmp_path / "train.jsonl", isinstance(row, dict)
+    text = (write_dpo if is_pair else write_sft)(path, 12 if row else 9).read_text(encoding="utf-8")
+    if row is not None:
+        path.write_text(text + json.dumps(row if is_pair else {"messages": row}) + "\n", encoding="utf-8")
+    with pytest.raises(TrainingFileError):
+        check_training_file(path, "dpo" if is_pair else "sft")
+    with pytest.raises(DataError, match=told) as refused:
+        plan(path, base_model="smollm2-135m-instruct", host=Host.local())
+    assert row is None or "line 13" in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [{"learning_rate_multiplier": 2000.0}, {"learning_rate_multiplier": 1e-9}])
+def test_a_value_that_the_local_host_would_refuse_is_named(sft_file: Path, given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected a number from 1e-06 to 1000 on local"):
+        plan(sft_file, base_model="smollm2-135m-instruct", host=Host.local(), hyperparameters=given)
 
 
 def test_the_local_host_is_told_that_bare_whole_numbers_are_numbers(tmp_path: Path) -> None:

@@ -232,9 +232,15 @@ class RowChecker:
             log.add(line, "", "mixed-formats", f"the row's format is {form}, that of the first row {self._format}")
 
     def _check(self, log: IssueLog, line: int, row: dict[str, Any], method: str) -> RowFacts | None:
-        return check_row(
+        facts = check_row(
             log, line, row, method, rules=self._rules, is_given=self._is_given, max_images=self._max_images
         )
+        if self._rules.check is not None and not any(issue.severity == "error" for issue in log.kept):
+            try:
+                self._rules.check(row, method)
+            except UsageError as error:
+                log.add(line, "", "host-refuses", str(error))
+        return facts
 
     def _report(self, found: IssueLog, line: int, row: dict[str, Any], method: str) -> None:
         """Take a row's issues; what the fix cannot mend in it has a remedy for a person."""

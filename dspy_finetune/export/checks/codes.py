@@ -249,6 +249,11 @@ MESSAGE_CODES: dict[str, Code] = {
         "A weight stands on a message that is not the assistant's.", _FIX + "delete it there", SCHEMA, fixable=True
     ),
     "weights-all-zero": _warning("No assistant message has a weight other than 0: nothing is trained.", "set one to 1"),
+    "host-refuses": _error(
+        "The host's own check refuses the row: the local host trains on text alone, and on an answer in each row.",
+        "write the row as plain messages with an answer to learn, or train it on another host",
+        "this package's local host",
+    ),
     "no-assistant": _error("No message is the assistant's: there is nothing to learn.", "add the answer", GUIDE),
     "last-not-assistant": _warning(
         "The last message is not the assistant's: what follows its last answer is not trained.", "end with the answer"
