@@ -37,35 +37,35 @@ class Task(dspy.Signature):
 
 
 def main() -> None:
-    # The rows; each value is read as its field's type, and a row that cannot be read is named by its line.
+    # Each value is read as its field's type; an error names the line of a row that cannot be read.
     examples = ft.load_examples({path!r}, signature=Task{cells})
-    # No item stands on two sides, duplicates included.
-    # The local host holds some training rows out by itself; elsewhere (0.8, 0.1, 0.1) and plan(..., validation=...).
+    # Rows with equal inputs stay on the same side. The local host validates on training rows that it holds out; for
+    # other hosts split by (0.8, 0.1, 0.1), export the second part too, and give it to ft.plan(..., validation=...).
     train, _, test = ft.split(examples, (0.8, 0, 0.2){stratify})
 
-    # One prompt for training, serving and counting, byte for byte.
+    # The same prompt is used to train, to count tokens and to ask the tuned model.
     prompt = {prompt}
     training_file = ft.export_sft(train, prompt, "train.jsonl")
 
-    # The local host trains a small open model on this machine. ft.Host.openai() is the only change for OpenAI.
+    # The local host trains a small open model on this machine. To train on OpenAI, write ft.Host.openai() here.
     host = ft.Host.local()
     plan = ft.plan(training_file, host=host)
     print(plan)
     tuned = {predictor}(prompt, plan.start(max_usd=5).wait(), host=host)
 
-    # The same rows for all: the tuned model against baselines made from the training rows.
+    # The tuned model and baselines that are fitted on the training rows, all asked about the same test rows.
     report = ft.compare({{"tuned": tuned}}, test, [{metric}], train=train)
     print(report.table(), report.verdict, sep="\\n")
     report.to_html("report.html")
-    tuned.save("predictor.json")  # ft.load_predictor("predictor.json") brings it back
+    tuned.save("predictor.json")  # ft.load_predictor("predictor.json") loads it
 
 
 if __name__ == "__main__":
     main()
 '''
 
-_SETTINGS = """# Defaults of the commands of dspy-finetune in this folder: one table a command, options without dashes.
-# An option on the command line wins over an environment variable (DSPY_FINETUNE_PLAN_HOST), which wins over this file.
+_SETTINGS = """# Defaults for dspy-finetune's commands in this folder: one table per command, options without dashes.
+# The command line overrides environment variables (DSPY_FINETUNE_PLAN_HOST), which override this file.
 
 [tool.dspy-finetune.plan]
 host = "local"

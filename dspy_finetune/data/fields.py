@@ -440,12 +440,7 @@ def guess_columns(
     task, labels = _task(values[chosen])
     read = tuple(inputs) if inputs is not None else _inputs(values, chosen)
     if not read:
-        nested = [name for name in values if any(isinstance(value, (Mapping, list)) for value in values[name])]
-        remedy = "name the inputs"
-        if nested:
-            has_list = any(isinstance(value, list) for name in nested for value in values[name])
-            names, what = " and ".join(map(repr, nested[:4])), "lists or objects" if has_list else "objects"
-            remedy = f"{names} hold {what}: write their texts as columns of their own"
+        remedy = _nested_hint(values) or "name the inputs"
         raise DataError(f"no column beside {chosen!r} holds text to read; {remedy}")
     if label is None and _is_row((chosen, *read), values):
         raise DataError(
@@ -647,6 +642,17 @@ def _is_whole(value: Any) -> bool:
     return re.fullmatch(r"-?\d+(\.0*)?", str(value).strip()) is not None
 
 
+def _nested_hint(values: Mapping[str, list[Any]]) -> str | None:
+    """What to do about columns that hold lists or objects; None where none does."""
+    nested = [name for name in values if any(isinstance(value, (Mapping, list)) for value in values[name])]
+    if not nested:
+        return None
+    has_list = any(isinstance(value, list) for name in nested for value in values[name])
+    *others, last = map(repr, nested[:4])
+    names = f"{', '.join(others)} and {last} hold" if others else f"{last} holds"
+    return f"{names} {'lists or objects' if has_list else 'objects'}: write their values as columns of their own"
+
+
 def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
     candidates = [
         name
@@ -676,9 +682,8 @@ def _label(values: Mapping[str, list[Any]], inputs: Sequence[str]) -> str:
                 "the rows hold messages: they are training rows already; check and train them as they are "
                 "(dspy-finetune check FILE, dspy-finetune train FILE)"
             )
-        raise DataError(
-            f"no column can be the label; the fields are {', '.join(values)}: name it with label= (--label)"
-        )
+        remedy = _nested_hint(values) or "name it with label= (--label)"
+        raise DataError(f"no column can be the label; the fields are {', '.join(values)}: {remedy}")
     options = named or told or candidates
     raise DataError(f"cannot tell the label: it may be {' or '.join(options[:6])}; name it with label= (--label)")
 

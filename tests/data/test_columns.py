@@ -126,7 +126,7 @@ def test_amounts_with_a_unit_are_numbers_however_often_they_come() -> None:
 
 def test_a_column_called_label_is_the_label_and_a_reason_is_no_input() -> None:
     table = rows(tags=[["a", "b"]] * 24, active=[True, False] * 12, label=["skip", "keep"] * 12)
-    with pytest.raises(DataError, match=r"beside 'label' holds text to read; 'tags' hold lists or objects"):
+    with pytest.raises(DataError, match=r"beside 'label' holds text to read; 'tags' holds lists or objects"):
         guess_columns(table)
     told = rows(text=TEXTS, reason=TEXTS[::-1], verdict=["good", "bad"] * 12)
     assert guess_columns(told).inputs == ("text",)
@@ -204,8 +204,11 @@ def test_a_closed_set_beside_amounts_is_asked_about() -> None:
 
 
 def test_objects_are_named_where_no_column_holds_text() -> None:
-    with pytest.raises(DataError, match="'post' hold objects"):
-        guess_columns(rows(post=[{"title": text} for text in TEXTS], label=["a", "b"] * 12))
+    posts, likes = [{"title": text} for text in TEXTS], [{"yes": True}, {"yes": False}] * 12
+    with pytest.raises(DataError, match="'post' holds objects: write their values"):
+        guess_columns(rows(post=posts, label=["a", "b"] * 12))
+    with pytest.raises(DataError, match="no column can be the label; .*: 'post', 'by' and 'label' hold objects: write"):
+        guess_columns(rows(post=posts, by=posts, label=likes))
 
 
 @pytest.mark.parametrize(
