@@ -126,7 +126,7 @@ def values_of(rows: Sequence[dspy.Example], names: Sequence[str]) -> list[tuple[
     missing = [(number, name, row) for number, row in enumerate(rows, start=1) for name in names if name not in row]
     if missing and len({number for number, _, _ in missing}) == len(rows):
         _, name, row = missing[0]
-        raise UsageError(f"the examples have no field {name!r}; {columns_hint(name, row.keys())}")
+        raise UsageError(f"the table has no field {name!r}; {columns_hint(name, row.keys())}")
     if missing:
         hint = [columns_hint(name, row.keys()) for _, name, row in missing]
         raise RowsError(

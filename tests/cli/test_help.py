@@ -211,6 +211,12 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     assert [link for link in links if not (DOCS / page).parent.joinpath(link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_stay_in_the_site(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+\.\w+)", (DOCS / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (DOCS / page).parent.joinpath(link).resolve().is_relative_to(DOCS)] == []
+
+
 def shown_commands(text: str) -> list[str]:
     """The commands of a page: in indented blocks, and in fenced ones that are not Python."""
     command = re.compile(r"^ *(?:\$ )?(?:[A-Z_]+=\S+ )*(dspy-finetune [a-z].*)$", re.MULTILINE)
