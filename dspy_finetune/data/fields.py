@@ -503,7 +503,7 @@ def number_options(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") 
 
 
 def check_decimal(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -> None:
-    """Raise DataError where a column of numbers has the other decimal mark than the one that is read, or parentheses.
+    """Raise DataError where a column of numbers has none, the other decimal mark than the one read, or parentheses.
 
     >>> check_decimal(["1.299,50", "12"], "price", ",")
     """
@@ -520,6 +520,9 @@ def check_decimal(cells: Sequence[Any], name: str, decimal: DecimalMark = ".") -
                 load_number(cell, decimal)
             except Unparseable as error:
                 raise DataError(f"{name!r}: {error.problem}; {error.remedy}") from error
+    n_told = sum(cell is not None for cell in cells)
+    if n_told and all(len(unread) == n_told for unread in found.values()):
+        raise DataError(f"{name!r} holds no numbers ({shown(found['.'][0])}): if they are labels, say label= (--label)")
 
 
 def _is_read(cell: Any, decimal: DecimalMark) -> bool:

@@ -207,7 +207,9 @@ def test_objects_are_named_where_no_column_holds_text() -> None:
     posts, likes = [{"title": text} for text in TEXTS], [{"yes": True}, {"yes": False}] * 12
     with pytest.raises(DataError, match="'post' holds objects: write their values"):
         guess_columns(rows(post=posts, label=["a", "b"] * 12))
-    with pytest.raises(DataError, match="no column can be the label; .*: 'post', 'by' and 'label' hold objects: write"):
+    with pytest.raises(
+        DataError, match=r"no column can be the label; .*: 'post', 'by' and 'label' hold objects: write"
+    ):
         guess_columns(rows(post=posts, by=posts, label=likes))
 
 
@@ -243,6 +245,13 @@ def test_a_decimal_comma_is_told_where_the_other_mark_is_read() -> None:
     check_decimal(["CHF 1'299.50", "$3", None, "45"], "price")
     with pytest.raises(DataError, match="decimal comma"):
         advise(rows(text=TEXTS, price=[f"{n},50" for n in range(24)]), label="price", encoder=None)
+
+
+def test_a_column_without_a_number_is_told_before_anything_is_made_of_it() -> None:
+    with pytest.raises(DataError, match=r"'good' holds no numbers \('yes'\): if they are labels, say label= "):
+        check_decimal(["yes", None, "no"], "good")
+    check_decimal(["yes", "2"], "good")
+    check_decimal([None], "good")
 
 
 @pytest.mark.parametrize(("cell", "decimal"), [("(1,234.00)", "."), ("$(5)", "."), ("(1.234,00 €)", ",")])
