@@ -226,6 +226,10 @@ def _check_sides(
     largest = max(len(group) for group in groups)
     for name, side, share in zip(_SIDES, sides, shares, strict=True):
         if share > 0 and not side:
+            if largest == 1:
+                raise DataError(
+                    f"the {name} side would be empty: {n_rows} rows, or those of each label, are too few; label more"
+                )
             raise DataError(
                 f"the {name} side would be empty: the largest group of rows that share items holds {largest} of "
                 f"{n_rows} rows; split the items before making pairs, or group by something finer"

@@ -114,6 +114,11 @@ def test_pairs_that_all_hang_together_are_an_error_not_a_leak() -> None:
         split(make_pairs(rows, n_per_positive=5))
 
 
+def test_a_side_that_stays_empty_for_want_of_rows_blames_no_group() -> None:
+    with pytest.raises(DataError, match="the test side would be empty: 2 rows, or those of each label, are too few"):
+        split(items(2), (0.8, 0, 0.2), stratify_by="label", rare="train")
+
+
 @pytest.mark.parametrize(
     "fractions", [(0.8, 0.1, 0.2), (0.5, 0.5), (1.2, -0.1, -0.1), (float("nan"), 0, 1), (0, 0, 0), ("a", 0, 1), 0.8]
 )
