@@ -282,7 +282,7 @@ DEFAULT_STRENGTH = {"TF-IDF": 10.0, "encoder": 2.0}
 N_FOLDS = 5
 MIN_ROWS_FOR_FOLDS = 20
 MIN_SKEWNESS = 1.0
-"""Positive numbers above it are tried on a logarithmic scale too; of exponential ones it is 2, of normal ones 0."""
+"""Numbers from zero up with a greater one are tried on their logarithms too; exponential ones have 2, normal ones 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,6 +479,8 @@ class NumberBaseline:
     """How it reads several of them."""
     is_log: bool = False
     """Whether the model answers the number's logarithm."""
+    added: float = 0.0
+    """What is added to a number before its logarithm is taken: 1 where some are zero, as counts are."""
     card: Mapping[str, str] = field(default_factory=dict)
     """What a report tells of it: what it reads, and what cross-validation chose."""
 
@@ -489,7 +491,7 @@ class NumberBaseline:
             assert self.features is not None
             found = _features(self.features, [_texts(inputs, self.text)], self.reading)
             value = float(self.model.predict(found)[0])
-            value = _exp(value) if self.is_log else value
+            value = _exp(value) - self.added if self.is_log else value
         return dspy.Prediction(**{self.label: value})
 
 
@@ -597,7 +599,8 @@ def tfidf_pairs(
 def tfidf_ridge(train: Sequence[Any], *, text: Sequence[str] | None = None, label: str) -> NumberBaseline:
     """Ridge regression of a number, or of its logarithm, on TF-IDF weights of words and word pairs.
 
-    The logarithm is tried where the numbers are positive and skewed, as prices are. Raises as `tfidf_logistic`.
+    The logarithm is tried where the numbers are skewed and none is negative, as prices and counts are; where some are
+    zero, that of the number plus 1. Raises as `tfidf_logistic`.
     """
     return _fit_numbers(train, _text_fields(train, label, text), label, Tfidf(), name="TF-IDF + ridge regression")
 
@@ -716,15 +719,16 @@ def _fit_numbers(
     rows = [_texts(row, fields) for row in train]
     linear = require("sklearn.linear_model", "eval", "a linear baseline")
     scales = [False, True] if _is_skewed(numbers) else [False]
+    added = 0.0 if min(numbers) > 0 else 1.0
 
     def fit(choice: tuple[float, bool], matrix: Any, answers: Sequence[float]) -> Any:
         strength, is_log = choice
-        targets = [math.log(one) for one in answers] if is_log else list(answers)
+        targets = [math.log(one + added) for one in answers] if is_log else list(answers)
         return linear.Ridge(alpha=1 / strength).fit(matrix, targets), is_log
 
     def loss(model: Any, matrix: Any, answers: Sequence[float]) -> float:
         ridge, is_log = model
-        found = [_exp(float(one)) if is_log else float(one) for one in ridge.predict(matrix)]
+        found = [_exp(float(one)) - added if is_log else float(one) for one in ridge.predict(matrix)]
         return math.fsum(abs(one - other) for one, other in zip(found, answers, strict=True))
 
     folds = _folds(rows, None)
@@ -743,10 +747,11 @@ def _fit_numbers(
         features=fitted,
         model=model,
         is_log=is_log,
+        added=added,
         reading=reading,
         card={
             "reads": ", ".join(fields) + _HOW[reading],
-            "scale": f"{'logarithm' if is_log else 'plain'}, {how}",
+            "scale": f"{'plain' if not is_log else 'logarithm of 1 more' if added else 'logarithm'}, {how}",
             "strength": f"alpha = {1 / strength:g}, {how}",
             "training rows": f"{len(rows):,}",
         },
@@ -767,8 +772,8 @@ def _chosen(
 
 
 def _is_skewed(numbers: Sequence[float]) -> bool:
-    """Whether numbers are positive with a long tail upwards, as prices are."""
-    if len(numbers) < 3 or min(numbers) <= 0:
+    """Whether numbers from zero up have a long tail upwards, as prices and counts do."""
+    if len(numbers) < 3 or min(numbers) < 0:
         return False
     mean, deviation = statistics.fmean(numbers), statistics.pstdev(numbers)
     return bool(deviation) and statistics.fmean([((one - mean) / deviation) ** 3 for one in numbers]) > MIN_SKEWNESS

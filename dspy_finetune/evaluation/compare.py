@@ -170,7 +170,7 @@ def _compared(
     run: RunOptions,
 ) -> Comparison:
     """Ask all programs about all examples and test the differences; `roles` are candidate and reference."""
-    candidate, reference = _checked(programs, rows, metrics, roles, options.confidence)
+    candidate, reference = _checked(programs, rows, metrics, roles, margin)
     parts = parts_of(rows, options.subgroups) if options.subgroups else {}
     how = Resampling.of(options, rows)
     inputs = [dict(row.inputs().items()) for row in rows]
@@ -259,7 +259,7 @@ def _checked(
     rows: Sequence[Any],
     metrics: Sequence[AnyMetric],
     roles: tuple[str | None, str | None],
-    confidence: float,
+    margin: float | None,
 ) -> tuple[str, str | None]:
     candidate, reference = roles
     if not programs:
@@ -281,8 +281,8 @@ def _checked(
     names = [scoring.metric_name(metric) for metric in metrics]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"metrics must be a list of at least one metric with different names; got {names}")
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"confidence is a share such as 0.95; got {confidence}")
+    if margin is not None and not margin > 0:
+        raise UsageError(f"margin is a difference that does not matter, such as 0.02; got {margin}")
     if not rows:
         raise EmptyDatasetError("there are no examples to compare on; check the split or the file they come from")
     for number, row in enumerate(rows, start=1):

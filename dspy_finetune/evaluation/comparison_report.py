@@ -427,12 +427,15 @@ def calibration(comparison: Comparison, name: str) -> str | None:
 
 
 def pictures(comparison: Comparison, near: tuple[float, float]) -> tuple[Plot, ...]:
-    """All pictures of a comparison, each with a caption and a text that says the same."""
+    """All pictures of a comparison, each with a caption and a text that says the same.
+
+    The low ones stand first: one above the other beside the tall ones they leave no hole.
+    """
     return (
         *_scores(comparison),
+        *_spending(comparison),
         *_scatters(comparison, near),
         *_probabilities(comparison),
-        *_spending(comparison),
     )
 
 
@@ -970,7 +973,7 @@ def _hardly_read(comparison: Comparison) -> Iterator[str]:
         if row.n_parse_failures > row.n / 2:
             yield (
                 f"Most answers of {row.name} could not be read ({row.n_parse_failures} of {row.n} are parse failures): "
-                "the difference says so, not how good its answers are."
+                "its figures say so, not how good its answers are."
             )
         told = _unanswered(comparison, row)
         if told:
@@ -1042,6 +1045,8 @@ def _percent(confidence: float) -> str:
 
 
 def _what_would_decide(one: Difference) -> str:
+    if not one.interval.n:
+        return "No item has a figure for both."
     if one.n_more_items is None and one.interval.value:
         return "The items are too few, or too much alike, to say how many more would decide."
     if one.n_more_items is None:

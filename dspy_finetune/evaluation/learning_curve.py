@@ -168,7 +168,9 @@ class LearningCurve(Reported):
         if not self.points:
             return None
         return plots.draw(
-            name, (plots.WIDTH, 3.6), lambda axes: plots.paint_by_size(axes, _lines(self), self.metric.name)
+            name,
+            (plots.WIDTH, 3.3 + 0.23 * len(_lines(self))),
+            lambda axes: plots.paint_by_size(axes, _lines(self), self.metric.name),
         )
 
     def plot(self, path: str | os.PathLike[str]) -> None:

@@ -415,7 +415,14 @@ class Resampling:
 
     @classmethod
     def of(cls, options: StatisticsOptions, rows: Sequence[Any]) -> Resampling:
-        """For these rows. Raises MissingExtraError, and UsageError where the groups cannot be told apart."""
+        """For these rows. Raises MissingExtraError, and UsageError for a wrong option or one group of all items."""
+        if not 0.5 < options.confidence < 1:
+            raise UsageError(f"confidence is a share such as 0.95; got {options.confidence}")
+        if options.n_resamples < 1 or options.noise_floor < 0:
+            raise UsageError(
+                f"n_resamples must be 1 or more and noise_floor 0 or more; got {options.n_resamples} and "
+                f"{options.noise_floor}"
+            )
         statistics.wilson(0, 1)  # a missing extra is told now, not after an hour of asking
         return cls(
             confidence=options.confidence,
@@ -649,8 +656,29 @@ def score_set(metric: SetMetric, examples: Sequence[Any], answers: Sequence[Answ
 def paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> PairedTest | None:
     """First minus second, on the items that both could be scored on (set metrics: on each one's own items).
 
-    None where there is nothing to test.
+    Scores that are the same on all items show no spread, and that is no certainty: then the interval is that of no item
+    in n, Wilson's, times the span of a score, as if items differed wholly or not at all. None where there is nothing to
+    test.
     """
+    test = _paired(one, other, fact, how)
+    if test is None or test.deviation != 0.0:
+        return test
+    low, high = (0.0, 1.0) if fact.kind == "set" else fact.bounds
+
+    def interval(confidence: float) -> Interval:
+        found = test.interval(confidence)
+        if (found.low, found.high) != (0.0, 0.0):
+            return found
+        if low is None or high is None:
+            return dataclasses.replace(found, low=None, high=None, method="none")
+        n = found.n if how.groups is None else min(found.n, len(set(how.groups)))
+        reach = (high - low) * (wilson(0, n, confidence).high or 0.0)
+        return dataclasses.replace(found, low=-reach, high=reach, method="Wilson")
+
+    return dataclasses.replace(test, interval=interval)
+
+
+def _paired(one: Scored, other: Scored, fact: MetricFacts, how: Resampling) -> PairedTest | None:
     if one.draws is not None and other.draws is not None:
         n = sum(a and b for a, b in zip(one.is_scored, other.is_scored, strict=True))
         values = one.interval.value, other.interval.value

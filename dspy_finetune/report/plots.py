@@ -12,7 +12,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -120,8 +120,18 @@ def in_plain_colours(ending: str, paint: Callable[[Any, Sequence[str]], None]) -
 
 
 def short(label: str) -> str:
-    """A name that fits beside a picture."""
-    return label if len(label) <= 24 else label[:23] + "…"
+    """A name that fits beside a picture; names of one beginning most often differ in their ends."""
+    return label if len(label) <= 24 else f"{label[:11]}…{label[-12:]}"
+
+
+def _n_columns(labels: Iterable[str]) -> int:
+    return 1 if max(map(len, labels)) > 16 else 2
+
+
+def _legend(axes: Any, place: str = "outside lower center") -> None:
+    """Above or below the picture, which keeps its size: two names beside each other where they are short."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc=place, ncols=_n_columns(labels))
 
 
 def _colour(colours: Sequence[str], place: int) -> str:
@@ -141,6 +151,8 @@ def _by_row(name: str, labels: Sequence[str], axis: str, paint: Callable[[Any], 
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(axis)
+        # Few ticks: their numbers must not run into one another.
+        axes.locator_params(axis="x", **({"numticks": 6} if axes.get_xscale() == "log" else {"nbins": 5}))
         axes.grid(axis="x")
 
     return draw(name, (WIDTH, 0.9 + 0.38 * len(labels)), with_rows)
@@ -183,9 +195,6 @@ def latencies(name: str, rows: Sequence[tuple[str, int, float, float]]) -> str |
         else:
             axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        # Ticks whose numbers do not run into one another.
-        ticker = require("matplotlib.ticker", "report", "a report with pictures")
-        axes.xaxis.set_major_locator(ticker.LogLocator(numticks=6) if spread > 30 else ticker.MaxNLocator(nbins=4))
 
     return _by_row(name, [label for label, *_ in rows], "milliseconds for one answer", paint)
 
@@ -218,9 +227,10 @@ def unit_curves(
         for label, place, points in known:
             _curve(axes, place, label, points, linewidth=1.8)
         _unit_square(axes, axis_names)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+        _legend(axes)
 
-    return draw(name, (WIDTH, 4.3 + 0.25 * math.ceil(len(known) / 2)), paint)
+    n_rows = math.ceil(len(known) / _n_columns(short(label) for label, *_ in known))
+    return draw(name, (WIDTH, 4.4 + 0.23 * n_rows), paint)
 
 
 def _unit_square(axes: Any, axis_names: tuple[str, str]) -> None:
@@ -239,12 +249,13 @@ def histogram(name: str, groups: Mapping[str, Sequence[float]], axis: str) -> st
 
     def paint(axes: Any) -> None:
         colours = [_colour(SERIES, place) for place in range(len(groups))]
-        axes.hist(list(groups.values()), bins=edges, color=colours, label=list(groups), stacked=True, edgecolor=BACK)
+        names = list(map(short, groups))
+        axes.hist(list(groups.values()), bins=edges, color=colours, label=names, stacked=True, edgecolor=BACK)
         axes.set_xlim(0, 1)
         axes.set_xlabel(axis)
         axes.set_ylabel("items")
         axes.grid(axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+        _legend(axes, "outside upper center")
 
     return draw(name, (WIDTH, 3.2), paint)
 
@@ -348,7 +359,7 @@ def paint_by_size(axes: Any, lines: Sequence[SizedLine], axis: str, colours: Seq
     axes.set_xlabel("training examples")
     axes.set_ylabel(axis)
     axes.grid()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=1)
+    _legend(axes, "outside upper center")
 
 
 @runtime_checkable
@@ -404,6 +415,6 @@ def losses(curves: Curves, name: str) -> str | None:
         axes.set_ylabel("loss")
         axes.set_ylim(bottom=0)
         axes.grid()
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        _legend(axes)
 
-    return draw(name, (WIDTH, 3.2 + 0.25 * math.ceil(len(known) / 2)), paint)
+    return draw(name, (WIDTH, 3.2 + 0.23 * math.ceil(len(known) / _n_columns(map(short, known)))), paint)

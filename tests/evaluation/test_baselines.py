@@ -183,6 +183,23 @@ def test_prices_are_learned_on_their_logarithm_and_plain_numbers_as_they_are():
     assert not baselines.tfidf_ridge(owed, label="price").is_log
 
 
+def test_counts_with_zeros_are_learned_on_the_logarithm_of_one_more():
+    """On their own scale the fit follows the few large ones, and loses to the median that looks at nothing."""
+    rng = np.random.default_rng(5)
+    rows = [row.copy(price=float(rng.negative_binomial(1, 1 / (1 + row.price / 12)))) for row in priced(210, 0, 0.8)]
+    train, test = rows[:150], rows[150:]
+    assert min(row.price for row in train) == 0.0
+    found = baselines.tfidf_ridge(train, label="price")
+    assert found.card["scale"] == "logarithm of 1 more, by 5-fold cross-validation"
+
+    def error(answer: Any) -> float:
+        return float(np.mean([abs(answer(title=row.title).price - row.price) for row in test]))
+
+    assert error(found) < error(baselines.median(train, label="price"))
+    words = found.features([test[0].title])
+    assert found(title=test[0].title).price == pytest.approx(float(np.expm1(found.model.predict(words)[0])))
+
+
 def test_the_strength_is_the_one_with_the_least_loss_out_of_fold():
     """Against scikit-learn's own cross-validation of the same pipeline on the same folds."""
     rng = np.random.default_rng(3)

@@ -13,7 +13,15 @@ import pytest
 from dspy.utils.exceptions import AdapterParseError
 
 from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, FileError, RowError, UsageError
-from dspy_finetune.evaluation import CompareProgress, Comparison, ComparisonReport, RunOptions, compare, metrics
+from dspy_finetune.evaluation import (
+    CompareProgress,
+    Comparison,
+    ComparisonReport,
+    RunOptions,
+    compare,
+    metrics,
+    statistics,
+)
 from dspy_finetune.evaluation.collect import jsonable
 from dspy_finetune.evaluation.comparison_report import verdict_sentence
 from tests.evaluation.comparing import compare_programs
@@ -279,6 +287,9 @@ def test_a_program_that_is_set_up_wrongly_stops_the_comparison():
         ({"reference": "b"}, UsageError, "not among the programs: a"),
         ({"reference": "a"}, UsageError, "at once"),
         ({"confidence": 95}, UsageError, "0.95"),
+        ({"n_resamples": 0}, UsageError, "n_resamples must be 1 or more"),
+        ({"noise_floor": -3}, UsageError, "noise_floor 0 or more"),
+        ({"margin": 0}, UsageError, "margin is a difference"),
     ],
 )
 def test_a_wrong_argument_is_named(change, error, said):
@@ -292,6 +303,18 @@ def test_json_keeps_everything():
     assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     with pytest.raises(DataError, match="not a comparison"):
         Comparison.from_dict({"format": 99})
+
+
+def test_programs_that_were_read_on_no_item_in_common_show_no_difference():
+    rows = [dspy.Example(x=str(n), y=float(n)).with_inputs("x") for n in range(20)]
+    programs = {
+        "even": lambda x: dspy.Prediction(y="?" if int(x) % 2 else x),
+        "odd": lambda x: dspy.Prediction(y=x if int(x) % 2 else "?"),
+    }
+    found = compare_programs(programs, rows, [metrics.mean_absolute_error("y")])
+    assert "n = 0 (what both have a figure for, of 10 and 10). No item has a figure for both." in verdict_sentence(
+        found
+    )
 
 
 def test_shared_texts_are_told_as_dependence():
@@ -364,6 +387,25 @@ def test_three_items_are_no_proof_whatever_the_bootstrap_says():
     alike = compare_programs({"a": Knows(), "b": Knows()}, ROWS, [metrics.f1("liked")], margin=0.1)
     assert alike.decisive is not None
     assert alike.decisive.verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_known"),
+    [(metrics.token_f1("said"), True), (metrics.f1("liked"), True), (metrics.mean_absolute_error("price"), False)],
+)
+@pytest.mark.parametrize("n", [12, 200])
+def test_the_same_score_on_every_item_is_no_certainty(metric, is_known, n):
+    """The interval is that of no item in n, which is also Newcombe's where every item is right."""
+    rows = [row.copy(said="yes", price=2.0).with_inputs("title") for row in (ROWS * 5)[:n]]
+    rows = [row.copy(title=f"title {number}").with_inputs("title") for number, row in enumerate(rows)]
+    programs = dict.fromkeys("ab", lambda title: dspy.Prediction(liked=number(title) % 2 == 0, said="yes", price=3.0))
+    for groups in (None, lambda row: number(row.title) // 2):
+        found = compare_programs(programs, rows, [metric], margin=0.05, group_by=groups).decisive
+        reach = statistics.wilson(0, n if groups is None else n // 2, found.confidence).high
+        assert found.interval.high == (pytest.approx(reach) if is_known else None)
+        assert found.interval.low == (pytest.approx(-reach) if is_known else None)
+        assert found.verdict == ("equivalent" if is_known and reach < 0.05 else "undecided")
+        assert found.p_value == 1.0
 
 
 def down(title: str) -> dspy.Prediction:

@@ -530,6 +530,55 @@ def test_a_step_of_training_is_a_whole_number():
     assert "1.25" not in svg
 
 
+def _drawn_size(svg: str | None) -> tuple[float, float]:
+    """Width and height of the space between the axes of a picture."""
+    assert svg is not None
+    found = re.search(r'id="[^"]*patch_2">\s*<path d="([^"]*)"', svg)
+    assert found is not None
+    x, y = zip(*re.findall(r"([\d.]+) ([\d.]+)", found[1]), strict=True)
+    return max(map(float, x)) - min(map(float, x)), max(map(float, y)) - min(map(float, y))
+
+
+def test_many_long_names_leave_a_picture_its_size():
+    """They took it for themselves: of the curves of two programs with long names a stamp was left."""
+    points = [(0.0, 0.0), (0.5, 0.9), (1.0, 1.0)]
+
+    def size(names: list[str]) -> list[float]:
+        curves = [(name, place, points) for place, name in enumerate(names)]
+        lines = [
+            plots.SizedLine(label=name, points=[(n + 1, y, None, None) for n, (_, y) in enumerate(points)])
+            for name in names
+        ]
+        roc = plots.unit_curves("r", curves, ("x", "y"), chance=((0, 1), (0, 1)))
+        loss = plots.losses(dict.fromkeys(names, points), "l")
+        sized = plots.draw(
+            "s", (plots.WIDTH, 3.3 + 0.23 * len(names)), lambda axes: plots.paint_by_size(axes, lines, "y")
+        )
+        return [length for one in (roc, loss, sized) for length in _drawn_size(one)]
+
+    few = size(["tuned", "base"])
+    for many in (
+        ["a program with a very long name " + end for end in "ab"],
+        [f"a program with a long name {n}" for n in range(12)],
+    ):
+        assert size(many) == pytest.approx(few, rel=0.15)
+
+
+def test_long_names_of_one_beginning_stay_apart_in_pictures():
+    names = [f"gpt-4.1-mini-2025-04-14, optimized prompt {n}" for n in range(12)]
+    assert len({plots.short(name) for name in names}) == 12
+    assert max(len(plots.short(name)) for name in names) == 24
+
+
+def test_the_low_pictures_stand_first():
+    """One above the other in the first of three columns: a tall one between them left a hole of half a screen."""
+    rows = [dspy.Example(x=str(n), y=float(n)).with_inputs("x") for n in range(30)]
+    programs = {"a": lambda x: dspy.Prediction(y=float(x) + 1), "b": lambda x: dspy.Prediction(y=15.0)}
+    blocks_of = compare(programs, rows, [metrics.mean_absolute_error("y")]).section().blocks
+    drawn = next(one for one in blocks_of if isinstance(one, blocks.Plots)).plots
+    assert [one.name for one in drawn] == ["scores", "forest", "latency", "cost", "scatter0-", "scatter1-"]
+
+
 def test_one_item_says_that_it_is_too_few_and_not_that_no_difference_was_seen():
     rows = [dspy.Example(x="1", y=True).with_inputs("x")]
     programs = {"a": lambda x: dspy.Prediction(y=True), "b": lambda x: dspy.Prediction(y=False)}

@@ -57,6 +57,15 @@ def test_length_and_position_are_measured(tmp_path: Path) -> None:
     assert lint(BROKEN / "shortcut-position.jsonl").figures.a_share == pytest.approx(23 / 24)
 
 
+def test_a_rare_label_is_counted_and_no_row_is_asked_to_go(tmp_path: Path) -> None:
+    """A balanced file would make probabilities wrong, and throw rows away."""
+    rows = [dspy.Example(title=f"title {n} {'rare' * (n < 4)}", liked=n < 4).with_inputs("title") for n in range(200)]
+    report = export_sft(rows, binary("title -> liked: bool"), tmp_path / "rows.jsonl").report
+    [issue] = [one for one in report.issues if one.code == "label-imbalance"]
+    assert issue.message == "98% of 200 outputs are 'false', 4 are not"
+    assert "add rows of the others; drop none" in issue.remedy
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.lists(st.integers(0, 9), min_size=1, max_size=30))
 def test_auc_is_that_of_scikit_learn(xs: list[int], ys: list[int]) -> None:
     expected = roc_auc_score([1] * len(xs) + [0] * len(ys), xs + ys)

@@ -397,7 +397,8 @@ LINT_CODES: dict[str, Code] = {
     ),
     "label-imbalance": _warning(
         "One output makes up most of the rows: answering it always would look good.",
-        "balance the classes, or weigh them",
+        "add rows of the others; drop none, as probabilities follow the shares; judge by balanced_accuracy or "
+        "average_precision",
     ),
     "input-empty": _warning(
         'Nothing stands where other rows have an input, as in "Title: ".', "fill the field, or leave the row out"

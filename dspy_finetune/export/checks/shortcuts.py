@@ -209,7 +209,8 @@ def shortcuts(figures: LintFigures, labels: dict[str, int] | None) -> Iterator[I
             yield issue_of("shortcut-position", found)
     if figures.majority_share is not None and figures.majority_share >= MAJORITY and labels and not is_lopsided:
         top = max(labels, key=lambda label: labels[label])
-        found = f"{figures.majority_share:.0%} of {sum(labels.values()):,} outputs are {top[:60]!r}"
+        n = sum(labels.values())
+        found = f"{figures.majority_share:.0%} of {n:,} outputs are {top[:60]!r}, {n - labels[top]:,} are not"
         yield issue_of("label-imbalance", found)
 
 
