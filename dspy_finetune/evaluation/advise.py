@@ -24,15 +24,16 @@ import dspy
 
 from dspy_finetune._optional import require
 from dspy_finetune.data.fields import Columns, Task, check_decimal, guess_columns
-from dspy_finetune.data.items import decided_pairs, group_numbers, row_items
-from dspy_finetune.errors import AnswerError, EmptyDatasetError, UsageError
+from dspy_finetune.data.items import decided_pairs, group_numbers, is_missing, row_items
+from dspy_finetune.errors import AnswerError, DataError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import baselines
+from dspy_finetune.evaluation.collect import Reader
 from dspy_finetune.evaluation.metrics import Embed, Vectors
 from dspy_finetune.evaluation.statistics import Interval, clustered_mean_interval, items_needed, proportion_interval
 from dspy_finetune.report.blocks import Bullets, Facts, Section, Table, as_text, figure
 from dspy_finetune.report.page import Reported
 from dspy_finetune.tasks import MAX_CHOICES, MIN_EACH
-from dspy_finetune.values import is_label, label_text, read_number, split_unit
+from dspy_finetune.values import BOOL, NUMBER, is_label, label_text, read_number, split_unit
 
 Recommendation: TypeAlias = Literal["do not fine-tune", "head", "LoRA", "more labels first"]
 
@@ -174,7 +175,7 @@ def advise(
 
     Raises:
         EmptyDatasetError: There are no rows.
-        DataError: The label cannot be told.
+        DataError: The label cannot be told, or a row's cannot be read as the number or the yes or no that it should be.
         UsageError: A field is missing.
         MissingExtraError: scikit-learn is not installed (extra `eval`).
     """
@@ -200,6 +201,7 @@ def advise(
         for row in rows:
             if number := split_unit(row[columns.label])[0]:
                 row[columns.label] = number
+    _check_labels(rows, columns)
     groups = group_numbers(row_items(rows, None, "normalized"))
     metric = _metric(columns.task)
     n_groups, is_constant = max(groups) + 1, len({label_text(row[columns.label]) for row in rows}) == 1
@@ -247,15 +249,29 @@ def advise(
     return replace(advice, recommendation=recommendation, reasons=reasons)
 
 
+def _check_labels(rows: Sequence[dspy.Example], columns: Columns) -> None:
+    """Raises DataError for the first label that is no number, or neither yes nor no, where that is the task."""
+    readers: dict[Task, Reader] = {"number": NUMBER, "binary": BOOL}
+    if columns.task not in readers:
+        return
+    for row in rows:
+        try:
+            readers[columns.task].read(row[columns.label])
+        except AnswerError as error:
+            inputs = ", ".join(f"{name}={row[name]!r:.60}" for name in columns.inputs)
+            raise DataError(
+                f"the label {columns.label!r} of {inputs}: {error}; correct the row or leave it out"
+            ) from error
+
+
 def only_label(label: str, value: Any) -> str:
     """What is said of rows that all have one label."""
     return f"Every row has the same {label}, {value!r:.60}: there is nothing to tell apart; label others, too."
 
 
 def has_value(row: Any, label: str) -> bool:
-    """Whether a row has a label: neither none nor blanks alone."""
-    value = row.get(label)
-    return value is not None and str(value).strip() != ""
+    """Whether a row has a label: not None, NaN or blanks alone."""
+    return not is_missing(row.get(label))
 
 
 def _embedder(encoder: str | Embed | None, rows: Sequence[dspy.Example], columns: Columns) -> Embed | None:

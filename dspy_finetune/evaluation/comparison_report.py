@@ -429,13 +429,14 @@ def calibration(comparison: Comparison, name: str) -> str | None:
 def pictures(comparison: Comparison, near: tuple[float, float]) -> tuple[Plot, ...]:
     """All pictures of a comparison, each with a caption and a text that says the same.
 
-    The low ones stand first: one above the other beside the tall ones they leave no hole.
+    In three columns, filled in this order, they leave no hole: the low ones of numbers stand above one another, and
+    those of labels above and below the tall ones.
     """
     return (
         *_scores(comparison),
+        *_probabilities(comparison),
         *_spending(comparison),
         *_scatters(comparison, near),
-        *_probabilities(comparison),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.errors import DataError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import Advice
 from dspy_finetune.evaluation import advise as advise_by_any
 
@@ -140,6 +141,22 @@ def test_what_cannot_be_looked_at_is_one_error() -> None:
         advise([])
     with pytest.raises(UsageError, match="no output 'likes'"):
         advise(titles(20, signal=1.0), "title -> liked: bool", label="likes")
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_label_that_is_missing_is_left_out_and_one_that_cannot_be_read_is_named(kind: str) -> None:
+    """NaN is what an empty cell of a table becomes."""
+
+    def rows(odd: Any) -> list[dspy.Example]:
+        labels = [odd if n == 7 else n % 2 == 0 if kind == "bool" else float(n % 9) for n in range(30)]
+        return [dspy.Example(title=f"title {n}", liked=label).with_inputs("title") for n, label in enumerate(labels)]
+
+    advice = advise(rows(math.nan), f"title -> liked: {kind}", encoder=None)
+    assert advice.reasons[-1] == "Left out, as 'liked' is empty: 1 of 30 rows."
+    with pytest.raises(
+        DataError, match=r"^the label 'liked' of title='title 7': the answer 'maybe' is .*; correct the"
+    ):
+        advise(rows("maybe"), f"title -> liked: {kind}", encoder=None)
 
 
 def test_of_several_outputs_it_says_which_one_was_looked_at() -> None:

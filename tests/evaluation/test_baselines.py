@@ -196,6 +196,7 @@ def test_counts_with_zeros_are_learned_on_the_logarithm_of_one_more():
         return float(np.mean([abs(answer(title=row.title).price - row.price) for row in test]))
 
     assert error(found) < error(baselines.median(train, label="price"))
+    assert found.features is not None
     words = found.features([test[0].title])
     assert found(title=test[0].title).price == pytest.approx(float(np.expm1(found.model.predict(words)[0])))
 

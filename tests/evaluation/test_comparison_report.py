@@ -570,7 +570,7 @@ def test_long_names_of_one_beginning_stay_apart_in_pictures():
     assert max(len(plots.short(name)) for name in names) == 24
 
 
-def test_the_low_pictures_stand_first():
+def test_the_low_pictures_of_numbers_stand_first():
     """One above the other in the first of three columns: a tall one between them left a hole of half a screen."""
     rows = [dspy.Example(x=str(n), y=float(n)).with_inputs("x") for n in range(30)]
     programs = {"a": lambda x: dspy.Prediction(y=float(x) + 1), "b": lambda x: dspy.Prediction(y=15.0)}
