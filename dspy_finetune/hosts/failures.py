@@ -208,6 +208,19 @@ def tell_wait(host: str, seconds: float, status: int | None = None) -> None:
     logger.warning("%s, waiting %d s", f"rate limited by {host}" if status == 429 else why, round(seconds))
 
 
+_told_slow: dict[str, float] = {}
+
+
+def tell_slow(host: str, text: str) -> None:
+    """Say in one line that a request waits for its answer; once in a while, as a busy host is asked often."""
+    now = time.monotonic()
+    with _telling:
+        if now < _told_slow.get(host, 0.0):
+            return
+        _told_slow[host] = now + TELL_AGAIN_SECONDS
+    logger.warning(text)
+
+
 BACKOFF = 1.5
 LONGEST_PAUSE_SECONDS = 60.0
 LONGEST_TOLD_SECONDS = 120.0

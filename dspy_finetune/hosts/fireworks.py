@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune.errors import HostError, MalformedResponseError
 from dspy_finetune.hosts.protocol import (
+    UPLOAD_SECONDS,
     HostFile,
     HostKind,
     HostModel,
@@ -98,7 +99,7 @@ class FireworksApi:
 
         with contextlib.suppress(ConflictError):
             self._post(self._url("datasets"), {"datasetId": identity, "dataset": made})
-        self._client.post(
+        self._client.with_options(timeout=UPLOAD_SECONDS).post(
             self._url(f"datasets/{identity}:upload"),
             body={},
             files=[("file", (name, content))],

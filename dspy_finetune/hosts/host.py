@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from dspy_finetune._progress import told_if_slow
 from dspy_finetune.errors import HostError, MalformedResponseError, UsageError
 from dspy_finetune.hosts.embedded import (
     Server,
@@ -33,7 +34,7 @@ from dspy_finetune.hosts.embedded import (
     read_server,
     stop_server,
 )
-from dspy_finetune.hosts.failures import describe_failure, redact, scrub, tell_wait
+from dspy_finetune.hosts.failures import describe_failure, redact, scrub, tell_slow, tell_wait
 from dspy_finetune.hosts.fireworks import KIND as FIREWORKS
 from dspy_finetune.hosts.fireworks import FireworksApi
 from dspy_finetune.hosts.nebius import KIND as NEBIUS
@@ -141,6 +142,9 @@ OWN_APIS: dict[KindName, Callable[[OpenAI], HostApi]] = {kind.name: api for kind
 
 NAMED_HOSTS = tuple(kind for kind in KINDS if kind != "compatible")
 """Hosts that a name alone tells, in the order in which they are shown."""
+
+ANSWER_SECONDS = 120.0
+"""Timeout of a host that has the request and says nothing; the client's own is ten minutes, three times in a row."""
 
 _AROUND_KEYS = " \t\r\n\v\f\u00a0\"'"
 """What stands around a key and is none of it: docker's --env-file leaves the quotes."""
@@ -494,7 +498,9 @@ class Host:
 
     def api(self) -> HostApi:
         """Files, jobs and models of this host, in OpenAI's shapes whatever its own are."""
-        return OWN_APIS.get(self._kind, OpenAIApi)(self.client())
+        import openai  # imported late, as in `client`
+
+        return OWN_APIS.get(self._kind, OpenAIApi)(self.client(timeout=openai.Timeout(ANSWER_SECONDS, connect=5.0)))
 
     def close(self) -> None:
         """Close the clients, and stop the embedded server if this process started it."""
@@ -588,8 +594,12 @@ class Host:
         """
         import openai
 
+        # A server that is started first says so itself.
+        text = f"waiting for the answer of {self._name}: {doing}"
+        slow = told_if_slow(text, functools.partial(tell_slow, self._name))
         try:
-            yield
+            with slow if self.is_connected() else contextlib.nullcontext():
+                yield
         except openai.OpenAIError as exception:
             raise self.error(exception, doing) from exception
         except (MalformedResponseError, json.JSONDecodeError) as exception:

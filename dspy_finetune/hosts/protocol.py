@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 KindName = Literal["openai", "azure", "local", "compatible", "nebius", "together", "fireworks"]
 
+UPLOAD_SECONDS = 600.0
+"""Timeout of a host that has a file and says nothing: it may read the whole of it before it answers."""
+
 INTENT_KEY = "dspy_finetune_intent"
 ATTEMPT_KEY = "dspy_finetune_attempt"
 
@@ -304,7 +307,8 @@ class OpenAIApi:
 
     def upload(self, name: str, stream: BinaryIO) -> HostFile:
         """Send a training file."""
-        return _file(self._client.files.create(file=(name, stream), purpose="fine-tune"))
+        client = self._client.with_options(timeout=UPLOAD_SECONDS)
+        return _file(client.files.create(file=(name, stream), purpose="fine-tune"))
 
     def file(self, file_id: str) -> HostFile:
         """One file, by its id."""

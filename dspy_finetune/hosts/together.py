@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from dspy_finetune.errors import HostError
 from dspy_finetune.hosts.protocol import (
+    UPLOAD_SECONDS,
     HostFile,
     HostKind,
     HostModel,
@@ -79,7 +80,7 @@ class TogetherApi:
 
     def upload(self, name: str, stream: BinaryIO) -> HostFile:
         """Send a training file."""
-        answer: Any = self._client.post(
+        answer: Any = self._client.with_options(timeout=UPLOAD_SECONDS).post(
             "/files/upload",
             body={"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"},
             files=[("file", (name, stream))],

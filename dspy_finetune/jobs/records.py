@@ -38,6 +38,9 @@ SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 FINAL_STATUSES = frozenset({SUCCEEDED, FAILED, CANCELLED})
 """After these nothing changes any more. Every other status, known or not, means: still going."""
 
+_SPELLINGS = {"canceled": CANCELLED, "completed": SUCCEEDED, "error": FAILED}
+"""Other words for the end of a job: Azure's older API has the first."""
+
 _METHODS = {"supervised": "sft", "dpo": "dpo", "reinforcement": "rft"}
 
 
@@ -134,10 +137,11 @@ def job_facts(value: Any) -> JobFacts:
     kind = str(method.get("type") or "supervised")
     inner = _mapping(method.get(kind)).get("hyperparameters")
     hyperparameters = {**_mapping(inner), **_mapping(job.get("hyperparameters"))}
+    status = str(job.get("status") or "unknown").lower()
     return JobFacts(
         id=str(job.get("id") or ""),
         # The local host says so beside a status that all clients' types know; others say it in the status.
-        status="paused" if job.get("paused") is True else str(job.get("status") or "unknown"),
+        status="paused" if job.get("paused") is True else _SPELLINGS.get(status, status),
         model=str(job.get("model") or ""),
         method=_METHODS.get(kind, kind),
         fine_tuned_model=_text(job.get("fine_tuned_model")),

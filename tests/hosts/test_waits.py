@@ -13,6 +13,7 @@ import pytest
 
 import dspy_finetune as ft
 from dspy_finetune.hosts import failures
+from dspy_finetune.hosts import host as hosts
 from tests.fake_openai import FakeOpenAI
 
 ASK = "POST /chat/completions"
@@ -91,6 +92,26 @@ def test_a_call_that_is_not_tried_again_says_nothing(
     with pytest.raises(dspy.LMRateLimitError):
         tuned(title="x")
     assert (slept, lines(caplog)) == ([], [])
+
+
+def test_a_host_that_has_the_request_and_says_nothing_is_named_once(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its silence is not waited out for the half hour that the client takes for it."""
+    monkeypatch.setattr("dspy_finetune._progress.SHORT_SECONDS", 0.0)
+    monkeypatch.delenv("DSPY_FINETUNE_QUIET", raising=False)
+    monkeypatch.setattr(failures, "_told_slow", {})
+    monkeypatch.setattr(hosts, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *args, **kwargs: 0.0)
+    host = ft.Host.compatible(fake.url, "k", name="acme")
+    hold = fake.hold("GET /fine_tuning/jobs/*", phase="before")
+    fake.create({"model": "m", "training_file": "file-1"})
+    assert ft.attach("ftjob-0001", host=host).id == "ftjob-0001"
+    hold.release()
+    ft.attach("ftjob-0001", host=host)
+    told = [one.message for one in caplog.records if "waiting" in one.message]
+    assert told == ["waiting for the answer of acme: ask for the job ftjob-0001"]
+    host.close()
 
 
 def test_many_that_wait_for_one_host_say_so_once(slept: list[float], caplog: pytest.LogCaptureFixture) -> None:

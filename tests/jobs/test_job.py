@@ -64,6 +64,15 @@ def test_unknown_statuses_are_waited_through(job: Job, fake: FakeOpenAI) -> None
     assert job.wait().id.startswith("ft:")
 
 
+@pytest.mark.parametrize(
+    ("word", "status"), [("canceled", "cancelled"), ("Completed", "succeeded"), ("error", "failed"), ("Odd", "odd")]
+)
+def test_other_words_for_the_end_end_a_job(word: str, status: str) -> None:
+    """Else a job that has ended would be followed for ever."""
+    facts = job_facts({"id": "j", "status": word})
+    assert (facts.status, facts.is_final) == (status, status != "odd")
+
+
 def test_pauses_grow_while_nothing_changes_and_shrink_when_it_does(job: Job, fake: FakeOpenAI, time: FakeTime) -> None:
     fake.script = ["queued"] * 10 + ["running"] * 2 + ["succeeded"]
     job.wait()
