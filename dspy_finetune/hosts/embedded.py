@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ HOME_VARIABLE = "DSPY_FINETUNE_HOME"
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 """The server ends open requests (5 s) and lets its worker end a step (20 s); killed sooner, it leaves the worker."""
+
+FULL_BYTES = 2**20
 
 _STARTED: dict[str, subprocess.Popen[bytes]] = {}
 _GUARD = threading.RLock()
@@ -233,7 +236,12 @@ def _start(root: Path, model: str | None, timeout_seconds: float) -> Server:
     if "dspy-finetune[local]" in last:
         raise MissingExtraError(last.removeprefix("error: "))
     what = f"ended with code {ended}" if ended is not None else f"did not answer within {timeout_seconds:.0f} s"
-    raise HostError(f"the local host {what}: {last or 'no output'} (whole log: {log_path})")
+    if not last:  # on a full disk its own words are lost
+        is_full = shutil.disk_usage(root).free < FULL_BYTES
+        last = (
+            f"the disk of {root} is full; free some space or choose another folder (--root)" if is_full else "no output"
+        )
+    raise HostError(f"the local host {what}: {last} (whole log: {log_path})")
 
 
 def last_line(path: Path) -> str:

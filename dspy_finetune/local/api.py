@@ -452,7 +452,7 @@ def _add_jobs(app: FastAPI, host: Host) -> None:
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
     def list_events(job_id: str, after: After = None, limit: Limit = 20) -> dict[str, Any]:
-        return _page(store.events(job_id)[::-1], after, limit)
+        return _page([*scheduler.trouble(store.job(job_id)), *store.events(job_id)[::-1]], after, limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
     def list_checkpoints(job_id: str, after: After = None, limit: Limit = 10) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from dspy_finetune.local.schemas import (
     read_rows,
     resolve,
 )
-from dspy_finetune.local.store import Store, append_event, derived_id, finite, will_pass
+from dspy_finetune.local.store import Store, append_event, derived_id, finite, new_event, will_pass
 from dspy_finetune.tasks import (
     Answers,
     Recipe,
@@ -211,6 +211,14 @@ class Scheduler:
                 raise ApiError(400, f"Job is {job.status}, not paused: {job_id}", code="invalid_job_status")
             self._say(job, "Fine-tuning job resumed", unique=False)
             return self.store.update_job(job_id, status="queued" if job.resolved else "validating_files")
+
+    def trouble(self, job: JobRecord) -> list[dict[str, Any]]:
+        """The event of a job that cannot be moved on now, which a full disk keeps from its log; else empty."""
+        health = self.thread.health()
+        if job.status in FINAL or health["ok"] or health["last_error"] is None:
+            return []
+        message = f"The host cannot move the job on: {health['last_error']}"
+        return [new_event(message, level="warn", event_id=derived_id("ftevent-", job.id, message))]
 
     # The loop
 

@@ -64,7 +64,20 @@ def append_event(
     event_id: str | None = None,
 ) -> None:
     """Add one event to a job's log in one write, on a line of its own even after a line that was cut off."""
-    event = {
+    event = new_event(message, level=level, kind=kind, data=data, event_id=event_id)
+    AppendLog(job_folder / "events.jsonl").append(event, sync=False)
+
+
+def new_event(
+    message: str,
+    *,
+    level: str = "info",
+    kind: str = "message",
+    data: dict[str, Any] | None = None,
+    event_id: str | None = None,
+) -> dict[str, Any]:
+    """An event of now, as clients see it."""
+    return {
         "id": event_id or new_id("ftevent-"),
         "object": "fine_tuning.job.event",
         "created_at": int(time.time()),
@@ -73,7 +86,6 @@ def append_event(
         "type": kind,
         "data": finite(data or {}),
     }
-    AppendLog(job_folder / "events.jsonl").append(event, sync=False)
 
 
 def finite(value: Any) -> Any:

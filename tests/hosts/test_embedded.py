@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 root = pathlib.Path(options["--root"])
 if (root / "refuse").exists():
-    print("loading"); sys.exit((root / "refuse").read_text())
+    words = (root / "refuse").read_text()
+    print("loading" if words else ""); sys.exit(words)
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         body = b'{"object": "list", "data": []}'
@@ -109,9 +111,14 @@ def test_a_stale_server_file_is_not_believed(root: Path) -> None:
     assert Host.local(root=root).client().models.list().data == []
 
 
-def test_a_server_that_does_not_start_says_why(root: Path) -> None:
+def test_a_server_that_does_not_start_says_why(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "refuse").write_text("error: the disk is full")
     with pytest.raises(HostError, match=r"ended with code 1: error: the disk is full .*server\.log"):
+        Host.local(root=root).client()
+    (root / "refuse").write_text("")
+    (root / "server.log").unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(HostError, match=r"the disk of .* is full; free some space"):  # where its own words are lost
         Host.local(root=root).client()
     (root / "refuse").write_text('error: it needs "trl": pip install "dspy-finetune[local]"')
     with pytest.raises(MissingExtraError, match=r"dspy-finetune\[local\]"):

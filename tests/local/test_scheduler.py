@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from dspy_finetune._files import try_lock
 from dspy_finetune.local import worker
+from dspy_finetune.local.api import Host, create_app
 from dspy_finetune.local.scheduler import Scheduler, Supervised, estimated_finish, last_step
 from dspy_finetune.local.schemas import JobRecord
 from dspy_finetune.local.store import Store, append_event, next_sequence
@@ -118,11 +120,14 @@ def test_a_full_disk_waits_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.
     jobs = Scheduler(store, tick_seconds=0.01)
     jobs.thread.pause_seconds = 0.01
     job_in(store, 1)
+    client = TestClient(create_app(Host(store, jobs, base_models=[])), base_url="http://127.0.0.1")
     n_tries = 0
+    told: list[dict[str, Any]] = []
 
     def launch(job: JobRecord) -> bool:
         nonlocal n_tries
         n_tries += 1
+        told.extend(client.get(f"/v1/fine_tuning/jobs/{job.id}/events").json()["data"])
         if n_tries < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         store.update_job(job.id, status="cancelled")
@@ -136,6 +141,10 @@ def test_a_full_disk_waits_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.
     jobs.close()
     assert store.job("ftjob-1").status == "cancelled"
     assert (jobs.thread.n_failures, "No space" in str(jobs.thread.last_error)) == (2, True)
+    # Who follows the job is told meanwhile, though it stands in no log: as one event, however often it is listed.
+    assert [one["message"].partition(":")[0] for one in told] == ["The host cannot move the job on"] * 2
+    assert told[0]["id"] == told[1]["id"]
+    assert client.get("/v1/fine_tuning/jobs/ftjob-1/events").json()["data"] == []
 
 
 def test_a_worker_without_room_fails_its_job_as_no_space(tmp_path: Path) -> None:
