@@ -307,8 +307,6 @@ class Size:
     """Titles to train the binary model on."""
     n_pairs: int
     """Pairs to train the pairwise model on."""
-    n_tuned_pairs: int
-    """Of these, the pairs on which weights are tuned before preferences: one costs a second of processor time."""
     n_explained: int
     """Explained pairs to train the DPO model on."""
     n_test_titles: int
@@ -326,7 +324,6 @@ SIZES = {
         name="full",
         n_titles=440,
         n_pairs=320,
-        n_tuned_pairs=160,
         n_explained=48,
         n_test_titles=100,
         n_test_pairs=50,
@@ -337,7 +334,6 @@ SIZES = {
         name="small",
         n_titles=260,
         n_pairs=80,
-        n_tuned_pairs=40,
         n_explained=16,
         n_test_titles=40,
         n_test_pairs=20,
@@ -559,17 +555,16 @@ def run(
         models["binary"],
         hyperparameters={"n_epochs": size.pairwise_epochs},
     )
-    start = models["pairwise"]
-    if "pairwise" in recipes and host.kind.has_recipes:
-        # Preferences train weights, and heads leave them as they were: 24 explained pairs alone, from the untuned
-        # model, taught nothing (0.35). From it, pairs have to be shown twice before anything is learned.
-        tuned_pairs = material.train_pairs[: size.n_tuned_pairs]
-        datasets["weights"] = export_sft(tuned_pairs, prompts["pairwise"], folder / "weights.jsonl", seed=seed)
-        # Eight rows a batch compute the rubric half as often as four; half the steps want twice the rate.
-        lora = {"recipe": "lora", "n_epochs": 2 * size.pairwise_epochs, "batch_size": 8, "learning_rate_multiplier": 2}
-        tune("weights", "Tuning the weights on the pairs", base_model, hyperparameters=lora)
-        start = models["weights"]
-    tune("dpo", "Tuning them further on preferences", start, hyperparameters={"n_epochs": 1})
+    start: str | FinetunedModel = models["pairwise"]
+    if host.kind.has_recipes:
+        # A head decides which title is preferred, and leaves the weights as they were: they learn to say why.
+        start = base_model
+        if has_reasons:
+            datasets["reasons"] = export_sft(material.explained, prompts["dpo"], folder / "reasons.jsonl", seed=seed)
+            once = {"recipe": "lora", "n_epochs": 1}
+            tune("reasons", "Tuning the weights on the reasons", base_model, hyperparameters=once)
+            start = models["reasons"]
+    tune("dpo", "Tuning further on preferences", start, hyperparameters={"n_epochs": 1})
 
     on_step(Step(number=5, title="Saving the predictors"))
     # No cache: seconds and tokens are part of the verdict. An explanation of one sentence takes about 20 tokens.

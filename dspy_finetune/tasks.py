@@ -192,14 +192,16 @@ def are_sides(fields: Sequence[str]) -> bool:
 
 
 _WRAPPED = re.compile(
-    r'\[\[ ## \w+ ## \]\]\s(.*?)\s*\[\[ ## completed ## \]\]\s*|\{\s*"\w+":\s*"([^"\\\\]*)"\s*\}', re.DOTALL
+    r"\[\[ ## \w+ ## \]\]\s(.*?)\s*(?:\[\[ ## completed ## \]\]\s*)?"
+    r'|\{\s*"\w+":\s*"([^"\\\\]*)"\s*[,}]|(?:\w+: )?([^:]*):?',
+    re.DOTALL,
 )
 
 
 def _bare(label: str) -> str:
-    """A label as DSPy's adapters write it, in markers or as JSON, without what is around it."""
+    """A label as DSPy's adapters write it, in markers or as JSON, or before a text, without what is around it."""
     match = _WRAPPED.fullmatch(label.strip())
-    return label if match is None else match[1] or match[2] or ""
+    return label if match is None else match[1] or match[2] or match[3] or ""
 
 
 def _words(name: str) -> str:
@@ -398,16 +400,25 @@ class Task:
     """In sorted order; where an answer holds several, all their combinations. Empty for numbers and text."""
     outputs: tuple[tuple[str, ...], ...] = ()
     """Of answers that hold several labels, those of each place as they are written; `labels` are their product."""
+    openings: tuple[str, ...] = ()
+    """Of texts that begin with a label, the labels with what stands around them, sorted: "A: ", "B: "."""
     style: NumberStyle | None = None
     read_share: float = 1.0
     """Of the prompts' text: what has to be read where a beginning that they all share is read once."""
 
 
 def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
-    """(prompts, answers) of a chat file; None where a row trains on more than its one last message."""
+    """(prompts, answers) of a chat file; None where a row trains on more than its one last message.
+
+    Of a preference file the preferred answers.
+    """
     prompts: list[Messages] = []
     answers: list[str] = []
     for _, row in read_jsonl(path):
+        if "preferred_output" in row:
+            prompts.append(row["input"]["messages"])
+            answers.append(message_text(row["preferred_output"][-1]))
+            continue
         messages = row["messages"]
         trained = [
             index
@@ -507,30 +518,34 @@ def is_encoder_base(base: str) -> bool:
 
 
 def choose_recipe(task: Task, asked: Recipe, *, base: str) -> RecipeChoice:
-    """What a supervised job of the local host trains.
+    """What a job of the local host trains.
 
     Args:
-        task: What the training file asks for.
+        task: What the training file asks for; of preferences the preferred answers.
         asked: The hyperparameter `recipe`, "auto" where it is not given.
         base: The base model's name, or its folder.
 
     Raises:
         UsageError: The recipe does not fit the answers, or the base.
     """
-    if is_encoder_base(base) and (task.kind == "text" or asked in ("lora", "head+lora")):
-        why = task.found if task.kind == "text" else f'the recipe is "{asked}"'
+    is_text = task.kind == "text"
+    if is_encoder_base(base) and (is_text or asked in ("lora", "head+lora")):
+        why = task.found if is_text else f'the recipe is "{asked}"'
         raise UsageError(
             f"{base} is a sentence encoder, which writes no text and takes a head alone, but {why}; choose a chat model"
         )
-    if asked in ("head", "head+lora") and task.kind == "text":
+    if is_text and (asked == "head" or (asked == "head+lora" and not task.openings)):
         raise UsageError(
             f'The recipe "{asked}" needs labels or numbers, but {task.found}; leave the recipe out, or take "lora"'
         )
-    recipe: Recipe = ("lora" if task.kind == "text" else "head") if asked == "auto" else asked
+    usual: Recipe = "head+lora" if task.openings else "lora" if is_text else "head"
+    recipe = usual if asked == "auto" else asked
     what = {
         "head": "a linear head on the frozen base",
         "lora": "a LoRA adapter",
-        "head+lora": "a linear head, then a LoRA adapter under it if that is better on held-out rows",
+        "head+lora": "a linear head for the label and a LoRA adapter for the text"
+        if task.openings
+        else "a linear head, then a LoRA adapter under it if that is better on held-out rows",
     }[recipe]
     by = "chosen for this" if asked == "auto" else "as asked for"
     return RecipeChoice(recipe=recipe, what=what, by=by, task=task)
@@ -590,6 +605,11 @@ def task_of_answers(answers: Sequence[str], max_labels: int = MAX_CHOICES, told:
         low, high = style.write(min(values)), style.write(max(values))
         found = f"every answer is one number in one format ({low} to {high})"
         return Task(kind="numbers", n_rows=n, found=found, style=style)
+    openings = openings_of(answers)
+    if openings:
+        shown = ", ".join(f"{text!r} {count}" for text, count in Counter(openings).most_common(4))
+        found = f"every answer begins with one of {len(set(openings))} labels ({shown}), a text of its own behind it"
+        return Task(kind="text", n_rows=n, found=found, openings=tuple(sorted(set(openings))))
     if len(counts) == 1:
         found = "every answer is the same"
     elif is_short and is_closed_set(counts, MAX_LABELS):
@@ -634,6 +654,36 @@ def outputs_of(answers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     if any(task_of_answers(column).kind != "labels" for column in columns):
         return ()
     return (*outputs[:-1], tuple(text + same for text in outputs[-1]))
+
+
+def openings_of(answers: Sequence[str]) -> list[str]:
+    """What each answer begins with, where that is a label before a text of its own; empty where they are not so.
+
+    Behind the label ends a line, a value of a JSON object, or stands a colon with a blank. What all answers begin with
+    belongs to it.
+
+    >>> set(openings_of([f"{label}: It is {n}." for n in range(6) for label in "AB"]))
+    {'A: ', 'B: '}
+    >>> openings_of(['{"is_new": true, "why": "It says so."}', '{"is_new": false, "why": "It is used."}'] * 3)[0]
+    '{"is_new": true, '
+    >>> openings_of([f"It is {n}.\\nYes" for n in range(9)])
+    []
+    """
+    for cut in (_places, _before_colon):
+        rows = [cut(answer) for answer in answers]
+        depth = min(map(len, rows)) - 1  # a text has to follow
+        place = next((place for place in range(depth) if len({row[place] for row in rows}) > 1), None)
+        if place is None:
+            continue
+        found = ["".join(row[: place + 1]) for row in rows]
+        if task_of_answers(found).kind == "labels":
+            return found
+    return []
+
+
+def _before_colon(answer: str) -> list[str]:
+    label, colon, text = answer.partition(": ")
+    return [label + colon, text] if text.strip() and len(label) <= MAX_LABEL_CHARS else [answer]
 
 
 _DECODER = json.JSONDecoder()

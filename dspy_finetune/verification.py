@@ -153,8 +153,8 @@ def verify(
         n_threads: Requests at the same time.
 
     Raises:
-        UsageError: The model is a linear head, and the server is no local host with it; no prompts are to be had, or
-            the server does not say which of its models is meant.
+        UsageError: The model answers by a linear head, and the server is no local host with it; no prompts are to be
+            had, or the server does not say which of its models is meant.
         HostError: One of the two does not answer.
     """
     own, name = _own_host(model, host)
@@ -162,7 +162,7 @@ def verify(
     if _has_head(own, name) and not _has_head(other, served_as or name):
         address = other.base_url or other.name
         raise UsageError(
-            f"{name} is a linear head, which no chat server answers for: what answers at {address} is another model;"
+            f"{name} answers by a linear head, which no chat server has: what answers at {address} is another model;"
             f" export it (dspy-finetune export-model {shlex.quote(name)} --format head --out FOLDER), serve it in"
             " Python by ft.load_predictor('FOLDER'), and hold it against the host's by dspy-finetune compare ROWS"
             " --program export=FOLDER --program host=PREDICTOR.json"

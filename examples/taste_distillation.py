@@ -36,15 +36,11 @@ def main(folder: Path, host: ft.Host, *, size: str = "full", data: Path | None =
     titles_plan = ft.plan(titles_file, host=host, suffix="taste-binary")
     pairs_plan = ft.plan(pairs_file, host=host, suffix="taste-pairwise")
     print(titles_plan, pairs_plan, sep="\n")
-    model = titles_plan.start(max_usd=5).wait()
-    tuned = ft.OpenAIPredictor(binary, model, host=host)
+    tuned = ft.OpenAIPredictor(binary, titles_plan.start(max_usd=5).wait(), host=host)
     tuned_pairs = ft.PairwisePredictor(pairwise, pairs_plan.start(max_usd=5).wait(), host=host)
-    if host.kind.has_recipes:  # heads leave the weights as they were; preferences train weights that know the task
-        lora = {"n_epochs": 2, "recipe": "lora"}
-        model = ft.plan(titles_file, host=host, hyperparameters=lora).start(max_usd=5).wait()
-    once = {"sft_hyperparameters": {"n_epochs": 1}, "dpo_hyperparameters": {"n_epochs": 1}}
+    once = {"n_epochs": 1}
     preferences = ft.export_dpo(explained, why, folder / "dpo.jsonl")
-    why_plan = ft.sft_then_dpo(preferences, sft=pairs_file, base_model=model, host=host, suffix="taste-dpo", **once)
+    why_plan = ft.sft_then_dpo(preferences, host=host, sft_hyperparameters=once, dpo_hyperparameters=once, suffix="why")
     print(why_plan)
     job = why_plan.start(max_usd=5)
     tuned_why = ft.DPOPredictor(why, job.wait(), host=host, max_tokens=32)

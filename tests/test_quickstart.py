@@ -23,7 +23,6 @@ TINY = Size(
     name="tiny",
     n_titles=40,
     n_pairs=12,
-    n_tuned_pairs=12,
     n_explained=10,
     n_test_titles=12,
     n_test_pairs=6,
@@ -80,10 +79,10 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     jobs = {job.facts.fine_tuned_model: job.facts for job in ft.list_jobs(host=host)}
     assert set(jobs) == {model.id for model in result.models.values()}
     assert [result.models[name].method for name in ("binary", "pairwise", "dpo")] == ["sft", "sft", "dpo"]
-    # Labels train heads, which leave the weights alone: DPO goes on from weights that were tuned on the pairs.
-    assert jobs[result.models["dpo"].id].model == result.models["weights"].id
+    # A head decides which is preferred: the adapter learns to say why, first from the reasons alone.
+    assert jobs[result.models["dpo"].id].model == (result.models["reasons"].id if has_reasons else str(toy))
     assert all("Recipe: head" in result.recipes[name] for name in ("binary", "pairwise"))
-    assert "Recipe: lora" in result.recipes["weights"]
+    assert ("Recipe: head+lora," if has_reasons else "Recipe: head,") in result.recipes["dpo"]
     assert jobs[result.models["pairwise"].id].model == result.models["binary"].id
 
     fitted = {"minilm-l6 + logistic", "TF-IDF + logistic", "majority"}
@@ -98,7 +97,7 @@ def test_the_main_job_runs_from_titles_to_report(tmp_path: Path, host: ft.Host, 
     assert {step.number for step in told} == {1, 2, 3, 4, 5, 6, 7}
 
     commands = [shlex.split(step.command)[1:] for step in told if step.command]
-    assert [words[0] for words in commands] == ["export"] * 3 + ["train"] * 4 + ["compare"] * 2
+    assert [words[0] for words in commands] == ["export"] * 3 + ["train"] * (3 + has_reasons) + ["compare"] * 2
     for words in commands:
         # The command line takes each, and the export writes the same file again.
         group: Any = typer.main.get_command(build_app())

@@ -110,7 +110,7 @@ def export_model(
         elif host is not None or root is not None:
             line += f" {host_option(where)}"
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    else:  # a head
+    elif "head.json" in made.files:
         console.print("\nas a DSPy module, without a host:", highlight=False)
         line = f"ft.load_predictor({str(made.folder)!r})"
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -321,10 +321,7 @@ def _settings(tried: Mapping[str, Sequence[Any]], hosts: Sequence[Host], jobs: C
         name: list(dict.fromkeys([values] if isinstance(values, (str, int, float)) else values))
         for name, values in tried.items()
     }
-    known = [
-        {*names_of(jobs.method, one.kind), *([RECIPE] if one.kind.has_recipes and jobs.method == "sft" else ())}
-        for one in hosts
-    ]
+    known = [{*names_of(jobs.method, one.kind), *([RECIPE] if one.kind.has_recipes else ())} for one in hosts]
     for name, values in listed.items():
         if not values:
             raise UsageError(f'hyperparameters["{name}"] holds no value to try')

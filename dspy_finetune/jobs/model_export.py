@@ -209,7 +209,7 @@ def model_card(
         "## Serve it",
         "" if repo else "In this folder:",
         _fenced("\n".join(serve), "bash"),
-        *([] if kind == "head" else [_VERIFY, _fenced(verify_line(kind, str(model["id"]), name), "bash")]),
+        *([_VERIFY, _fenced(verify_line(kind, str(model["id"]), name), "bash")] if _is_whole(kind, facts) else []),
         *([] if kind == "head" or making.prompt is None else [_ASK, _fenced(_asked(kind, name), "python")]),
         "## The prompt it was trained with",
         _prompt(making),
@@ -253,7 +253,7 @@ def _head(making: Making, facts: Mapping[str, Any], kind: str) -> str:
         lines.append(f"license: {facts['base_license']}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         lines += [f"base_model: {base}", f"base_model_relation: {relation}"]
-    task = "text-classification" if kind == "head" else "text-generation"
+    task = "text-classification" if kind == "head" and not facts.get("writes_text") else "text-generation"
     lines += [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- dspy", "- dspy-finetune"]
     return "\n".join([*lines, f"- {making.model['method']}", "---"])
 
@@ -277,12 +277,30 @@ def _what(kind: str, precision: str, facts: Mapping[str, Any]) -> str:
         "merged": f"as a whole model in {precision}.",
         "gguf": f"as one GGUF file in {precision}.",
         "ollama": f"as one GGUF file in {precision} with a Modelfile.",
-        "head": "as a linear head on a frozen base: one matrix over averages of the base's states. It is no chat model;"
+        "head": f"as {_head_of(facts)}: one matrix over averages of the base's states. It is no chat model;"
         " no other server answers by it. `ft.load_predictor(FOLDER)` makes a DSPy module of it that needs no server,"
         " and `predict.py` is the whole way in twenty lines. `head.json` says what is averaged; `head.safetensors`"
         " holds `weights` (features, labels) and `bias`.",
     }
-    return words[kind]
+    return words[kind] + (f" {_LACKS_HEAD}" if facts.get("lacks_head") else "")
+
+
+_LACKS_HEAD = (
+    "The linear head that decides with which label an answer begins is not part of it: here the weights decide. The"
+    " format `head` has both."
+)
+
+
+def _head_of(facts: Mapping[str, Any]) -> str:
+    """What an exported head is."""
+    if facts.get("writes_text"):
+        return "a LoRA adapter that writes, and a linear head that decides with which label an answer begins"
+    return "a linear head on a frozen base"
+
+
+def _is_whole(kind: str, facts: Mapping[str, Any]) -> bool:
+    """Whether a chat server with the export answers as the model does."""
+    return kind != "head" and not facts.get("lacks_head")
 
 
 def _prompt(making: Making) -> str:
@@ -400,7 +418,7 @@ class ExportedModel:
     serve: tuple[str, ...]
     """The commands that serve it."""
     verify: str | None
-    """The command that verifies such a server's answers; None for a head, which no server answers by."""
+    """The command that verifies such a server's answers; None where a head decides, which no such server has."""
     url: str | None = None
     """Its page on the hub; None for other formats."""
     warnings: tuple[str, ...] = field(default=())
@@ -485,7 +503,7 @@ def export_model(
         files=(*names, *extra),
         name=name,
         serve=serve,
-        verify=None if kind == "head" else verify_line(kind, str(model["id"]), name),
+        verify=verify_line(kind, str(model["id"]), name) if _is_whole(kind, facts) else None,
         url=url,
         warnings=_warnings(kind, facts, making),
     )
@@ -703,6 +721,8 @@ def push(folder: Path, repo: str, *, private: bool, say: Callable[[str], object]
 
 def _warnings(kind: str, facts: Mapping[str, Any], making: Making) -> tuple[str, ...]:
     notes = list(making.notes)
+    if facts.get("lacks_head"):
+        notes.append(_LACKS_HEAD)
     if kind == "peft" and facts.get("base_is_rounded"):
         notes.append(
             f"the adapter was trained on a 4-bit rounding of {facts['base_reference']}; on the unrounded base its"

@@ -186,9 +186,9 @@ def resolve(
     kind = host.kind if host is not None else None
     names = names_of(method, kind)
     _check_rate(given, host)
-    if RECIPE in given and (method != "sft" or host is None or not host.kind.has_recipes):
-        who = f'method "{method}"' if method != "sft" else f"the host {host.name if host else 'given'}"
-        raise UsageError(f'{who} has no hyperparameter "{RECIPE}"; supervised jobs of the local host have it')
+    if RECIPE in given and (host is None or not host.kind.has_recipes):
+        who = f"the host {host.name if host else 'given'}"
+        raise UsageError(f'{who} has no hyperparameter "{RECIPE}"; jobs of the local host have it')
     recipe = given.pop(RECIPE, None)
     if recipe is not None and recipe not in RECIPES:
         raise UsageError(f"hyperparameter {RECIPE}={recipe!r}: expected {', '.join(RECIPES)}")
@@ -374,15 +374,13 @@ def estimate_seconds(
     return n_tokens / median(speeds) if speeds and n_tokens is not None else None
 
 
-def _choice(
-    path: Path, method: Method, settled: Sequence[Hyperparameter], host: Host, base: str
-) -> RecipeChoice | None:
+def _choice(path: Path, settled: Sequence[Hyperparameter], host: Host, base: str) -> RecipeChoice | None:
     """What the local host will train; it asks the same functions.
 
     Raises:
         DataError: The recipe does not fit the rows, or the host takes no such row.
     """
-    if not host.kind.has_recipes or method != "sft":
+    if not host.kind.has_recipes:
         return None
     asked: Recipe = next(
         (one for one in RECIPES for given in settled if (given.name, given.value) == (RECIPE, one)), "auto"
@@ -394,9 +392,9 @@ def _choice(
         raise DataError(f"{path}: {error}") from error
 
 
-def _told_answers(file: TrainingFile, method: Method, host: Host) -> tuple[Hyperparameter, ...]:
+def _told_answers(file: TrainingFile, host: Host) -> tuple[Hyperparameter, ...]:
     """Of a prompt whose answer may be a bare whole number, that it is one: the local host would take it for a name."""
-    if not host.kind.has_recipes or method != "sft" or file.prompt is None or len(file.prompt.output_fields) > 1:
+    if not host.kind.has_recipes or file.prompt is None or len(file.prompt.output_fields) > 1:
         return ()
     number = file.prompt.codec(file.prompt.output_fields[0]).number
     if number is None or number.currency or number.decimals:
@@ -429,7 +427,8 @@ def _nominal_seconds(
         if facts.train_tokens_per_second is None:
             return None
         batch_size = 4 if file.n_rows <= 2000 else 8  # the local host's rule
-        sweep = sweep_of(file.n_rows, n_epochs, batch_size) if has_sweep and recipe == "lora" else None
+        has_sweep = has_sweep and choice is not None and (recipe == "lora" or choice.task.kind == "text")
+        sweep = sweep_of(file.n_rows, n_epochs, batch_size) if has_sweep else None
         tried = sweep.share(file.n_rows, n_epochs, batch_size) if sweep is not None else 0.0
         seconds += n_once * n_epochs * (1 + tried) / (facts.train_tokens_per_second * n_cores / 2)
     if recipe != "lora":
@@ -722,8 +721,8 @@ def plan(
         method: sft or dpo; None takes what the data was exported for, and of a bare file what its rows are.
         host: Where to train.
         hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`, and `beta` for dpo; "auto" leaves one to
-            the host. On the local host a supervised job takes `recipe`, too: "auto" (looks at the rows), "head" (a
-            linear head on the frozen base), "lora", or "head+lora".
+            the host. On the local host a job takes `recipe`, too: "auto" (looks at the rows), "head" (a linear head on
+            the frozen base), "lora", or "head+lora".
         suffix: A part of the new model's name.
         seed: From 0 to 2147483647.
         metadata: Up to 12 pairs of your own.
@@ -759,17 +758,17 @@ def plan(
     held_out = _accepted(held_out) if held_out is not None else None
     if held_out is not None and held_out.sha256 == file.sha256:
         raise UsageError("train and validation are the same file; give rows that are not trained on, or none")
-    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host) + _told_answers(file, chosen, host)
+    settled = resolve(chosen, hyperparameters, n_rows=file.n_rows, host=host) + _told_answers(file, host)
     n_epochs = epochs_of(settled, file.n_rows)
     n_once = _billed_tokens(file, estimate)
     if held_out is not None and host.kind.bills_validation and n_once is not None:
         # Measured on once an epoch, and billed like trained tokens.
         n_once += _billed_tokens(held_out, estimate) or 0
-    choice = _choice(file.path, chosen, settled, host, base)
+    choice = _choice(file.path, settled, host, base)
     is_head = choice is not None and choice.recipe == "head"
     n_tokens = n_once * (1 if is_head else n_epochs) if n_once is not None else None
     has_rate = any(one.name == "learning_rate_multiplier" and one.value != "auto" for one in settled)
-    has_sweep = choice is not None and not has_rate
+    has_sweep = choice is not None and chosen == "sft" and not has_rate
     nominal = _nominal_seconds(file, choice, n_once, n_epochs, host, base, catalog, has_sweep=has_sweep)
     notes = [*file.warnings, *(held_out.warnings if held_out else ())]
     if estimate is not None and estimate.remark and file.is_estimated:

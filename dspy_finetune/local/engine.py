@@ -43,6 +43,7 @@ from dspy_finetune.local.sampling import (
     LOWEST_LOGPROB,
     Answer,
     Grammars,
+    Opening,
     Settings,
     Speller,
     Token,
@@ -99,7 +100,7 @@ class Source:
     folder: Path
     adapters: tuple[Path, ...] = ()
     head: Path | None = None
-    """A linear head that answers in the model's place."""
+    """A linear head that answers in the model's place, or decides with which label the model's answer begins."""
     encoder: Path | None = None
     """The sentence encoder that is installed, which a head may read with."""
 
@@ -163,9 +164,10 @@ class _Pass:
 
 
 class _Loaded:
-    """A model in memory."""
+    """A model in memory, and the head that decides with which label its answers begin, where it has one."""
 
-    def __init__(self, source: Source, *, device: str, dtype: str) -> None:
+    def __init__(self, source: Source, *, device: str, dtype: str, opening: _LoadedHead | None) -> None:
+        self.opening = opening
         self.tokenizer = load_tokenizer(source.folder)
         self.model = load_model(source.folder, source.adapters, device=device, dtype=dtype)
         self.cache = PrefixCache()
@@ -175,6 +177,16 @@ class _Loaded:
         more = self.model.generation_config.eos_token_id
         self.ends = (ends | set(more if isinstance(more, list) else [more])) - {None}
         self.grammars = Grammars(self.tokenizer, self.ends)
+
+    def decide(self, rows: Sequence[_Row]) -> None:
+        """Give each answer the labels with which it may begin."""
+        if self.opening is None:
+            return
+        requests = list({id(row.request): row.request for row in rows}.values())
+        found = self.opening.openings([request.messages for request in requests])
+        known = {id(request): one for request, one in zip(requests, found, strict=True)}
+        for row in rows:
+            row.answer.opening, row.answer.notes = known[id(row.request)]
 
 
 class Options:
@@ -245,6 +257,7 @@ class _LoadedHead:
     def __init__(self, source: Source, *, device: str) -> None:
         assert source.head is not None
         self.head = Head.load(source.head)
+        source = replace(source, adapters=source.adapters[: self.head.n_adapters])
         self.view = View.from_dict(self.head.facts["view"])
         needs_encoder = "encoder" in self.head.blocks and not is_encoder(source.folder)
         if needs_encoder and source.encoder is None:
@@ -259,8 +272,7 @@ class _LoadedHead:
 
     def options(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[Options]:
         """What may be answered to each prompt."""
-        blocks = self.reader.read(prompts, self.view)
-        notes = [{} if self.reader.fits(one, self.view) else {SHAPE_HEADER: OTHER_SHAPE} for one in prompts]
+        blocks, notes = self.reader.read(prompts, self.view), self._notes(prompts)
         if self.head.kind == "labels":
             return [
                 Options(self.head.labels, row.tolist(), int(row.argmax()), note, self.head.outputs)
@@ -279,6 +291,17 @@ class _LoadedHead:
             interval = f"{low:.{style.decimals}f} {high:.{style.decimals}f}"
             found.append(Options(list(shares), log_probs, 0, {**note, INTERVAL_HEADER: interval}))
         return found
+
+    def openings(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[Opening, dict[str, str]]]:
+        """With which labels the answer to each prompt may begin, and what else there is to say."""
+        blocks, notes = self.reader.read(prompts, self.view), self._notes(prompts)
+        return [
+            (Opening(dict(zip(self.head.openings, row.tolist(), strict=True))), note)
+            for row, note in zip(self.head.log_probabilities(blocks), notes, strict=True)
+        ]
+
+    def _notes(self, prompts: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+        return [{} if self.reader.fits(one, self.view) else {SHAPE_HEADER: OTHER_SHAPE} for one in prompts]
 
 
 class _LoadedEncoder:
@@ -555,12 +578,13 @@ class Engine:
             source = self.find(model_id)
             self._make_room()
             with told_if_slow(f"requests wait for {model_id} to be loaded", logger.warning):
-                if source.head is not None:
-                    self._loaded[model_id] = _LoadedHead(source, device=self.device)
+                head = _LoadedHead(source, device=self.device) if source.head is not None else None
+                if head is not None and not head.head.openings:
+                    self._loaded[model_id] = head
                 elif is_encoder(source.folder):
                     self._loaded[model_id] = _LoadedEncoder(source, device=self.device)
                 else:
-                    self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype)
+                    self._loaded[model_id] = _Loaded(source, device=self.device, dtype=self.dtype, opening=head)
         self._loaded.move_to_end(model_id)
         return self._loaded[model_id]
 
@@ -584,6 +608,7 @@ class Engine:
         rows = [row for row in rows if _is_wanted(row.request)]
         if not rows:
             return
+        loaded.decide(rows)
         filled = prefill(loaded.model, [row.prompt for row in rows], loaded.cache)
         tokens = choose(filled.logits, [row.answer for row in rows])
         going = [

@@ -94,7 +94,7 @@ class Exports:
         if body.format == "peft" and record is None:
             raise ApiError(400, f"{body.model} is a base model and has no adapter; export it as merged", param="format")
         head = self._store.head(body.model)
-        if head is not None and body.format != "head":
+        if head is not None and body.format != "head" and not _writes_text(head):
             message = (
                 f"{body.model} is a linear head on a frozen base and no chat model: export it as head, or train it"
             )
@@ -293,8 +293,14 @@ def _facts(task: Mapping[str, Any], base: Path, tokenizer: Any) -> dict[str, Any
         "bos": tokenizer.bos_token if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else None,
         "stop": [tokenizer.convert_ids_to_tokens(number) for number in ends],
         "stop_ids": list(ends),
+        "lacks_head": task["head"] is not None,
         "versions": _versions(),
     }
+
+
+def _writes_text(head: Path) -> bool:
+    """Whether an adapter writes on where the head has decided the label."""
+    return bool(json.loads((head / "head.json").read_bytes()).get("openings"))
 
 
 def _versions() -> dict[str, str]:
@@ -372,7 +378,7 @@ def _join(adapters: Sequence[Path], folder: Path) -> None:
 
 _LOADER = '''"""Ask the head, without a server: python predict.py '[{"role": "user", "content": "Title: ..."}]'
 
-Needs: pip install "dspy-finetune[local]". The base is frozen: its states are averaged, and the head is one matrix.
+Needs: pip install "dspy-finetune[local]". The base's states are averaged, and the head is one matrix.
 """
 
 import json
@@ -389,7 +395,7 @@ HERE = Path(__file__).parent
 named = json.loads((HERE / "base.json").read_text(encoding="utf-8"))
 head = Head.load(HERE)
 encoder = base_folder(named["encoder"]) if "encoder" in head.blocks and named["encoder"] else None
-adapters = sorted(HERE.glob("adapter-*"))
+adapters = sorted(HERE.glob("adapter-*"))[: head.n_adapters]
 reader = Reader.open(base_folder(named["base"]), adapters=adapters, encoder=encoder, blocks=head.blocks)
 
 
@@ -423,6 +429,7 @@ def _write_head(task: Mapping[str, Any], base: Path, adapters: Sequence[Path], f
         "base_license": license_name,
         "n_adapters": len(adapters),
         "head": {"kind": facts["kind"], "blocks": facts["blocks"], "mode": facts["mode"]},
+        "writes_text": _writes_text(folder),
         "labels": facts["labels"],
         "stop": [],
         "versions": _versions(),

@@ -14,6 +14,7 @@ Not covered: what is learned from the vectors (heads.py).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from dspy_finetune.errors import DataError
 from dspy_finetune.local.chat import encode_prompt, encode_text, most_characters
 from dspy_finetune.local.forward import common_length
 from dspy_finetune.local.hardware import fast_dtype, free_memory
@@ -42,6 +44,7 @@ from dspy_finetune.tasks import (
     compared_pair,
     is_encoder,
     message_text,
+    openings_of,
     rows_of,
     task_of_answers,
 )
@@ -737,11 +740,7 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
         torch.set_num_threads(spec.n_threads)
     rows = rows_of(spec.train_file)
     assert rows is not None  # the scheduler has looked
-    width = feature_dtype(spec.device).itemsize
-    found = check_reading(*to_read(spec, *rows), free=may_take(spec.memory_bytes, free_on(spec.device)), width=width)
-    emit({"message": f"Reading on {spec.device}. {found}"})
-    reader = Reader.open(spec.model_folder, encoder=spec.encoder_folder, device=spec.device)
-    reader.should_stop = should_stop
+    reader = open_reader(spec, *rows, emit=emit, should_stop=should_stop)
     fitted = fit_rows(spec, reader, *rows, emit=emit)
     if fitted is None:
         return stopped()
@@ -752,6 +751,82 @@ def train_head(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) 
     head.save(folder)
     n_tokens = sum(len(reader.prompt_tokens(messages)) for messages in rows[0])
     return TrainResult(trained_tokens=n_tokens, steps=n_sets, adapter=None, stopped=False, checkpoints=(), head=folder)
+
+
+def train_opening(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool]) -> TrainResult:
+    """Fit the head that decides with which label an answer begins, before an adapter learns to write what follows.
+
+    Preferences that go on from a model with such a head keep it where it was fitted on more rows than they are:
+    corrections of a model's mistakes alone would teach the opposite of what it knows.
+    """
+    folder = spec.output_folder / "head"
+    done = TrainResult(trained_tokens=0, steps=0, adapter=None, stopped=False, checkpoints=(), head=folder)
+    if (folder / "head.json").is_file():  # a run that goes on
+        return done
+    rows = rows_of(spec.train_file)
+    assert rows is not None  # the scheduler has looked
+    prompts, answers = rows
+    labels = openings_of(answers)
+    tokens = opening_tokens(load_tokenizer(spec.model_folder), answers, labels)
+    if tokens is None:
+        emit({"message": "The adapter decides the label, too: in tokens it does not stand apart from the text"})
+        return replace(done, head=None)
+
+    def tell(facts: dict[str, Any]) -> None:
+        if "message" in facts:  # the steps are the adapter's
+            emit(facts)
+
+    reader = open_reader(spec, prompts, labels, emit=tell, should_stop=should_stop)
+    before = Head.load(spec.start_head) if spec.method == "dpo" and spec.start_head else None
+    if before is not None and before.openings and set(before.labels) == set(labels):
+        view = View.from_dict(before.facts["view"])
+        if before.facts["n_rows"] >= len(labels) and all(reader.fits(messages, view) for messages in prompts):
+            emit({"message": f"The label stays the head's that was fitted on {before.facts['n_rows']:,} rows"})
+            before.save(folder)
+            return done
+    try:
+        fitted = fit_rows(spec, reader, prompts, labels, emit=tell)
+    except DataError as error:
+        emit({"message": f"The adapter decides the label, too: {error}"})
+        return replace(done, head=None)
+    if fitted is None:
+        return stopped()
+    head = fitted[0]
+    head.openings, head.n_adapters = tuple(tokens[label] for label in head.labels), spec.n_adapters
+    head.save(folder)
+    return done
+
+
+def opening_tokens(tokenizer: Any, answers: Sequence[str], labels: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
+    """The tokens with which answers begin that have the same label; None where one label's are also another's.
+
+    Args:
+        tokenizer: The model's.
+        answers: Whole answers.
+        labels: What each begins with.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for answer, label in zip(answers, labels, strict=True):
+        ids = tuple(encode_text(tokenizer, answer))
+        if label not in found:
+            decoded = (tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1))
+            found[label] = ids[: max(end for end, text in enumerate(decoded) if label.startswith(text))]
+        found[label] = ids[: common_length(ids, found[label])]
+    ordered = sorted(found.values())
+    is_apart = all(other[: len(one)] != one for one, other in itertools.pairwise(ordered))
+    return found if is_apart and all(ordered) else None
+
+
+def open_reader(
+    spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str], *, emit: Emit, should_stop: Callable[[], bool]
+) -> Reader:
+    """What reads the prompts of a job, told as an event; raises MemoryShortError where it would not fit."""
+    free, width = may_take(spec.memory_bytes, free_on(spec.device)), feature_dtype(spec.device).itemsize
+    found = check_reading(*to_read(spec, prompts, answers), free=free, width=width)
+    emit({"message": f"Reading on {spec.device}. {found}"})
+    reader = Reader.open(spec.model_folder, encoder=spec.encoder_folder, device=spec.device)
+    reader.should_stop = should_stop
+    return reader
 
 
 def to_read(spec: TrainSpec, prompts: Sequence[Messages], answers: Sequence[str]) -> tuple[Sizes | None, Reading]:

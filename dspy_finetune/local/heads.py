@@ -197,6 +197,10 @@ class Head:
     labels: tuple[str, ...] = ()
     outputs: tuple[tuple[str, ...], ...] = ()
     """Of answers that hold several labels, those of each place; `labels` are all their combinations."""
+    openings: tuple[tuple[int, ...], ...] = ()
+    """Of a head that decides with which label an answer begins, the tokens of each; the adapter writes what follows."""
+    n_adapters: int | None = None
+    """So many of the model's adapters does the head read through; None: all."""
     style: NumberStyle | None = None
     scale: Literal["plain", "log"] = "plain"
     residuals: tuple[float, ...] = ()
@@ -265,7 +269,8 @@ class Head:
         style = NumberStyle(**facts.pop("style")) if facts["style"] else facts.pop("style")
         for name in ("blocks", "labels", "residuals", "interval", "bounds"):
             facts[name] = tuple(facts[name])
-        facts["outputs"] = tuple(map(tuple, facts.get("outputs", ())))
+        for name in ("outputs", "openings"):
+            facts[name] = tuple(map(tuple, facts.get(name, ())))
         return cls(weights=tensors["weights"], bias=tensors["bias"], style=style, **facts)
 
 

@@ -6,9 +6,11 @@ keep to change the choice, never the reported figures. Where a row cannot be ans
 
 Answers can be held to a form: any JSON object, a JSON schema, or the call of a tool, as OpenAI's API has them. A
 `Grammar` is checked before the model is asked, and says, while an answer grows, which tokens may come next. llguidance
-enforces it; it has no dependencies and one wheel for each platform (3 MB). JSON is written without spaces between its
-parts, and objects have the properties that their schema names: a small model would otherwise add blanks and keys
-without end.
+enforces it; it has no dependencies and one wheel for each platform (3 MB). JSON is written with one blank behind each
+comma and colon, and objects have the properties that their schema names: a small model would otherwise add blanks and
+keys without end.
+
+Where a head decides with which label an answer begins, its probabilities stand in the place of the model's (`Opening`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from dspy_finetune.local.schemas import ApiError
@@ -31,7 +34,8 @@ logger = logging.getLogger(__name__)
 CALL_OPENS, CALL_CLOSES = "<tool_call>", "</tool_call>"
 """Around a tool's call where the answer may be text as well, as Qwen and Hermes models were trained to write it."""
 
-_COMPACT = {"whitespace_flexible": False}
+_AS_TRAINED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As `json.dumps` writes it, and the rows of training files."""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -113,7 +117,7 @@ def _lark(lines: Iterable[str]) -> str:
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**_closed(schema), 'x-guidance': _COMPACT})}"
+    return f"%json {json.dumps({**_closed(schema), 'x-guidance': _AS_TRAINED})}"
 
 
 def _closed(schema: Any) -> Any:
@@ -170,8 +174,6 @@ class Guide:
 
     def allowed(self, n_tokens: int) -> Any:
         """A numpy array of `n_tokens` booleans: the model's rows, of which a tokenizer may name fewer."""
-        import numpy as np  # with torch, as every caller has it
-
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         found = np.zeros(n_tokens, dtype=bool)
         known = np.unpackbits(bits, bitorder="little")[: min(n_tokens, self._n_tokens)].astype(bool)
@@ -226,6 +228,28 @@ class Token:
     top: tuple[tuple[int, float], ...]
 
 
+class Opening:
+    """The labels with which an answer may begin, token by token.
+
+    >>> opening = Opening({(5, 1): math.log(0.75), (5, 2): math.log(0.25)})
+    >>> {token: round(math.exp(log_prob), 2) for token, log_prob in opening.after([]).items()}
+    {5: 1.0}
+    """
+
+    def __init__(self, log_probs: Mapping[tuple[int, ...], float]) -> None:
+        self._log_probs = log_probs
+
+    def after(self, tokens: Sequence[Token]) -> dict[int, float] | None:
+        """For each token that may come next the log-probability of its labels; None where the label is written."""
+        begun = tuple(token.id for token in tokens)
+        found: dict[int, float] = {}
+        for label, log_prob in self._log_probs.items():
+            if label[: len(begun)] == begun and len(label) > len(begun):
+                token = label[len(begun)]
+                found[token] = float(np.logaddexp(found.get(token, -math.inf), log_prob))
+        return found or None
+
+
 @dataclass(kw_only=True)
 class Answer:
     """One answer as it grows."""
@@ -234,6 +258,8 @@ class Answer:
     generator: torch.Generator | None
     guide: Guide | None = None
     """Which tokens may come next, where the answer must keep to a form."""
+    opening: Opening | None = None
+    """With what it begins, where a head decides that."""
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
@@ -244,6 +270,11 @@ class Answer:
 
 def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exception]:
     """Choose the next token of each row, or say why it has none. `logits` is (B, V), float32."""
+    for row, answer in enumerate(answers):
+        if known := _opening_tokens(answer, logits.shape[1]):
+            logits = logits.clone()
+            logits[row] = -math.inf
+            logits[row, list(known)] = logits.new_tensor(list(known.values()))
     log_probs = torch.log_softmax(logits, dim=-1)
     n_top = max(answer.settings.n_top for answer in answers)
     best = torch.topk(log_probs, max(n_top, 1), dim=-1)
@@ -253,6 +284,8 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exce
         try:
             token = _next(log_probs[row], ids[row][0], answer)
             top = [(one, max(value, LOWEST_LOGPROB)) for one, value in zip(ids[row], values[row], strict=True)]
+            if answer.opening is not None:  # labels alone
+                top = [(one, value) for one, value in top if value > LOWEST_LOGPROB]
             logprob = max(float(log_probs[row, token]), LOWEST_LOGPROB)
             if math.isnan(logprob):
                 message = "The model's figures are no numbers: its training diverged; train it with a lower rate."
@@ -261,6 +294,17 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exce
         except Exception as error:  # one request's fault is its own
             chosen.append(error)
     return chosen
+
+
+def _opening_tokens(answer: Answer, n_tokens: int) -> dict[int, float] | None:
+    """What a head lets come next; None where the model chooses, as in a form that no label fits."""
+    known = answer.opening.after(answer.tokens) if answer.opening is not None else None
+    if known and answer.guide is not None:
+        allowed = answer.guide.allowed(n_tokens)
+        known = {token: log_prob for token, log_prob in known.items() if allowed[token]}
+    if not known:
+        answer.opening = None
+    return known
 
 
 def _next(log_probs: torch.Tensor, best: int, answer: Answer) -> int:

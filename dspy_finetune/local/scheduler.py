@@ -266,26 +266,19 @@ class Scheduler:
         else:
             resolved = resolve(job.method, job.given, n_examples)
             chosen = self._choose_recipe(job)
-            if chosen is not None:
-                resolved["recipe"] = chosen.recipe
-                if told := job.given.get("answers"):
-                    resolved["answers"] = told
-                if chosen.recipe == "head":  # each row is read once
-                    resolved |= {"n_epochs": 1, "batch_size": 1}
+            resolved["recipe"] = chosen.recipe
+            if told := job.given.get("answers"):
+                resolved["answers"] = told
+            if chosen.recipe == "head":  # each row is read once
+                resolved |= {"n_epochs": 1, "batch_size": 1}
             with self.store.lock:
                 if self.store.job(job.id).status == "validating_files":
                     self._say(job, "Files validated, moving job to queued state")
-                    if chosen is not None:
-                        self._say(job, str(chosen))
-                    elif self.store.head(job.model) is not None:
-                        why = "The model's linear head is not trained by preferences: the job goes on from its base"
-                        self._say(job, why, level="warn")
+                    self._say(job, str(chosen))
                     self.store.update_job(job.id, status="queued", resolved=resolved)
 
-    def _choose_recipe(self, job: JobRecord) -> RecipeChoice | None:
-        """The recipe of a supervised job; None for another method."""
-        if job.method != "sft":
-            return None
+    def _choose_recipe(self, job: JobRecord) -> RecipeChoice:
+        """What the job trains."""
         tuned = self.store.model(job.model)
         base = tuned.base if tuned else job.model
         asked: Recipe = job.given.get("recipe") or "auto"
@@ -316,6 +309,7 @@ class Scheduler:
             "method": job.method,
             "base": tuned.base if tuned else job.model,
             "adapters": [os.fspath(path) for path in self.store.adapters(job.model)],
+            "head": (head := self.store.head(job.model)) and os.fspath(head),
             "train_file": os.fspath(self._content(job.training_file, "training_file")),
             "validation_file": job.validation_file and os.fspath(self._content(job.validation_file, "validation_file")),
             "n_epochs": resolved["n_epochs"],
@@ -390,13 +384,15 @@ class Scheduler:
         chain = self.store.adapters(job.model)
         suffix = re.sub(r"[^A-Za-z0-9._-]+", "-", job.suffix or "")
         model_id = f"ft:{base_name(base)}:local:{suffix}:{derived_id('', job.id, length=8)}"
+        head = Path(result["head"]) if result.get("head") else None
         epochs = result["checkpoints"][-3:]  # as OpenAI does, the last three epochs are kept
         checkpoints = []
         for epoch in epochs:
             is_last = epoch["step"] == result["steps"]
             name = model_id if is_last else f"{model_id}:ckpt-step-{epoch['step']}"
             if not is_last:
-                self.store.add_model(name, base=base, adapters=[*chain, Path(epoch["adapter"])], job_id=job.id)
+                adapters = [*chain, Path(epoch["adapter"])]
+                self.store.add_model(name, base=base, adapters=adapters, head=head, job_id=job.id)
             checkpoints.append(
                 {
                     "id": derived_id("ftckpt_", job.id, epoch["step"]),
@@ -409,7 +405,6 @@ class Scheduler:
                 }
             )
         adapters = [*chain, Path(result["adapter"])] if result["adapter"] else chain
-        head = Path(result["head"]) if result.get("head") else None
         self.store.add_model(model_id, base=base, adapters=adapters, head=head, job_id=job.id)
         table = self.store.job_folder(job.id) / "result.csv"
         # In base64, as OpenAI serves result files.

@@ -192,6 +192,10 @@ class TrainSpec:
     """The base's name, for the card of a head."""
     encoder_folder: Path | None = None
     """A sentence encoder whose features may stand beside the base's; None where there is none."""
+    start_head: Path | None = None
+    """The linear head of the tuned model that is trained on; None where it has none."""
+    n_adapters: int = 0
+    """How many adapters are merged into `model_folder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,17 +483,17 @@ class Hyperparameters(Body):
     learning_rate_multiplier: Multiplier = None
 
 
-class DpoHyperparameters(Hyperparameters):
-    """The same, with DPO's beta."""
-
-    beta: Beta = None
-
-
 class SupervisedHyperparameters(Hyperparameters):
     """The same, with what is trained: this host's own extension."""
 
     recipe: Recipe | None = None
     answers: Answers | None = None
+
+
+class DpoHyperparameters(SupervisedHyperparameters):
+    """The same, with DPO's beta."""
+
+    beta: Beta = None
 
 
 class SupervisedMethod(Body):
@@ -597,7 +601,7 @@ class ModelRecord(BaseModel):
             "root": self.base,
             "parent": self.base,
             **(
-                {"description": "base frozen, linear head" if not self.adapters else "LoRA, linear head"}
+                {"description": "LoRA, linear head" if self.adapters else "base frozen, linear head"}
                 if self.head
                 else {}
             ),

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads
 from dspy_finetune.local.schemas import Trainer, TrainResult, TrainSpec
 from dspy_finetune.local.store import append_event, derived_id, is_no_space
-from dspy_finetune.tasks import Recipe
+from dspy_finetune.tasks import MAX_LABELS, Recipe, task_of
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file."""
@@ -168,7 +169,9 @@ def run_job(folder: Path) -> None:
 
 def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult | None:
     """Train; None for a process that has nothing to do beside the first one."""
-    if not is_first() and task.get("recipe", "lora").startswith("head"):
+    recipe: Recipe = task.get("recipe", "lora")
+    has_openings = recipe == "head+lora" and _has_openings(task)
+    if not is_first() and recipe != "lora" and not has_openings:
         return None
     device = choose_gpu(task["device"]) or _device()
     # torch and the recipes are imported here, after a wrong task has had its chance to fail quickly.
@@ -199,14 +202,27 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         n_threads=task["n_threads"],
         dtype=task.get("dtype", "auto"),
         memory_bytes=task.get("memory_bytes"),
-        recipe=task.get("recipe", "lora"),
+        recipe=recipe,
         answers=task.get("answers", "auto"),
         finds_rate=task.get("finds_rate", False),
         base=task["base"],
         encoder_folder=packaged_encoder(),
+        start_head=Path(task["head"]) if task.get("head") else None,
+        n_adapters=len(task["adapters"]),
     )
     spec.output_folder.mkdir(parents=True, exist_ok=True)
-    result = trainer(task["method"], spec.recipe)(spec, emit=metrics.emit, should_stop=should_stop)
+    head: Path | None = None
+    if has_openings and is_first():
+        from dspy_finetune.local.features import train_opening
+
+        decided = train_opening(spec, emit=metrics.emit, should_stop=should_stop)
+        if decided.stopped:
+            return decided
+        head = decided.head
+    if has_openings:
+        recipe = "lora"
+    result = trainer(task["method"], recipe)(spec, emit=metrics.emit, should_stop=should_stop)
+    result = replace(result, head=head or result.head)
     if not is_alone():
         from dspy_finetune.local.training import leave_group  # with torch, as above
 
@@ -214,6 +230,12 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
     if is_first():
         shutil.rmtree(work / "start", ignore_errors=True)
     return result
+
+
+def _has_openings(task: dict[str, Any]) -> bool:
+    """Whether a head decides with which label the answers begin, and an adapter writes what follows."""
+    found = task_of(Path(task["train_file"]), MAX_LABELS, task.get("answers", "auto"))
+    return bool(found.openings)
 
 
 def is_first() -> bool:
@@ -235,13 +257,13 @@ def _set_threads(n_threads: int) -> None:
 def trainer(method: str, recipe: Recipe) -> Trainer:
     """What trains by this method and recipe."""
     # Each brings what takes seconds to import: only the one that is needed.
-    if method == "sft" and recipe == "head":
+    if recipe == "head":
         from dspy_finetune.local import features
 
         return features.train_head
     from dspy_finetune.local import training
 
-    if method == "sft" and recipe == "head+lora":
+    if recipe == "head+lora":
         return training.train_head_lora
     return training.train_dpo if method == "dpo" else training.train
 

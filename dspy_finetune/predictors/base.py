@@ -651,7 +651,7 @@ def saved_state(folder: Path) -> dict[str, Any]:
 
 
 def head_lm(folder: Path, model: str, options: Mapping[str, Any]) -> HostLM:
-    """The language model; DSPy's cache knows it by the head's own bytes.
+    """The language model; DSPy's cache knows it by the weights' own bytes.
 
     Raises:
         DataError: The folder holds no head any more.
@@ -661,7 +661,7 @@ def head_lm(folder: Path, model: str, options: Mapping[str, Any]) -> HostLM:
     kept = {name: value for name, value in options.items() if name in _OWN_SETTINGS}
     return HostLM(
         f"openai/{model.removeprefix('openai/')}",
-        host=_Place(sha256_file(folder / "head.safetensors")),
+        host=_Place(":".join(sha256_file(file) for file in sorted(folder.rglob("*.safetensors")))),
         engine=HeadEngine(folder),
         async_engine=AsyncHeadEngine(folder),
         **kept,

@@ -90,7 +90,7 @@ def test_a_grammar_is_compiled_once_for_all_answers(engine: Engine, monkeypatch:
     monkeypatch.setattr(llguidance, "LLMatcher", count)
     asked = [engine.submit("toy", conversation("a"), Settings(max_tokens=40, grammar=grammar), n=8) for _ in range(2)]
     texts = {answer.text for one in asked for answer in one.result(60).answers}
-    assert texts == {'{"a":"x"}', '{"a":"yy"}'}
+    assert texts == {'{"a": "x"}', '{"a": "yy"}'}
     assert made == [grammar]
 
 

@@ -427,7 +427,7 @@ def head(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedH
             words = ("--host", f"local={running.url}", "--at", running.url, "--as", "toy")
             assert command("verify", name, *words) == 2
         assert (
-            f"{name} is a linear head, which no chat server answers for: what answers at {running.url}"
+            f"{name} answers by a linear head, which no chat server has: what answers at {running.url}"
             in told.getvalue()
         )
         assert "--format head --out FOLDER), serve it in Python by ft.load_predictor('FOLDER')" in told.getvalue()
