@@ -441,9 +441,11 @@ def pictures(comparison: Comparison, near: tuple[float, float]) -> tuple[Plot, .
 
 
 def scores(comparison: Comparison, name: str) -> str | None:
-    """The programs' figures by the first metric, with their intervals."""
+    """The programs' figures by the first metric, with their intervals; an empty row where one has none."""
     rows = [(row.name, row.scores[comparison.main_metric.name]) for row in comparison.programs]
-    drawn = [(label, one.value, one.low, one.high) for label, one in rows if one.value is not None]
+    if all(one.value is None for _, one in rows):
+        return None
+    drawn = [(label, one.value, one.low, one.high) for label, one in rows]
     return plots.intervals(name, drawn, comparison.main_metric.name, zero=False)
 
 

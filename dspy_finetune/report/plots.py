@@ -164,7 +164,7 @@ def _curve(axes: Any, place: int, label: str, points: Sequence[tuple[float, floa
 
 
 def intervals(
-    name: str, rows: Sequence[tuple[str, float, float | None, float | None]], axis: str, *, zero: bool
+    name: str, rows: Sequence[tuple[str, float | None, float | None, float | None]], axis: str, *, zero: bool
 ) -> str | None:
     """Figures with their intervals, one row each: (label, value, low, high); `zero` draws the line of no difference."""
 
@@ -173,7 +173,8 @@ def intervals(
             colour = SERIES[0] if zero else _colour(SERIES, place)
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot([value], [place], marker="o", markersize=7, color=colour)
+            if value is not None:
+                axes.plot([value], [place], marker="o", markersize=7, color=colour)
         if zero:
             axes.axvline(0, color=INK, linewidth=1)
 

@@ -570,6 +570,20 @@ def test_long_names_of_one_beginning_stay_apart_in_pictures():
     assert max(len(plots.short(name)) for name in names) == 24
 
 
+def test_a_program_keeps_its_colour_where_the_one_before_it_has_no_figure():
+    def down(title: str) -> dspy.Prediction:
+        raise ConnectionError("down")
+
+    def likes(title: str) -> dspy.Prediction:
+        return dspy.Prediction(liked=True)
+
+    for programs, colours in (({"down": down, "b": likes}, {"1"}), ({"b": likes, "down": down}, {"0"})):
+        svg = details.scores(compare(programs, ROWS, [metrics.accuracy("liked")]).comparison, "s")
+        assert set(re.findall(r"--series-(\d)", str(svg))) == colours
+        assert "down" in str(svg)
+    assert details.scores(compare({"down": down}, ROWS, [metrics.accuracy("liked")]).comparison, "s") is None
+
+
 def test_the_low_pictures_of_numbers_stand_first():
     """One above the other in the first of three columns: a tall one between them left a hole of half a screen."""
     rows = [dspy.Example(x=str(n), y=float(n)).with_inputs("x") for n in range(30)]
