@@ -52,7 +52,9 @@ from dspy_finetune.evaluation.metrics import (
     SetMetric,
     Vectors,
     accuracy,
+    each_example,
     read_field,
+    read_label,
     token_f1,
     within,
 )
@@ -546,7 +548,7 @@ def median(train: Sequence[Any], *, label: str) -> NumberBaseline:
 
     Raises as `majority`.
     """
-    middle = statistics.median(read_number(value) for value in _column(train, label))
+    middle = statistics.median(_column(train, label, is_number=True))
     return NumberBaseline(name="median", label=label, constant=float(middle))
 
 
@@ -715,7 +717,7 @@ def _fit_labels(
 def _fit_numbers(
     train: Sequence[Any], fields: tuple[str, ...], label: str, features: Features, *, name: str
 ) -> NumberBaseline:
-    numbers = [read_number(value) for value in _column(train, label)]
+    numbers = [float(value) for value in _column(train, label, is_number=True)]
     rows = [_texts(row, fields) for row in train]
     linear = require("sklearn.linear_model", "eval", "a linear baseline")
     scales = [False, True] if _is_skewed(numbers) else [False]
@@ -865,10 +867,11 @@ def _text_fields(train: Sequence[Any], label: str, text: Sequence[str] | None) -
     return found
 
 
-def _column(train: Sequence[Any], label: str) -> list[Any]:
+def _column(train: Sequence[Any], label: str, *, is_number: bool = False) -> list[Any]:
+    """The labels. Raises DataError that names the row of one that is empty, or no number where numbers are needed."""
     if not len(train):
         raise EmptyDatasetError("a baseline needs training examples, and there are none")
-    return [read_field(row, label, "row", "the baseline") for row in train]
+    return each_example(train, lambda row: read_label(row, label, "the baseline", is_number=is_number), "training ")
 
 
 def usual(

@@ -1049,7 +1049,7 @@ def _percent(confidence: float) -> str:
 
 def _what_would_decide(one: Difference) -> str:
     if not one.interval.n:
-        return "No item has a figure for both."
+        return "The two have no figure in common: there is nothing to test."
     if one.n_more_items is None and one.interval.value:
         return "The items are too few, or too much alike, to say how many more would decide."
     if one.n_more_items is None:

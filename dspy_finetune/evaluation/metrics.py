@@ -234,7 +234,7 @@ class Metric:
         """
         if self.needs_label:
             read = self._expected
-            _each(examples, read if self.reads != "item" else lambda one: read_label(one, self.field, self.name))
+            each_example(examples, read if self.reads != "item" else lambda one: read_label(one, self.field, self.name))
 
     def _expected(self, example: Any) -> Any:
         if self.reads == "item":
@@ -312,7 +312,7 @@ class SetMetric:
 
     def check(self, examples: Sequence[Any]) -> None:
         """Raise what the examples' labels make impossible, as `Metric.check` does."""
-        labels = _each(
+        labels = each_example(
             examples, lambda example: read_label(example, self.field, self.name, is_number=self.reads == "number")
         )
         if self.reads == "probability":
@@ -383,13 +383,14 @@ def label_reader(expected: Sequence[Any]) -> Callable[[Any], str]:
     return read
 
 
-def _each(examples: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:
+def each_example(examples: Sequence[Any], read: Callable[[Any], Any], kind: str = "") -> list[Any]:
+    """What is read of each example. Raises DataError that says which example's it is."""
     found = []
     for number, example in enumerate(examples, start=1):
         try:
             found.append(read(example))
         except DataError as error:
-            raise DataError(f"example {number}: {error}") from error
+            raise DataError(f"{kind}example {number}: {error}") from error
     return found
 
 

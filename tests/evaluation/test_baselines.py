@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from dspy_finetune.errors import EmptyDatasetError, UsageError
+from dspy_finetune.errors import DataError, EmptyDatasetError, UsageError
 from dspy_finetune.evaluation import BaselineOptions, baselines, compare, metrics
 from dspy_finetune.hosts import Host
 from dspy_finetune.predictors import OpenAIPredictor
@@ -181,6 +181,25 @@ def test_prices_are_learned_on_their_logarithm_and_plain_numbers_as_they_are():
     assert not baselines.tfidf_ridge(even, label="price").is_log
     owed = [row.copy(price=row.price - 30).with_inputs("title") for row in train]  # some below zero have no logarithm
     assert not baselines.tfidf_ridge(owed, label="price").is_log
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "fit"),
+    [
+        ("liked", None, baselines.majority),
+        ("liked", None, baselines.tfidf_logistic),
+        ("price", float("nan"), baselines.tfidf_ridge),
+        ("price", "n/a", baselines.median),
+        ("title", None, baselines.nearest_answer),
+    ],
+)
+def test_the_training_example_without_a_label_is_named(label: str, value: Any, fit: Any):
+    """None was a label like any other, and a majority of them an answer."""
+    rows = [
+        row.copy(**({label: value} if number == 3 else {})).with_inputs("title") for number, row in enumerate(TRAIN)
+    ]
+    with pytest.raises(DataError, match=f'^training example 4: the baseline: the label "{label}" is (empty|no number)'):
+        fit(rows, label=label)
 
 
 def test_counts_with_zeros_are_learned_on_the_logarithm_of_one_more():
@@ -372,7 +391,7 @@ def test_a_metric_of_ones_own_gets_the_baselines_of_the_tuned_programs_label():
         baselines.with_baselines({"mine": lambda title: None}, rows, [right], BaselineOptions())
     # An output that the training rows lack is told before anybody is asked, not when its answers are scored.
     both = [metrics.exact_match("liked"), metrics.exact_match("reason")]
-    with pytest.raises(UsageError, match='reads the field "reason", but the row has only: title, liked'):
+    with pytest.raises(UsageError, match='reads the field "reason", but the example has only: title, liked'):
         baselines.with_baselines({"tuned": tuned}, rows, both, BaselineOptions())
 
 

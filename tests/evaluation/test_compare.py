@@ -312,7 +312,7 @@ def test_programs_that_were_read_on_no_item_in_common_show_no_difference():
         "odd": lambda x: dspy.Prediction(y=x if int(x) % 2 else "?"),
     }
     found = compare_programs(programs, rows, [metrics.mean_absolute_error("y")])
-    assert "n = 0 (what both have a figure for, of 10 and 10). No item has a figure for both." in verdict_sentence(
+    assert "n = 0 (what both have a figure for, of 10 and 10). The two have no figure in common" in verdict_sentence(
         found
     )
 
