@@ -386,13 +386,15 @@ def _number(text: str) -> int | float | str:
 
 def _prompt_of(train: Path) -> PromptFormat:
     """The prompt that a training file was rendered with, from its manifest. Raises DataError, FileError."""
-    dataset = ft.TrainingFile.load(train)
-    if dataset.prompt is None:
+    from dspy_finetune.export.dataset import Manifest  # here: --help must not wait for dspy
+
+    prompt = None if Manifest.read(train) is None else ft.TrainingFile.load(train).prompt
+    if prompt is None:
         raise DataError(
-            f"{train}: its manifest holds no prompt, so --save has none for the predictor; export the file with"
-            " dspy-finetune export, or build the predictor in Python"
+            f"{train}: no manifest beside it holds a prompt, so --save has none for the predictor; export the file with"
+            " dspy-finetune export, or train without --save and make the predictor in Python"
         )
-    return dataset.prompt
+    return prompt
 
 
 def save_predictor(prompt: PromptFormat, model: ft.FinetunedModel, path: Path) -> None:

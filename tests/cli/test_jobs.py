@@ -118,6 +118,14 @@ def test_train_ends_with_the_models_id_on_stdout(
     assert len(fake.jobs) == 1
 
 
+def test_a_predictor_is_saved_only_of_a_file_whose_prompt_is_known(
+    train_file: str, fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", train_file, "--model", BASE, "--save", "predictor.json") == 1
+    assert "no manifest beside it holds a prompt, so --save has none for the predictor" in capsys.readouterr().err
+    assert not fake.jobs
+
+
 def test_a_budget_that_is_too_small_is_exit_code_1(
     train_file: str, fake: FakeOpenAI, capsys: pytest.CaptureFixture[str]
 ) -> None:
