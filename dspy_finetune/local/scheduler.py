@@ -317,6 +317,7 @@ class Scheduler:
             "learning_rate": learning_rate(job.method, resolved),
             "beta": resolved.get("beta", 0.1),
             "recipe": resolved.get("recipe", "lora"),
+            "has_openings": resolved.get("recipe") == "head+lora" and bool(self._choose_recipe(job).task.openings),
             "answers": resolved.get("answers", "auto"),
             # A rate that was left to the host may be searched for; so it is again where a job goes on after a crash.
             "finds_rate": job.given.get("learning_rate_multiplier") in (None, "auto"),

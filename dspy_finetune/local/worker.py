@@ -28,7 +28,7 @@ from dspy_finetune.errors import DataError, FileError, FinetuneError, UsageError
 from dspy_finetune.local.hardware import THREADS_SECONDS, Threads
 from dspy_finetune.local.schemas import Trainer, TrainResult, TrainSpec
 from dspy_finetune.local.store import append_event, derived_id, is_no_space
-from dspy_finetune.tasks import MAX_LABELS, Recipe, task_of
+from dspy_finetune.tasks import Recipe
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file."""
@@ -170,7 +170,7 @@ def run_job(folder: Path) -> None:
 def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: Any) -> TrainResult | None:
     """Train; None for a process that has nothing to do beside the first one."""
     recipe: Recipe = task.get("recipe", "lora")
-    has_openings = recipe == "head+lora" and _has_openings(task)
+    has_openings = bool(task.get("has_openings"))  # a head decides with which label the answers begin
     if not is_first() and recipe != "lora" and not has_openings:
         return None
     device = choose_gpu(task["device"]) or _device()
@@ -219,9 +219,8 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
         if decided.stopped:
             return decided
         head = decided.head
-    if has_openings:
-        recipe = "lora"
-    result = trainer(task["method"], recipe)(spec, emit=metrics.emit, should_stop=should_stop)
+    train = trainer(task["method"], "lora" if has_openings else recipe)
+    result = train(spec, emit=metrics.emit, should_stop=should_stop)
     result = replace(result, head=head or result.head)
     if not is_alone():
         from dspy_finetune.local.training import leave_group  # with torch, as above
@@ -230,12 +229,6 @@ def _train(folder: Path, task: dict[str, Any], metrics: Metrics, should_stop: An
     if is_first():
         shutil.rmtree(work / "start", ignore_errors=True)
     return result
-
-
-def _has_openings(task: dict[str, Any]) -> bool:
-    """Whether a head decides with which label the answers begin, and an adapter writes what follows."""
-    found = task_of(Path(task["train_file"]), MAX_LABELS, task.get("answers", "auto"))
-    return bool(found.openings)
 
 
 def is_first() -> bool:
