@@ -490,7 +490,10 @@ class Job(Reported):
                 param=facts.error_param,
             )
         if facts.status == CANCELLED:
-            raise JobCancelledError(f"{self.id} was cancelled on {self.host.name}; it made no model", job_id=self.id)
+            raise JobCancelledError(
+                f"{self.id} was cancelled on {self.host.name}; it made no model; new=True (--new) makes another job",
+                job_id=self.id,
+            )
         if facts.status != SUCCEEDED:
             raise JobError(f"{self.id} has not ended (it is {facts.status}); wait() follows it", job_id=self.id)
         return facts

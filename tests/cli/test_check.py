@@ -79,4 +79,5 @@ def test_without_a_host_it_is_said_whose_limits_apply(capsys: pytest.CaptureFixt
     assert "limits of openai, as no host is named" in " ".join(capsys.readouterr().err.split())
     assert run(few, "--host", "openai") == 1
     assert "no host is named" not in " ".join(capsys.readouterr().err.split())
-    assert run(few, "--host", "local") == 0
+    assert run(few, "--host", "local") == 1
+    assert run(few, "--host", "fireworks") == 0

@@ -139,7 +139,7 @@ def test_a_failed_job_raises_the_hosts_code_message_and_param(job: Job, fake: Fa
 
 def test_a_cancelled_job_raises(job: Job, fake: FakeOpenAI) -> None:
     assert job.cancel().status == "cancelled"
-    with pytest.raises(JobCancelledError):
+    with pytest.raises(JobCancelledError, match=r"new=True \(--new\) makes another job"):
         job.wait()
 
 
