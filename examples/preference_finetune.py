@@ -1,6 +1,6 @@
 """DPO as a DSPy optimizer: a small model that seldom answers readably learns form and taste from its own answers.
 
-Packaged titles, the local host, a quarter of an hour on two cores: `python examples/preference_finetune.py`
+Packaged titles, the local host, some minutes on two cores: `python examples/preference_finetune.py`
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(folder: Path, n_train: int, n_test: int) -> ft.ComparisonReport:
     logging.getLogger("dspy").setLevel(logging.CRITICAL)
 
     metric = ft.metrics.accuracy("is_favorite")
-    optimizer = ft.PreferenceFinetune(metric, strategy="all_pairs", hyperparameters={"n_epochs": 3}, num_threads=16)
+    optimizer = ft.PreferenceFinetune(metric, strategy="all_pairs", num_threads=16)
     tuned = optimizer.compile(program, trainset=train)
     print(f"{len(train)} titles, {sum(tuned.tuning.n_pairs.values())} pairs, {tuned.tuning.skipped}")
 
