@@ -417,7 +417,7 @@ def rows_of(path: Path) -> tuple[list[Messages], list[str]] | None:
     for _, row in read_jsonl(path):
         if "preferred_output" in row:
             prompts.append(row["input"]["messages"])
-            answers.append(row["preferred_output"][0].get("content") or "")
+            answers.append(message_text(row["preferred_output"][0]))
             continue
         messages = row["messages"]
         trained = [

@@ -778,7 +778,7 @@ def train_opening(spec: TrainSpec, *, emit: Emit, should_stop: Callable[[], bool
 
     reader = open_reader(spec, prompts, labels, emit=tell, should_stop=should_stop)
     before = Head.load(spec.start_head) if spec.method == "dpo" and spec.start_head else None
-    if before is not None and before.openings and set(before.labels) == set(labels):
+    if before is not None and before.openings and set(before.labels) >= set(labels):
         view = View.from_dict(before.facts["view"])
         if before.facts["n_rows"] >= len(labels) and all(reader.fits(messages, view) for messages in prompts):
             emit({"message": f"The label stays the head's that was fitted on {before.facts['n_rows']:,} rows"})
@@ -809,7 +809,8 @@ def opening_tokens(tokenizer: Any, answers: Sequence[str], labels: Sequence[str]
     for answer, label in zip(answers, labels, strict=True):
         ids = tuple(encode_text(tokenizer, answer))
         if label not in found:
-            decoded = (tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1))
+            most = min(len(ids), len(label.encode()) + 1)  # a token is a byte or more, but for a blank before the first
+            decoded = (tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(most + 1))
             found[label] = ids[: max(end for end, text in enumerate(decoded) if label.startswith(text))]
         found[label] = ids[: common_length(ids, found[label])]
     ordered = sorted(found.values())

@@ -239,14 +239,18 @@ class Opening:
     def __init__(self, log_probs: Mapping[tuple[int, ...], float]) -> None:
         self._log_probs = log_probs
 
-    def after(self, tokens: Sequence[Token]) -> dict[int, float] | None:
-        """For each token that may come next the log-probability of its labels; None where the label is written."""
+    def after(self, tokens: Sequence[Token], *, likeliest: bool = False) -> dict[int, float] | None:
+        """For each token that may come next the log-probability of its labels, all together or the likeliest alone.
+
+        None where the label is written.
+        """
         begun = tuple(token.id for token in tokens)
         found: dict[int, float] = {}
         for label, log_prob in self._log_probs.items():
             if label[: len(begun)] == begun and len(label) > len(begun):
                 token = label[len(begun)]
-                found[token] = float(np.logaddexp(found.get(token, -math.inf), log_prob))
+                join = max if likeliest else np.logaddexp
+                found[token] = float(join(found.get(token, -math.inf), log_prob))
         return found or None
 
 
@@ -273,8 +277,7 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exce
     for row, answer in enumerate(answers):
         if known := _opening_tokens(answer, logits.shape[1]):
             logits = logits.clone()
-            logits[row] = -math.inf
-            logits[row, list(known)] = logits.new_tensor(list(known.values()))
+            logits[row] = _alone(known, logits[row])
     log_probs = torch.log_softmax(logits, dim=-1)
     n_top = max(answer.settings.n_top for answer in answers)
     best = torch.topk(log_probs, max(n_top, 1), dim=-1)
@@ -296,9 +299,9 @@ def choose(logits: torch.Tensor, answers: Sequence[Answer]) -> list[Token | Exce
     return chosen
 
 
-def _opening_tokens(answer: Answer, n_tokens: int) -> dict[int, float] | None:
+def _opening_tokens(answer: Answer, n_tokens: int, *, likeliest: bool = False) -> dict[int, float] | None:
     """What a head lets come next; None where the model chooses, as in a form that no label fits."""
-    known = answer.opening.after(answer.tokens) if answer.opening is not None else None
+    known = answer.opening.after(answer.tokens, likeliest=likeliest) if answer.opening is not None else None
     if known and answer.guide is not None:
         allowed = answer.guide.allowed(n_tokens)
         known = {token: log_prob for token, log_prob in known.items() if allowed[token]}
@@ -307,9 +310,20 @@ def _opening_tokens(answer: Answer, n_tokens: int) -> dict[int, float] | None:
     return known
 
 
+def _alone(known: Mapping[int, float], like: torch.Tensor) -> torch.Tensor:
+    """The scores (V,) where these tokens alone may come."""
+    scores = torch.full_like(like, -math.inf)
+    scores[list(known)] = like.new_tensor(list(known.values()))
+    return scores
+
+
 def _next(log_probs: torch.Tensor, best: int, answer: Answer) -> int:
     settings = answer.settings
     is_greedy = settings.temperature < GREEDY or settings.top_p < GREEDY
+    if is_greedy and (known := _opening_tokens(answer, len(log_probs), likeliest=True)):
+        # The likeliest label, which need not begin with the token with which most of the probability begins.
+        log_probs = _alone(known, log_probs)
+        best = int(log_probs.argmax())
     changes = settings.logit_bias or settings.frequency_penalty or settings.presence_penalty or answer.guide
     if not changes:
         return best if is_greedy else sample(log_probs, settings, answer.generator)

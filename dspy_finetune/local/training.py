@@ -40,7 +40,7 @@ from dspy_finetune.local.memory import HEAD_CHUNK, Rows, Setup, Sizes, may_take,
 from dspy_finetune.local.memory import fit as fit_memory
 from dspy_finetune.local.rates import Trial
 from dspy_finetune.local.schemas import Emit, TrainResult, TrainSpec
-from dspy_finetune.tasks import MAX_LABELS, MULTIPLIERS, Sweep, rows_of, sweep_of, task_of
+from dspy_finetune.tasks import MAX_LABELS, MULTIPLIERS, Sweep, message_text, rows_of, sweep_of, task_of
 
 MIN_HALF_TOKENS = 250
 """From so many distinct tokens in a batch on, a processor trains in bfloat16. With AMX and SmolLM2-135M a step is 1.30
@@ -768,8 +768,8 @@ def load_dpo_rows(tokenizer: Any, path: Path) -> Dataset:
         rows.append(
             {
                 "prompt_ids": encode_prompt(tokenizer, row["input"]["messages"]),
-                "chosen_ids": encode_completion(tokenizer, row["preferred_output"][0].get("content") or ""),
-                "rejected_ids": encode_completion(tokenizer, row["non_preferred_output"][0].get("content") or ""),
+                "chosen_ids": encode_completion(tokenizer, message_text(row["preferred_output"][0])),
+                "rejected_ids": encode_completion(tokenizer, message_text(row["non_preferred_output"][0])),
             }
         )
     return Dataset.from_list(rows)

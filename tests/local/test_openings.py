@@ -15,7 +15,8 @@ import dspy_finetune as ft
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.local import features, sampling
 from dspy_finetune.local.chat import encode_text
-from dspy_finetune.tasks import task_of_answers
+from dspy_finetune.local.training import load_dpo_rows
+from dspy_finetune.tasks import rows_of, task_of_answers
 from tests.local.test_export_model import as_model
 from tests.local.test_jobs import upload, wait
 from tests.local.test_recipes import spec
@@ -305,3 +306,79 @@ def test_a_label_that_a_form_forbids_is_left_to_the_model() -> None:
             [token] = sampling.choose(logits, [answer])
         assert isinstance(token, sampling.Token)
         assert (token.id, len(token.top)) == (expected, n_top)
+
+
+def test_the_likeliest_label_is_written_where_two_others_begin_alike() -> None:
+    import torch
+
+    opening: dict[tuple[int, ...], float] = {(1, 3): math.log(0.3), (1, 4): math.log(0.3), (2, 3): math.log(0.4)}
+
+    def write(**options: Any) -> list[sampling.Token]:
+        settings = sampling.Settings(max_tokens=4, n_top=5, **{"temperature": 0, **options})
+        answer = sampling.Answer(settings=settings, generator=sampling.seeded(1, 0), opening=sampling.Opening(opening))
+        for _ in range(2):
+            [token] = sampling.choose(torch.zeros(1, 6), [answer])
+            assert isinstance(token, sampling.Token)
+            answer.tokens.append(token)
+        return answer.tokens
+
+    first, last = write()
+    assert (first.id, last.id) == (2, 3)
+    assert first.logprob == pytest.approx(math.log(0.4), abs=1e-6)
+    assert [token for token, _ in first.top] == [1, 2]
+    assert [math.exp(value) for _, value in first.top] == pytest.approx([0.6, 0.4])
+    biased = write(logit_bias=((2, -100.0), (3, -100.0)))
+    assert [token.id for token in biased] == [1, 4]
+    assert sum(token.logprob for token in biased) == pytest.approx(math.log(0.3), abs=1e-6)
+
+
+def test_preferences_without_a_label_of_the_head_leave_it_its_labels(toy_model: Path, tmp_path: Path) -> None:
+    rows = sft_rows(40)
+    for row in rows[::4]:
+        row["messages"][-1]["content"] = row["messages"][-1]["content"].replace("no: ", "perhaps: ")
+    before = features.train_opening(spec(toy_model, tmp_path / "sft", "sft", rows), emit=print, should_stop=bool)
+    job = spec(toy_model, tmp_path / "dpo", "dpo", dpo_rows(12), start_head=before.head)
+    after = features.train_opening(job, emit=print, should_stop=bool)
+    assert before.head is not None
+    assert after.head is not None
+    assert (after.head / "head.json").read_text() == (before.head / "head.json").read_text()
+
+
+def test_the_tokens_of_a_label_are_looked_for_at_the_beginning_alone(toy_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    n_decoded: list[int] = []
+
+    class Counted:
+        def decode(self, ids: Any, **options: Any) -> str:
+            n_decoded.append(len(ids))
+            return str(tokenizer.decode(ids, **options))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, *given: Any, **options: Any) -> Any:
+            return tokenizer(*given, **options)
+
+    labels = ["yes: ", "no: "]
+    assert features.opening_tokens(Counted(), [label + "title " * 200 for label in labels], labels)
+    assert max(n_decoded) <= max(map(len, labels)) + 1
+
+
+def test_preferences_whose_content_is_in_parts_are_read(toy_model: Path, tmp_path: Path) -> None:
+    rows = dpo_rows(6)
+    parts = [
+        {
+            **row,
+            **{
+                key: [{**row[key][0], "content": [{"type": "text", "text": row[key][0]["content"]}]}]
+                for key in ("preferred_output", "non_preferred_output")
+            },
+        }
+        for row in rows
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(toy_model)
+    of_parts, of_texts = (
+        spec(toy_model, tmp_path / name, "dpo", given).train_file for name, given in (("a", parts), ("b", rows))
+    )
+    assert rows_of(of_parts) == rows_of(of_texts)
+    assert load_dpo_rows(tokenizer, of_parts).to_list() == load_dpo_rows(tokenizer, of_texts).to_list()
