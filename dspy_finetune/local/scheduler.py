@@ -275,6 +275,9 @@ class Scheduler:
                 if self.store.job(job.id).status == "validating_files":
                     self._say(job, "Files validated, moving job to queued state")
                     self._say(job, str(chosen))
+                    if chosen.recipe == "lora" and self.store.head(job.model) is not None:
+                        why = "The linear head of the model that is trained on is left out: the adapter decides alone"
+                        self._say(job, why, level="warn")
                     self.store.update_job(job.id, status="queued", resolved=resolved)
 
     def _choose_recipe(self, job: JobRecord) -> RecipeChoice:

@@ -195,6 +195,12 @@ def test_few_preferences_leave_the_head_of_the_model_they_start_from(real: ToySe
         assert tokens[0].logprob == pytest.approx(tokens[1].logprob, abs=1e-5)
 
 
+def test_a_job_says_that_it_leaves_out_the_head_of_the_model_it_starts_from(real: ToyServer, explained: Any) -> None:
+    done = train(real, dpo_rows(24)[1::2], model=explained.fine_tuned_model)  # one label alone: nothing to decide
+    assert done.status == "succeeded", done.error
+    assert any("linear head of the model that is trained on is left out" in one for one in messages_of(real, done))
+
+
 def test_an_export_with_the_head_answers_alike_and_one_without_says_so(
     real: ToyServer, explained: Any, tmp_path: Path
 ) -> None:
