@@ -303,7 +303,10 @@ def _opening_tokens(answer: Answer, n_tokens: int, *, likeliest: bool = False) -
     """What a head lets come next; None where the model chooses, as in a form that no label fits."""
     known = answer.opening.after(answer.tokens, likeliest=likeliest) if answer.opening is not None else None
     if known and answer.guide is not None:
-        allowed = answer.guide.allowed(n_tokens)
+        try:
+            allowed = answer.guide.allowed(n_tokens)
+        except ApiError:  # this request's own fault, which `choose` meets again where it answers for one row
+            allowed = np.zeros(n_tokens, dtype=bool)
         known = {token: log_prob for token, log_prob in known.items() if allowed[token]}
     if not known:
         answer.opening = None

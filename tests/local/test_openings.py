@@ -15,6 +15,7 @@ import dspy_finetune as ft
 from dspy_finetune.errors import DataError, UsageError
 from dspy_finetune.local import features, sampling
 from dspy_finetune.local.chat import encode_text
+from dspy_finetune.local.schemas import ApiError
 from dspy_finetune.local.training import load_dpo_rows
 from dspy_finetune.tasks import rows_of, task_of_answers
 from tests.local.test_export_model import as_model
@@ -388,3 +389,27 @@ def test_preferences_whose_content_is_in_parts_are_read(toy_model: Path, tmp_pat
     )
     assert rows_of(of_parts) == rows_of(of_texts)
     assert load_dpo_rows(tokenizer, of_parts).to_list() == load_dpo_rows(tokenizer, of_texts).to_list()
+
+
+def test_a_form_that_nothing_fits_costs_no_other_answer_its_token() -> None:
+    import torch
+
+    class Guide:
+        def allowed(self, n_tokens: int) -> list[bool]:
+            raise ApiError(400, "no JSON value fits")
+
+    opening: dict[tuple[int, ...], float] = {(1, 3): math.log(0.9), (2, 3): math.log(0.1)}
+    guides: list[Any] = [Guide(), None]
+    answers = [
+        sampling.Answer(
+            settings=sampling.Settings(max_tokens=4, temperature=0),
+            generator=None,
+            guide=guide,
+            opening=sampling.Opening(opening),
+        )
+        for guide in guides
+    ]
+    refused, token = sampling.choose(torch.zeros(2, 5), answers)
+    assert isinstance(refused, ApiError)
+    assert isinstance(token, sampling.Token)
+    assert token.id == 1
