@@ -662,8 +662,8 @@ def openings_of(answers: Sequence[str]) -> list[str]:
     Behind the label ends a line, a value of a JSON object, or stands a colon with a blank. What all answers begin with
     belongs to it.
 
-    >>> set(openings_of([f"{label}: It is {n}." for n in range(6) for label in "AB"]))
-    {'A: ', 'B: '}
+    >>> sorted(set(openings_of([f"{label}: It is {n}." for n in range(6) for label in "AB"])))
+    ['A: ', 'B: ']
     >>> openings_of(['{"is_new": true, "why": "It says so."}', '{"is_new": false, "why": "It is used."}'] * 3)[0]
     '{"is_new": true, '
     >>> openings_of([f"It is {n}.\\nYes" for n in range(9)])

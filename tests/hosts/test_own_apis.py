@@ -220,10 +220,10 @@ def test_together_endpoints_and_downloads(tmp_path: Path, monkeypatch: pytest.Mo
     server.close()
 
 
+@pytest.mark.parametrize("fake", ["together"], indirect=True)  # Fireworks has no events
 def test_together_tells_messages_that_come_between_steps(host: Host, fake: Fake, train: Path) -> None:
     """Messages and steps are two lists there: what is known of one hides nothing of the other."""
-    if not isinstance(fake, FakeTogether):
-        pytest.skip("Fireworks has no events")
+    assert isinstance(fake, FakeTogether)
     job = plan(train, base_model=host.base_model, host=host).start(allow_unknown_price=True)
     assert [one.type for one in job.events()] == ["message", "metrics", "metrics"]
     fake.tuned[job.id]["events"].append(fake.event("job_running", "Training", "h-late"))

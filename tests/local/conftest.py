@@ -29,3 +29,12 @@ def roomy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyServer
     running = start_server(tmp_path_factory.mktemp("roomy-host") / "root", model)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[ToyServer]:
+    """A server that trains with the package's own worker."""
+    root = tmp_path_factory.mktemp("real") / "root"
+    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
+    yield running
+    running.stop()

@@ -9,7 +9,6 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from dspy_finetune.local import hardware, heads, models, worker
 from dspy_finetune.local.chat import encode_prompt
 from dspy_finetune.local.schemas import ApiError
 from tests.local.test_jobs import upload, wait
-from tests.local.toy_server import ToyServer, start_server
+from tests.local.toy_server import ToyServer
 
 GENERATOR = np.random.default_rng(3)
 START = GENERATOR.bit_generator.state
@@ -396,14 +395,6 @@ def test_a_head_is_the_same_after_saving(tmp_path: Path) -> None:
 
 
 # Jobs on the real worker, with the toy model as their base
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[ToyServer]:
-    root = tmp_path_factory.mktemp("heads") / "root"
-    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
-    yield running
-    running.stop()
 
 
 def chat_rows(texts: list[str], answers: list[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,11 @@ from dspy_finetune.tasks import rows_of, task_of_answers
 from tests.local.test_export_model import as_model
 from tests.local.test_jobs import upload, wait
 from tests.local.test_recipes import spec
-from tests.local.toy_server import ToyServer, start_server
+from tests.local.toy_server import ToyServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 TRUE = ft.PromptFormat("text -> is_true: Literal['yes', 'no'], why: str", completion="{is_true}: {why}")
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[ToyServer]:
-    root = tmp_path_factory.mktemp("openings") / "root"
-    running = start_server(root, toy_model, worker_module="dspy_finetune.local.worker")
-    yield running
-    running.stop()
 
 
 def examples(n: int) -> list[dict[str, Any]]:
