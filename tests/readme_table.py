@@ -40,10 +40,14 @@ def _size(section: str) -> tuple[str, ...]:
     return (title.split(",")[0], *re.findall(r"(\d[\d,]*) t", title))
 
 
-def measured() -> dict[str, dict[str, list[str]]]:
-    """By README's names of set and method: the value and the seconds, as the results have them."""
-    found: dict[str, dict[str, list[str]]] = {}
-    n_splits: dict[tuple[str, str], int] = {}
+Column = tuple[str, bool]
+"""README's name of a set, and whether DSPy's prompts were asked, too."""
+
+
+def measured() -> dict[Column, dict[str, list[str]]]:
+    """By column and README's name of the method: the value and the seconds, as the results have them."""
+    found: dict[Column, dict[str, list[str]]] = {}
+    n_splits: dict[tuple[Column, str], int] = {}
     sections = RESULTS.read_text(encoding="utf-8").split("\n### ")[1:]
     by_jobs = {_size(section) for section in sections if DIRECT not in section.splitlines()[0]}
     trained = {size[:2] for size in by_jobs}
@@ -57,7 +61,8 @@ def measured() -> dict[str, dict[str, list[str]]]:
         lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
         header, rows = lines[0], lines[2:]
         n_train, n_test = re.findall(r"(\d[\d,]*) t", title)
-        column = f"{name}, {header[2].replace('MAE', 'error')} ({n_train} + {n_test})"
+        shown = f"{name}, {header[2].replace('MAE', 'error')} ({n_train} + {n_test})"
+        column = shown, any("DSPy" in row[0] for row in rows)
         cells = found.setdefault(column, {})
         for row in rows:
             method = next((shown for part, shown in METHODS.items() if part in row[0]), None)
@@ -66,17 +71,16 @@ def measured() -> dict[str, dict[str, list[str]]]:
                 cells[method] = [row[2], row[header.index("seconds")]]
     order = list(SETS.values())
 
-    def place(column: str) -> tuple[int, int]:
-        return order.index(column.split(",")[0]), int(column.rpartition("(")[2].split()[0].replace(",", ""))
+    def place(column: Column) -> tuple[int, int]:
+        return order.index(column[0].split(",")[0]), int(column[0].rpartition("(")[2].split()[0].replace(",", ""))
 
     return {column: found[column] for column in sorted(found, key=place)}
 
 
 def text() -> str:
     """The table; what DSPy's prompts were asked, too, in a second one: fewer rows, as each answer takes a second."""
-    sets = measured()
-    is_prompted = {column: any(method.startswith("DSPy") for method in rows) for column, rows in sets.items()}
-    tables = [_table({name: rows for name, rows in sets.items() if is_prompted[name] == one}) for one in (False, True)]
+    sets = measured().items()
+    tables = [_table({name: rows for (name, is_second), rows in sets if is_second == one}) for one in (False, True)]
     return "\n".join(table for table in tables if table)
 
 

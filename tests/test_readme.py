@@ -62,7 +62,7 @@ def test_a_method_or_a_set_that_is_measured_later_gets_its_line_and_column(
         ),
         ("hn, 440 training rows (400 test rows)", "accuracy", ["| head (auto) | 2 | 0.7 ± 0.1 |  |  |  | 70 |"]),
         (
-            "hn, 440 training rows (60 test rows)",
+            "hn, 440 training rows (400 test rows)",
             "accuracy",
             ["| DSPy few-shot: 4 nearest | 1 | 0.5 [0.4, 0.6] |  |  |  |  |", "| head (auto) | 1 | 0.6 |  |  |  |  |"],
         ),
@@ -79,7 +79,7 @@ def test_a_method_or_a_set_that_is_measured_later_gets_its_line_and_column(
         "| SetFit | 0.5 ± 0.1; 9 s |  |",
         "| **tuned: the default** | 0.6 ± 0.1; 71 s | 61.2 ± 1.0 |",
         "",
-        "| method | Hacker News titles, accuracy (440 + 60) |",
+        "| method | Hacker News titles, accuracy (440 + 400) |",
         "| --- | --- |",
         "| DSPy few-shot | 0.5 [0.4, 0.6] |",
         "| **tuned: the default** | 0.6 |",
