@@ -104,7 +104,7 @@ class FireworksApi:
             body={},
             files=[("file", (name, content))],
             options={"headers": {"Content-Type": "multipart/form-data"}},
-            cast_to=dict[str, Any],
+            cast_to=object,
         )
         return self.file(identity)
 
@@ -142,7 +142,7 @@ class FireworksApi:
             if "validation_file" in body:
                 sent["evaluationDataset"] = self._name("datasets", body["validation_file"])
         client = self._client.with_options(max_retries=0, timeout=timeout_seconds)
-        made = client.post(self._url(kind), body=sent, options={"params": {id_name: identity}}, cast_to=dict[str, Any])
+        made = client.post(self._url(kind), body=sent, options={"params": {id_name: identity}}, cast_to=object)
         return _job(made)
 
     def job(self, job_id: str) -> Mapping[str, Any]:
@@ -203,11 +203,11 @@ class FireworksApi:
         return self._url(f"{kind}/{identity.rpartition('/')[2]}").removeprefix(f"{self._root}/")
 
     def _get(self, url: str, **params: str) -> dict[str, Any]:
-        return whole_answer(self._client.get(url, cast_to=dict[str, Any], options={"params": params}))
+        return whole_answer(self._client.get(url, cast_to=object, options={"params": params}))
 
     def _post(self, url: str, body: Mapping[str, Any], *, once: bool = False) -> dict[str, Any]:
         client = self._client.with_options(max_retries=0) if once else self._client
-        return whole_answer(client.post(url, body=body, cast_to=dict[str, Any]))
+        return whole_answer(client.post(url, body=body, cast_to=object))
 
     def _pages(self, kind: str) -> Iterator[dict[str, Any]]:
         token = ""

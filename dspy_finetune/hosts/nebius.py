@@ -80,7 +80,8 @@ class NebiusApi(OpenAIApi):
             **{name: body[name] for name in ("validation_file", "seed", "integrations") if name in body},
         }
         client = self._client.with_options(max_retries=0, timeout=timeout_seconds)
-        return _job(client.post("/fine_tuning/jobs", body=sent, cast_to=dict[str, Any]))
+        made: Any = client.post("/fine_tuning/jobs", body=sent, cast_to=object)
+        return _job(made)
 
     def job(self, job_id: str) -> Mapping[str, Any]:
         """One job; one that has succeeded names the model that its last checkpoint became."""
@@ -137,7 +138,7 @@ class NebiusApi(OpenAIApi):
         return {self.file(str(one)).name.rpartition("/")[2]: str(one) for one in (last or {}).get("result_files") or ()}
 
     def _custom(self) -> list[dict[str, Any]]:
-        listed = whole_answer(self._client.get(self._models_url, cast_to=dict[str, Any]))
+        listed = whole_answer(self._client.get(self._models_url, cast_to=object))
         found = rows(listed, "models") or rows(listed, "data")
         return [present(one, "name", "status") for one in found]
 
@@ -162,7 +163,7 @@ class NebiusApi(OpenAIApi):
         made: Any = self._client.with_options(max_retries=0).post(
             self._models_url,
             body={"name": str(job.get("suffix") or job["id"]), "base_model": job["model"], "source": source},
-            cast_to=dict[str, Any],
+            cast_to=object,
         )
         return str(present(whole_answer(made), "name")["name"])
 

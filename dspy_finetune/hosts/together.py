@@ -85,7 +85,7 @@ class TogetherApi:
             body={"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"},
             files=[("file", (name, stream))],
             options={"headers": {"Content-Type": "multipart/form-data"}},
-            cast_to=dict[str, Any],
+            cast_to=object,
         )
         return _file(answer)
 
@@ -105,7 +105,7 @@ class TogetherApi:
     def create_job(self, body: Mapping[str, Any], *, base: str, timeout_seconds: float) -> Mapping[str, Any]:
         """Start a job; one from a tuned model names that model as its checkpoint."""
         client = self._client.with_options(max_retries=0, timeout=timeout_seconds)
-        return _job(client.post("/fine-tunes", body=_request(body, base), cast_to=dict[str, Any]))
+        return _job(client.post("/fine-tunes", body=_request(body, base), cast_to=object))
 
     def job(self, job_id: str) -> Mapping[str, Any]:
         """One job."""
@@ -120,7 +120,7 @@ class TogetherApi:
         """Cancel a job; nothing else is offered."""
         if step != "cancel":
             raise HostError(f"together: cannot {step} the job {job_id}: it offers cancel alone", status=405)
-        self._client.post(f"/fine-tunes/{job_id}/cancel", cast_to=dict[str, Any])
+        self._client.post(f"/fine-tunes/{job_id}/cancel", cast_to=object)
         return self.job(job_id)
 
     def events(self, job_id: str, known: Collection[str] = ()) -> Iterator[Mapping[str, Any]]:
@@ -152,7 +152,7 @@ class TogetherApi:
                 name = job["fine_tuned_model"]
                 own[name] = HostModel(id=name, created_at=job["finished_at"], base=job["model"])
         yield from own.values()
-        for one in rows(self._client.get("/models", cast_to=list[dict[str, Any]])):
+        for one in rows(self._client.get("/models", cast_to=object)):
             if present(one, "id")["id"] not in own:
                 yield HostModel(id=one["id"], created_at=one.get("created"))
 
@@ -172,14 +172,14 @@ class TogetherApi:
             "inactive_timeout": minutes_idle,
         }
         once = self._client.with_options(max_retries=0)
-        return present(whole_answer(once.post("/endpoints", body=body, cast_to=dict[str, Any])), "id")
+        return present(whole_answer(once.post("/endpoints", body=body, cast_to=object)), "id")
 
     def undeploy(self, endpoint: str) -> None:
         """End an endpoint, by its id; the billing ends with it."""
         self._client.delete(f"/endpoints/{endpoint}", cast_to=_response())
 
     def _get(self, path: str) -> dict[str, Any]:
-        return whole_answer(self._client.get(path, cast_to=dict[str, Any]))
+        return whole_answer(self._client.get(path, cast_to=object))
 
 
 def _response() -> Any:

@@ -523,20 +523,20 @@ class _Export:
         client = self._host.client()
         doing = f"export {self._model} as {self._body['format']}"
         with self._host.talking(doing):
-            state = self._state(client.post("/exports", body=self._body, cast_to=dict[str, Any]))
+            state = self._state(client.post("/exports", body=self._body, cast_to=object))
         try:
             say(f"converting {self._model}")
             while state["status"] == "running":
                 time.sleep(POLL_SECONDS)
                 with self._host.talking(doing):
-                    state = self._state(client.get(f"/exports/{state['id']}", cast_to=dict[str, Any]))
+                    state = self._state(client.get(f"/exports/{state['id']}", cast_to=object))
             if failure := part(state, "error"):
                 code, message = failure.get("code"), failure.get("message")
                 raise HostError(f"{self._host.name}: cannot {doing}: {message}", code=code)
             yield state
         finally:
             with contextlib.suppress(HostError), self._host.talking(doing):
-                client.delete(f"/exports/{state['id']}", cast_to=dict[str, Any])
+                client.delete(f"/exports/{state['id']}", cast_to=object)
 
     def _state(self, answer: Any) -> dict[str, Any]:
         return present(whole_answer(answer), "id", "status")
