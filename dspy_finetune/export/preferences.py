@@ -10,13 +10,15 @@ import contextlib
 import contextvars
 import json
 import logging
+import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import AnswerError, DataError, FinetuneError, RowError, RowsError, UsageError
 
 if TYPE_CHECKING:
@@ -366,7 +368,8 @@ def preferences_from_program(
 
     found, skipped, n_examples = list[Preference](), dict[str, int](), 0
     n_scored, first_error = 0, ""
-    with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
+    n_runs = len(examples) * n_samples if isinstance(examples, Sized) else None
+    with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool, ProgressBar() as line:
         for example in examples:
             rollouts = [(seed * 1_000_003 + n_examples) * n_samples + sample + 1 for sample in range(n_samples)]
             n_examples += 1
@@ -387,6 +390,7 @@ def preferences_from_program(
                     _count(skipped, "run not scored")
                 else:
                     n_scored += 1
+            line.show("sampling the program", n_examples * n_samples, n_runs)
             found += _prefer(runs, kept, strategy, min_difference, skipped)
     if n_examples and not n_scored:
         raise DataError(
@@ -418,18 +422,17 @@ def _run(
         for predictor in attempt.predictors():
             predictor.forward = _noting(predictor, asked)
     trace: list[Any] = []
-    raw: Any
     try:
         with dspy.context(trace=trace):
             prediction = attempt(**example.inputs())
-        raw = metric(example, prediction)
+        score = score_of(metric(example, prediction))
     except UsageError:
         raise
     except AdapterParseError as error:
         if parse_failure_score is None or not asked or not error.lm_response.strip():
             logger.warning("a run of the program failed: %s", error)
             return _Run(score=None, calls=(), error=f"{type(error).__name__}: {error}")
-        raw = parse_failure_score
+        score = parse_failure_score
         last = next(reversed(asked))
         failed = next(predictor for predictor in attempt.predictors() if id(predictor) == last)
         trace.append((failed, asked[last], error.lm_response))
@@ -453,8 +456,25 @@ def _run(
             )
         )
         n_calls[name] = n_calls.get(name, 0) + 1
-    score = getattr(raw, "score", raw)
-    return _Run(score=None if score is None else float(score), calls=tuple(calls))
+    return _Run(score=score, calls=tuple(calls))
+
+
+def score_of(said: Any) -> float | None:
+    """What a metric said, as a number; None where it did not score.
+
+    Raises:
+        ValueError: It is no finite number.
+    """
+    score = getattr(said, "score", said)
+    if score is None:
+        return None
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the metric returned {score!r:.60}; a finite number, True, False or None is needed")
+    return number
 
 
 def _noting(predictor: Any, asked: dict[int, dict[str, Any]]) -> Callable[..., Any]:

@@ -511,6 +511,14 @@ class PrefixTreeSFTTrainer(AveragedGradients, SFTTrainer):
             return scores.loss()
         return scores.among_choices.mean() + FORM_WEIGHT * scores.loss()
 
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """The loss of a held-out batch; TRL 1.14 asks transformers' own step, which wants logits beside it."""
+        assert prediction_loss_only
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
 
 def load_rows(tokenizer: Any, path: Path) -> Dataset:
     """Tokenise a chat file."""

@@ -25,9 +25,10 @@ from typing import Any, Literal
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
+from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import DataError, EmptyDatasetError, RowError, UsageError
 from dspy_finetune.export import Preferences, TrainingFile, export_dpo
-from dspy_finetune.export.preferences import Strategy, preferences_from_program, render_preference
+from dspy_finetune.export.preferences import Strategy, preferences_from_program, render_preference, score_of
 from dspy_finetune.hosts import Host, load_catalog, strip_model_id
 from dspy_finetune.hosts.lm import HostLM
 from dspy_finetune.jobs.job import JobProgress
@@ -381,15 +382,16 @@ class PreferenceFinetune(Teleprompter):
 
         def score(example: dspy.Example) -> float:
             try:
-                raw = self.metric(example, program(**example.inputs()))
+                return score_of(self.metric(example, program(**example.inputs()))) or 0.0
             except Exception as error:  # the program and the metric are the user's: one failed run is one bad score
-                logger.debug("an example of valset failed: %s", error)
+                logger.warning("an example of valset failed: %s: %s", type(error).__name__, error)
                 return self.options.parse_failure_score or 0.0
-            return float(getattr(raw, "score", raw) or 0.0)
 
-        with ThreadPoolExecutor(max_workers=max(1, self.num_threads)) as pool:
+        total = 0.0
+        with ThreadPoolExecutor(max_workers=max(1, self.num_threads)) as pool, ProgressBar() as line:
             contexts = [contextvars.copy_context() for _ in examples]
-            scores: list[float] = list(
-                pool.map(lambda pair: pair[0].run(score, pair[1]), zip(contexts, examples, strict=True))
-            )
-        return sum(scores) / len(scores)
+            scores = pool.map(lambda pair: pair[0].run(score, pair[1]), zip(contexts, examples, strict=True))
+            for n_done, one in enumerate(scores, start=1):
+                total += one
+                line.show("scoring on valset", n_done, len(examples))
+        return total / len(examples)

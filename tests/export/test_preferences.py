@@ -202,6 +202,22 @@ def test_failed_runs_are_counted_not_lost() -> None:
         preferences_from_program(program, examples, picky, n_samples=2)
 
 
+@pytest.mark.parametrize("said", ["good", [], float("nan"), float("inf")])
+def test_a_metric_that_gives_no_number_is_named(said: Any) -> None:
+    program = dspy.Predict("question -> answer")
+    examples = [dspy.Example(question="q").with_inputs("question")]
+    with dspy.context(lm=sampled(["a", "aa"])), pytest.raises(DataError, match=r"the metric returned .*; a finite"):
+        preferences_from_program(program, examples, lambda *_: said, n_samples=2)
+
+
+def test_sampling_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    program = dspy.Predict("question -> answer")
+    examples = [dspy.Example(question=str(number)).with_inputs("question") for number in range(30)]
+    with dspy.context(lm=sampled(["a", "aa"])):
+        preferences_from_program(program, examples, length, n_samples=2)
+    assert "sampling the program 60/60" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options", [{"strategy": "some"}, {"n_samples": 1}, {"temperature": 0.0}, {"predictors": ["nobody"]}, {}]
 )
