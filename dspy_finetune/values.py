@@ -1436,3 +1436,26 @@ def shown(value: Any) -> str:
         return "an empty cell"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def score_value(value: Any) -> float:
+    """A metric's return value as a float: a number, a bool, or a prediction with a `score`, as DSPy allows.
+
+    Raises:
+        UsageError: It is neither, or not finite.
+    """
+    try:
+        if isinstance(value, (str, bytes)):  # float() would read some of them
+            raise TypeError("a text")
+        score = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"a metric returned {' '.join(repr(value).split()):.80}; it must return a number, a bool or a prediction "
+            "with a score"
+        ) from error
+    if not math.isfinite(score):
+        raise UsageError(
+            f"a metric returned {score}; it must return a finite number, or raise ft.errors.AnswerError where the "
+            "answer cannot be read"
+        )
+    return score

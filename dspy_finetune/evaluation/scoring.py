@@ -30,7 +30,7 @@ from dspy_finetune.evaluation.metrics import ORDERS_AGREE, AnyMetric, Metric, Se
 from dspy_finetune.evaluation.statistics import Interval, PairedTest, items_needed, wilson
 from dspy_finetune.predictors.ask import in_threads
 from dspy_finetune.tasks import exchanged, sides_of
-from dspy_finetune.values import label_text, read_number
+from dspy_finetune.values import label_text, read_number, score_value
 
 Key = TypeVar("Key", bound=Hashable)
 Saved = TypeVar("Saved")
@@ -577,29 +577,6 @@ def score_columns(
     seen = {score for one in scores.values() for score in one.scores if score is not None}
     facts = describe(metric, is_proportion=bool(seen) and seen <= {0.0, 1.0})
     return facts, {key: score_items(one, facts, how) for key, one in scores.items()}
-
-
-def score_value(value: Any) -> float:
-    """A metric's return value as a float: a number, a bool, or a prediction with a `score`, as DSPy allows.
-
-    Raises:
-        UsageError: It is neither, or not finite.
-    """
-    try:
-        if isinstance(value, (str, bytes)):  # float() would read some of them
-            raise TypeError("a text")
-        score = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(
-            f"a metric returned {' '.join(repr(value).split()):.80}; it must return a number, a bool or a prediction "
-            "with a score"
-        ) from error
-    if not math.isfinite(score):
-        raise UsageError(
-            f"a metric returned {score}; it must return a finite number, or raise ft.errors.AnswerError where the "
-            "answer cannot be read"
-        )
-    return score
 
 
 def score_items(given: ItemScores, fact: MetricFacts, how: Resampling) -> Scored:

@@ -10,7 +10,6 @@ import contextlib
 import contextvars
 import json
 import logging
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dspy_finetune._progress import ProgressBar
 from dspy_finetune.errors import AnswerError, DataError, FinetuneError, RowError, RowsError, UsageError
+from dspy_finetune.values import score_value
 
 if TYPE_CHECKING:
     import dspy
@@ -351,7 +351,7 @@ def preferences_from_program(
         the prompts that gave no pair.
 
     Raises:
-        UsageError: An argument is not one of the accepted values.
+        UsageError: An argument is not one of the accepted values, or the metric returned no finite number.
         DataError: Every single run failed; names the first error.
     """
     if strategy not in ("best_vs_worst", "all_pairs"):
@@ -460,21 +460,9 @@ def _run(
 
 
 def score_of(said: Any) -> float | None:
-    """What a metric said, as a number; None where it did not score.
-
-    Raises:
-        ValueError: It is no finite number.
-    """
+    """What a metric said, as a number; None where it did not score. Raises UsageError for anything else."""
     score = getattr(said, "score", said)
-    if score is None:
-        return None
-    try:
-        number = float(score)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"the metric returned {score!r:.60}; a finite number, True, False or None is needed")
-    return number
+    return None if score is None else score_value(score)
 
 
 def _noting(predictor: Any, asked: dict[int, dict[str, Any]]) -> Callable[..., Any]:

@@ -383,6 +383,8 @@ class PreferenceFinetune(Teleprompter):
         def score(example: dspy.Example) -> float:
             try:
                 return score_of(self.metric(example, program(**example.inputs()))) or 0.0
+            except UsageError:
+                raise
             except Exception as error:  # the program and the metric are the user's: one failed run is one bad score
                 logger.warning("an example of valset failed: %s: %s", type(error).__name__, error)
                 return self.options.parse_failure_score or 0.0
