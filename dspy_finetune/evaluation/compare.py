@@ -100,8 +100,9 @@ def compare(
 ) -> ComparisonReport:
     """Compare programs on the same items, with paired statistics and a verdict.
 
-    Global DSPy settings stay as they are. Wrong answers, parse failures and failed calls are three counts; the latter
-    two count as not right in accuracy. A program of whose calls more than a tenth fails is not compared, and named.
+    Global DSPy settings stay as they are. Wrong answers, parse failures, answers that were refused or cut off, and
+    failed calls are four counts; the latter three count as not right in accuracy. A program of whose calls more than a
+    tenth fails is not compared, and named.
 
     Args:
         programs: Name to program: a `dspy.Module` or any callable that takes the input fields and returns a prediction.

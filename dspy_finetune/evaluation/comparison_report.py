@@ -978,24 +978,34 @@ def _hardly_read(comparison: Comparison) -> Iterator[str]:
                 f"Most answers of {row.name} could not be read ({row.n_parse_failures} of {row.n} are parse failures): "
                 "its figures say so, not how good its answers are."
             )
+        if row.n_no_answer:
+            yield _no_answers(comparison, row)
         told = _unanswered(comparison, row)
         if told:
             yield told
 
 
+def _no_answers(comparison: Comparison, row: ProgramRow) -> str:
+    """How often the model gave none, and the first time why: a limit that is too low is soon raised."""
+    first = next(one for one in comparison.answers[row.name] if one.outcome == "no_answer")
+    why = f"; the first: {first.error}" if first.error else ""
+    beyond = " Its figures say so, not how good its answers are." if row.is_mostly_silent else ""
+    return f"{row.name} gave no answer to {row.n_no_answer} of {row.n} items{why}.{beyond}"
+
+
 def _unanswered(comparison: Comparison, row: ProgramRow) -> str:
     """What the figure makes of items without an answer: it may be better for them."""
-    metric, n_out = comparison.main_metric, row.n_failed + row.n_parse_failures
+    metric, n_out = comparison.main_metric, row.n_failed + row.n_parse_failures + row.n_no_answer
     n_scored = row.scores[metric.name].n
     if n_out and n_scored < row.n:
         return (
-            f"{metric.name} leaves out {row.n - n_scored} of {row.n} items of {row.name}, whose calls failed or whose "
-            "answers could not be read: it does not say how good it is on those."
+            f"{metric.name} leaves out {row.n - n_scored} of {row.n} items of {row.name}, which have no answer or one "
+            "that could not be read: it does not say how good it is on those."
         )
     if n_out and metric.kind == "set":
         return (
-            f"{n_out} of {row.n} calls of {row.name} failed or could not be read, which counts as naming no label: "
-            "neither right nor a false alarm."
+            f"{n_out} of {row.n} items of {row.name} have no answer or one that could not be read, which counts as "
+            "naming no label: neither right nor a false alarm."
         )
     return f"{row.n_failed} of {row.n} calls of {row.name} failed, which counts as not right." if row.n_failed else ""
 
@@ -1063,8 +1073,9 @@ def footnote(comparison: Comparison) -> str:
     by_wrong = next((one.name for one in comparison.metrics if one.kind == "proportion"), None)
     wrong = f"*Wrong* counts answers that were read and are not right by {by_wrong}. " if by_wrong else ""
     return (
-        f"{wrong}*Parse failures* are answers that cannot be read, *failed* are calls that ended in an error: both "
-        "count as not right in shares of right answers, and are left out of errors, losses and probability scores. "
+        f"{wrong}*Parse failures* are answers that cannot be read, *no answer* is one that was refused or cut off, "
+        "*failed* are calls that ended in an error: all count as not right in shares of right answers, and are left "
+        "out of errors, losses and probability scores. "
         f"Brackets hold the {comparison.confidence:.0%} interval. A difference is better or worse exactly where its "
         "interval excludes zero: *p (Holm)* is corrected for the number of programs compared with the candidate, and "
         "the interval has the *level* at which Holm's procedure tests it."

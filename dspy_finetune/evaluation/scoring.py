@@ -140,6 +140,11 @@ class ProgramRow:
     n_unjudged: Mapping[str, int] = field(default_factory=dict)
     """By metric, items for which its judge gave no verdict that could be read; only metrics that have such items."""
 
+    @property
+    def is_mostly_silent(self) -> bool:
+        """Whether the model refused, was cut off or only reasoned on more than half of the items."""
+        return self.n_no_answer > self.n / 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -281,10 +286,12 @@ class Comparison:
     def advice(self) -> str | None:
         """Plain words where the candidate is tuned and something without tuning does as well; else None.
 
+        None, too, where most of its items have no answer: that says nothing about tuning.
+
         The strongest finding comes first: a program that is better, then one that is equivalent within the margin, then
         one that is not shown to be worse and did at least as well on these items.
         """
-        if self.candidate not in self.tuned:
+        if self.candidate not in self.tuned or self.row(self.candidate).is_mostly_silent:
             return None
         found = {one.other: one for one in self.differences_of(self.main_metric.name) if one.other in self.untuned}
         for verdict, words in (("worse", "is better"), ("equivalent", "is as good, within the margin")):

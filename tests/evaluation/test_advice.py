@@ -7,6 +7,7 @@ import dspy
 import pytest
 
 from dspy_finetune import prompts
+from dspy_finetune.errors import NoAnswerError
 from dspy_finetune.evaluation import Comparison, ComparisonReport, baselines, compare, in_both_orders, metrics
 from dspy_finetune.evaluation.compare import is_tuned
 from dspy_finetune.predictors import Ensemble, OpenAIPredictor
@@ -87,3 +88,31 @@ def test_a_baseline_that_compare_added_can_say_it_and_its_lack_is_told():
     alone = compare(never_right, ROWS, [metrics.accuracy("liked")]).comparison
     assert "Whether tuning was worth it: tuned is tuned" in alone.not_checked[0]
     assert not any("Whether tuning" in one for one in report.comparison.not_checked)
+
+
+@pytest.mark.parametrize(("n_cut", "is_mostly"), [(21, True), (20, False), (0, False)])
+def test_answers_that_were_cut_off_are_told_with_the_reason_and_are_no_finding_on_tuning(n_cut: int, is_mostly: bool):
+    class Cut(Knows):
+        def forward(self, title: str) -> dspy.Prediction:
+            if int(title.split()[1]) < n_cut:
+                raise NoAnswerError("the answer was cut off; raise max_tokens=", text="", reason="length")
+            return super().forward(title=title)
+
+    report = compare({"tuned": Cut(TUNED, range(40))}, ROWS, [metrics.accuracy("liked")], train=ROWS[:1])
+    told = (
+        f"tuned gave no answer to {n_cut} of 40 items; the first: NoAnswerError: the answer was cut off; raise max_tok"
+    )
+    assert (told in report.verdict) is bool(n_cut)
+    assert ("not how good its answers are" in report.verdict) is is_mostly
+    assert ("Do not fine-tune" in report.verdict) is not is_mostly
+
+
+def test_what_a_set_metric_makes_of_answers_that_were_cut_off_is_told():
+    class Cut(Knows):
+        def forward(self, title: str) -> dspy.Prediction:
+            if title == "title 1":
+                raise NoAnswerError("cut off", text="", reason="length")
+            return super().forward(title=title)
+
+    report = compare({"tuned": Cut(TUNED), "plain": Knows(PLAIN, [1])}, ROWS, [metrics.f1("liked")])
+    assert "1 of 40 items of tuned have no answer or one that could not be read, which counts as nam" in report.verdict

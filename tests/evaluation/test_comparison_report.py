@@ -635,9 +635,9 @@ def test_a_score_may_be_any_number(value: Any):
         (metrics.accuracy("y"), "5 of 60 calls of a failed, which counts as not right."),
         (
             metrics.mean_absolute_error("p"),
-            "leaves out 10 of 60 items of a, whose calls failed or whose answers could not",
+            "leaves out 10 of 60 items of a, which have no answer or one that could not be read",
         ),
-        (metrics.f1("y"), "10 of 60 calls of a failed or could not be read, which counts as naming no label: neither"),
+        (metrics.f1("y"), "10 of 60 items of a have no answer or one that could not be read, which counts as naming"),
     ],
 )
 def test_the_verdict_says_what_the_metric_makes_of_items_without_an_answer(metric: Any, told: str):
