@@ -594,9 +594,11 @@ class Residuals:
         return math.sqrt(k * (self.n + 1 - k) / ((self.n + 1) ** 2 * (self.n + 2)))
 
     def interval(self, number: float) -> tuple[float, float]:
-        """(low, high) around a predicted number."""
-        half = self.half_width * (abs(number) if self.scale == "relative" else 1.0)
-        return number - half, number + half
+        """(low, high) around a predicted number; relative to it, neither lies on the other side of zero."""
+        if self.scale == "absolute":
+            return number - self.half_width, number + self.half_width
+        half = self.half_width * abs(number)
+        return (max(number - half, 0.0), number + half) if number >= 0 else (number - half, min(number + half, 0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -632,12 +634,12 @@ def calibrate_interval(
         examples: Labelled examples that were not in the training file, drawn like those to come.
         level: The least share of new items whose truth is to lie inside the interval.
         scale: "absolute": the same width for every number. "relative": a width in proportion to the predicted number,
-            for quantities such as prices; a predicted 0 then has an interval without width.
+            for quantities such as prices, and cut off at zero; a predicted 0 then has an interval without width.
         num_threads: Concurrent calls.
 
     Raises:
         DataError: Too few examples for the level (n + 1 must be at least 1 / (1 - level), and n at least 20), or, for
-            "relative", a predicted 0 where the truth is another number.
+            "relative", a predicted 0 where the truth is another number, or too many truths of the other sign.
         UsageError: The predictor's output is no number, or an argument is out of range.
         RowError: An example lacks the number.
     """
@@ -664,10 +666,17 @@ def calibrate_interval(
     pairs = [(number, truth) for number, truth in zip(numbers, truths, strict=True) if number is not None]
     _check_enough_errors(len(pairs), level)
     errors = sorted(_error(number, truth, scale) for number, truth in pairs)
+    half_width = errors[_order(len(errors), level) - 1]
+    if half_width == math.inf:
+        n_crossed = errors.count(math.inf)
+        raise DataError(
+            f'scale="relative": {n_crossed} of {len(errors)} numbers have the other sign than what was predicted; use '
+            'scale="absolute"'
+        )
     found = Residuals(
         scale=scale,
         level=level,
-        half_width=errors[_order(len(errors), level) - 1],
+        half_width=half_width,
         n=len(errors),
         n_parse_failures=len(numbers) - len(pairs),
     )
@@ -696,7 +705,7 @@ def _error(number: float, truth: float, scale: Scale) -> float:
         return distance
     if number == 0.0:
         raise DataError('scale="relative": a predicted 0 has no relative error; use scale="absolute"')
-    return distance / abs(number)
+    return distance / abs(number) if truth * number >= 0 else math.inf  # no interval of this scale holds it
 
 
 def _check_enough_errors(n: int, level: float) -> None:

@@ -72,6 +72,24 @@ def test_the_half_width_is_the_stated_order_statistic(how: Any) -> None:
     assert (found.n, found.n_parse_failures) == (39, 0)
 
 
+@pytest.mark.parametrize("number", [10.0, -10.0])
+def test_an_interval_in_proportion_ends_at_zero(number: float) -> None:
+    low, high = sorted(map(abs, Residuals(scale="relative", level=0.9, half_width=1.5, n=50).interval(number)))
+    assert (low, high) == (0.0, 25.0)
+    assert Residuals(scale="absolute", level=0.9, half_width=15.0, n=50).interval(10.0) == (-5.0, 25.0)
+
+
+@pytest.mark.parametrize(("n_crossed", "is_held"), [(2, True), (3, False)])
+def test_a_number_on_the_other_side_of_zero_is_outside_of_every_interval_in_proportion(n_crossed: int, is_held: bool):
+    rows = [dspy.Example(product="10", price=-1.0 if n < n_crossed else 35.0).with_inputs("product") for n in range(29)]
+    if not is_held:
+        with pytest.raises(ft.errors.DataError, match=r"3 of 29 numbers have the other sign .* scale=\"absolute\""):
+            ft.calibrate_interval(noisy(), rows, level=0.9, scale="relative")
+        return
+    found = ft.calibrate_interval(noisy(), rows, level=0.9, scale="relative")
+    assert (found.half_width, found.interval(10.0)) == (2.5, (0.0, 35.0))
+
+
 def test_predictions_carry_it_and_the_file_keeps_it(chat: ChatServer, tmp_path: Path) -> None:
     chat.answer = lambda body: [("$100.00", {})]
     tuned = ft.OpenAIPredictor(ft.prompts.number(), "m", host=chat.host, cache=False)
