@@ -30,7 +30,7 @@ training_file = ft.export_sft(train, prompt, "runs/free-text/train.jsonl")
 host = ft.Host.local()
 settings = {"n_epochs": 1}
 model = ft.plan(training_file, host=host, hyperparameters=settings).start(max_usd=5).wait()
-tuned = ft.OpenAIPredictor(prompt, model, host=host, max_tokens=30)
+tuned = ft.OpenAIPredictor(prompt, model, host=host, max_tokens=30)  # these are short; what is cut off is no answer
 
 report = ft.compare({"tuned": tuned}, test, [ft.metrics.rouge_l("description")], train=train)
 print(report.table(), report.verdict, sep="\n")
